@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""The one entry to a checkout: makes its virtual environment (.venv) and runs things in it.
+
+    python3 dev.py sgtune plan --hardware nf5688g7 --isl 1000 --osl 1000 --concurrency 1024
+    python3 dev.py test            all tests (arguments go to pytest)
+    python3 dev.py check           formatting, lint, types
+    python3 dev.py install         only make the environment, with the development tools
+
+Needs Python 3.11 or newer with pip; nothing else. Standard library only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+HOME = ROOT / ".venv"
+PYTHON = HOME / "bin" / "python"
+OLDEST = (3, 11)
+
+
+def main(arguments: list[str]) -> int:
+    if sys.version_info < OLDEST:
+        return fail(f"Python {OLDEST[0]}.{OLDEST[1]} or newer is needed, this is {sys.version.split()[0]}")
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("help", [])
+    if command == "sgtune":
+        return install("") or run("tuner.cli.main", *rest)
+    if command == "test":
+        return install("dev") or run("pytest", *rest)
+    if command == "check":
+        return install("dev") or check()
+    if command == "install":
+        return install("dev")
+    sys.stdout.write((__doc__ or "") + "\n")
+    return 0 if command in ("help", "-h", "--help") else fail(f"unknown command '{command}'", code=2)
+
+
+def check() -> int:
+    """Run every check and fail if any does: a reader wants all complaints at once."""
+    return max(run("ruff", "format", "--check", "."), run("ruff", "check", "."), run("mypy"))
+
+
+def run(module: str, *arguments: str) -> int:
+    """Run a module of the environment; PYTHONSAFEPATH keeps the working directory off the path."""
+    done = subprocess.run(
+        [str(PYTHON), "-m", module, *arguments], env=os.environ | {"PYTHONSAFEPATH": "1"}, check=False
+    )
+    return done.returncode
+
+
+def install(extras: str) -> int:
+    """Make the environment if it is missing or older than pyproject.toml. Returns 0 when it is ready."""
+    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + sys.version.encode()).hexdigest()
+    mark = HOME / f"sgtune-{extras or 'base'}.installed"
+    full = HOME / "sgtune-dev.installed"
+    if any(file.is_file() and file.read_text() == wanted for file in (mark, full)):
+        return 0
+    say(f"setting up {HOME.name} (once, about a minute)")
+    pip = make_environment()
+    target = f"{ROOT}[{extras}]" if extras else str(ROOT)
+    done = subprocess.run([*pip, "install", "--quiet", "--editable", target], check=False)
+    if done.returncode:
+        return fail("pip could not install sgtune; its message is above")
+    mark.write_text(wanted)
+    return 0
+
+
+def make_environment() -> list[str]:
+    """Create the environment and return the command that is its pip; works without ensurepip too."""
+    if not PYTHON.exists():
+        shutil.rmtree(HOME, ignore_errors=True)
+        try:
+            venv.create(HOME, with_pip=True, symlinks=True)
+        except subprocess.CalledProcessError:
+            venv.create(HOME, with_pip=False, symlinks=True, clear=True)
+    own = [str(PYTHON), "-m", "pip", "--disable-pip-version-check"]
+    if subprocess.run([*own, "--version"], capture_output=True, check=False).returncode == 0:
+        return own
+    return [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(PYTHON)]
+
+
+def say(text: str) -> None:
+    sys.stderr.write(f"dev.py: {text}\n")
+
+
+def fail(text: str, code: int = 1) -> int:
+    say(f"error: {text}")
+    return code
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

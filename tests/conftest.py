@@ -1,0 +1,63 @@
+"""Shared by all tests: the command line in-process, and the machines and contexts tests speak of."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from typing import NamedTuple
+
+import pytest
+from packaging.version import Version
+
+from hwprobe.catalogue import hardware_from_catalogue
+from models.architecture import deepseek_r1
+from models.engine_profile import profile_for
+from models.estimate import Context
+from models.machine import machine_of
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def run_sgtune(*arguments: str) -> Ran:
+    """Run the real entry point and return its exit code and output."""
+    from tuner.cli.main import main
+
+    out, err = io.StringIO(), io.StringIO()
+    before, sys.argv = sys.argv, ["sgtune", *arguments]
+    code = 0
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            main()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0
+    finally:
+        sys.argv = before
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def sgtune() -> Callable[..., Ran]:
+    return run_sgtune
+
+
+@pytest.fixture
+def context() -> Callable[..., Context]:
+    """Return a maker of prediction contexts by hardware name and SGLang version."""
+
+    def make(hardware: str = "h200x8", version: str = "0.5.12", **changes: float) -> Context:
+        parsed = Version(version)
+        return Context(
+            arch=deepseek_r1(),
+            machine=machine_of(hardware_from_catalogue(hardware)),
+            engine=profile_for(parsed),
+            version=parsed,
+            **changes,
+        )
+
+    return make
