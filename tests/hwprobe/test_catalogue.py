@@ -1,0 +1,71 @@
+"""Machines by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from hwprobe.catalogue import _table, gpu_from_catalogue, hardware_from_catalogue, hardware_names, match_gpu
+from hwprobe.errors import InputError
+from hwprobe.profile import Basis
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "nodes", "memory_mib", "hbm_gb_s"),
+    [
+        ("nf5688g7", 8, 1, 143771, 4800),
+        ("h200x8", 8, 1, 143771, 4800),
+        ("h20x8", 8, 1, 97871, 4000),
+        ("h20-3ex8", 8, 1, 143771, 4800),
+        ("h100x8", 8, 1, 81559, 3350),
+        ("2xh100x8", 8, 2, 81559, 3350),
+        ("h800x8", 8, 1, 81559, 3350),
+        ("b200x8", 8, 1, 183359, 8000),
+        ("4xH200x4", 4, 4, 143771, 4800),
+    ],
+)
+def test_known_machines(name: str, gpus: int, nodes: int, memory_mib: float, hbm_gb_s: float) -> None:
+    machine = hardware_from_catalogue(name)
+    assert (machine.gpus_per_node, machine.nodes, machine.gpu_count) == (gpus, nodes, gpus * nodes)
+    memory, hbm = machine.smallest("memory_mib"), machine.smallest("hbm_gb_s")
+    assert memory is not None
+    assert hbm is not None
+    assert (memory.value, hbm.value) == (memory_mib, hbm_gb_s)
+
+
+def test_founding_server_is_what_its_vendor_says_and_admits_what_is_assumed() -> None:
+    gpu = hardware_from_catalogue("nf5688g7").gpus[0]
+    assert gpu.nvlink_gb_s is not None
+    assert gpu.nvlink_gb_s.value * 2 == 900  # both directions together
+    assert gpu.hbm_gb_s.basis is Basis.CATALOGUE
+    assert gpu.bf16_tflops.basis is Basis.ASSUMED
+    assert any("does not name its GPU" in warning for warning in hardware_from_catalogue("nf5688g7").warnings)
+
+
+@pytest.mark.parametrize("key", list(_table("gpus.toml")))
+def test_every_entry_is_complete(key: str) -> None:
+    gpu = gpu_from_catalogue(key)
+    assert gpu.memory_mib.value > 1000
+    assert gpu.hbm_gb_s.source
+
+
+@pytest.mark.parametrize("name", hardware_names())
+def test_every_suggested_name_works(name: str) -> None:
+    assert hardware_from_catalogue(name).gpu_count >= 8
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("h2000x8", "h200x8"), ("nf5688", "nf5688g7"), ("H20x", "h20x8"), ("zzzz", "known:"), ("h200x99", "1 to 16"),
+     ("999xh200x8", "1 to 64"), ("h200x0", "1 to 16")],
+)  # fmt: skip
+def test_unknown_names_get_the_nearest(name: str, hint: str) -> None:
+    with pytest.raises(InputError, match=hint):
+        hardware_from_catalogue(name)
+
+
+def test_cards_that_share_a_name_or_a_size_are_told_apart() -> None:
+    assert match_gpu("NVIDIA H20", 97871) == "h20"
+    assert match_gpu("NVIDIA H20", 143771) == "h20-3e"
+    assert match_gpu("NVIDIA H200", 143771) == "h200"
+    assert match_gpu("NVIDIA GH200 480GB", 97871) is None
+    assert match_gpu("NVIDIA GeForce RTX 4090", 24564) is None
