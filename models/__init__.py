@@ -1,0 +1,1 @@
+"""Predict: architecture, memory, step times, serving. Pure arithmetic; knows no processes and no Optuna."""

@@ -1,0 +1,239 @@
+"""One decode step of the whole model, as a sum of named costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+from models.architecture import ModelArchitecture
+from models.engine_profile import EngineParameters
+from models.kernels import (
+    US,
+    all_reduce_s,
+    dispatch_combine_s,
+    distinct_experts,
+    gemm_s,
+    mla_seconds_per_context_token,
+    moe_ep_s,
+    moe_tp_s,
+)
+from models.layout import Array, ConfigTable
+from models.machine import Machine
+
+# CUDA-graph nodes: counted in SGLang's DeepSeek forward pass.
+NODES_PER_MOE_LAYER = 26
+NODES_PER_DENSE_LAYER = 20
+NODES_PER_STEP = 12
+SAMPLING_S = 8.0 * US
+# Attention DP replaces two all-reduces by a gather and a scatter.
+DP_COLLECTIVE_SHARE = 0.6
+# Of the extra tokens MTP verifies, the share that touches experts the first token did not.
+MTP_NEW_EXPERT_SHARE = 0.85
+# The draft layer's own time: 1-2.5 ms for 1-3 steps (SGLang traces on H200).
+MTP_DRAFT_BASE_S, MTP_DRAFT_STEP_S = 1.0e-3, 0.5e-3
+PP_HOP_S = 30.0 * US
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeStep:
+    """Seconds of one decode step by cost; `kv_slope` is the part of `kv_attention` per context token."""
+
+    attention_gemm: Array
+    kv_attention: Array
+    experts: Array
+    shared_expert: Array
+    gate: Array
+    dense_mlp: Array
+    collectives: Array
+    head: Array
+    launch: Array
+    token_work: Array
+    host: Array
+    rank_sync: Array
+    draft: Array
+    eager: Array
+    kv_slope: Array
+
+    @property
+    def total(self) -> Array:
+        return sum((getattr(self, name) for name in COSTS), start=np.zeros(()))
+
+    def parts_ms(self) -> dict[str, Array]:
+        """Return every cost in ms; they sum to the step."""
+        return {name: getattr(self, name) * 1e3 for name in COSTS}
+
+
+COSTS = tuple(field.name for field in fields(DecodeStep) if field.name != "kv_slope")
+
+
+def decode_step(
+    arch: ModelArchitecture,
+    machine: Machine,
+    table: ConfigTable,
+    engine: EngineParameters,
+    batch: Array,
+    context: Array,
+    sigma: float,
+) -> DecodeStep:
+    """Seconds of one decode step of `batch` running requests with `context` tokens each, on average.
+
+    Source: the equations of the R1 cost model (roofline terms, launch latency per graph node, expert
+    popularity, collectives), checked against reference values within 2 %. MTP and TP layouts share it:
+    a verify pass sends several tokens per request. Known error: 2-3 % within a fitted version, 8-12 %
+    with a neighbouring version's profile; attention DP and EP carry rank_sync, known to a factor of two.
+    """
+    running = np.maximum(batch / table.pp, 1.0)  # requests of one pipeline micro-batch
+    rank_batch = np.maximum(running / table.attn_dp, 1.0)
+    queries = table.tokens_per_request
+    tokens = running * queries
+    rank_tokens = rank_batch * queries
+    expert_tokens = running * (1.0 + MTP_NEW_EXPERT_SHARE * (queries - 1.0))
+    layers, moe_layers = arch.num_hidden_layers, arch.moe_layers
+
+    heads = arch.num_attention_heads / table.attn_tp
+    kv_slope = layers * mla_seconds_per_context_token(
+        rank_batch, heads, queries, table.kv_element_bytes, arch.latent_width, arch.kv_lora_rank, machine, engine.eta_kv
+    )
+    step = DecodeStep(
+        attention_gemm=layers * _attention_gemm(arch, machine, table, engine, rank_tokens),
+        kv_attention=layers * engine.mla_floor_us * US + kv_slope * context,
+        experts=moe_layers * _experts(arch, machine, table, engine, expert_tokens, sigma),
+        shared_expert=moe_layers * _replicated_shared_expert(arch, machine, table, engine, rank_tokens),
+        gate=moe_layers
+        * gemm_s(
+            np.where(table.a2a > 0, rank_tokens, tokens),
+            arch.n_routed_experts,
+            arch.hidden_size,
+            2.0,
+            machine,
+            engine.eta_w,
+        ),
+        dense_mlp=arch.dense_layers * _dense_mlp(arch, machine, table, engine, tokens),
+        collectives=_collectives(arch, machine, table, tokens, rank_tokens),
+        head=_head(arch, machine, table, engine, tokens, rank_tokens),
+        launch=engine.tau_us * US * _graph_nodes(arch) * np.ones_like(tokens),
+        token_work=layers * engine.token_us * US * rank_tokens,
+        host=engine.host_ms * 1e-3 + (table.pp - 1.0) * PP_HOP_S,
+        rank_sync=moe_layers * _rank_sync(table, engine),
+        draft=np.where(table.mtp_steps > 0, MTP_DRAFT_BASE_S + MTP_DRAFT_STEP_S * table.mtp_steps, 0.0),
+        eager=np.zeros_like(tokens),
+        kv_slope=kv_slope,
+    )
+    return _with_eager_floor(step, table, engine, rank_batch)
+
+
+def _with_eager_floor(step: DecodeStep, table: ConfigTable, engine: EngineParameters, rank_batch: Array) -> DecodeStep:
+    """Beyond the captured graphs the CPU launches every kernel: the step takes at least that long."""
+    beyond = (rank_batch > table.graph_max_bs) | (table.graphs == 0)
+    missing = np.maximum(0.0, engine.t_pf0_ms * 1e-3 - step.total)
+    return replace(step, eager=np.where(beyond, missing, 0.0))
+
+
+def _attention_gemm(
+    arch: ModelArchitecture, machine: Machine, table: ConfigTable, engine: EngineParameters, rank_tokens: Array
+) -> Array:
+    """One layer's projections: fused q_a and kv_a (replicated), q_b, absorbed kv_b twice, o."""
+    weight, eta = arch.gemm_weight_bytes, engine.eta_w
+    shard = table.attn_tp
+    q_width = arch.num_attention_heads * arch.q_head_dim
+    o_width = arch.num_attention_heads * arch.v_head_dim
+    absorbed = gemm_s(rank_tokens, o_width / shard, arch.kv_lora_rank, 2.0, machine, eta)
+    return (
+        gemm_s(rank_tokens, arch.qkv_a_width, arch.hidden_size, weight, machine, eta)
+        + gemm_s(rank_tokens, q_width / shard, arch.q_lora_rank, weight, machine, eta)
+        + 2.0 * absorbed
+        + gemm_s(rank_tokens, arch.hidden_size, o_width / shard, weight, machine, eta)
+    )
+
+
+def _experts(
+    arch: ModelArchitecture, machine: Machine, table: ConfigTable, engine: EngineParameters, tokens: Array, sigma: float
+) -> Array:
+    """One layer's routed experts, and under TP the shared one beside them."""
+    distinct = distinct_experts(tokens, arch.n_routed_experts, arch.num_experts_per_tok, sigma)
+    weight, top_k = arch.gemm_weight_bytes, arch.num_experts_per_tok
+    by_width = moe_tp_s(
+        tokens, distinct, top_k, arch.expert_params, weight, _row_bytes(arch, table), table.tp, machine, engine.eta_w
+    )
+    by_number = moe_ep_s(
+        tokens,
+        distinct,
+        arch.n_routed_experts,
+        top_k,
+        arch.expert_params,
+        weight,
+        table.ep,
+        table.a2a,
+        machine,
+        engine.eta_w,
+    )
+    return np.where(table.ep > 1, by_number, by_width)
+
+
+def _row_bytes(arch: ModelArchitecture, table: ConfigTable) -> Array:
+    """Bytes a routed row moves beside the weights: FP8 input, BF16 gate and up, FP8 product, BF16 output twice."""
+    width = arch.moe_intermediate_size / table.tp
+    return arch.hidden_size * (1.0 + 2.0 + 2.0) + width * (2.0 * 2.0 + 1.0)
+
+
+def _replicated_shared_expert(
+    arch: ModelArchitecture, machine: Machine, table: ConfigTable, engine: EngineParameters, rank_tokens: Array
+) -> Array:
+    """Under EP each rank streams its own copy of the shared expert for its own tokens."""
+    width = arch.n_shared_experts * arch.moe_intermediate_size
+    weight, eta = arch.gemm_weight_bytes, engine.eta_w
+    shard = np.where(table.a2a > 0, 1.0, table.tp)
+    up = gemm_s(rank_tokens, 2.0 * width / shard, arch.hidden_size, weight, machine, eta)
+    down = gemm_s(rank_tokens, arch.hidden_size, width / shard, weight, machine, eta)
+    return np.where(table.ep > 1, up + down, 0.0)
+
+
+def _dense_mlp(
+    arch: ModelArchitecture, machine: Machine, table: ConfigTable, engine: EngineParameters, tokens: Array
+) -> Array:
+    width, weight, eta = arch.intermediate_size / table.tp, arch.gemm_weight_bytes, engine.eta_w
+    up = gemm_s(tokens, 2.0 * width, arch.hidden_size, weight, machine, eta)
+    return up + gemm_s(tokens, arch.hidden_size, width, weight, machine, eta)
+
+
+def _collectives(
+    arch: ModelArchitecture, machine: Machine, table: ConfigTable, tokens: Array, rank_tokens: Array
+) -> Array:
+    """Two all-reduces a layer under TP; gather and scatter under attention DP; all-to-all under EP."""
+    hidden_bytes = 2.0 * arch.hidden_size
+    both = 2.0 * all_reduce_s(tokens * hidden_bytes, table.tp, table.nodes, machine)
+    reduced = arch.num_hidden_layers * both * np.where(table.attn_dp > 1, DP_COLLECTIVE_SHARE, 1.0)
+    attention_group_nodes = np.maximum(1.0, table.nodes / table.attn_dp)
+    in_group = arch.num_hidden_layers * all_reduce_s(
+        rank_tokens * hidden_bytes, table.attn_tp, attention_group_nodes, machine
+    )
+    exchanged = arch.moe_layers * dispatch_combine_s(rank_tokens, table.nodes) + in_group
+    return np.where(table.a2a > 0, exchanged, reduced)
+
+
+def _head(
+    arch: ModelArchitecture,
+    machine: Machine,
+    table: ConfigTable,
+    engine: EngineParameters,
+    tokens: Array,
+    rank_tokens: Array,
+) -> Array:
+    """LM head (sharded over TP, or over the attention group with --enable-dp-lm-head), logits gather, sampling."""
+    shard = np.where(table.dp_lm_head > 0, table.attn_tp, table.tp)
+    rows = np.where(table.dp_lm_head > 0, rank_tokens, tokens)
+    columns = arch.vocab_size / shard
+    gather = np.where(shard > 1, 4.0 * rows * columns * (shard - 1.0) / shard / machine.nvlink_bytes_s, 0.0)
+    return gemm_s(rows, columns, arch.hidden_size, 2.0, machine, engine.eta_w) + gather + SAMPLING_S
+
+
+def _graph_nodes(arch: ModelArchitecture) -> float:
+    return NODES_PER_MOE_LAYER * arch.moe_layers + NODES_PER_DENSE_LAYER * arch.dense_layers + NODES_PER_STEP
+
+
+def _rank_sync(table: ConfigTable, engine: EngineParameters) -> Array:
+    """Per MoE layer: what dispatch, permutation and waiting for the slowest rank add to kernel sums."""
+    doublings = np.log2(np.maximum(table.ep, 1.0)) / 3.0  # the constant is that of eight ranks
+    expert_parallel = engine.ep_layer_us * doublings
+    return np.where(table.ep > 1, expert_parallel, np.where(table.attn_dp > 1, engine.dp_layer_us, 0.0)) * US

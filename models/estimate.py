@@ -1,0 +1,236 @@
+"""Prediction: what one configuration delivers for one workload, with its breakdown, limit and band."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from packaging.version import Version
+
+from models.architecture import ModelArchitecture
+from models.config import ServerConfig
+from models.engine_profile import EngineProfile
+from models.layout import Array, ConfigTable, table_of
+from models.machine import Machine
+from models.memory import Memory, memory
+from models.replay import Limits, Replay, StepTimes, replay
+from models.serving import Demand, Serving, accepted_tokens, closed_loop
+from models.workload import Metric, Slo, Statistic, Workload
+
+# Published R1 acceptance with a chain of one to three drafts gives 1.7-1.8, 2.2-2.4, 2.5-2.8 tokens a step.
+DEFAULT_ACCEPTANCE = 0.7
+# Two-sided 90 % band of a normal error.
+BAND_SIGMAS = 1.645
+# Structural classes and the relative error to add to the profile's: few public measurements exist.
+STRUCTURAL_ERROR = {"attention DP": 0.10, "EP": 0.15, "several nodes": 0.25, "MTP": 0.15}
+# Warm-up and measured requests per client of a replay, and the most requests replayed.
+REPLAY_WAVES = 4
+LONGEST_REPLAY = 3000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """Everything a prediction depends on beside the configuration and the workload."""
+
+    arch: ModelArchitecture
+    machine: Machine
+    engine: EngineProfile
+    version: Version
+    acceptance: float = DEFAULT_ACCEPTANCE
+    sigma: float = 0.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """One configuration under one workload. Latencies in ms by statistic; rates in tokens per second.
+
+    `user_tok_s` is 1000 / mean TPOT: the speed a user sees while being served. `band` holds the 90 %
+    interval of tpot_mean_ms, ttft_mean_ms and output_tok_s. `accepted_tokens` is what one decode step
+    yields per request, `stall_ms` the prefill passes of others per output token (closed form).
+    """
+
+    output_tok_s: float
+    total_tok_s: float
+    user_tok_s: float
+    request_rate: float
+    running_requests: float
+    ttft_ms: dict[str, float]
+    tpot_ms: dict[str, float]
+    e2e_ms: dict[str, float]
+    step_ms: float
+    accepted_tokens: float
+    stall_ms: float
+    breakdown_ms: dict[str, float]
+    limiting: str
+    band: dict[str, tuple[float, float]]
+    retractions: int = 0
+    warnings: tuple[str, ...] = field(default_factory=tuple)
+
+    def statistic_ms(self, slo: Slo) -> float:
+        """Return the latency an SLO speaks of."""
+        by_metric = {Metric.TTFT: self.ttft_ms, Metric.TPOT: self.tpot_ms, Metric.E2E: self.e2e_ms}
+        return by_metric[slo.metric][slo.statistic]
+
+    def misses(self, slos: tuple[Slo, ...]) -> list[str]:
+        """Return one phrase for each SLO that is not met."""
+        return [
+            f"{slo} missed: {self.statistic_ms(slo):.4g} ms" for slo in slos if self.statistic_ms(slo) > slo.limit_ms
+        ]
+
+
+def predict_many(context: Context, table: ConfigTable, workload: Workload, fits: Memory | None = None) -> Serving:
+    """Closed-form steady state of every configuration of the table."""
+    filled = fits or memory(context.arch, context.machine, table, context.version)
+    demand = Demand(
+        isl=workload.isl.mean,
+        osl=workload.osl.mean,
+        concurrency=float(workload.concurrency),
+        acceptance=context.acceptance,
+        sigma=context.sigma,
+    )
+    return closed_loop(context.arch, context.machine, table, context.engine.parameters, demand, filled.kv_tokens)
+
+
+def predict(context: Context, config: ServerConfig, workload: Workload, seed: int = 0) -> Prediction:
+    """Predict one resolved configuration by replaying the scheduler; the breakdown is the closed form's."""
+    table = table_of([config])
+    filled = memory(context.arch, context.machine, table, context.version)
+    steady = predict_many(context, table, workload, filled)
+    played = replay_workload(context, config, workload, seed=seed)
+    parts = {name: float(np.ravel(values)[0]) for name, values in steady.step.parts_ms().items()}
+    tpot, ttft, e2e = (statistics_ms(x) for x in (played.tpot_s, played.ttft_s, played.e2e_s))
+    mean_osl = float(played.osl.mean())
+    return Prediction(
+        output_tok_s=played.output_tok_s,
+        total_tok_s=played.output_tok_s * (1.0 + workload.isl.mean / mean_osl),
+        user_tok_s=1e3 / tpot["mean"],
+        request_rate=played.output_tok_s / mean_osl,
+        running_requests=min(float(steady.running[0]), workload.concurrency),
+        ttft_ms=ttft,
+        tpot_ms=tpot,
+        e2e_ms=e2e,
+        step_ms=float(steady.step_s[0]) * 1e3,
+        accepted_tokens=float(accepted_tokens(table, context.acceptance)[0]),
+        stall_ms=stall_ms_per_token(steady, 0, workload),
+        breakdown_ms=parts,
+        limiting=limiting_resource(steady, 0, workload, table),
+        band=_band(context, config, tpot["mean"], ttft["mean"], played.output_tok_s),
+        retractions=played.retractions,
+        warnings=structural_warnings(config),
+    )
+
+
+def replay_workload(context: Context, config: ServerConfig, workload: Workload, seed: int = 0) -> Replay:
+    """Replay a closed loop of the workload's clients: one wave of warm-up, then the measured ones."""
+    table = table_of([config])
+    filled = memory(context.arch, context.machine, table, context.version)
+    clients = workload.concurrency
+    waves = max(1, min(REPLAY_WAVES, LONGEST_REPLAY // clients))
+    count = clients * (1 + waves)
+    rng = np.random.default_rng(seed)
+    times = StepTimes(
+        context.arch,
+        context.machine,
+        table,
+        context.engine.parameters,
+        sigma=context.sigma,
+        acceptance=context.acceptance,
+        largest_batch=int(min(clients, table.max_running[0])),
+    )
+    limits = Limits(
+        kv_tokens=int(filled.kv_tokens[0]),
+        max_running=int(max(1, table.max_running[0] // table.attn_dp[0]) * table.attn_dp[0]),
+        chunk=int(table.chunk[0]),
+        conservativeness=config.schedule_conservativeness or 1.0,
+    )
+    isl, osl = workload.isl.sample(count, rng), workload.osl.sample(count, rng)
+    return replay(times, limits, isl, osl, concurrency=clients, measure_from=clients)
+
+
+def statistics_ms(seconds: Array) -> dict[str, float]:
+    """Return mean, p50, p90, p95 and p99 in milliseconds."""
+    p50, p90, p95, p99 = np.percentile(seconds, [50, 90, 95, 99]) * 1e3
+    return {
+        Statistic.MEAN: float(seconds.mean() * 1e3),
+        Statistic.P50: float(p50),
+        Statistic.P90: float(p90),
+        Statistic.P95: float(p95),
+        Statistic.P99: float(p99),
+    }
+
+
+LIMIT_NAMES = {
+    "attention_gemm": "attention projections (HBM)",
+    "kv_attention": "KV cache streaming",
+    "experts": "expert weights (HBM)",
+    "shared_expert": "shared expert (HBM)",
+    "gate": "router",
+    "dense_mlp": "dense layers",
+    "collectives": "collectives between GPUs",
+    "head": "LM head",
+    "launch": "kernel launch latency",
+    "token_work": "per-token work",
+    "host": "host scheduling",
+    "rank_sync": "rank synchronisation",
+    "draft": "MTP draft",
+    "eager": "eager launches beyond the CUDA graphs",
+}
+
+
+def limiting_resource(serving: Serving, index: int, workload: Workload, table: ConfigTable) -> str:
+    """Name what the clients wait for most: a queue, prefill, or the largest cost of a decode step."""
+    running = float(np.ravel(serving.running)[index])
+    if running < 0.98 * workload.concurrency:
+        kv = float(np.ravel(serving.kv_limit)[index])
+        return "KV cache capacity" if kv <= running * 1.001 else "max_running_requests"
+    stalls = stall_ms_per_token(serving, index, workload)
+    parts = {name: float(np.ravel(values)[index]) for name, values in serving.step.parts_ms().items()}
+    largest = max(parts, key=lambda name: parts[name])
+    return "prefill passes" if stalls > parts[largest] else LIMIT_NAMES[largest]
+
+
+def stall_ms_per_token(serving: Serving, index: int, workload: Workload) -> float:
+    """Milliseconds of other requests' prefill passes that each output token waits for."""
+    others = float(np.ravel(serving.running)[index]) - 1.0
+    return max(0.0, others) * float(np.ravel(serving.stall_s)[index]) * 1e3 / workload.osl.mean
+
+
+def structural_warnings(config: ServerConfig) -> tuple[str, ...]:
+    """Say which parts of a prediction rest on few measurements."""
+    said = []
+    if config.ep_size > 1:
+        said.append("EP: the cost of expert dispatch inside a step is known to a factor of two")
+    if config.nnodes > 1:
+        said.append("several nodes: all-reduce across nodes is 16-46 % slower in published runs than modelled")
+    if config.speculative:
+        said.append("MTP: the gain rests on the acceptance given; random tokens are not accepted like text")
+    return tuple(said)
+
+
+def relative_error(context: Context, config: ServerConfig) -> float:
+    """One standard deviation of the relative decode error, with the structural classes of the layout."""
+    classes = {
+        "attention DP": config.attn_dp_size > 1,
+        "EP": config.ep_size > 1,
+        "several nodes": config.nnodes > 1,
+        "MTP": config.speculative is not None,
+    }
+    squares = [STRUCTURAL_ERROR[name] ** 2 for name, present in classes.items() if present]
+    return float(np.sqrt(context.engine.relative_error.decode**2 + sum(squares)))
+
+
+def _band(
+    context: Context, config: ServerConfig, tpot_ms: float, ttft_ms: float, output_tok_s: float
+) -> dict[str, tuple[float, float]]:
+    decode = relative_error(context, config)
+    first = float(np.hypot(decode, context.engine.relative_error.prefill))
+
+    def around(value: float, error: float) -> tuple[float, float]:
+        factor = float(np.exp(BAND_SIGMAS * error))
+        return (value / factor, value * factor)
+
+    return {
+        "tpot_mean_ms": around(tpot_ms, decode),
+        "ttft_mean_ms": around(ttft_ms, first),
+        "output_tok_s": around(output_tok_s, decode),
+    }

@@ -1,0 +1,98 @@
+"""ConfigTable: many server configurations as arrays, so that one piece of code predicts one or a million."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+from models.config import ServerConfig
+
+Array = npt.NDArray[np.float64]
+
+KV_BYTES = {"auto": 2.0, "bf16": 2.0, "bfloat16": 2.0, "fp8_e4m3": 1.0, "fp8_e5m2": 1.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigTable:
+    """One array per property, all of one shape. Every default must have been resolved before.
+
+    `a2a` and `dp_lm_head` are 0/1; `mtp_steps` is 0 without MTP; counts are global (not per rank)
+    except `graph_max_bs`, which SGLang counts per attention-DP rank.
+    """
+
+    tp: Array
+    pp: Array
+    attn_dp: Array
+    ep: Array
+    nodes: Array
+    a2a: Array
+    dp_lm_head: Array
+    mtp_steps: Array
+    draft_tokens: Array
+    mem_fraction: Array
+    max_running: Array
+    chunk: Array
+    graph_max_bs: Array
+    graphs: Array
+    kv_element_bytes: Array
+    context_length: Array
+    recv_interval: Array
+
+    @property
+    def attn_tp(self) -> Array:
+        """GPUs that share one attention group."""
+        return self.tp / self.attn_dp
+
+    @property
+    def gpus(self) -> Array:
+        return self.tp * self.pp
+
+    @property
+    def tokens_per_request(self) -> Array:
+        """Tokens one running request sends through the model per decode step (MTP verifies several)."""
+        return np.where(self.mtp_steps > 0, self.draft_tokens, 1.0)
+
+    def column(self) -> ConfigTable:
+        """Return the table as a column, to be broadcast against a row of concurrencies."""
+        return self._map(lambda values: values.reshape(-1, 1))
+
+    def take(self, index: npt.NDArray[np.intp]) -> ConfigTable:
+        return self._map(lambda values: values[index])
+
+    def _map(self, change: Callable[[Array], Array]) -> ConfigTable:
+        return ConfigTable(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
+
+
+def table_of(configs: Sequence[ServerConfig]) -> ConfigTable:
+    """Build the table of resolved configurations. Raises ValueError for one that is not resolved."""
+
+    def column(name: str) -> Array:
+        values = [getattr(config, name) for config in configs]
+        if any(value is None for value in values):
+            raise ValueError(f"{name} is not resolved: pass the configuration through planner.resolver first")
+        return np.array(values, dtype=np.float64)
+
+    steps = [config.speculative.num_steps if config.speculative else 0 for config in configs]
+    drafts = [config.speculative.num_draft_tokens if config.speculative else 1 for config in configs]
+    return ConfigTable(
+        tp=column("tp_size"),
+        pp=column("pp_size"),
+        attn_dp=column("attn_dp_size"),
+        ep=column("ep_size"),
+        nodes=column("nnodes"),
+        a2a=np.array([config.moe_a2a_backend != "none" for config in configs], dtype=np.float64),
+        dp_lm_head=column("enable_dp_lm_head"),
+        mtp_steps=np.array(steps, dtype=np.float64),
+        draft_tokens=np.array(drafts, dtype=np.float64),
+        mem_fraction=column("mem_fraction_static"),
+        max_running=column("max_running_requests"),
+        chunk=column("chunked_prefill_size"),
+        graph_max_bs=column("cuda_graph_max_bs_decode"),
+        graphs=np.array([not config.disable_cuda_graph for config in configs], dtype=np.float64),
+        kv_element_bytes=np.array([KV_BYTES[config.kv_cache_dtype or "auto"] for config in configs]),
+        context_length=column("context_length"),
+        recv_interval=column("scheduler_recv_interval"),
+    )

@@ -1,0 +1,27 @@
+"""SGLang versions: parsing, order, and the releases sgtune knows."""
+
+from __future__ import annotations
+
+from packaging.version import InvalidVersion, Version
+
+from hwprobe.errors import InputError
+
+OLDEST = "0.4.3"
+NEWEST = "0.5.23"
+
+
+def parse_version(text: str) -> Version:
+    """Parse an SGLang version ('0.4.5.post3', 'v0.5.12'). Raises InputError with an example."""
+    try:
+        version = Version(text.strip())
+    except InvalidVersion:
+        raise InputError(
+            f"'{text}' is not an SGLang version; write it as in --sglang-version {NEWEST} (or 0.4.5.post3)"
+        ) from None
+    if version < Version(OLDEST):
+        raise InputError(f"SGLang {version} is older than sgtune models; the oldest is {OLDEST}")
+    return version
+
+
+def at_least(version: Version, text: str) -> bool:
+    return version >= Version(text)

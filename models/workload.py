@@ -1,0 +1,117 @@
+"""Workload: how long requests are and how many come; Slo: what a user will not accept."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from hwprobe.errors import InputError
+
+LONGEST_TOKENS = 10_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """Lengths in tokens, uniform on [range_ratio x nominal, nominal]; ratio 1 is a fixed length.
+
+    The law is that of SGLang's serving benchmark (`--random-range-ratio`).
+    """
+
+    nominal: int
+    range_ratio: float = 1.0
+
+    @property
+    def shortest(self) -> int:
+        return max(1, int(self.nominal * self.range_ratio))
+
+    @property
+    def mean(self) -> float:
+        return (self.shortest + self.nominal) / 2
+
+    def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw `count` lengths as integers."""
+        return rng.integers(self.shortest, self.nominal + 1, size=count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """Requests of `isl` input and `osl` output tokens from `concurrency` clients in a closed loop."""
+
+    isl: Lengths
+    osl: Lengths
+    concurrency: int = 1
+
+    @classmethod
+    def checked(cls, isl: int, osl: int, concurrency: int, range_ratio: float = 1.0) -> Workload:
+        """Build a workload from a user's numbers. Raises InputError naming the flag."""
+        for flag, value in (("--isl", isl), ("--osl", osl), ("--concurrency", concurrency)):
+            if not 1 <= value <= LONGEST_TOKENS:
+                raise InputError(f"{flag} is {value}; it must be between 1 and {LONGEST_TOKENS:,}")
+        if not 0.0 <= range_ratio <= 1.0:
+            raise InputError(f"--range-ratio is {range_ratio}; it must be between 0 and 1 (1: fixed lengths)")
+        return cls(
+            isl=Lengths(nominal=isl, range_ratio=range_ratio),
+            osl=Lengths(nominal=osl, range_ratio=range_ratio),
+            concurrency=concurrency,
+        )
+
+    @property
+    def longest_request(self) -> int:
+        """Tokens of the longest request, input and output."""
+        return self.isl.nominal + self.osl.nominal
+
+
+class Metric(StrEnum):
+    TTFT = "ttft"
+    TPOT = "tpot"
+    E2E = "e2e"
+
+
+class Statistic(StrEnum):
+    MEAN = "mean"
+    P50 = "p50"
+    P90 = "p90"
+    P95 = "p95"
+    P99 = "p99"
+
+
+_SLO = re.compile(
+    r"\s*(?P<metric>[a-z0-9]+)\s*:\s*(?P<statistic>[a-z0-9]+)\s*<=?\s*(?P<limit>\d+(?:\.\d+)?)\s*(?P<unit>ms|s)\s*",
+    re.IGNORECASE,
+)
+SLO_EXAMPLE = "write it as in --slo 'ttft:p99<2s' or --slo 'tpot:mean<50ms'"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slo:
+    """One service-level objective: a statistic of a latency must stay below `limit_ms`."""
+
+    metric: Metric
+    statistic: Statistic
+    limit_ms: float
+
+    @classmethod
+    def parse(cls, text: str) -> Slo:
+        """Parse 'ttft:p99<2s'. Raises InputError saying which part is wrong."""
+        match = _SLO.fullmatch(text)
+        if not match:
+            raise InputError(f"the SLO '{text}' does not parse; {SLO_EXAMPLE}")
+        metric, statistic = match["metric"].lower(), match["statistic"].lower()
+        if metric not in set(Metric):
+            raise InputError(f"the SLO '{text}' names metric '{metric}'; known: {', '.join(Metric)}; {SLO_EXAMPLE}")
+        if statistic not in set(Statistic):
+            raise InputError(
+                f"the SLO '{text}' names statistic '{statistic}'; known: {', '.join(Statistic)}; {SLO_EXAMPLE}"
+            )
+        limit_ms = float(match["limit"]) * (1.0 if match["unit"].lower() == "ms" else 1e3)
+        if not (math.isfinite(limit_ms) and limit_ms > 0):
+            raise InputError(f"the SLO '{text}' has no positive finite limit; {SLO_EXAMPLE}")
+        return cls(metric=Metric(metric), statistic=Statistic(statistic), limit_ms=limit_ms)
+
+    def __str__(self) -> str:
+        limit = f"{self.limit_ms / 1e3:g}s" if self.limit_ms >= 1e3 else f"{self.limit_ms:g}ms"
+        return f"{self.metric}:{self.statistic}<{limit}"

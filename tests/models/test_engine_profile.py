@@ -1,0 +1,64 @@
+"""Shipped profiles, and versions nobody measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from packaging.version import Version
+
+from hwprobe.errors import InputError
+from models.engine_profile import (
+    load_engine_profile,
+    profile_for,
+    release_number,
+    save_engine_profile,
+    shipped_profiles,
+)
+from models.version import parse_version
+
+
+def test_shipped_versions() -> None:
+    versions = [profile.sglang_version for profile in shipped_profiles()]
+    assert versions == ["0.4.3", "0.4.5", "0.5.5", "0.5.6", "0.5.7", "0.5.12"]
+
+
+def test_exact_version_and_its_posts() -> None:
+    assert profile_for(Version("0.5.7")).name == "sglang-0.5.7-hopper"
+    assert profile_for(Version("0.4.5.post3")).name == "sglang-0.4.5-hopper"
+
+
+def test_between_two_versions_is_interpolated_and_says_so() -> None:
+    older, between, newer = (profile_for(Version(v)) for v in ("0.5.7", "0.5.9", "0.5.12"))
+    assert between.status == "interpolated"
+    assert newer.parameters.tau_us < between.parameters.tau_us < older.parameters.tau_us
+    assert "interpolated between 0.5.7 and 0.5.12" in between.warnings[0]
+    assert between.relative_error.decode > newer.relative_error.decode
+
+
+def test_beyond_the_last_is_extrapolated_with_a_wider_band() -> None:
+    near, far = profile_for(Version("0.5.13")), profile_for(Version("0.5.23"))
+    assert near.relative_error.decode < far.relative_error.decode
+    assert "no measurements of this version" in far.warnings[0]
+
+
+def test_releases_follow_each_other() -> None:
+    line = [release_number(Version(v)) for v in ("0.4.3", "0.4.9", "0.4.10", "0.5.0", "0.5.1", "0.5.12")]
+    assert line == sorted(line)
+    assert line[3] - line[2] == 1
+
+
+def test_file_round_trip_and_errors(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    profile = profile_for(Version("0.5.12"))
+    save_engine_profile(profile, path)
+    assert load_engine_profile(path) == profile
+    path.write_text(path.read_text().replace('"tau_us": 2.5', '"tau_us": -2.5'))
+    with pytest.raises(InputError, match=r"parameters.tau_us"):
+        load_engine_profile(path)
+
+
+@pytest.mark.parametrize(("text", "complaint"), [("newest", "is not an SGLang version"), ("0.3.0", "older than")])
+def test_versions_that_cannot_be(text: str, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        parse_version(text)
