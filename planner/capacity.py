@@ -1,0 +1,59 @@
+"""Capacity: how many clients a rate needs, and how many users one server carries at a speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from models.workload import Slo
+from planner.search import Found, meets
+
+# No single R1 server of today runs more requests at once than this.
+MOST_CLIENTS = 4096
+
+
+def concurrency_for_rate(search_at: Callable[[int], Found], request_rate: float) -> tuple[int, bool]:
+    """Return the fewest clients in flight that give `request_rate` requests per second, and whether any do.
+
+    By Little's law a server that completes R requests per second at latency L holds R x L of them; the
+    closed loop's rate rises with the clients, so the smallest sufficient number is found by bisection.
+    """
+
+    def reaches(clients: int) -> bool:
+        found = search_at(clients)
+        return bool(found.candidates) and max(c.prediction.request_rate for c in found.candidates) >= request_rate
+
+    return _smallest(reaches, MOST_CLIENTS)
+
+
+def users_per_server(search_at: Callable[[int], Found], users: int, slos: tuple[Slo, ...]) -> int:
+    """Return how many of `users` one server carries at once within the SLOs (0: not even one)."""
+
+    def carries(clients: int) -> bool:
+        return any(
+            c.prediction.running_requests >= 0.98 * clients and meets(c, slos) for c in search_at(clients).candidates
+        )
+
+    if not carries(1):
+        return 0
+    most = min(users, MOST_CLIENTS)
+    if carries(most):
+        return most
+    low, high = 1, most
+    while high - low > max(1, low // 32):
+        middle = (low + high) // 2
+        low, high = (middle, high) if carries(middle) else (low, middle)
+    return low
+
+
+def _smallest(holds: Callable[[int], bool], most: int) -> tuple[int, bool]:
+    """Return the smallest clients for which a monotone predicate holds, to about 3 %, and whether one does."""
+    high = 1
+    while not holds(high):
+        if high >= most:
+            return most, False
+        high = min(most, high * 2)
+    low = high // 2
+    while high - low > max(1, low // 32):
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high, True

@@ -1,0 +1,76 @@
+"""LaunchSpec: the command that starts SGLang with a configuration, and the environment it needs."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+
+from packaging.version import Version
+
+from models.config import ServerConfig
+from planner.dialects import to_flags
+from planner.rules import DEEPEP_TOKENS_PER_RANK
+from planner.space import as_launched
+
+DEFAULT_MODEL_PATH = "deepseek-ai/DeepSeek-R1"
+DIST_PORT = 20000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchSpec:
+    """What to run, flag by flag. Node rank and rank-0 address of several nodes are left to the launcher."""
+
+    version: Version
+    model_path: str
+    flags: tuple[tuple[str, str | None], ...]
+    environment: dict[str, str] = field(default_factory=dict)
+    nnodes: int = 1
+
+    def argv(self, python: str = "python3") -> list[str]:
+        """Return the argument list of one node (without --node-rank and --dist-init-addr)."""
+        words = [python, "-m", "sglang.launch_server"]
+        for flag, value in self.flags:
+            words += [flag] if value is None else [flag, value]
+        return words
+
+    def shell_line(self) -> str:
+        """Return the command as one line that can be pasted into a shell."""
+        settings = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return " ".join([*settings, shlex.join(self.argv())])
+
+
+def launch_spec(
+    config: ServerConfig,
+    version: Version,
+    *,
+    model_path: str = DEFAULT_MODEL_PATH,
+    host: str = "0.0.0.0",
+    port: int = 30000,
+) -> LaunchSpec:
+    """Build the command of a resolved configuration. Raises InputError for what the version cannot say."""
+    typed = as_launched(config, version)
+    flags = (
+        ("--model-path", model_path),
+        ("--trust-remote-code", None),
+        *to_flags(typed, version),
+        ("--host", host),
+        ("--port", str(port)),
+    )
+    return LaunchSpec(
+        version=version,
+        model_path=model_path,
+        flags=flags,
+        environment=_environment(config),
+        nnodes=config.nnodes,
+    )
+
+
+def _environment(config: ServerConfig) -> dict[str, str]:
+    """DeepEP's low-latency buffer holds 128 tokens per rank unless told otherwise (rule deepep-buffer)."""
+    if config.moe_a2a_backend != "deepep":
+        return {}
+    per_request = config.speculative.num_draft_tokens if config.speculative else 1
+    tokens = -(-(config.max_running_requests or 0) // config.attn_dp_size) * per_request
+    if tokens <= DEEPEP_TOKENS_PER_RANK:
+        return {}
+    return {"SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK": str(tokens)}

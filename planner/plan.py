@@ -1,0 +1,322 @@
+"""Plan: from a question about a machine and a workload to a ranked, explained answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from packaging.version import Version
+
+from hwprobe.errors import InputError
+from hwprobe.profile import HardwareProfile
+from models.architecture import ModelArchitecture
+from models.engine_profile import EngineProfile, profile_for
+from models.estimate import DEFAULT_ACCEPTANCE, Context, Prediction, relative_error
+from models.machine import machine_of
+from models.memory import MemoryLedger
+from models.workload import Metric, Slo, Statistic, Workload
+from planner.capacity import concurrency_for_rate, users_per_server
+from planner.dialects import to_argv
+from planner.frontier import pareto_front
+from planner.published import Comparison, compare_with_published
+from planner.search import Candidate, Found, Rejected, search
+from planner.space import as_launched, default_space
+
+NODE_STEPS = (2, 4, 8)
+MOST_USERS = 10_000_000
+# Families replayed per step while the number of clients is bisected: the leaders decide.
+FAMILIES_WHILE_BISECTING = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanQuestion:
+    """What the user asks. Exactly one of concurrency, request_rate and users is given."""
+
+    hardware: HardwareProfile
+    arch: ModelArchitecture
+    version: Version
+    isl: int
+    osl: int
+    range_ratio: float = 1.0
+    concurrency: int | None = None
+    request_rate: float | None = None
+    users: int | None = None
+    min_user_tok_s: float | None = None
+    slos: tuple[Slo, ...] = ()
+    mtp: bool = True
+    acceptance: float = DEFAULT_ACCEPTANCE
+    sigma: float | None = None
+    engine: EngineProfile | None = None
+
+    def checked(self) -> PlanQuestion:
+        """Raise InputError for a question that has no meaning; return the question otherwise."""
+        asked = [self.concurrency is not None, self.request_rate is not None, self.users is not None]
+        if sum(asked) != 1:
+            raise InputError(
+                "say how much is asked with exactly one of --concurrency N, --request-rate R, "
+                "or --users N with --min-user-tok-s X"
+            )
+        if (self.users is None) != (self.min_user_tok_s is None):
+            raise InputError("--users and --min-user-tok-s go together: N users at X tok/s each")
+        if self.request_rate is not None and not 0 < self.request_rate < 1e6:
+            raise InputError(f"--request-rate is {self.request_rate:g}; it must be positive (requests per second)")
+        if self.min_user_tok_s is not None and not 0 < self.min_user_tok_s < 1e5:
+            raise InputError(f"--min-user-tok-s is {self.min_user_tok_s:g}; it must be positive")
+        if not 0.0 <= self.acceptance < 1.0:
+            raise InputError(f"--mtp-acceptance is {self.acceptance:g}; it must be from 0 to below 1")
+        if self.users is not None and not 1 <= self.users <= MOST_USERS:
+            raise InputError(f"--users is {self.users}; it must be between 1 and {MOST_USERS:,}")
+        self.workload(1 if self.concurrency is None else self.concurrency)
+        return self
+
+    @property
+    def all_slos(self) -> tuple[Slo, ...]:
+        """The SLOs, and the speed per user written as one."""
+        if self.min_user_tok_s is None:
+            return self.slos
+        return (*self.slos, Slo(metric=Metric.TPOT, statistic=Statistic.MEAN, limit_ms=1e3 / self.min_user_tok_s))
+
+    def workload(self, concurrency: int) -> Workload:
+        return Workload.checked(self.isl, self.osl, concurrency, self.range_ratio)
+
+    def context(self) -> Context:
+        """Return what predictions depend on, with the engine profile of the version asked for."""
+        engine = self.engine or profile_for(self.version)
+        return Context(
+            arch=self.arch,
+            machine=machine_of(self.hardware),
+            engine=engine,
+            version=self.version,
+            acceptance=self.acceptance,
+            sigma=engine.default_sigma if self.sigma is None else self.sigma,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The answer: candidates best first, what was rejected and why, and how far to trust it."""
+
+    question: PlanQuestion
+    context: Context
+    fits: bool
+    meets_target: bool
+    nodes: int
+    replicas: int
+    concurrency: int
+    found: Found
+    node_answer: str | None
+    published: Comparison | None
+    warnings: tuple[str, ...]
+
+    @property
+    def best(self) -> Candidate | None:
+        return self.found.candidates[0] if self.found.candidates else None
+
+    @property
+    def shortage_gib(self) -> float | None:
+        """GiB per GPU that the nearest configuration lacks, when none fits."""
+        short = [item.shortage_gib for item in self.found.rejected if item.shortage_gib > 0]
+        return min(short) if short and not self.found.candidates else None
+
+    def argv(self, candidate: Candidate) -> list[str]:
+        """Return the SGLang flags of a candidate, in the words of the version asked for."""
+        return to_argv(as_launched(candidate.config, self.context.version), self.context.version)
+
+    def pareto(self) -> list[int]:
+        """Return the candidates on the front of tok/s per GPU against tok/s per user."""
+        return pareto_front(
+            [(c.prediction.output_tok_s / c.config.gpu_count, c.prediction.user_tok_s) for c in self.found.candidates]
+        )
+
+
+def make_plan(question: PlanQuestion) -> Plan:
+    """Answer the question. Raises InputError for bad input; an infeasible target is an answer."""
+    question.checked()
+    context = question.context()
+    found, concurrency, replicas, target_met = _solve(question, context)
+    best = found.candidates[0] if found.candidates else None
+    nodes_needed, node_answer = context.machine.nodes * replicas, None
+    if best is None:
+        nodes_needed, node_answer = _more_nodes(question, context, concurrency)
+    published = None
+    if question.concurrency is not None:
+        published = compare_with_published(context, question.hardware.name, question.workload(concurrency))
+    return Plan(
+        question=question,
+        context=context,
+        fits=best is not None,
+        meets_target=best is not None and target_met and not best.misses,
+        nodes=nodes_needed,
+        replicas=replicas,
+        concurrency=concurrency,
+        found=found,
+        node_answer=node_answer,
+        published=published,
+        warnings=_warnings(question, context, best),
+    )
+
+
+def _solve(question: PlanQuestion, context: Context) -> tuple[Found, int, int, bool]:
+    """Return what was found, the clients per server it was found for, servers needed, and success."""
+    space = default_space(context.machine, context.version, mtp=question.mtp)
+
+    slos = question.all_slos
+
+    def at(concurrency: int) -> Found:
+        return search(context, space, question.workload(concurrency), slos)
+
+    def glance(concurrency: int) -> Found:
+        return search(context, space, question.workload(concurrency), slos, replayed=FAMILIES_WHILE_BISECTING)
+
+    if question.request_rate is not None:
+        clients, met = concurrency_for_rate(glance, question.request_rate)
+        return at(clients), clients, 1, met
+    if question.users is not None:
+        each = users_per_server(glance, question.users, slos)
+        if each == 0:
+            return at(1), 1, 1, False
+        servers = -(-question.users // each)
+        clients = -(-question.users // servers)
+        return at(clients), clients, servers, True
+    assert question.concurrency is not None  # checked: exactly one is given
+    return at(question.concurrency), question.concurrency, 1, True
+
+
+def _more_nodes(question: PlanQuestion, context: Context, concurrency: int) -> tuple[int, str | None]:
+    """Return the smallest cluster of these nodes that holds the model, and a sentence about it."""
+    for factor in NODE_STEPS:
+        nodes = context.machine.nodes * factor
+        wider = replace(context, machine=context.machine.with_nodes(nodes))
+        space = default_space(wider.machine, context.version, mtp=False)
+        found = search(wider, space, question.workload(concurrency), question.slos)
+        if found.candidates:
+            best = found.candidates[0]
+            return nodes, (
+                f"{nodes} nodes hold it: {best.config.label}, {best.prediction.output_tok_s:,.0f} tok/s, "
+                f"{best.ledger.kv_tokens:,} KV tokens"
+            )
+    return context.machine.nodes, None
+
+
+def _warnings(question: PlanQuestion, context: Context, best: Candidate | None) -> tuple[str, ...]:
+    said = [*question.hardware.warnings, *context.engine.warnings]
+    if context.engine.status == "indicative":
+        said.append(
+            f"SGLang {context.version}: the engine profile rests on {context.engine.points} indicative points; "
+            "calibrate on your machine before relying on it"
+        )
+    family = "Hopper" if context.engine.gpu_family == "hopper" else context.engine.gpu_family
+    if not context.machine.is_hopper:
+        said.append(f"the engine profile was fitted on {family} GPUs; on {context.machine.name} expect 20-30 % error")
+    if best is not None:
+        said.extend(best.prediction.warnings)
+        error = relative_error(context, best.config)
+        said.append(f"expected relative error of decode times for the best configuration: {100 * error:.0f} %")
+    return tuple(said)
+
+
+def plan_document(plan: Plan) -> dict[str, Any]:
+    """Return the plan as the JSON document of `sgtune plan --json`."""
+    question = plan.question
+    return {
+        "question": {
+            "hardware": question.hardware.name,
+            "model": question.arch.name,
+            "sglang_version": str(question.version),
+            "isl": question.isl,
+            "osl": question.osl,
+            "range_ratio": question.range_ratio,
+            "concurrency": question.concurrency,
+            "request_rate": question.request_rate,
+            "users": question.users,
+            "min_user_tok_s": question.min_user_tok_s,
+            "slo": [str(slo) for slo in question.slos],
+        },
+        "fits": plan.fits,
+        "meets_target": plan.meets_target,
+        "shortage_gib_per_gpu": plan.shortage_gib,
+        "answer": _answer(plan),
+        "candidates": [_candidate(plan, candidate) for candidate in plan.found.candidates],
+        "rejected": [_rejected(item) for item in plan.found.rejected],
+        "rejected_by_reason": plan.found.rejected_by_reason(),
+        "pareto": plan.pareto(),
+        "evaluated": plan.found.evaluated,
+        "published": _published(plan.published),
+        "profile": plan.context.engine.name,
+        "basis": {name: str(basis) for name, basis in plan.context.machine.basis.items()},
+        "warnings": list(plan.warnings),
+    }
+
+
+def _answer(plan: Plan) -> dict[str, Any] | None:
+    best = plan.best
+    if best is None:
+        return {"nodes": plan.nodes, "text": plan.node_answer} if plan.node_answer else None
+    prediction = best.prediction
+    return {
+        "nodes": plan.nodes,
+        "replicas": plan.replicas,
+        "concurrency_per_replica": plan.concurrency,
+        "running_requests": prediction.running_requests,
+        "output_tok_s": prediction.output_tok_s * plan.replicas,
+        "user_tok_s": prediction.user_tok_s,
+        "ttft_ms": prediction.ttft_ms,
+        "tpot_ms": prediction.tpot_ms,
+        "headroom_gib": best.ledger.headroom_gib,
+        "kv_tokens": best.ledger.kv_tokens,
+        "misses": list(best.misses),
+    }
+
+
+def _candidate(plan: Plan, candidate: Candidate) -> dict[str, Any]:
+    return {
+        "label": candidate.config.label,
+        "config": as_launched(candidate.config, plan.context.version).as_dict(),
+        "argv": plan.argv(candidate),
+        "prediction": prediction_document(candidate.prediction),
+        "ledger": ledger_document(candidate.ledger),
+        "kv_tokens": candidate.ledger.kv_tokens,
+        "misses": list(candidate.misses),
+        "why": candidate.why,
+    }
+
+
+def _rejected(item: Rejected) -> dict[str, Any]:
+    return {"label": item.config.label, "config": item.config.as_dict(), "reason": item.reason, "kind": item.kind}
+
+
+def prediction_document(prediction: Prediction) -> dict[str, Any]:
+    """Return a prediction as JSON-ready values."""
+    names = (
+        "output_tok_s", "total_tok_s", "user_tok_s", "request_rate", "running_requests", "ttft_ms", "tpot_ms",
+        "e2e_ms", "step_ms", "accepted_tokens", "stall_ms", "breakdown_ms", "limiting", "retractions",
+    )  # fmt: skip
+    document = {name: getattr(prediction, name) for name in names}
+    document["band"] = {name: list(interval) for name, interval in prediction.band.items()}
+    document["warnings"] = list(prediction.warnings)
+    return document
+
+
+def ledger_document(ledger: MemoryLedger) -> dict[str, Any]:
+    """Return a ledger as JSON-ready values."""
+    return {
+        "per_gpu_gib": ledger.per_gpu_gib,
+        "card_gib": ledger.card_gib,
+        "headroom_gib": ledger.headroom_gib,
+        "kv_tokens_per_rank": ledger.kv_tokens_per_rank,
+        "free_gib": ledger.free_gib,
+    }
+
+
+def _published(comparison: Comparison | None) -> dict[str, Any] | None:
+    if comparison is None:
+        return None
+    return {
+        "quantity": comparison.quantity,
+        "published": comparison.published,
+        "predicted": comparison.predicted,
+        "residual_percent": comparison.residual_percent,
+        "configuration": comparison.configuration,
+        "source": comparison.source,
+        "note": comparison.note,
+    }

@@ -1,0 +1,276 @@
+"""Search every configuration of a space at once, keep the best of each family, say why the rest fell."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from models.config import ServerConfig
+from models.estimate import LIMIT_NAMES, Context, Prediction, predict, predict_many
+from models.layout import Array, ConfigTable, table_of
+from models.memory import Memory, MemoryLedger, ledger_of, memory
+from models.serving import Serving
+from models.workload import Metric, Slo, Workload
+from planner.rules import Question, first_error
+from planner.space import Space, fill_grid, shapes
+
+# A server with less than this left per GPU after graphs and activations is one allocation from an OOM;
+# SGLang's guide calls 5-8 GiB good.
+SAFE_FREE_GIB = 1.0
+GOOD_FREE_GIB = 5.0
+# Throughputs closer than this are a tie: the safer configuration wins.
+TIE = 0.002
+# Families that are replayed event by event and returned.
+REPLAYED = 10
+# Caps on running requests worth trying when a latency limit asks for fewer than all clients at once.
+RUNNING_SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A configuration that runs, what it delivers, its memory, and why it is not the best (or is)."""
+
+    config: ServerConfig
+    prediction: Prediction
+    ledger: MemoryLedger
+    misses: tuple[str, ...] = ()
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """A family that cannot run: the rule or number it failed."""
+
+    config: ServerConfig
+    reason: str
+    kind: str
+    shortage_gib: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Candidates best first, rejected families, and how many configurations were evaluated."""
+
+    candidates: tuple[Candidate, ...]
+    rejected: tuple[Rejected, ...]
+    evaluated: int
+
+    def rejected_by_reason(self) -> dict[str, int]:
+        return dict(Counter(item.kind for item in self.rejected).most_common())
+
+
+def search(
+    context: Context, space: Space, workload: Workload, slos: tuple[Slo, ...] = (), replayed: int = REPLAYED
+) -> Found:
+    """Evaluate the whole space; return the best candidate of each family, best first under the SLOs.
+
+    All configurations are compared in closed form; the `replayed` best families are replayed event by
+    event and only they are returned.
+    """
+    rejected: list[Rejected] = []
+    grids: list[list[ServerConfig]] = []
+    for shape in shapes(space):
+        grid = _grid(shape, context, space, workload, slos)
+        error = first_error(_question(context, grid[0]))
+        if error is None:
+            grids.append(grid)
+        else:
+            rejected.append(Rejected(config=shape, reason=f"{error.message}; {error.fix}", kind=error.rule))
+    if not grids:
+        return Found(candidates=(), rejected=tuple(rejected), evaluated=0)
+    flat = [config for grid in grids for config in grid]
+    table = table_of(flat)
+    filled = memory(context.arch, context.machine, table, context.version)
+    steady = predict_many(context, table, workload, filled)
+    chosen: list[int] = []
+    start = 0
+    for grid in grids:
+        rows = np.arange(start, start + len(grid))
+        start += len(grid)
+        best = _best_row(rows, filled, steady, workload, slos)
+        if best is None:
+            rejected.append(_does_not_fit(flat, rows, filled, workload))
+        else:
+            chosen.append(best)
+    chosen.sort(key=lambda row: _rank_key(steady, row, slos))
+    candidates = _finalists(context, flat, _shortlist(flat, chosen, replayed), table, filled, steady, workload, slos)
+    return Found(candidates=candidates, rejected=tuple(rejected), evaluated=len(flat))
+
+
+def _question(context: Context, config: ServerConfig) -> Question:
+    return Question(config=config, arch=context.arch, machine=context.machine, version=context.version)
+
+
+def _grid(
+    shape: ServerConfig, context: Context, space: Space, workload: Workload, slos: tuple[Slo, ...]
+) -> list[ServerConfig]:
+    """Fill the shape's grid; with latency limits also cap the running requests at several levels."""
+    shares = RUNNING_SHARES if any(slo.metric != Metric.TTFT for slo in slos) else (1.0,)
+    per_rank = -(-workload.concurrency // shape.attn_dp_size)
+    levels = sorted({max(1, round(per_rank * share)) for share in shares}, reverse=True)
+    return [
+        config
+        for level in levels
+        for config in fill_grid(
+            shape, space, level * shape.attn_dp_size, context.arch, context.machine, context.version
+        )
+    ]
+
+
+def _best_row(
+    rows: npt.NDArray[np.intp], filled: Memory, steady: Serving, workload: Workload, slos: tuple[Slo, ...]
+) -> int | None:
+    """Return the best row that fits, or None: most tok/s among those that meet the mean limits, then safest."""
+    fits = (filled.free[rows] >= SAFE_FREE_GIB) & (filled.kv_tokens_per_rank[rows] >= workload.longest_request)
+    if not fits.any():
+        return None
+    rows = rows[fits]
+    excess = _excess(steady, rows, slos)
+    if slos:
+        rows = rows[excess <= max(0.0, float(excess.min())) + 1e-9]
+    output = steady.output_tok_s[rows]
+    rows = rows[output >= output.max() * (1.0 - TIE)]
+    safety = np.minimum(filled.free[rows], GOOD_FREE_GIB)
+    rows = rows[safety >= safety.max() - 0.25]
+    return int(rows[np.argmax(filled.kv_tokens[rows])])
+
+
+def _excess(steady: Serving, rows: npt.NDArray[np.intp], slos: tuple[Slo, ...]) -> Array:
+    """Largest log(predicted / limit) over the SLOs, percentiles judged by the mean (replay decides later)."""
+    worst = np.full(len(rows), -np.inf)
+    for slo in slos:
+        seconds = {Metric.TTFT: steady.ttft_s, Metric.TPOT: steady.tpot_s, Metric.E2E: steady.e2e_s}[slo.metric]
+        worst = np.maximum(worst, np.log(seconds[rows] * 1e3 / slo.limit_ms))
+    return worst
+
+
+def _shortlist(flat: Sequence[ServerConfig], ordered: Sequence[int], count: int) -> list[int]:
+    """Return the leader of each layout first, then the leader's other MTP depths, at most `count` rows.
+
+    Ten depths of one layout would tell a reader less than one depth of ten layouts.
+    """
+    if not ordered:
+        return []
+    by_layout: dict[str, int] = {}
+    for row in ordered:
+        by_layout.setdefault(flat[row].layout, row)
+    leaders = list(by_layout.values())
+    siblings = [row for row in ordered if flat[row].layout == flat[ordered[0]].layout and row not in leaders]
+    kept = [*leaders[: max(1, count - len(siblings))], *siblings][:count]
+    return sorted(kept, key=list(ordered).index)
+
+
+def _rank_key(steady: Serving, row: int, slos: tuple[Slo, ...]) -> tuple[float, float]:
+    rows = np.array([row])
+    excess = max(0.0, float(_excess(steady, rows, slos)[0])) if slos else 0.0
+    return (excess, -float(steady.output_tok_s[row]))
+
+
+def _does_not_fit(
+    flat: Sequence[ServerConfig], rows: npt.NDArray[np.intp], filled: Memory, workload: Workload
+) -> Rejected:
+    """Explain by the configuration that came nearest how many GiB a GPU lacks."""
+    shortage = shortage_gib(filled, rows, workload, flat)
+    nearest = int(rows[np.argmin(shortage)])
+    lacking = float(shortage.min())
+    weights = float(filled.weights.total[nearest])
+    return Rejected(
+        config=flat[nearest],
+        reason=(
+            f"does not fit: {lacking:.1f} GiB short per GPU (weights {weights:.1f} of "
+            f"{float(filled.card[nearest]):.1f} GiB)"
+        ),
+        kind="does not fit",
+        shortage_gib=lacking,
+    )
+
+
+def shortage_gib(filled: Memory, rows: npt.NDArray[np.intp], workload: Workload, flat: Sequence[ServerConfig]) -> Array:
+    """GiB each GPU lacks to start safely and hold one longest request, whatever the memory fraction."""
+    fixed = filled.context + filled.weights.total + filled.request_table + filled.graphs + filled.activations
+    cell = np.where(
+        filled.kv_tokens_per_rank > 0, np.maximum(filled.kv_pool, 1e-9) / np.maximum(filled.kv_tokens_per_rank, 1), 0
+    )
+    one_request = cell * workload.longest_request
+    short: Array = (fixed + one_request + SAFE_FREE_GIB - filled.card)[rows]
+    return short
+
+
+def _finalists(
+    context: Context,
+    flat: Sequence[ServerConfig],
+    chosen: Sequence[int],
+    table: ConfigTable,
+    filled: Memory,
+    steady: Serving,
+    workload: Workload,
+    slos: tuple[Slo, ...],
+) -> tuple[Candidate, ...]:
+    """Replay the leading families, check the SLOs on their distributions, and order them for good."""
+    finalists = []
+    for row in chosen:
+        prediction = predict(context, flat[row], workload)
+        finalists.append(
+            Candidate(
+                config=flat[row],
+                prediction=prediction,
+                ledger=ledger_of(filled, table, row),
+                misses=tuple(prediction.misses(slos)),
+            )
+        )
+    finalists.sort(key=lambda c: (_miss(c.prediction, slos), -c.prediction.output_tok_s))
+    return tuple(_with_reasons(finalists))
+
+
+def _miss(prediction: Prediction, slos: tuple[Slo, ...]) -> float:
+    """Return by how much (log) the worst SLO is missed; 0 when all are met."""
+    return max((max(0.0, float(np.log(prediction.statistic_ms(s) / s.limit_ms))) for s in slos), default=0.0)
+
+
+def _with_reasons(ordered: Sequence[Candidate]) -> list[Candidate]:
+    if not ordered:
+        return []
+    best = ordered[0]
+    return [replace(best, why=_why_best(best)), *(replace(c, why=_why_lost(best, c)) for c in ordered[1:])]
+
+
+def _why_best(best: Candidate) -> str:
+    if best.misses:
+        return "nearest to the target: " + "; ".join(best.misses)
+    return f"limited by {best.prediction.limiting}"
+
+
+def _why_lost(best: Candidate, other: Candidate) -> str:
+    """Say in one phrase what the winner does better: an SLO, more requests at once, or a cheaper step."""
+    if other.misses and not best.misses:
+        return "; ".join(other.misses)
+    mine, theirs = other.prediction, best.prediction
+    behind = 100.0 * (mine.output_tok_s / theirs.output_tok_s - 1.0)
+    if mine.running_requests < 0.98 * theirs.running_requests:
+        return (
+            f"{behind:+.0f} %: {mine.running_requests:,.0f} requests run at once ({mine.limiting}), "
+            f"not {theirs.running_requests:,.0f}"
+        )
+    decode_mine, decode_theirs = mine.step_ms / mine.accepted_tokens, theirs.step_ms / theirs.accepted_tokens
+    if mine.stall_ms - theirs.stall_ms > decode_mine - decode_theirs:
+        return f"{behind:+.0f} %: prefill stalls {mine.stall_ms:.1f} ms per token against {theirs.stall_ms:.1f}"
+    if mine.accepted_tokens < theirs.accepted_tokens and mine.step_ms < theirs.step_ms:
+        return (
+            f"{behind:+.0f} %: {decode_mine:.1f} ms per token against {decode_theirs:.1f}: "
+            f"a step of {mine.step_ms:.1f} ms yields {mine.accepted_tokens:.2f} tokens, "
+            f"not {theirs.accepted_tokens:.2f}"
+        )
+    extra = {name: ms - theirs.breakdown_ms[name] for name, ms in mine.breakdown_ms.items()}
+    worst = max(extra, key=lambda name: extra[name])
+    return (
+        f"{behind:+.0f} %: step {mine.step_ms:.1f} ms against {theirs.step_ms:.1f}, most of it "
+        f"{LIMIT_NAMES[worst]} ({extra[worst]:+.1f} ms)"
+    )
+
+
+def meets(candidate: Candidate, slos: tuple[Slo, ...]) -> bool:
+    return not candidate.prediction.misses(slos)

@@ -1,0 +1,128 @@
+"""What may vary: layouts, MTP, memory fraction, chunk, graph sizes; and the grid the search walks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from packaging.version import Version
+
+from models.architecture import ModelArchitecture
+from models.config import ServerConfig, Speculative
+from models.machine import Machine
+from models.version import at_least
+from planner.resolver import effective_chunk, resolve, typed_chunk
+
+MTP_STEPS = (0, 1, 2, 3)
+FRACTIONS = tuple(round(0.70 + 0.02 * step, 2) for step in range(14))
+CHUNKS = (2048, 4096, 8192, 16384, 32768)
+GRAPH_SIZES = (8, 16, 32, 64, 128, 160, 256, 512)
+LARGEST_PP = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """The values each knob may take. `mtp_steps` 0 is MTP off; `layouts` lists parallelism shapes."""
+
+    layouts: tuple[ServerConfig, ...]
+    mtp_steps: tuple[int, ...] = MTP_STEPS
+    fractions: tuple[float, ...] = FRACTIONS
+    chunks: tuple[int, ...] = CHUNKS
+
+
+def default_space(machine: Machine, version: Version, *, mtp: bool = True) -> Space:
+    """Return everything worth considering on this machine with this version."""
+    return Space(layouts=tuple(layouts(machine, version)), mtp_steps=MTP_STEPS if mtp else (0,))
+
+
+def layouts(machine: Machine, version: Version) -> Iterator[ServerConfig]:
+    """Yield every way to lay the model over all GPUs of the machine: TP, PP, attention DP, EP."""
+    gpus = machine.gpu_count
+    for pp in _divisors(gpus, LARGEST_PP):
+        if pp > 1 and not at_least(version, "0.4.6"):
+            continue
+        tp = gpus // pp
+        base = ServerConfig(tp_size=tp, pp_size=pp, nnodes=machine.nodes)
+        for dp in _divisors(tp, tp):
+            if dp not in (1, tp) and not at_least(version, "0.4.5"):
+                continue
+            yield from _expert_layouts(replace(base, attn_dp_size=dp), version)
+
+
+def _expert_layouts(base: ServerConfig, version: Version) -> Iterator[ServerConfig]:
+    """Yield the layout without EP, with EP over all-reduce, and with DeepEP."""
+    yield base
+    if base.tp_size == 1 or base.pp_size > 1:
+        return
+    yield replace(base, ep_size=base.tp_size)
+    if at_least(version, "0.4.5") and base.attn_dp_size == base.tp_size:
+        yield replace(base, ep_size=base.tp_size, moe_a2a_backend="deepep")
+
+
+def shapes(space: Space) -> Iterator[ServerConfig]:
+    """Yield layouts combined with MTP: what distinguishes families of configurations."""
+    for layout in space.layouts:
+        for steps in space.mtp_steps:
+            yield replace(layout, speculative=Speculative.chain(steps) if steps else None)
+
+
+def fill_grid(
+    shape: ServerConfig, space: Space, concurrency: int, arch: ModelArchitecture, machine: Machine, version: Version
+) -> list[ServerConfig]:
+    """Return the shape with every fraction, chunk and graph size, other defaults resolved.
+
+    max_running_requests is just enough for the clients, and graphs just large enough for a rank's share:
+    both larger only cost memory. SGLang's own graph default is kept as an alternative.
+    """
+    resolved = resolve(shape, arch, machine, version).config
+    per_rank = -(-concurrency // shape.attn_dp_size)
+    running = per_rank * shape.attn_dp_size
+    graphs = {graph_size(per_rank), resolved.cuda_graph_max_bs_decode or 160}
+    return [
+        replace(
+            resolved,
+            mem_fraction_static=fraction,
+            chunked_prefill_size=effective_chunk(chunk, shape.attn_dp_size, version),
+            cuda_graph_max_bs_decode=graph,
+            max_running_requests=running,
+        )
+        for fraction in space.fractions
+        for chunk in space.chunks
+        for graph in sorted(graphs)
+    ]
+
+
+def graph_size(per_rank: int) -> int:
+    """Return the smallest size of the decode graphs that covers a rank's share of the clients."""
+    return next((size for size in GRAPH_SIZES if size >= per_rank), GRAPH_SIZES[-1])
+
+
+def _divisors(number: int, largest: int) -> Iterable[int]:
+    return [d for d in range(1, min(number, largest) + 1) if number % d == 0]
+
+
+def as_launched(config: ServerConfig, version: Version) -> ServerConfig:
+    """Return a resolved configuration as it should be typed: without what SGLang does by itself anyway.
+
+    What SGLang multiplies or divides (chunk, requests) is global already; its 0.3 on the schedule
+    conservativeness under attention DP is not typed, else it would be applied twice.
+    """
+    chunk = config.chunked_prefill_size
+    return replace(
+        config,
+        schedule_conservativeness=_typed_conservativeness(config),
+        chunked_prefill_size=typed_chunk(chunk, config.attn_dp_size, version) if chunk else chunk,
+        schedule_policy=None,
+        kv_cache_dtype=None if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
+        attention_backend=None,
+        page_size=None,
+        stream_interval=None,
+        scheduler_recv_interval=None,
+        context_length=None,
+    )
+
+
+def _typed_conservativeness(config: ServerConfig) -> float | None:
+    given = config.schedule_conservativeness or 1.0
+    typed = given / 0.3 if config.attn_dp_size > 1 else given
+    return None if abs(typed - 1.0) < 1e-9 else round(typed, 4)

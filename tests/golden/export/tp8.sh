@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# made by: a test
+# predicted: 1.0 tok/s
+set -euo pipefail
+
+MODEL_PATH="${MODEL_PATH:-}"
+[ -n "$MODEL_PATH" ] || MODEL_PATH=deepseek-ai/DeepSeek-R1
+PYTHON="${PYTHON:-python3}"
+
+exec "$PYTHON" -m sglang.launch_server \
+  --model-path "$MODEL_PATH" \
+  --trust-remote-code \
+  --tp-size 8 \
+  --mem-fraction-static 0.88 \
+  --max-running-requests 64 \
+  --chunked-prefill-size 8192 \
+  --host 0.0.0.0 \
+  --port 30000 \
+  "$@"

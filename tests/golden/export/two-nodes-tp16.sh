@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# made by: a test
+# predicted: 1.0 tok/s
+set -euo pipefail
+
+MODEL_PATH="${MODEL_PATH:-}"
+[ -n "$MODEL_PATH" ] || MODEL_PATH=deepseek-ai/DeepSeek-R1
+PYTHON="${PYTHON:-python3}"
+
+# The same file runs on each of the 2 nodes:
+#   NODE_RANK=0 RANK0_HOST=<address of node 0> ./launch.sh     (NODE_RANK=1 on the next, ...)
+# NCCL and Gloo must find the right network: set NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME if they do not.
+: "${NODE_RANK:?set NODE_RANK to the number of this node, 0 to 1}"
+: "${RANK0_HOST:?set RANK0_HOST to the address of node 0}"
+
+exec "$PYTHON" -m sglang.launch_server \
+  --model-path "$MODEL_PATH" \
+  --trust-remote-code \
+  --tp-size 16 \
+  --nnodes 2 \
+  --mem-fraction-static 0.85 \
+  --max-running-requests 64 \
+  --host 0.0.0.0 \
+  --port 30000 \
+  --node-rank "$NODE_RANK" --dist-init-addr "$RANK0_HOST:20000" \
+  "$@"

@@ -1,0 +1,204 @@
+"""Plans: the answers a user would check by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from packaging.version import Version
+
+from hwprobe.catalogue import hardware_from_catalogue
+from hwprobe.errors import InputError
+from models.architecture import deepseek_r1
+from models.layout import table_of
+from models.memory import memory
+from models.workload import Slo
+from planner.frontier import pareto_front
+from planner.plan import Plan, PlanQuestion, make_plan, plan_document
+from planner.search import SAFE_FREE_GIB
+from planner.seeds import spread_seeds
+
+
+def asked(hardware: str = "nf5688g7", version: str = "0.5.23", isl: int = 1000, osl: int = 1000, **more: Any) -> Plan:
+    question = PlanQuestion(
+        hardware=hardware_from_catalogue(hardware),
+        arch=deepseek_r1(),
+        version=Version(version),
+        isl=isl,
+        osl=osl,
+        **more,
+    )
+    return make_plan(question)
+
+
+@pytest.fixture(scope="module")
+def crowd() -> Plan:
+    return asked(concurrency=1024)
+
+
+def test_the_founding_question(crowd: Plan) -> None:
+    best = crowd.best
+    assert best is not None
+    assert crowd.fits
+    assert best.prediction.running_requests == 1024
+    assert best.config.attn_dp_size > 1, "1,024 users need more KV cache than TP's one copy"
+    assert best.prediction.output_tok_s > 3975.76
+    assert best.ledger.headroom_gib > 100
+    assert best.ledger.free_gib >= SAFE_FREE_GIB
+
+
+def test_ranked_best_first_and_every_loser_has_a_reason(crowd: Plan) -> None:
+    rates = [c.prediction.output_tok_s for c in crowd.found.candidates]
+    assert rates == sorted(rates, reverse=True)
+    assert all(c.why for c in crowd.found.candidates)
+    assert len({c.config.label for c in crowd.found.candidates}) == len(rates)
+
+
+def test_every_rejection_has_a_reason_and_the_counts_add_up(crowd: Plan) -> None:
+    assert crowd.found.rejected
+    assert all(item.reason for item in crowd.found.rejected)
+    assert sum(crowd.found.rejected_by_reason().values()) == len(crowd.found.rejected)
+
+
+def test_the_ledger_shown_is_the_ledger_of_the_flags_shown(crowd: Plan) -> None:
+    for candidate in crowd.found.candidates:
+        filled = memory(crowd.context.arch, crowd.context.machine, table_of([candidate.config]), crowd.context.version)
+        assert int(filled.kv_tokens[0]) == candidate.ledger.kv_tokens
+        assert sum(candidate.ledger.per_gpu_gib.values()) == pytest.approx(candidate.ledger.card_gib)
+
+
+def test_eight_h100_do_not_fit_and_two_nodes_do() -> None:
+    plan = asked("h100x8", concurrency=64)
+    assert not plan.fits
+    assert plan.shortage_gib is not None
+    assert 1.0 < plan.shortage_gib < 30.0
+    assert plan.nodes == 2
+    assert plan.node_answer is not None
+    assert plan.node_answer.startswith("2 nodes hold it")
+    assert asked("2xh100x8", concurrency=64).fits
+
+
+def test_what_no_cluster_of_ours_holds() -> None:
+    plan = asked("l40sx1", concurrency=1)
+    assert not plan.fits
+    assert plan.node_answer is None
+
+
+@pytest.mark.parametrize(
+    ("isl", "clients", "figure"), [(100, 1, 33.3), (100, 16, 20.0), (100, 64, 10.4), (1000, 1024, 3975.76)]
+)
+def test_published_figures_stand_beside_the_prediction(isl: int, clients: int, figure: float) -> None:
+    found = asked(version="0.4.3", isl=isl, concurrency=clients).published
+    assert found is not None
+    assert found.published == figure
+    assert found.residual_percent == pytest.approx(100 * (found.predicted / figure - 1))
+
+
+def test_no_published_figure_is_claimed_for_another_question() -> None:
+    assert asked(version="0.5.12", isl=100, concurrency=16).published is None
+    assert asked("h200x8", "0.4.3", isl=100, concurrency=16).published is None
+    assert asked(version="0.4.3", isl=101, concurrency=16).published is None
+
+
+def test_a_latency_limit_changes_the_answer_and_is_kept() -> None:
+    free = asked(concurrency=256)
+    bound = asked(concurrency=256, slos=(Slo.parse("tpot:mean<18ms"),))
+    assert free.best is not None
+    assert bound.best is not None
+    assert free.best.prediction.tpot_ms["mean"] > 18.0
+    assert bound.meets_target
+    assert bound.best.prediction.tpot_ms["mean"] <= 18.0
+    assert bound.best.prediction.output_tok_s < free.best.prediction.output_tok_s
+
+
+def test_an_impossible_limit_gets_the_nearest_answer_and_the_miss() -> None:
+    plan = asked(concurrency=64, slos=(Slo.parse("tpot:p99<1ms"),))
+    assert plan.fits
+    assert not plan.meets_target
+    assert plan.best is not None
+    assert "tpot:p99<1ms missed" in plan.best.misses[0]
+
+
+def test_a_rate_is_met_with_the_fewest_in_flight() -> None:
+    plan = asked(request_rate=2.0)
+    assert plan.meets_target
+    assert plan.best is not None
+    assert plan.best.prediction.request_rate >= 2.0 * 0.97
+    fewer = asked(concurrency=max(1, plan.concurrency // 2))
+    assert fewer.best is not None
+    assert fewer.best.prediction.request_rate < 2.0
+
+
+def test_an_impossible_rate_says_so() -> None:
+    plan = asked(request_rate=900.0)
+    assert plan.fits
+    assert not plan.meets_target
+
+
+def test_users_at_a_speed_get_a_number_of_servers() -> None:
+    plan = asked(users=3000, min_user_tok_s=20.0, mtp=False)
+    assert plan.meets_target
+    assert plan.replicas >= 2
+    assert plan.replicas * plan.concurrency >= 3000
+    assert plan.best is not None
+    assert plan.best.prediction.user_tok_s >= 20.0 * 0.97
+    assert not asked(users=1, min_user_tok_s=100000.0 / 2).meets_target
+
+
+@pytest.mark.parametrize(
+    ("question", "complaint"),
+    [
+        ({}, "exactly one"),
+        ({"concurrency": 1, "request_rate": 1.0}, "exactly one"),
+        ({"users": 5}, "go together"),
+        ({"concurrency": 1, "min_user_tok_s": 5.0}, "go together"),
+        ({"request_rate": 0.0}, "--request-rate"),
+        ({"request_rate": float("nan")}, "--request-rate"),
+        ({"users": 0, "min_user_tok_s": 5.0}, "--users is 0"),
+        ({"concurrency": 0}, "--concurrency is 0"),
+        ({"concurrency": 1, "acceptance": 1.0}, "--mtp-acceptance"),
+    ],
+)
+def test_questions_without_meaning(question: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        asked(**question)
+
+
+def test_the_document_carries_the_firm_fields(crowd: Plan) -> None:
+    document = plan_document(crowd)
+    assert {"question", "fits", "answer", "candidates", "rejected", "pareto", "warnings"} <= set(document)
+    assert {
+        "nodes", "running_requests", "output_tok_s", "user_tok_s", "ttft_ms", "tpot_ms", "headroom_gib", "kv_tokens",
+    } <= set(document["answer"])  # fmt: skip
+    for candidate in document["candidates"]:
+        assert {"config", "argv", "prediction", "ledger", "kv_tokens"} <= set(candidate)
+    assert all({"config", "reason"} <= set(item) for item in document["rejected"])
+
+
+def test_versions_differ_in_what_they_can_do(crowd: Plan) -> None:
+    old = asked(version="0.4.3", concurrency=1024)
+    assert all(c.config.speculative is None for c in old.found.candidates)
+    assert old.best is not None
+    assert crowd.best is not None
+    assert "--enable-dp-attention" in old.argv(old.best)
+    assert "--attn-dp-size" in crowd.argv(crowd.best)
+
+
+def test_h20_is_warned_of() -> None:
+    plan = asked("b200x8", concurrency=16)
+    assert any("fitted on Hopper" in warning for warning in plan.warnings)
+
+
+def test_seeds_keep_a_margin_and_differ(crowd: Plan) -> None:
+    seeds = spread_seeds(crowd.found.candidates, 140.4, 4)
+    best = max(c.prediction.output_tok_s for c in crowd.found.candidates)
+    assert 2 <= len(seeds) <= 4
+    assert all(s.ledger.free_gib >= 0.02 * 140.4 for s in seeds)
+    assert all(s.prediction.output_tok_s >= 0.6 * best for s in seeds)
+    assert len({s.config.label for s in seeds}) == len(seeds)
+
+
+def test_pareto_front_keeps_what_nothing_beats() -> None:
+    points = [(1.0, 9.0), (2.0, 8.0), (2.0, 7.0), (3.0, 1.0), (0.5, 9.0)]
+    assert pareto_front(points) == [3, 1, 0]
+    assert pareto_front([]) == []
