@@ -1,0 +1,100 @@
+"""Worlds, and the engine that lives in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hwprobe.errors import InputError
+from models.config import ServerConfig, Speculative
+from models.estimate import Context, predict
+from models.workload import Workload
+from planner.resolver import resolve
+from tuner.engines.seam import FailureKind, LaunchFailed
+from tuner.engines.simulated import SimulatedEngine
+from tuner.world import Effect, World, load_world
+
+MakeContext = Callable[..., Context]
+WORKLOAD = Workload.checked(500, 500, 32)
+
+
+def config(context: Context, **changes: object) -> ServerConfig:
+    typed = replace(ServerConfig(tp_size=8, mem_fraction_static=0.85), **changes)
+    return resolve(typed, context.arch, context.machine, context.version).config
+
+
+def measured(world: World, belief: Context, seed: int = 0, **changes: object) -> float:
+    engine = SimulatedEngine(world, belief, seed)
+    return engine.launch(config(belief, **changes), 0).measure(WORKLOAD).output_tok_s
+
+
+def test_a_world_that_is_as_believed_measures_what_is_predicted(context: MakeContext) -> None:
+    belief = context()
+    expected = predict(belief, config(belief), WORKLOAD).output_tok_s
+    assert measured(World(noise=0.0), belief) == pytest.approx(expected, rel=0.01)
+
+
+def test_same_seed_same_figures_another_seed_others(context: MakeContext) -> None:
+    world = load_world(None)
+    assert measured(world, context(), seed=3) == measured(world, context(), seed=3)
+    assert measured(world, context(), seed=3) != measured(world, context(), seed=4)
+
+
+def test_truth_differs_from_belief_as_the_world_says(context: MakeContext) -> None:
+    belief = context()
+    plain = measured(World(noise=0.0), belief)
+    slow = World(noise=0.0, effects=(Effect(when={"tp_size": 8}, time_factor=1.25),))
+    assert measured(slow, belief) == pytest.approx(plain / 1.25, rel=0.03)
+    pair = World(noise=0.0, effects=(Effect(when={"attn_dp_size": 8, "mtp_steps": 1}, time_factor=1.5),))
+    spec = Speculative.chain(1)
+    assert measured(pair, belief) == plain
+    both = {"attn_dp_size": 8, "speculative": spec, "max_running_requests": 64, "cuda_graph_max_bs_decode": 64}
+    assert measured(pair, belief, **both) < 0.75 * measured(World(noise=0.0), belief, **both)
+    assert measured(World(noise=0.0, parameters={"tau_us": 3.0}), belief) < plain
+
+
+def test_memory_beyond_the_ledger_fails_where_it_would(context: MakeContext) -> None:
+    belief = context()
+
+    def kind(extra_gib: float, fraction: float) -> FailureKind | None:
+        engine = SimulatedEngine(World(extra_memory_gib=extra_gib), belief, 0)
+        try:
+            engine.launch(config(belief, mem_fraction_static=fraction), 0).measure(WORKLOAD)
+        except LaunchFailed as failure:
+            return failure.kind
+        return None
+
+    assert kind(0.0, 0.85) is None
+    assert kind(0.0, 0.50) is FailureKind.OOM_KV
+    assert kind(14.0, 0.85) is FailureKind.OOM_LOAD
+    assert kind(30.0, 0.85) is FailureKind.OOM_GRAPHS
+
+
+def test_the_interval_reflects_the_noise(context: MakeContext) -> None:
+    belief = context()
+    quiet = SimulatedEngine(World(noise=0.0), belief, 0).launch(config(belief), 0).measure(WORKLOAD)
+    loud = SimulatedEngine(World(noise=0.05), belief, 0).launch(config(belief), 0).measure(WORKLOAD)
+    assert quiet.output_tok_s_interval == pytest.approx((quiet.output_tok_s, quiet.output_tok_s))
+    assert loud.output_tok_s_interval[0] < loud.output_tok_s < loud.output_tok_s_interval[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("noise = 2", "noise"),
+        ("boot_s = -1", "boot_s"),
+        ("[parameters]\ntauus = 2", "unknown engine parameter 'tauus'; did you mean 'tau_us'"),
+        ("[parameters]\ntau_us = 0", "parameters"),
+        ("[[effects]]\nwhen = {tp = 8}\ntime_factor = 2", "unknown knob 'tp' in an effect; did you mean"),
+        ("[[effects]]\nwhen = {tp_size = 8}", "time_factor"),
+        ("noise = ", "not valid TOML"),
+    ],
+)
+def test_spoiled_worlds_are_named(tmp_path: Path, text: str, complaint: str) -> None:
+    path = tmp_path / "world.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=complaint):
+        load_world(path)

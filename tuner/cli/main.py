@@ -1,0 +1,95 @@
+"""Entry point: commands, exit codes, and errors as one clear sentence."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hwprobe.errors import SgtuneError
+from tuner import __version__
+from tuner.cli import export, plan, probe, tune
+
+INTERRUPTED = 130
+PACKAGES = ("hwprobe", "models", "planner", "tuner", "dashboard")
+
+app = typer.Typer(
+    name="sgtune",
+    help="Serve DeepSeek-R1 on SGLang as well as the machine can: does it fit, how fast, with which flags.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"sgtune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["SGTUNE_DEBUG"] = "1"
+
+
+app.command(name="probe", epilog="Example: sgtune probe --out hardware.json")(probe.probe)
+app.command(name="plan", epilog=plan.EXAMPLE)(plan.plan)
+app.command(name="tune", epilog=tune.EXAMPLE)(tune.tune)
+app.command(name="export", epilog=export.EXAMPLE)(export.export)
+
+
+def main() -> None:
+    """Run the command line; every error is a sentence and an exit code, a traceback only with --debug."""
+    _check_one_parent()
+    try:
+        app()
+    except SgtuneError as error:
+        if os.environ.get("SGTUNE_DEBUG"):
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output has gone: nothing to say to nobody.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:  # the one place where a defect becomes a sentence
+        if os.environ.get("SGTUNE_DEBUG"):
+            raise
+        typer.echo(f"error: sgtune failed unexpectedly: {error!r}; run it with --debug and report this", err=True)
+        sys.exit(1)
+
+
+def _check_one_parent() -> None:
+    """The packages have plain names; another `models` earlier on the path would shadow ours."""
+    places = {}
+    for package in PACKAGES:
+        spec = find_spec(package)
+        if spec is not None and spec.origin is not None:
+            places[package] = Path(spec.origin).resolve().parent.parent
+    home = places.get("tuner")
+    strangers = {package: place for package, place in places.items() if place != home}
+    if strangers:
+        named = ", ".join(f"'{package}' from {place}" for package, place in strangers.items())
+        typer.echo(
+            f"error: {named} shadows sgtune's own package (in {home}); install sgtune into an environment of "
+            "its own or leave that folder off PYTHONPATH",
+            err=True,
+        )
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""How a plan looks in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+from models.estimate import LIMIT_NAMES
+from models.memory import MemoryLedger
+from planner.launch import launch_spec
+from planner.plan import Plan
+from planner.search import Candidate
+
+
+def show_plan(plan: Plan, screen: Console, *, model_path: str, explain: bool) -> None:
+    """Print the answer first, then the table, then reasons and warnings."""
+    question, machine = plan.question, plan.context.machine
+    screen.print(
+        f"[bold]{question.arch.name}[/] on {question.hardware.name} "
+        f"({machine.gpu_count} x {machine.memory_gib:.1f} GiB, {machine.hbm_bytes_s / 1e12:.2f} TB/s each), "
+        f"SGLang {question.version}, {question.isl:,} in / {question.osl:,} out, {_asked(plan)}"
+    )
+    best = plan.best
+    if best is None:
+        _show_misfit(plan, screen)
+    else:
+        _show_answer(plan, best, screen)
+        screen.print(candidate_table(plan))
+        if len(plan.found.candidates) > 1:
+            screen.print("why the next ones lost:", style="bold")
+        for index, candidate in enumerate(plan.found.candidates[1:], start=2):
+            screen.print(f"{index:3}  {candidate.config.label:<24} {candidate.why}", markup=False)
+        screen.print("launch the first:", style="bold")
+        line = launch_spec(best.config, question.version, model_path=model_path).shell_line()
+        screen.print(line, soft_wrap=True, markup=False)
+    if explain and best is not None:
+        screen.print(ledger_table(best.ledger))
+        screen.print(breakdown_table(plan.found.candidates[:3]))
+    _show_rejected(plan, screen, explain)
+    _show_published(plan, screen)
+    for warning in plan.warnings:
+        screen.print(f"[yellow]note:[/] {warning}")
+
+
+def _asked(plan: Plan) -> str:
+    question = plan.question
+    if question.request_rate is not None:
+        return f"{question.request_rate:g} requests/s ({plan.concurrency:,} in flight)"
+    if question.users is not None:
+        return f"{question.users:,} users at {question.min_user_tok_s:g} tok/s each"
+    return f"{plan.concurrency:,} clients"
+
+
+def _show_misfit(plan: Plan, screen: Console) -> None:
+    shortage = plan.shortage_gib
+    if shortage is None:
+        screen.print("[bold red]No configuration is possible here[/]; see the reasons below.")
+    else:
+        gpus = plan.context.machine.gpu_count
+        screen.print(
+            f"[bold red]It does not fit[/]: the nearest layout is short of {shortage:.1f} GiB per GPU "
+            f"({shortage * gpus:.0f} GiB on the machine)."
+        )
+    screen.print(plan.node_answer or "Up to eight times as many nodes do not hold it either.")
+
+
+def _show_answer(plan: Plan, best: Candidate, screen: Console) -> None:
+    prediction, ledger = best.prediction, best.ledger
+    weights = sum(gib for owner, gib in ledger.per_gpu_gib.items() if owner.startswith("weights"))
+    screen.print(
+        f"[bold green]It fits[/]: weights {weights:.1f} of {ledger.card_gib:.1f} GiB per GPU. KV headroom "
+        f"[bold]{ledger.headroom_gib:.0f} GiB[/] on the machine = [bold]{ledger.kv_tokens:,} tokens[/]; "
+        f"[bold]{prediction.running_requests:,.0f} of {plan.concurrency:,}[/] requests run at once."
+    )
+    low, high = prediction.band["output_tok_s"]
+    servers = f" per server, {plan.replicas} servers ({plan.nodes} nodes)" if plan.replicas > 1 else " in total"
+    screen.print(
+        f"[bold]{best.config.label}[/]: [bold]{prediction.output_tok_s:,.0f} tok/s[/]{servers} "
+        f"(90 % band {low:,.0f} to {high:,.0f}), [bold]{prediction.user_tok_s:.1f} tok/s[/] per user, "
+        f"TTFT {prediction.ttft_ms['mean']:,.0f} ms mean, limited by {prediction.limiting}."
+    )
+    if not plan.meets_target:
+        reason = "; ".join(best.misses) or "the rate or speed asked is out of reach"
+        screen.print(f"[bold red]The target is missed[/]: {reason}. This is the nearest answer.")
+
+
+def candidate_table(plan: Plan) -> Table:
+    """Return the ranked table; `*` marks the Pareto front of tok/s per GPU against tok/s per user."""
+    table = Table(title="configurations, best first (* on the Pareto front)", title_justify="left")
+    for heading in ("", "layout", "mem frac", "chunk", "graph bs", "tok/s", "per user", "TPOT ms", "TTFT ms",
+                    "TTFT p99", "at once", "KV tokens"):  # fmt: skip
+        table.add_column(heading, justify="left" if heading == "layout" else "right")
+    front = set(plan.pareto())
+    for index, candidate in enumerate(plan.found.candidates):
+        config, prediction = candidate.config, candidate.prediction
+        table.add_row(
+            f"{index + 1}{'*' if index in front else ''}",
+            config.label,
+            f"{config.mem_fraction_static:.2f}",
+            f"{config.chunked_prefill_size}",
+            f"{config.cuda_graph_max_bs_decode}",
+            f"{prediction.output_tok_s:,.0f}",
+            f"{prediction.user_tok_s:.1f}",
+            f"{prediction.tpot_ms['mean']:.1f}",
+            f"{prediction.ttft_ms['mean']:,.0f}",
+            f"{prediction.ttft_ms['p99']:,.0f}",
+            f"{prediction.running_requests:,.0f}",
+            f"{candidate.ledger.kv_tokens:,}",
+        )
+    return table
+
+
+def ledger_table(ledger: MemoryLedger) -> Table:
+    """Return the memory of one GPU by owner, as bars that add up to the card."""
+    table = Table(title=f"memory of one GPU, {ledger.card_gib:.1f} GiB", title_justify="left")
+    table.add_column("owner")
+    table.add_column("GiB", justify="right")
+    table.add_column("")
+    for owner, gib in ledger.per_gpu_gib.items():
+        table.add_row(owner, f"{gib:.2f}", "█" * max(0, round(40 * gib / ledger.card_gib)))
+    return table
+
+
+def breakdown_table(candidates: Iterable[Candidate]) -> Table:
+    """Return where the milliseconds of a decode step go, side by side."""
+    shown = list(candidates)
+    table = Table(title="decode step by cost, ms", title_justify="left")
+    table.add_column("cost")
+    for candidate in shown:
+        table.add_column(candidate.config.label, justify="right")
+    for name, words in LIMIT_NAMES.items():
+        values = [candidate.prediction.breakdown_ms[name] for candidate in shown]
+        if any(value >= 0.005 for value in values):
+            table.add_row(words, *(f"{value:.2f}" for value in values))
+    table.add_row("step", *(f"{candidate.prediction.step_ms:.2f}" for candidate in shown), style="bold")
+    return table
+
+
+def _show_rejected(plan: Plan, screen: Console, explain: bool) -> None:
+    counts = plan.found.rejected_by_reason()
+    if counts:
+        words = ", ".join(f"{kind} {count}" for kind, count in counts.items())
+        screen.print(f"{plan.found.evaluated:,} configurations evaluated; families rejected: {words}")
+    else:
+        screen.print(f"{plan.found.evaluated:,} configurations evaluated; no family rejected")
+    if explain:
+        for item in plan.found.rejected:
+            screen.print(f"  {item.config.label}: {item.reason}")
+
+
+def _show_published(plan: Plan, screen: Console) -> None:
+    if plan.published is None:
+        return
+    found = plan.published
+    screen.print(
+        f"[bold]published[/] {found.published:,.2f} {found.quantity}; [bold]predicted[/] {found.predicted:,.2f}; "
+        f"residual [bold]{found.residual_percent:+.1f} %[/] ({found.source}; {found.note})"
+    )

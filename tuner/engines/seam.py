@@ -1,0 +1,86 @@
+"""The one seam between the tuner's loop and whatever runs a configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from models.config import ServerConfig
+from models.workload import Workload
+
+
+class FailureKind(StrEnum):
+    """Why a launch or a measurement did not work. `oom_*` are caused by the configuration."""
+
+    OOM_KV = "oom_kv"
+    OOM_GRAPHS = "oom_graphs"
+    OOM_LOAD = "oom_load"
+
+
+class LaunchFailed(Exception):
+    """The configuration did not start or died; carries the kind, the evidence, and what it cost."""
+
+    def __init__(self, kind: FailureKind, evidence: str, seconds: float) -> None:
+        super().__init__(evidence)
+        self.kind = kind
+        self.evidence = evidence
+        self.seconds = seconds
+
+
+class Verdict(StrEnum):
+    """Whether a point may teach anything: only `ok` does."""
+
+    OK = "ok"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerInfo:
+    """What a running server says of itself: KV tokens over all ranks, and seconds from launch to ready."""
+
+    kv_tokens: int
+    boot_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One ladder point: what was asked, what came back, and over how long. Latencies in ms by statistic."""
+
+    concurrency: int
+    achieved_in_flight: float
+    output_tok_s: float
+    output_tok_s_interval: tuple[float, float]
+    ttft_ms: dict[str, float]
+    tpot_ms: dict[str, float]
+    e2e_ms: dict[str, float]
+    duration_s: float
+    retractions: int = 0
+    verdict: Verdict = field(default=Verdict.OK)
+
+    @property
+    def user_tok_s(self) -> float:
+        return 1e3 / self.tpot_ms["mean"]
+
+
+class Server(Protocol):
+    """A running configuration."""
+
+    def info(self) -> ServerInfo:
+        """Return what the server reports once it is ready."""
+
+    def measure(self, workload: Workload) -> Measurement:
+        """Measure one ladder point. Raises LaunchFailed when the server dies under load."""
+
+    def stop(self) -> None:
+        """Stop the server and everything it started; never raises for one that is already gone."""
+
+
+class Engine(Protocol):
+    """Launches resolved configurations, one at a time."""
+
+    @property
+    def name(self) -> str:
+        """Return what `--engine` calls it."""
+
+    def launch(self, config: ServerConfig, number: int) -> Server:
+        """Start trial `number` and wait until it is ready. Raises LaunchFailed when it does not start."""

@@ -1,0 +1,109 @@
+"""The `simulated` engine: a world's truth replayed in virtual time. No process, no HTTP, no GPU."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.config import ServerConfig
+from models.estimate import Context, replay_workload, statistics_ms
+from models.layout import table_of
+from models.memory import Memory, memory
+from models.workload import Statistic, Workload
+from tuner.engines.seam import FailureKind, LaunchFailed, Measurement, ServerInfo
+from tuner.world import World
+
+# Windows of one measurement: their spread gives the interval (Student's t for 3 windows, 95 %).
+WINDOWS = 3
+STUDENT_T_95 = 4.303
+# How long a server runs before an out-of-memory error shows: capture comes late in the boot.
+OOM_BOOT_SHARE = {FailureKind.OOM_KV: 0.6, FailureKind.OOM_GRAPHS: 0.9}
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedEngine:
+    """Deterministic by seed: the same configuration and point give the same figures whenever asked."""
+
+    world: World
+    belief: Context
+    seed: int
+    name: str = "simulated"
+
+    def launch(self, config: ServerConfig, number: int) -> SimulatedServer:
+        """Start the configuration in the world. Raises LaunchFailed when the world's memory does not hold it."""
+        context = self.world.truth(self.belief, config)
+        filled = memory(context.arch, context.machine, table_of([config]), context.version)
+        self._check_memory(filled)
+        seed = _seed(self.seed, number, config)
+        jitter = 1.0 + 0.1 * float(np.random.default_rng(seed).standard_normal())
+        boot_s = self.world.boot_s * max(0.5, jitter)
+        return SimulatedServer(self.world, context, config, seed, int(filled.kv_tokens[0]), boot_s, filled)
+
+    def _check_memory(self, filled: Memory) -> None:
+        """Memory beyond the ledger eats the slack: first activations under load fail, then graph capture."""
+        kind = evidence = None
+        free = float(filled.free[0]) - self.world.extra_memory_gib
+        if float(filled.kv_pool[0]) <= 0.0:
+            kind, evidence = FailureKind.OOM_KV, "Loaded weights leave no GPU memory for the KV cache"
+        elif free + float(filled.activations[0]) < 0.0:
+            kind, evidence = FailureKind.OOM_GRAPHS, "Capture cuda graph failed: CUDA out of memory"
+        if kind is not None and evidence is not None:
+            raise LaunchFailed(kind, evidence, self.world.boot_s * OOM_BOOT_SHARE[kind])
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedServer:
+    """A configuration running in the world."""
+
+    world: World
+    context: Context
+    config: ServerConfig
+    seed: int
+    kv_tokens: int
+    boot_s: float
+    memory: Memory
+
+    def info(self) -> ServerInfo:
+        return ServerInfo(kv_tokens=self.kv_tokens, boot_s=self.boot_s)
+
+    def measure(self, workload: Workload) -> Measurement:
+        """Replay the clients, and add the world's noise. Raises LaunchFailed when activations do not fit."""
+        if float(self.memory.free[0]) < self.world.extra_memory_gib:
+            raise LaunchFailed(
+                FailureKind.OOM_LOAD,
+                f"CUDA out of memory in prefill at concurrency {workload.concurrency}",
+                self.boot_s,
+            )
+        rng = np.random.default_rng([self.seed, workload.concurrency])
+        played = replay_workload(self.context, self.config, workload, seed=int(rng.integers(2**31)))
+        drift = np.exp(self.world.noise * rng.standard_normal(WINDOWS))
+        rates = played.output_tok_s / drift
+        middle = float(rates.mean())
+        half = STUDENT_T_95 * float(rates.std(ddof=1)) / math.sqrt(WINDOWS)
+        slow = played.output_tok_s / middle
+        return Measurement(
+            concurrency=workload.concurrency,
+            achieved_in_flight=float(workload.concurrency),
+            output_tok_s=middle,
+            output_tok_s_interval=(middle - half, middle + half),
+            ttft_ms=_scaled(statistics_ms(played.ttft_s), slow),
+            tpot_ms=_scaled(statistics_ms(played.tpot_s), slow),
+            e2e_ms=_scaled(statistics_ms(played.e2e_s), slow),
+            duration_s=played.duration_s * slow * (1.0 + 1.0 / WINDOWS),
+            retractions=played.retractions,
+        )
+
+    def stop(self) -> None:
+        """Nothing to stop: nothing runs."""
+
+
+def _scaled(statistics: dict[str, float], factor: float) -> dict[str, float]:
+    return {Statistic(name): float(value * factor) for name, value in statistics.items()}
+
+
+def _seed(seed: int, number: int, config: ServerConfig) -> int:
+    """A launch's own randomness: by run seed, trial and configuration, the same in every process."""
+    return zlib.crc32(f"{seed}/{number}/{config!r}".encode())

@@ -1,0 +1,263 @@
+"""The tuning loop: propose, rule out what cannot win, launch, climb the ladder, record, repeat."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from hwprobe.files import encode_json
+from models.config import ServerConfig
+from models.estimate import BAND_SIGMAS, Context, Prediction, predict, relative_error
+from models.layout import table_of
+from models.memory import memory
+from models.workload import Metric, Slo, Workload
+from planner.launch import launch_spec
+from planner.rules import Question, first_error
+from planner.search import SAFE_FREE_GIB
+from tuner.engines.seam import Engine, LaunchFailed, Measurement, Server
+from tuner.record import Objective, Outcome, TrialRecord
+from tuner.store import RunFolder
+from tuner.study import StudyIndex
+from tuner.tuning_space import TuningSpace
+
+# Proposals in a row that may be ruled out before the space counts as exhausted.
+MOST_RULED_OUT = 150
+# Two configurations of one family predicted closer than this differ by less than measurements do.
+INDISTINCT = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What is to be tuned, apart from how and where."""
+
+    context: Context
+    workload: Workload
+    slos: tuple[Slo, ...]
+    objective: Objective
+    space: TuningSpace
+    seeds: tuple[tuple[str, dict[str, Any]], ...]
+    trials: int
+    budget_s: float = math.inf
+
+    def score(self, output_tok_s: float, tpot_mean_ms: float) -> float:
+        """Return the objective as a number to maximise (logarithmic: ratios matter)."""
+        return math.log(output_tok_s) if self.objective is Objective.OUTPUT_TOK_S else -math.log(tpot_mean_ms)
+
+    def ladder(self) -> list[int]:
+        """Return the concurrencies to measure, the asked one last."""
+        asked = self.workload.concurrency
+        return sorted({max(1, asked // 8), max(1, asked // 2), asked})
+
+
+class Reporter(Protocol):
+    """Hears what happens, to show it."""
+
+    def launching(self, number: int, source: str, config: ServerConfig, predicted: Prediction) -> None: ...
+
+    def point(self, number: int, measured: Measurement) -> None: ...
+
+    def finished(self, record: TrialRecord, best: TrialRecord | None) -> None: ...
+
+
+@dataclass(slots=True)
+class Loop:
+    """One run of the tuner; `records` holds the trials of earlier sessions of the same run too."""
+
+    task: Task
+    engine: Engine
+    folder: RunFolder
+    index: StudyIndex
+    reporter: Reporter
+    records: list[TrialRecord] = field(default_factory=list)
+    stop_reason: str = ""
+
+    @property
+    def launches(self) -> int:
+        return sum(record.launched for record in self.records)
+
+    @property
+    def spent_s(self) -> float:
+        return sum(record.spent_s for record in self.records)
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The best feasible trial so far; ties go to the earlier one."""
+        feasible = [record for record in self.records if record.feasible]
+        return max(feasible, key=lambda record: record.objective, default=None)
+
+    def run(self) -> None:
+        """Go on until launches, budget or proposals are used up; every record is on disk before the next."""
+        for source, params in self._proposals():
+            record = self._try(source, params)
+            self.folder.append(record)
+            if record.launched:
+                self._write_trial(record)
+            self.index.tell(record)
+            self.records.append(record)
+            self.reporter.finished(record, self.best)
+
+    def _write_trial(self, record: TrialRecord) -> None:
+        """Put what a person wants to look at into the trial's own folder."""
+        spec = launch_spec(record.config, self.task.context.version)
+        self.folder.write_trial(record.number, "command.sh", spec.shell_line() + "\n", executable=True)
+        self.folder.write_trial(record.number, "result.json", encode_json(record) + "\n")
+        points = "".join(encode_json(point, indent=0) + "\n" for point in record.points)
+        self.folder.write_trial(record.number, "points.jsonl", points)
+
+    def _proposals(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield seeds first, then the sampler's proposals that were not tried before."""
+        ruled_out = 0
+        while self.launches < self.task.trials:
+            if self.spent_s >= self.task.budget_s:
+                self.stop_reason = "the budget is spent"
+                return
+            number = len(self.records)
+            if number < len(self.task.seeds):
+                yield self.task.seeds[number]
+                continue
+            ruled_out = ruled_out + 1 if not self.records[-1].launched else 0
+            if ruled_out >= MOST_RULED_OUT:
+                self.stop_reason = "no proposal is left that could beat the best measured and is worth a launch"
+                return
+            yield "sampler", self.index.propose()
+        self.stop_reason = f"{self.task.trials} launches done"
+
+    def _try(self, source: str, params: dict[str, Any]) -> TrialRecord:
+        """Carry one proposal as far as it goes: ruled out, infeasible, or measured."""
+        config = self.task.space.config(params)
+        blank = self._blank(source, params, config)
+        reason = self._cannot_run(config)
+        if reason is not None:
+            return replace(blank, outcome=Outcome.RULED_OUT, reason=reason)
+        predicted = predict(self.task.context, config, self.task.workload)
+        draft = self._predicted(blank, predicted)
+        reason = self._cannot_win(config, predicted)
+        if reason is not None:
+            return replace(draft, outcome=Outcome.RULED_OUT, reason=reason)
+        self.reporter.launching(draft.number, source, config, predicted)
+        return self._launch(draft)
+
+    def _blank(self, source: str, params: dict[str, Any], config: ServerConfig) -> TrialRecord:
+        """A record of a configuration nothing is known of: as bad as the worst seen, memory violated."""
+        worst = min((record.objective for record in self.records), default=0.0)
+        return TrialRecord(
+            number=len(self.records),
+            source=source,
+            params=params,
+            config=config,
+            outcome=Outcome.RULED_OUT,
+            predicted={},
+            objective=worst,
+            constraints={"memory": 1.0, **{_key(slo): 0.0 for slo in self.task.slos}},
+        )
+
+    def _predicted(self, record: TrialRecord, predicted: Prediction) -> TrialRecord:
+        """Complete a record with what the model says: what samplers learn of a trial that was not measured."""
+        figures = {
+            "output_tok_s": predicted.output_tok_s,
+            "tpot_mean_ms": predicted.tpot_ms["mean"],
+            "ttft_mean_ms": predicted.ttft_ms["mean"],
+        }
+        misses = {_key(slo): math.log(predicted.statistic_ms(slo) / slo.limit_ms) for slo in self.task.slos}
+        return replace(
+            record,
+            predicted=figures,
+            objective=self.task.score(predicted.output_tok_s, predicted.tpot_ms["mean"]),
+            constraints={"memory": -1.0, **misses},
+        )
+
+    def _cannot_run(self, config: ServerConfig) -> str | None:
+        """Say which rule or number forbids the launch, or None."""
+        context = self.task.context
+        question = Question(config=config, arch=context.arch, machine=context.machine, version=context.version)
+        error = first_error(question)
+        if error is not None:
+            return f"{error.rule}: {error.message}"
+        filled = memory(context.arch, context.machine, table_of([config]), context.version)
+        if float(filled.kv_tokens_per_rank[0]) < self.task.workload.longest_request:
+            return f"memory: {int(filled.kv_tokens_per_rank[0]):,} KV tokens cannot hold one request"
+        if float(filled.free[0]) < SAFE_FREE_GIB:
+            return f"memory: {float(filled.free[0]):.1f} GiB would be left free per GPU, {SAFE_FREE_GIB} are needed"
+        return None
+
+    def _cannot_win(self, config: ServerConfig, predicted: Prediction) -> str | None:
+        """Say that the optimistic end of the prediction loses, or that a launch would tell nothing new."""
+        twin = self._twin(config, predicted)
+        if twin is not None:
+            return f"nothing new: predicted within {100 * INDISTINCT:.0f} % of trial {twin.number}, same family"
+        best = self.best
+        if best is None or best.target is None:
+            return None
+        hope = math.exp(BAND_SIGMAS * relative_error(self.task.context, config))
+        optimistic = self.task.score(predicted.output_tok_s * hope, predicted.tpot_ms["mean"] / hope)
+        if optimistic >= best.objective:
+            return None
+        return f"bound: at best {100 * math.expm1(optimistic - best.objective):+.0f} % of the best measured"
+
+    def _twin(self, config: ServerConfig, predicted: Prediction) -> TrialRecord | None:
+        """Return a launched trial of the same family whose prediction could not be told apart, or None."""
+        rate = predicted.output_tok_s
+        for record in self.records:
+            same = record.launched and record.label == config.label
+            if same and abs(record.predicted["output_tok_s"] / rate - 1.0) < INDISTINCT:
+                return record
+        return None
+
+    def _launch(self, draft: TrialRecord) -> TrialRecord:
+        """Start the server, climb the ladder, and say what came of it. The server is stopped in any case."""
+        points: list[Measurement] = []
+        boot_s = 0.0
+        try:
+            server = self.engine.launch(draft.config, draft.number)
+            boot_s = server.info().boot_s
+            try:
+                self._climb(server, draft.number, points.append)
+            finally:
+                server.stop()
+        except LaunchFailed as failure:
+            spent = failure.seconds + sum(point.duration_s for point in points)
+            return replace(
+                draft,
+                outcome=Outcome.INFEASIBLE,
+                failure=failure.kind,
+                reason=failure.evidence,
+                points=tuple(points),
+                constraints={**draft.constraints, "memory": 1.0},
+                boot_s=boot_s,
+                spent_s=spent,
+            )
+        return self._measured(draft, points, boot_s)
+
+    def _climb(self, server: Server, number: int, keep: Callable[[Measurement], None]) -> None:
+        for concurrency in self.task.ladder():
+            measured = server.measure(replace(self.task.workload, concurrency=concurrency))
+            keep(measured)
+            self.reporter.point(number, measured)
+
+    def _measured(self, draft: TrialRecord, points: Sequence[Measurement], boot_s: float) -> TrialRecord:
+        target = points[-1]
+        violated = {_key(slo): math.log(_statistic_ms(target, slo) / slo.limit_ms) for slo in self.task.slos}
+        misses = [
+            f"{slo} missed: {_statistic_ms(target, slo):.4g} ms" for slo in self.task.slos if violated[_key(slo)] > 0
+        ]
+        return replace(
+            draft,
+            outcome=Outcome.MEASURED,
+            points=tuple(points),
+            objective=self.task.score(target.output_tok_s, target.tpot_ms["mean"]),
+            constraints={"memory": -1.0, **violated},
+            misses=tuple(misses),
+            boot_s=boot_s,
+            spent_s=boot_s + sum(point.duration_s for point in points),
+        )
+
+
+def _key(slo: Slo) -> str:
+    return f"slo {slo}"
+
+
+def _statistic_ms(measured: Measurement, slo: Slo) -> float:
+    by_metric = {Metric.TTFT: measured.ttft_ms, Metric.TPOT: measured.tpot_ms, Metric.E2E: measured.e2e_ms}
+    return by_metric[slo.metric][slo.statistic]

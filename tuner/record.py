@@ -1,0 +1,103 @@
+"""What is kept of a run: the question it answers, and one record per trial."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from models.config import ServerConfig
+from tuner.engines.seam import FailureKind, Measurement
+
+
+class Objective(StrEnum):
+    """What is maximised or minimised at the asked concurrency."""
+
+    OUTPUT_TOK_S = "output_tok_s"
+    TPOT = "tpot"
+
+
+class Outcome(StrEnum):
+    """`ruled_out` was never launched: a rule, the ledger or the optimistic bound decided."""
+
+    MEASURED = "measured"
+    INFEASIBLE = "infeasible"
+    RULED_OUT = "ruled_out"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The question of a run. A run folder belongs to exactly one.
+
+    The hashes cover every figure of the machine, the world, and the model's belief (engine profile,
+    acceptance, expert skew).
+    """
+
+    hardware: str
+    hardware_hash: str
+    model: str
+    sglang_version: str
+    isl: int
+    osl: int
+    range_ratio: float
+    concurrency: int
+    slo: tuple[str, ...]
+    objective: Objective
+    engine: str
+    world: str
+    world_hash: str
+    belief_hash: str
+    seed: int
+    sampler: str
+    mtp: bool
+    schema_version: int = 1
+
+    def differences(self, other: Manifest) -> list[str]:
+        """Return one phrase per field in which another question differs."""
+        return [
+            f"{name} {getattr(self, name)!s} -> {getattr(other, name)!s}"
+            for name in self.__slots__
+            if getattr(self, name) != getattr(other, name)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRecord:
+    """One trial as evidence: what was tried and why, what was predicted, what came back.
+
+    `config` is resolved; `params` are the study's; `spent_s` is the engine time of this trial;
+    `constraints` are <= 0 where feasible.
+    """
+
+    number: int
+    source: str
+    params: dict[str, Any]
+    config: ServerConfig
+    outcome: Outcome
+    predicted: dict[str, float]
+    objective: float
+    constraints: dict[str, float]
+    points: tuple[Measurement, ...] = ()
+    failure: FailureKind | None = None
+    reason: str = ""
+    boot_s: float = 0.0
+    spent_s: float = 0.0
+    misses: tuple[str, ...] = field(default_factory=tuple)
+
+    @property
+    def label(self) -> str:
+        return self.config.label
+
+    @property
+    def launched(self) -> bool:
+        return self.outcome is not Outcome.RULED_OUT
+
+    @property
+    def feasible(self) -> bool:
+        """Measured at the asked concurrency and within every SLO."""
+        return self.outcome is Outcome.MEASURED and all(value <= 0.0 for value in self.constraints.values())
+
+    @property
+    def target(self) -> Measurement | None:
+        """The point at the asked concurrency: the ladder's last."""
+        return self.points[-1] if self.outcome is Outcome.MEASURED and self.points else None

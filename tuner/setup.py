@@ -1,0 +1,172 @@
+"""From a tuning question to a Loop ready to run: plan first, then space, seeds, run folder and engine."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hwprobe.errors import InputError
+from hwprobe.files import encode_json
+from hwprobe.profile import HardwareProfile
+from planner.plan import Plan, PlanQuestion, make_plan
+from planner.seeds import recipe, sglang_default, spread_seeds
+from planner.space import default_space
+from tuner.engines.simulated import SimulatedEngine
+from tuner.loop import Loop, Reporter, Task
+from tuner.record import Manifest, Objective
+from tuner.store import RunFolder
+from tuner.study import SamplerName, StudyIndex
+from tuner.tuning_space import TuningSpace, tuning_space
+from tuner.world import World
+
+SPREAD_SEEDS = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneQuestion:
+    """What is asked of `sgtune tune`, read from the command line."""
+
+    plan: PlanQuestion
+    objective: Objective
+    engine: str
+    world: World
+    trials: int
+    budget_s: float
+    seed: int
+    sampler: SamplerName
+    run: str | None
+    runs: Path
+    resume: bool
+
+    def checked(self) -> TuneQuestion:
+        """Raise InputError for a question that has no meaning; return the question otherwise."""
+        if not 1 <= self.trials <= 10_000:
+            raise InputError(f"--trials is {self.trials}; it must be between 1 and 10000")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"--seed is {self.seed}; it must be between 0 and {2**31 - 1}")
+        if self.run is not None and (not self.run or self.run in (".", "..") or Path(self.run).name != self.run):
+            raise InputError(f"--run is '{self.run}'; it must be a plain folder name (its place is --runs)")
+        self.plan.checked()
+        return self
+
+    @property
+    def base_name(self) -> str:
+        plan = self.plan
+        machine = "".join(c if c.isalnum() or c in "-_." else "-" for c in plan.hardware.name)
+        return f"{machine}-{plan.isl}-{plan.osl}-c{plan.concurrency}"
+
+    def manifest(self) -> Manifest:
+        plan = self.plan
+        return Manifest(
+            hardware=plan.hardware.name,
+            hardware_hash=hardware_hash(plan.hardware),
+            world_hash=content_hash(self.world),
+            belief_hash=content_hash((plan.context().engine, plan.acceptance, plan.context().sigma)),
+            model=plan.arch.name,
+            sglang_version=str(plan.version),
+            isl=plan.isl,
+            osl=plan.osl,
+            range_ratio=plan.range_ratio,
+            concurrency=0 if plan.concurrency is None else plan.concurrency,
+            slo=tuple(str(slo) for slo in plan.slos),
+            objective=self.objective,
+            engine=self.engine,
+            world=self.world.name,
+            seed=self.seed,
+            sampler=str(self.sampler),
+            mtp=plan.mtp,
+        )
+
+    def folder(self) -> Path:
+        """Return the run folder: the named one, the latest of this question to resume, or the next free one."""
+        if self.run is not None:
+            return self.runs / self.run
+        taken = [self.base_name, *(f"{self.base_name}-{n}" for n in range(2, 1000))]
+        existing = [name for name in taken if (self.runs / name / "run.toml").exists()]
+        if self.resume:
+            return self.runs / (existing[-1] if existing else self.base_name)
+        return self.runs / next(name for name in taken if not (self.runs / name).exists())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A planned tuning run that has touched no file yet."""
+
+    question: TuneQuestion
+    plan: Plan
+    space: TuningSpace
+    seeds: tuple[tuple[str, dict[str, Any]], ...]
+
+
+def hardware_hash(hardware: HardwareProfile) -> str:
+    """Return a short hash of the machine's figures, not of when or how they were written down."""
+    return content_hash(replace(hardware, created=None))
+
+
+def content_hash(value: Any) -> str:
+    """Return a short hash of a value's JSON form."""
+    return hashlib.sha256(encode_json(value, indent=0).encode()).hexdigest()[:16]
+
+
+def prepare(question: TuneQuestion) -> Prepared:
+    """Plan the question and choose space and seeds. Raises InputError when nothing fits the machine."""
+    question.checked()
+    plan = make_plan(question.plan)
+    if plan.best is None:
+        short = f" (short of {plan.shortage_gib:.1f} GiB per GPU)" if plan.shortage_gib else ""
+        more = f"; {plan.node_answer}" if plan.node_answer else ""
+        raise InputError(
+            f"nothing to tune: {plan.question.arch.name} does not fit {question.plan.hardware.name}{short}{more}"
+        )
+    context = plan.context
+    workload = question.plan.workload(plan.concurrency)
+    space = default_space(context.machine, context.version, mtp=question.plan.mtp)
+    unfit = {item.config.layout for item in plan.found.rejected if not item.config.speculative}
+    kept = {layout.layout: layout for layout in space.layouts if layout.layout not in unfit}
+    study_space = tuning_space(space, kept, context, workload)
+    return Prepared(question=question, plan=plan, space=study_space, seeds=tuple(_seeds(plan, study_space)))
+
+
+def _seeds(plan: Plan, space: TuningSpace) -> list[tuple[str, dict[str, Any]]]:
+    """The default (the baseline of every claim), the recipe, then margin and spread; none twice."""
+    machine = plan.context.machine
+    wanted: list[tuple[str, dict[str, Any]]] = []
+    for source, layout in (("SGLang default", sglang_default(machine)), ("recipe", recipe(machine))):
+        if layout.layout in space.layouts:
+            wanted.append((source, space.default_params(layout)))
+    chosen = spread_seeds(plan.found.candidates, machine.memory_gib, SPREAD_SEEDS)
+    wanted += [("seed", space.params_of(candidate.config)) for candidate in chosen]
+    unique: list[tuple[str, dict[str, Any]]] = []
+    for source, params in wanted:
+        if params not in [known for _, known in unique]:
+            unique.append((source, params))
+    return unique
+
+
+def open_loop(prepared: Prepared, reporter: Reporter) -> tuple[Loop, bool]:
+    """Create or resume the run folder and return the loop, and whether a torn record was cut off."""
+    question, plan = prepared.question, prepared.plan
+    path, manifest = question.folder(), question.manifest()
+    if question.resume:
+        folder, records, torn = RunFolder.resume(path, manifest)
+    else:
+        folder, records, torn = RunFolder.create(path, manifest, question.plan.hardware), [], False
+    try:
+        index = StudyIndex(folder.study_file, prepared.space, records, sampler=question.sampler, seed=question.seed)
+    except BaseException:
+        folder.release()
+        raise
+    task = Task(
+        context=plan.context,
+        workload=prepared.space.workload,
+        slos=question.plan.slos,
+        objective=question.objective,
+        space=prepared.space,
+        seeds=prepared.seeds,
+        trials=question.trials,
+        budget_s=question.budget_s,
+    )
+    engine = SimulatedEngine(question.world, plan.context, question.seed)
+    return Loop(task=task, engine=engine, folder=folder, index=index, reporter=reporter, records=records), torn

@@ -1,0 +1,81 @@
+"""The Optuna study: an index over the evidence, rebuilt from it, that proposes the next parameters."""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import RDBStorage
+
+from tuner.record import TrialRecord
+from tuner.tuning_space import TuningSpace
+
+TPE_STARTUP_TRIALS = 6
+
+
+class SamplerName(StrEnum):
+    """Which sampler proposes after the seeds."""
+
+    TPE = "tpe"
+    RANDOM = "random"
+
+
+class StudyIndex:
+    """Asks Optuna for parameters and tells it outcomes. The evidence is trials.jsonl, never this database.
+
+    A configuration that failed is told as a completed trial with a violated constraint: samplers do not
+    see failed ones. The sampler is seeded anew by (run seed, trial) before every proposal, so that a
+    resumed run proposes what the uninterrupted one would have.
+    """
+
+    def __init__(
+        self, file: Path, space: TuningSpace, records: Sequence[TrialRecord], *, sampler: SamplerName, seed: int
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        file.unlink(missing_ok=True)
+        self._sampler, self._seed = sampler, seed
+        self._distributions: dict[str, BaseDistribution] = {
+            name: CategoricalDistribution(values) for name, values in space.choices.items()
+        }
+        self._study = optuna.create_study(
+            storage=RDBStorage(f"sqlite:///{file}"), study_name="sgtune", direction="maximize"
+        )
+        for record in records:
+            self.tell(record)
+
+    def propose(self) -> dict[str, Any]:
+        """Return the next parameters the sampler would try."""
+        self._study.sampler = self._fresh_sampler()
+        trial = self._study.ask(self._distributions)
+        params = dict(trial.params)
+        # The proposal becomes a trial of the index only with its outcome, in `tell`.
+        self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        return params
+
+    def tell(self, record: TrialRecord) -> None:
+        """Add a finished trial, with every constraint under a sorted key."""
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                params=record.params,
+                distributions=self._distributions,
+                value=record.objective,
+                constraints=dict(sorted(record.constraints.items())),
+                user_attrs={"number": record.number, "outcome": str(record.outcome)},
+            )
+        )
+
+    def _fresh_sampler(self) -> BaseSampler:
+        told = sum(t.state == optuna.trial.TrialState.COMPLETE for t in self._study.get_trials(deepcopy=False))
+        seed = zlib.crc32(f"{self._seed}/{told}".encode())
+        if self._sampler is SamplerName.RANDOM:
+            return RandomSampler(seed=seed)
+        return TPESampler(seed=seed, n_startup_trials=TPE_STARTUP_TRIALS)

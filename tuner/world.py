@@ -1,0 +1,111 @@
+"""World: the truth of the simulated engine, apart from the planner's belief. The tuner never reads it."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field, fields, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from hwprobe.errors import InputError, did_you_mean
+from hwprobe.files import read_bytes
+from models.config import ServerConfig
+from models.engine_profile import EngineParameters
+from models.estimate import Context
+
+Positive = Annotated[float, Meta(gt=0)]
+Fraction = Annotated[float, Meta(ge=0, lt=1)]
+NotNegative = Annotated[float, Meta(ge=0)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """Step times are multiplied by `time_factor` when every knob in `when` has the value given.
+
+    Knobs are fields of ServerConfig, and `mtp_steps`; two knobs in one effect are an interaction.
+    """
+
+    when: dict[str, int | float | str | bool]
+    time_factor: Positive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """What is true where the engine runs.
+
+    `parameters` multiplies engine parameters; `extra_memory_gib` is used beyond the ledger; `noise` is the
+    relative standard deviation of a measurement; `boot_s` is what one launch costs.
+    """
+
+    name: str = "unnamed"
+    parameters: dict[str, Positive] = field(default_factory=dict)
+    sigma: NotNegative | None = None
+    acceptance: Fraction | None = None
+    extra_memory_gib: float = 0.0
+    noise: Annotated[float, Meta(ge=0, le=0.5)] = 0.015
+    boot_s: Positive = 420.0
+    effects: tuple[Effect, ...] = ()
+
+    def truth(self, belief: Context, config: ServerConfig) -> Context:
+        """Return the context that is true for this configuration, starting from the planner's belief."""
+        slower = 1.0
+        for effect in self.effects:
+            if all(_knob(config, name) == value for name, value in effect.when.items()):
+                slower *= effect.time_factor
+        true = {name: getattr(belief.engine.parameters, name) * factor for name, factor in self.parameters.items()}
+        parameters = _slowed(replace(belief.engine.parameters, **true), slower)
+        return replace(
+            belief,
+            engine=replace(belief.engine, parameters=parameters),
+            sigma=belief.sigma if self.sigma is None else self.sigma,
+            acceptance=belief.acceptance if self.acceptance is None else self.acceptance,
+        )
+
+
+# Times are multiplied and efficiencies divided, so that an effect slows every part of a step alike.
+_TIMES = ("tau_us", "t_pf0_ms", "mla_floor_us", "token_us", "host_ms", "ep_layer_us", "dp_layer_us")
+_EFFICIENCIES = ("eta_w", "eta_pf", "eta_kv")
+
+
+def _slowed(parameters: EngineParameters, factor: float) -> EngineParameters:
+    times = {name: getattr(parameters, name) * factor for name in _TIMES}
+    efficiencies = {name: getattr(parameters, name) / factor for name in _EFFICIENCIES}
+    return replace(parameters, **times, **efficiencies)
+
+
+def _knob(config: ServerConfig, name: str) -> Any:
+    if name == "mtp_steps":
+        return config.speculative.num_steps if config.speculative else 0
+    return getattr(config, name)
+
+
+def load_world(path: Path | None) -> World:
+    """Read a world file, or the default world. Raises InputError naming the field that is wrong."""
+    if path is None:
+        data, where = files("tuner").joinpath("worlds/default.toml").read_bytes(), "default.toml"
+    else:
+        data, where = read_bytes(path, "world"), str(path)
+    try:
+        world = msgspec.convert(tomllib.loads(data.decode()), World, strict=True)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{where}: not valid TOML ({error})") from error
+    except msgspec.ValidationError as error:
+        raise InputError(f"{where}: {error}") from error
+    _check_names(world, where)
+    return world
+
+
+def _check_names(world: World, where: str) -> None:
+    parameters = [item.name for item in fields(EngineParameters)]
+    knobs = [*(item.name for item in fields(ServerConfig) if item.name != "speculative"), "mtp_steps"]
+    for name in world.parameters:
+        if name not in parameters:
+            raise InputError(f"{where}: unknown engine parameter '{name}'; {did_you_mean(name, parameters)}")
+    for effect in world.effects:
+        for name in effect.when:
+            if name not in knobs:
+                raise InputError(f"{where}: unknown knob '{name}' in an effect; {did_you_mean(name, knobs)}")
