@@ -1,0 +1,50 @@
+"""README promises: its figures are what its commands print, its links lead somewhere, versions agree."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tuner import __version__
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_first_command_prints_what_is_shown(sgtune: Callable[..., Any]) -> None:
+    command = re.search(r"python3 dev\.py sgtune (plan .+)", README)
+    assert command
+    ran = sgtune(*command[1].split())
+    shown = README.split("```")[3].strip().splitlines()
+    printed = [line.rstrip() for line in ran.out.strip().splitlines()]
+    assert printed == shown
+
+
+def test_the_founding_table_is_what_the_commands_print(sgtune: Callable[..., Any]) -> None:
+    rows = re.findall(r"\| ([\d,]+) \(([\d,]+) / 1,000\) \| [^|]+\| ([\d,.]+) \|", README)
+    assert len(rows) == 4
+    for clients, isl, predicted in rows:
+        ran = sgtune(
+            "plan", "--hardware", "nf5688g7", "--isl", isl.replace(",", ""), "--osl", "1000",
+            "--concurrency", clients.replace(",", ""), "--sglang-version", "0.4.3",
+        )  # fmt: skip
+        printed = re.search(r"predicted ([\d,.]+);", ran.out)
+        assert printed
+        assert abs(float(printed[1].replace(",", "")) - float(predicted.replace(",", ""))) <= 0.051
+
+
+def test_links_lead_to_files() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_versions_agree() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert project["version"] == __version__
+    assert f"## [{__version__}]" in changelog
+    assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
