@@ -78,7 +78,7 @@ def test_a_full_cache_retracts_and_still_finishes_everybody() -> None:
     assert found.peak_kv_tokens <= 1500 + 8
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.integers(1, 3000), st.integers(1, 600)), min_size=1, max_size=60),
     st.integers(1, 32),
@@ -178,7 +178,7 @@ def test_same_question_same_answer(context: MakeContext) -> None:
     assert other != predict(where, resolved(where), workload)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 512), st.integers(16, 4000), st.integers(16, 4000), st.floats(1.0, 3.0))
 def test_more_bandwidth_never_slows_serving(clients: int, isl: int, osl: int, factor: float) -> None:
     from packaging.version import Version
