@@ -32,6 +32,9 @@ DP_COLLECTIVE_SHARE = 0.6
 MTP_NEW_EXPERT_SHARE = 0.85
 # The draft layer's own time: 1-2.5 ms for 1-3 steps (SGLang traces on H200).
 MTP_DRAFT_BASE_S, MTP_DRAFT_STEP_S = 1.0e-3, 0.5e-3
+# Pipeline parallelism turns overlap scheduling off: each stage's host work is exposed (assumed 3 ms), and
+# hidden states hop between stages.
+PP_HOST_S = 3.0e-3
 PP_HOP_S = 30.0 * US
 
 
@@ -114,7 +117,7 @@ def decode_step(
         head=_head(arch, machine, table, engine, tokens, rank_tokens),
         launch=engine.tau_us * US * _graph_nodes(arch) * np.ones_like(tokens),
         token_work=layers * engine.token_us * US * rank_tokens,
-        host=engine.host_ms * 1e-3 + (table.pp - 1.0) * PP_HOP_S,
+        host=engine.host_ms * 1e-3 + np.where(table.pp > 1, table.pp * (PP_HOST_S + PP_HOP_S), 0.0),
         rank_sync=moe_layers * _rank_sync(table, engine),
         draft=np.where(table.mtp_steps > 0, MTP_DRAFT_BASE_S + MTP_DRAFT_STEP_S * table.mtp_steps, 0.0),
         eager=np.zeros_like(tokens),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from packaging.version import Version
@@ -22,10 +22,11 @@ DEFAULT_ACCEPTANCE = 0.7
 # Two-sided 90 % band of a normal error.
 BAND_SIGMAS = 1.645
 # Structural classes and the relative error to add to the profile's: few public measurements exist.
-STRUCTURAL_ERROR = {"attention DP": 0.10, "EP": 0.15, "several nodes": 0.25, "MTP": 0.15}
+STRUCTURAL_ERROR = {"attention DP": 0.10, "EP": 0.15, "PP": 0.25, "several nodes": 0.25, "MTP": 0.15}
 # Warm-up and measured requests per client of a replay, and the most requests replayed.
 REPLAY_WAVES = 4
 LONGEST_REPLAY = 3000
+MOST_CLIENTS = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +104,7 @@ def predict(context: Context, config: ServerConfig, workload: Workload, seed: in
     return Prediction(
         output_tok_s=played.output_tok_s,
         total_tok_s=played.output_tok_s * (1.0 + workload.isl.mean / mean_osl),
-        user_tok_s=1e3 / tpot["mean"],
+        user_tok_s=1e3 / (tpot["mean"] or e2e["mean"]),  # a single output token has no TPOT
         request_rate=played.output_tok_s / mean_osl,
         running_requests=min(float(steady.running[0]), workload.concurrency),
         ttft_ms=ttft,
@@ -121,10 +122,16 @@ def predict(context: Context, config: ServerConfig, workload: Workload, seed: in
 
 
 def replay_workload(context: Context, config: ServerConfig, workload: Workload, seed: int = 0) -> Replay:
-    """Replay a closed loop of the workload's clients: one wave of warm-up, then the measured ones."""
+    """Replay a closed loop of the workload's clients: one wave of warm-up, then the measured ones.
+
+    Of a crowd far beyond what runs at once only `MOST_CLIENTS` are replayed; the others wait in line for
+    as long as the server takes to serve them.
+    """
     table = table_of([config])
     filled = memory(context.arch, context.machine, table, context.version)
-    clients = workload.concurrency
+    per_request = workload.isl.mean + workload.osl.mean
+    runnable = min(float(table.max_running[0]), float(filled.kv_tokens[0]) / per_request)
+    clients = min(workload.concurrency, max(MOST_CLIENTS, int(2 * runnable)))
     waves = max(1, min(REPLAY_WAVES, LONGEST_REPLAY // clients))
     count = clients * (1 + waves)
     rng = np.random.default_rng(seed)
@@ -144,7 +151,9 @@ def replay_workload(context: Context, config: ServerConfig, workload: Workload, 
         conservativeness=config.schedule_conservativeness or 1.0,
     )
     isl, osl = workload.isl.sample(count, rng), workload.osl.sample(count, rng)
-    return replay(times, limits, isl, osl, concurrency=clients, measure_from=clients)
+    played = replay(times, limits, isl, osl, concurrency=clients, measure_from=clients)
+    in_line_s = (workload.concurrency - clients) * float(osl.mean()) / played.output_tok_s
+    return replace(played, ttft_s=played.ttft_s + in_line_s, e2e_s=played.e2e_s + in_line_s)
 
 
 def statistics_ms(seconds: Array) -> dict[str, float]:
@@ -184,6 +193,8 @@ def limiting_resource(serving: Serving, index: int, workload: Workload, table: C
         kv = float(np.ravel(serving.kv_limit)[index])
         return "KV cache capacity" if kv <= running * 1.001 else "max_running_requests"
     stalls = stall_ms_per_token(serving, index, workload)
+    if float(np.ravel(serving.prefill_pass_s)[index]) > workload.osl.mean * float(np.ravel(serving.tpot_s)[index]):
+        return "prefill passes"
     parts = {name: float(np.ravel(values)[index]) for name, values in serving.step.parts_ms().items()}
     largest = max(parts, key=lambda name: parts[name])
     return "prefill passes" if stalls > parts[largest] else LIMIT_NAMES[largest]
@@ -200,6 +211,8 @@ def structural_warnings(config: ServerConfig) -> tuple[str, ...]:
     said = []
     if config.ep_size > 1:
         said.append("EP: the cost of expert dispatch inside a step is known to a factor of two")
+    if config.pp_size > 1:
+        said.append("PP: bubbles and exposed host time are assumed, nothing is published for this model")
     if config.nnodes > 1:
         said.append("several nodes: all-reduce across nodes is 16-46 % slower in published runs than modelled")
     if config.speculative:
@@ -212,6 +225,7 @@ def relative_error(context: Context, config: ServerConfig) -> float:
     classes = {
         "attention DP": config.attn_dp_size > 1,
         "EP": config.ep_size > 1,
+        "PP": config.pp_size > 1,
         "several nodes": config.nnodes > 1,
         "MTP": config.speculative is not None,
     }

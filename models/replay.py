@@ -6,6 +6,7 @@ It knows step times only through `StepTimes`; the closed form in `serving` share
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ from models.engine_profile import EngineParameters
 from models.layout import Array, ConfigTable
 from models.machine import Machine
 from models.prefill import prefill_s
-from models.serving import FRONT_END_S, accepted_tokens
+from models.serving import FRONT_END_S, accepted_tokens, stages_at_work
 
 # SGLang's admission: share of the remaining output of running requests it keeps room for, times the
 # schedule conservativeness; it decays to the minimum over these many decode steps (environ.py).
@@ -28,7 +29,7 @@ RATIO_DECAY_STEPS = 600
 CLIPPED_NEW_TOKENS = 4096
 RETRACT_DECODE_STEPS = 20
 MAX_PREFILL_TOKENS = 16384
-# Decode steps advanced at once while nothing happens: the context grows, so the step time does.
+# Decode steps between two attempts to admit a waiting request.
 LONGEST_STRIDE = 64
 
 
@@ -54,7 +55,7 @@ class StepTimes:
         self.base_s: list[float] = [0.0, *np.broadcast_to(step.total, batch.shape).tolist()]
         self.slope_s: list[float] = [0.0, *np.broadcast_to(step.kv_slope, batch.shape).tolist()]
         self.accepted = float(accepted_tokens(table, acceptance)[0])
-        self.pipeline = float(table.pp[0])
+        self.stages_at_work = float(stages_at_work(table)[0])
         self.front_end_s = FRONT_END_S
         self.poll_steps = 0.5 * float(table.recv_interval[0])
         self._cache: dict[tuple[int, int, int], float] = {}
@@ -206,6 +207,7 @@ def _prefill(server: _Server) -> bool:
     if server.chunked is not None:
         request, server.chunked = server.chunked, None
         room -= request.prompt - request.prefilled + _output_reserve(request)
+        _whole_chunks(server, request, budget)
         prefix += request.prefilled
         take = min(budget, request.prompt - request.prefilled)
         request.prefilled += take
@@ -225,7 +227,7 @@ def _prefill(server: _Server) -> bool:
         joined.append(request)
     if not joined:
         return False
-    server.spend(times.prefill_s(prompts, new_tokens, prefix) / times.pipeline)
+    server.spend(times.prefill_s(prompts, new_tokens, prefix) / times.stages_at_work)
     for request in joined:
         if request.prefilled < request.prompt:
             server.chunked = request
@@ -233,6 +235,13 @@ def _prefill(server: _Server) -> bool:
             _join(server, request)
     server.peak_kv = max(server.peak_kv, server.used)
     return True
+
+
+def _whole_chunks(server: _Server, request: _Request, budget: int) -> None:
+    """Run the passes that one long prompt fills alone: nothing else can join them."""
+    while request.prompt - request.prefilled > budget:
+        server.spend(server.times.prefill_s(1, budget, request.prefilled) / server.times.stages_at_work)
+        request.prefilled += budget
 
 
 def _output_reserve(request: _Request) -> int:
@@ -267,12 +276,15 @@ def _decode(server: _Server) -> None:
     if free_steps < 1.0 and batch > 1:
         _retract(server)
         return
-    stride = min(to_finish, LONGEST_STRIDE, max(1.0, free_steps))
+    # Step times are linear in the context, so the middle of a stride is exact; only while the admission
+    # ratio decays does a waiting request need to be reconsidered along the way.
+    floor = INITIAL_NEW_TOKEN_RATIO * MINIMUM_RATIO_FACTOR * server.limits.conservativeness
+    patience = LONGEST_STRIDE if server.waiting and server.ratio > floor else math.inf
+    stride = min(to_finish, patience, max(1.0, free_steps))
     context = server.used / batch + stride * times.accepted / 2.0
     server.spend(stride * times.decode_s(batch, context))
     server.step += stride
     server.generated += stride * batch * times.accepted
-    floor = INITIAL_NEW_TOKEN_RATIO * MINIMUM_RATIO_FACTOR * server.limits.conservativeness
     initial = INITIAL_NEW_TOKEN_RATIO * server.limits.conservativeness
     server.ratio = max(floor, server.ratio - stride * (initial - floor) / RATIO_DECAY_STEPS)
     server.peak_kv = max(server.peak_kv, server.used)

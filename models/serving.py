@@ -20,6 +20,8 @@ BURSTINESS = 2.5
 # A request holds its input and, averaged over its life, a little more than half of its output.
 MEAN_OUTPUT_HELD = 0.55
 FIXED_POINT_ROUNDS = 4
+# Share of the further pipeline stages that prefill keeps busy (assumed: nothing is published for R1).
+PP_PREFILL_EFFICIENCY = 0.7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,11 @@ def accepted_tokens(table: ConfigTable, acceptance: float) -> Array:
     return (1.0 - acceptance ** (table.mtp_steps + 1.0)) / (1.0 - acceptance)
 
 
+def stages_at_work(table: ConfigTable) -> Array:
+    """Pipeline stages that work on prefill passes at the same time, on average."""
+    return 1.0 + PP_PREFILL_EFFICIENCY * (table.pp - 1.0)
+
+
 def closed_loop(
     arch: ModelArchitecture,
     machine: Machine,
@@ -93,7 +100,7 @@ def closed_loop(
     prompts = np.ones_like(running)
     for _ in range(FIXED_POINT_ROUNDS):
         pass_s = prefill_s(arch, machine, table, engine, prompts, new, (isl - new) / 2.0, demand.sigma) * chunked
-        stall_s = pass_s / prompts / table.pp
+        stall_s = pass_s / prompts / stages_at_work(table)
         cycle_s = osl * step_s / accepted + running * stall_s
         rate = running / cycle_s
         gathered = BURSTINESS * rate * step_s

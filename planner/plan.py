@@ -66,7 +66,12 @@ class PlanQuestion:
             raise InputError(f"--mtp-acceptance is {self.acceptance:g}; it must be from 0 to below 1")
         if self.users is not None and not 1 <= self.users <= MOST_USERS:
             raise InputError(f"--users is {self.users}; it must be between 1 and {MOST_USERS:,}")
-        self.workload(1 if self.concurrency is None else self.concurrency)
+        longest = self.workload(1 if self.concurrency is None else self.concurrency).longest_request
+        if longest > self.arch.max_position_embeddings:
+            raise InputError(
+                f"--isl {self.isl:,} and --osl {self.osl:,} together exceed the model's context of "
+                f"{self.arch.max_position_embeddings:,} tokens"
+            )
         return self
 
     @property

@@ -15,6 +15,7 @@ from models.layout import Array, ConfigTable, table_of
 from models.memory import Memory, MemoryLedger, ledger_of, memory
 from models.serving import Serving
 from models.workload import Metric, Slo, Workload
+from planner.resolver import DEFAULT_REQUESTS_PER_RANK
 from planner.rules import Question, first_error
 from planner.space import Space, fill_grid, shapes
 
@@ -26,8 +27,11 @@ GOOD_FREE_GIB = 5.0
 TIE = 0.002
 # Families that are replayed event by event and returned.
 REPLAYED = 10
-# Caps on running requests worth trying when a latency limit asks for fewer than all clients at once.
-RUNNING_SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
+# Caps on running requests worth trying: all clients; fewer when a latency limit asks for it; and for crowds
+# that the KV cache cannot hold at once, since the request table of each costs memory.
+LATENCY_SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
+CROWD_SHARES = (1.0, 0.5, 0.25)
+CROWD_PER_RANK = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,9 +112,11 @@ def _question(context: Context, config: ServerConfig) -> Question:
 def _grid(
     shape: ServerConfig, context: Context, space: Space, workload: Workload, slos: tuple[Slo, ...]
 ) -> list[ServerConfig]:
-    """Fill the shape's grid; with latency limits also cap the running requests at several levels."""
-    shares = RUNNING_SHARES if any(slo.metric != Metric.TTFT for slo in slos) else (1.0,)
-    per_rank = -(-workload.concurrency // shape.attn_dp_size)
+    """Fill the shape's grid, with the running requests capped at each level worth trying."""
+    per_rank = min(DEFAULT_REQUESTS_PER_RANK, -(-workload.concurrency // shape.attn_dp_size))
+    shares: tuple[float, ...] = CROWD_SHARES if per_rank > CROWD_PER_RANK else (1.0,)
+    if any(slo.metric != Metric.TTFT for slo in slos):
+        shares = LATENCY_SHARES
     levels = sorted({max(1, round(per_rank * share)) for share in shares}, reverse=True)
     return [
         config

@@ -43,7 +43,9 @@ class Task:
 
     def score(self, output_tok_s: float, tpot_mean_ms: float) -> float:
         """Return the objective as a number to maximise (logarithmic: ratios matter)."""
-        return math.log(output_tok_s) if self.objective is Objective.OUTPUT_TOK_S else -math.log(tpot_mean_ms)
+        if self.objective is Objective.OUTPUT_TOK_S:
+            return math.log(output_tok_s)
+        return -math.log(max(tpot_mean_ms, 1e-6))  # a single output token has no TPOT
 
     def ladder(self) -> list[int]:
         """Return the concurrencies to measure, the asked one last."""

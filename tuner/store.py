@@ -41,6 +41,7 @@ class RunFolder:
     def create(cls, path: Path, manifest: Manifest, hardware: HardwareProfile) -> RunFolder:
         """Make the folder and take its lock. Raises InputError if it holds a run or cannot be written."""
         if (path / "run.toml").exists():
+            _check_question(path, manifest)
             raise InputError(f"run folder '{path}' exists: continue it with --resume, or name another with --run")
         write_atomic(path / "hardware.json", encode_json(hardware) + "\n")
         write_atomic(path / "run.toml", tomli_w.dumps(msgspec.to_builtins(manifest)))
@@ -56,12 +57,7 @@ class RunFolder:
         """
         if not (path / "run.toml").exists():
             raise InputError(f"there is no run in '{path}' to resume; leave --resume out to start it")
-        differences = read_manifest(path).differences(manifest)
-        if differences:
-            raise InputError(
-                f"run folder '{path}' belongs to another question: {'; '.join(differences)}; "
-                "ask the same question to resume it, or name another folder with --run"
-            )
+        _check_question(path, manifest)
         folder = cls(path)
         folder._acquire()
         torn = cut_torn_line(folder.trials_file)
@@ -106,6 +102,16 @@ class RunFolder:
     def write(self, name: str, text: str) -> None:
         """Write a file into the run folder."""
         write_atomic(self.path / name, text)
+
+
+def _check_question(path: Path, manifest: Manifest) -> None:
+    """Raise InputError with the differences if the folder's run answers another question."""
+    differences = read_manifest(path).differences(manifest)
+    if differences:
+        raise InputError(
+            f"run folder '{path}' belongs to another question: {'; '.join(differences)}; "
+            "ask the same question to resume it, or name another folder with --run"
+        )
 
 
 def read_manifest(path: Path) -> Manifest:

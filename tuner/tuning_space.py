@@ -8,7 +8,7 @@ from typing import Any
 from models.config import ServerConfig, Speculative
 from models.estimate import Context
 from models.workload import Workload
-from planner.resolver import resolve
+from planner.resolver import DEFAULT_REQUESTS_PER_RANK, resolve
 from planner.space import CHUNKS, FRACTIONS, Space, as_launched, graph_size
 
 DEFAULT = "default"
@@ -28,7 +28,7 @@ class TuningSpace:
         """Return the resolved configuration of a choice of parameters."""
         layout = self.layouts[params["layout"]]
         steps = int(params["mtp_steps"])
-        per_rank = -(-self.workload.concurrency // layout.attn_dp_size)
+        per_rank = min(DEFAULT_REQUESTS_PER_RANK, -(-self.workload.concurrency // layout.attn_dp_size))
         typed = replace(
             layout,
             speculative=Speculative.chain(steps) if steps else None,

@@ -24,7 +24,7 @@ class ConstantTimes:
     """Step times a person can calculate with: 10 ms a decode step, 100 ms a prefill pass."""
 
     accepted = 1.0
-    pipeline = 1.0
+    stages_at_work = 1.0
     front_end_s = 0.0
     poll_steps = 0.0
     base_s = (0.0,) * 5000

@@ -156,6 +156,7 @@ def test_users_at_a_speed_get_a_number_of_servers() -> None:
         ({"request_rate": float("nan")}, "--request-rate"),
         ({"users": 0, "min_user_tok_s": 5.0}, "--users is 0"),
         ({"concurrency": 0}, "--concurrency is 0"),
+        ({"concurrency": 1, "isl": 163_000}, "exceed the model's context of 163,840"),
         ({"concurrency": 1, "acceptance": 1.0}, "--mtp-acceptance"),
     ],
 )
@@ -173,6 +174,28 @@ def test_the_document_carries_the_firm_fields(crowd: Plan) -> None:
     for candidate in document["candidates"]:
         assert {"config", "argv", "prediction", "ledger", "kv_tokens"} <= set(candidate)
     assert all({"config", "reason"} <= set(item) for item in document["rejected"])
+
+
+def test_one_output_token_is_a_question_too() -> None:
+    plan = asked(concurrency=8, osl=1)
+    assert plan.best is not None
+    assert plan.best.prediction.tpot_ms["mean"] == 0.0
+    assert plan.best.prediction.user_tok_s > 0
+
+
+def test_a_crowd_waits_in_line_and_the_plan_does_not() -> None:
+    few, many = asked("h200x8", concurrency=4096), asked("h200x8", concurrency=200_000)
+    assert few.best is not None
+    assert many.best is not None
+    assert many.best.prediction.ttft_ms["mean"] > 10 * few.best.prediction.ttft_ms["mean"]
+    assert many.best.prediction.limiting == "KV cache capacity"
+
+
+def test_what_no_gpu_count_mends_says_what_would() -> None:
+    plan = asked("a100x8", concurrency=4)
+    assert not plan.fits
+    assert plan.shortage_gib is None
+    assert "fp8-hardware" in plan.found.rejected_by_reason()
 
 
 def test_versions_differ_in_what_they_can_do(crowd: Plan) -> None:

@@ -77,6 +77,9 @@ def test_another_question_is_refused_with_the_difference(tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"another question: isl 100 -> 200; seed 0 -> 7"):
         RunFolder.resume(path, replace(MANIFEST, isl=200, seed=7))
 
+    with pytest.raises(InputError, match=r"another question: isl 100 -> 200"):
+        RunFolder.create(path, replace(MANIFEST, isl=200), HARDWARE)
+
 
 def test_create_needs_a_free_place_and_resume_a_run(tmp_path: Path) -> None:
     path = tmp_path / "run"

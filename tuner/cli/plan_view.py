@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 
 from rich.console import Console
@@ -38,6 +39,9 @@ def show_plan(plan: Plan, screen: Console, *, model_path: str, explain: bool) ->
     if explain and best is not None:
         screen.print(ledger_table(best.ledger))
         screen.print(breakdown_table(plan.found.candidates[:3]))
+        screen.print("flags of each:", style="bold")
+        for index, candidate in enumerate(plan.found.candidates, start=1):
+            screen.print(f"{index:3}  {shlex.join(plan.argv(candidate))}", soft_wrap=True, markup=False)
     _show_rejected(plan, screen, explain)
     _show_published(plan, screen)
     for warning in plan.warnings:
@@ -56,13 +60,14 @@ def _asked(plan: Plan) -> str:
 def _show_misfit(plan: Plan, screen: Console) -> None:
     shortage = plan.shortage_gib
     if shortage is None:
-        screen.print("[bold red]No configuration is possible here[/]; see the reasons below.")
-    else:
-        gpus = plan.context.machine.gpu_count
-        screen.print(
-            f"[bold red]It does not fit[/]: the nearest layout is short of {shortage:.1f} GiB per GPU "
-            f"({shortage * gpus:.0f} GiB on the machine)."
-        )
+        reasons = dict.fromkeys(item.reason for item in plan.found.rejected)
+        screen.print(f"[bold red]No configuration is possible here[/]: {next(iter(reasons), 'nothing to try')}.")
+        return
+    gpus = plan.context.machine.gpu_count
+    screen.print(
+        f"[bold red]It does not fit[/]: the nearest layout is short of {shortage:.1f} GiB per GPU "
+        f"({shortage * gpus:.0f} GiB on the machine)."
+    )
     screen.print(plan.node_answer or "Up to eight times as many nodes do not hold it either.")
 
 

@@ -59,7 +59,8 @@ class Measurement:
 
     @property
     def user_tok_s(self) -> float:
-        return 1e3 / self.tpot_ms["mean"]
+        """Speed a user sees while being served; a single output token has no TPOT."""
+        return 1e3 / (self.tpot_ms["mean"] or self.e2e_ms["mean"])
 
 
 class Server(Protocol):
