@@ -19,7 +19,7 @@ from models.kernels import (
     moe_tp_s,
 )
 from models.layout import Array, ConfigTable
-from models.machine import Machine
+from models.system import System
 
 # CUDA-graph nodes: counted in SGLang's DeepSeek forward pass.
 NODES_PER_MOE_LAYER = 26
@@ -70,22 +70,15 @@ class DecodeStep:
 COSTS = tuple(field.name for field in fields(DecodeStep) if field.name != "kv_slope")
 
 
-def decode_step(
-    arch: ModelArchitecture,
-    machine: Machine,
-    table: ConfigTable,
-    engine: EngineParameters,
-    batch: Array,
-    context: Array,
-    sigma: float,
-) -> DecodeStep:
+def decode_step(system: System, batch: Array, context: Array) -> DecodeStep:
     """Seconds of one decode step of `batch` running requests with `context` tokens each, on average.
 
     Source: the equations of the R1 cost model (roofline terms, launch latency per graph node, expert
-    popularity, collectives), checked against reference values within 2 %. MTP and TP layouts share it:
-    a verify pass sends several tokens per request. Known error: 2-3 % within a fitted version, 8-12 %
+    popularity, collectives), checked against reference values within 3 % (0.14 % on average). Under MTP a
+    verify pass sends several tokens per request. Known error: 2-3 % within a fitted version, 8-12 %
     with a neighbouring version's profile; attention DP and EP carry rank_sync, known to a factor of two.
     """
+    arch, _, table, engine = system.parts
     running = np.maximum(batch / table.pp, 1.0)  # requests of one pipeline micro-batch
     rank_batch = np.maximum(running / table.attn_dp, 1.0)
     queries = table.tokens_per_request
@@ -94,27 +87,16 @@ def decode_step(
     expert_tokens = running * (1.0 + MTP_NEW_EXPERT_SHARE * (queries - 1.0))
     layers, moe_layers = arch.num_hidden_layers, arch.moe_layers
 
-    heads = arch.num_attention_heads / table.attn_tp
-    kv_slope = layers * mla_seconds_per_context_token(
-        rank_batch, heads, queries, table.kv_element_bytes, arch.latent_width, arch.kv_lora_rank, machine, engine.eta_kv
-    )
+    kv_slope = layers * _kv_slope(system, rank_batch)
     step = DecodeStep(
-        attention_gemm=layers * _attention_gemm(arch, machine, table, engine, rank_tokens),
+        attention_gemm=layers * _attention_gemm(system, rank_tokens),
         kv_attention=layers * engine.mla_floor_us * US + kv_slope * context,
-        experts=moe_layers * _experts(arch, machine, table, engine, expert_tokens, sigma),
-        shared_expert=moe_layers * _replicated_shared_expert(arch, machine, table, engine, rank_tokens),
-        gate=moe_layers
-        * gemm_s(
-            np.where(table.a2a > 0, rank_tokens, tokens),
-            arch.n_routed_experts,
-            arch.hidden_size,
-            2.0,
-            machine,
-            engine.eta_w,
-        ),
-        dense_mlp=arch.dense_layers * _dense_mlp(arch, machine, table, engine, tokens),
-        collectives=_collectives(arch, machine, table, tokens, rank_tokens),
-        head=_head(arch, machine, table, engine, tokens, rank_tokens),
+        experts=moe_layers * _experts(system, expert_tokens),
+        shared_expert=moe_layers * _replicated_shared_expert(system, rank_tokens),
+        gate=moe_layers * _router(system, np.where(table.a2a > 0, rank_tokens, tokens)),
+        dense_mlp=arch.dense_layers * _dense_mlp(system, tokens),
+        collectives=_collectives(system, tokens, rank_tokens),
+        head=_head(system, tokens, rank_tokens),
         launch=engine.tau_us * US * _graph_nodes(arch) * np.ones_like(tokens),
         token_work=layers * engine.token_us * US * rank_tokens,
         host=engine.host_ms * 1e-3 + np.where(table.pp > 1, table.pp * (PP_HOST_S + PP_HOP_S), 0.0),
@@ -133,10 +115,9 @@ def _with_eager_floor(step: DecodeStep, table: ConfigTable, engine: EngineParame
     return replace(step, eager=np.where(beyond, missing, 0.0))
 
 
-def _attention_gemm(
-    arch: ModelArchitecture, machine: Machine, table: ConfigTable, engine: EngineParameters, rank_tokens: Array
-) -> Array:
+def _attention_gemm(system: System, rank_tokens: Array) -> Array:
     """One layer's projections: fused q_a and kv_a (replicated), q_b, absorbed kv_b twice, o."""
+    arch, machine, table, engine = system.parts
     weight, eta = arch.gemm_weight_bytes, engine.eta_w
     shard = table.attn_tp
     q_width = arch.num_attention_heads * arch.q_head_dim
@@ -150,14 +131,28 @@ def _attention_gemm(
     )
 
 
-def _experts(
-    arch: ModelArchitecture, machine: Machine, table: ConfigTable, engine: EngineParameters, tokens: Array, sigma: float
-) -> Array:
+def _kv_slope(system: System, rank_batch: Array) -> Array:
+    """Seconds one layer's attention takes per token of context."""
+    arch, machine, table, engine = system.parts
+    return mla_seconds_per_context_token(
+        rank_batch,
+        arch.num_attention_heads / table.attn_tp,
+        table.tokens_per_request,
+        table.kv_element_bytes,
+        arch.latent_width,
+        arch.kv_lora_rank,
+        machine,
+        engine.eta_kv,
+    )
+
+
+def _experts(system: System, tokens: Array) -> Array:
     """One layer's routed experts, and under TP the shared one beside them."""
-    distinct = distinct_experts(tokens, arch.n_routed_experts, arch.num_experts_per_tok, sigma)
+    arch, machine, table, engine = system.parts
+    distinct = distinct_experts(tokens, arch.n_routed_experts, arch.num_experts_per_tok, system.sigma)
     weight, top_k = arch.gemm_weight_bytes, arch.num_experts_per_tok
     by_width = moe_tp_s(
-        tokens, distinct, top_k, arch.expert_params, weight, _row_bytes(arch, table), table.tp, machine, engine.eta_w
+        tokens, distinct, top_k, arch.expert_params, weight, _row_bytes(system), table.tp, machine, engine.eta_w
     )
     by_number = moe_ep_s(
         tokens,
@@ -174,16 +169,22 @@ def _experts(
     return np.where(table.ep > 1, by_number, by_width)
 
 
-def _row_bytes(arch: ModelArchitecture, table: ConfigTable) -> Array:
+def _router(system: System, tokens: Array) -> Array:
+    """One layer's router, in BF16 and replicated; under DeepEP each rank routes its own tokens."""
+    arch, machine, _, engine = system.parts
+    return gemm_s(tokens, arch.n_routed_experts, arch.hidden_size, 2.0, machine, engine.eta_w)
+
+
+def _row_bytes(system: System) -> Array:
     """Bytes a routed row moves beside the weights: FP8 input, BF16 gate and up, FP8 product, BF16 output twice."""
+    arch, table = system.arch, system.table
     width = arch.moe_intermediate_size / table.tp
     return arch.hidden_size * (1.0 + 2.0 + 2.0) + width * (2.0 * 2.0 + 1.0)
 
 
-def _replicated_shared_expert(
-    arch: ModelArchitecture, machine: Machine, table: ConfigTable, engine: EngineParameters, rank_tokens: Array
-) -> Array:
+def _replicated_shared_expert(system: System, rank_tokens: Array) -> Array:
     """Under EP each rank streams its own copy of the shared expert for its own tokens."""
+    arch, machine, table, engine = system.parts
     width = arch.n_shared_experts * arch.moe_intermediate_size
     weight, eta = arch.gemm_weight_bytes, engine.eta_w
     shard = np.where(table.a2a > 0, 1.0, table.tp)
@@ -192,18 +193,16 @@ def _replicated_shared_expert(
     return np.where(table.ep > 1, up + down, 0.0)
 
 
-def _dense_mlp(
-    arch: ModelArchitecture, machine: Machine, table: ConfigTable, engine: EngineParameters, tokens: Array
-) -> Array:
+def _dense_mlp(system: System, tokens: Array) -> Array:
+    arch, machine, table, engine = system.parts
     width, weight, eta = arch.intermediate_size / table.tp, arch.gemm_weight_bytes, engine.eta_w
     up = gemm_s(tokens, 2.0 * width, arch.hidden_size, weight, machine, eta)
     return up + gemm_s(tokens, arch.hidden_size, width, weight, machine, eta)
 
 
-def _collectives(
-    arch: ModelArchitecture, machine: Machine, table: ConfigTable, tokens: Array, rank_tokens: Array
-) -> Array:
+def _collectives(system: System, tokens: Array, rank_tokens: Array) -> Array:
     """Two all-reduces a layer under TP; gather and scatter under attention DP; all-to-all under EP."""
+    arch, machine, table = system.arch, system.machine, system.table
     hidden_bytes = 2.0 * arch.hidden_size
     both = 2.0 * all_reduce_s(tokens * hidden_bytes, table.tp, table.nodes, machine)
     reduced = arch.num_hidden_layers * both * np.where(table.attn_dp > 1, DP_COLLECTIVE_SHARE, 1.0)
@@ -215,15 +214,9 @@ def _collectives(
     return np.where(table.a2a > 0, exchanged, reduced)
 
 
-def _head(
-    arch: ModelArchitecture,
-    machine: Machine,
-    table: ConfigTable,
-    engine: EngineParameters,
-    tokens: Array,
-    rank_tokens: Array,
-) -> Array:
+def _head(system: System, tokens: Array, rank_tokens: Array) -> Array:
     """LM head (sharded over TP, or over the attention group with --enable-dp-lm-head), logits gather, sampling."""
+    arch, machine, table, engine = system.parts
     shard = np.where(table.dp_lm_head > 0, table.attn_tp, table.tp)
     rows = np.where(table.dp_lm_head > 0, rank_tokens, tokens)
     columns = arch.vocab_size / shard

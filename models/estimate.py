@@ -13,9 +13,12 @@ from models.engine_profile import EngineProfile
 from models.layout import Array, ConfigTable, table_of
 from models.machine import Machine
 from models.memory import Memory, memory
-from models.replay import Limits, Replay, StepTimes, replay
+from models.replay import Replay, replay
+from models.scheduler import Limits
 from models.serving import Demand, Serving, accepted_tokens, closed_loop
-from models.workload import Metric, Slo, Statistic, Workload
+from models.step_times import StepTimes
+from models.system import System
+from models.workload import Statistic, Workload
 
 # Published R1 acceptance with a chain of one to three drafts gives 1.7-1.8, 2.2-2.4, 2.5-2.8 tokens a step.
 DEFAULT_ACCEPTANCE = 0.7
@@ -39,6 +42,15 @@ class Context:
     version: Version
     acceptance: float = DEFAULT_ACCEPTANCE
     sigma: float = 0.8
+
+    def system(self, table: ConfigTable) -> System:
+        """Return what step times of these configurations depend on."""
+        parameters = self.engine.parameters
+        return System(arch=self.arch, machine=self.machine, table=table, engine=parameters, sigma=self.sigma)
+
+    def memory(self, table: ConfigTable) -> Memory:
+        """Return the ledgers of these configurations."""
+        return memory(self.arch, self.machine, table, self.version)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,37 +79,24 @@ class Prediction:
     retractions: int = 0
     warnings: tuple[str, ...] = field(default_factory=tuple)
 
-    def statistic_ms(self, slo: Slo) -> float:
-        """Return the latency an SLO speaks of."""
-        by_metric = {Metric.TTFT: self.ttft_ms, Metric.TPOT: self.tpot_ms, Metric.E2E: self.e2e_ms}
-        return by_metric[slo.metric][slo.statistic]
 
-    def misses(self, slos: tuple[Slo, ...]) -> list[str]:
-        """Return one phrase for each SLO that is not met."""
-        return [
-            f"{slo} missed: {self.statistic_ms(slo):.4g} ms" for slo in slos if self.statistic_ms(slo) > slo.limit_ms
-        ]
-
-
-def predict_many(context: Context, table: ConfigTable, workload: Workload, fits: Memory | None = None) -> Serving:
-    """Closed-form steady state of every configuration of the table."""
-    filled = fits or memory(context.arch, context.machine, table, context.version)
+def predict_many(context: Context, table: ConfigTable, workload: Workload, filled: Memory) -> Serving:
+    """Closed-form steady state of every configuration of the table, whose ledger is `filled`."""
     demand = Demand(
         isl=workload.isl.mean,
         osl=workload.osl.mean,
         concurrency=float(workload.concurrency),
         acceptance=context.acceptance,
-        sigma=context.sigma,
     )
-    return closed_loop(context.arch, context.machine, table, context.engine.parameters, demand, filled.kv_tokens)
+    return closed_loop(context.system(table), demand, filled.kv_tokens)
 
 
 def predict(context: Context, config: ServerConfig, workload: Workload, seed: int = 0) -> Prediction:
     """Predict one resolved configuration by replaying the scheduler; the breakdown is the closed form's."""
     table = table_of([config])
-    filled = memory(context.arch, context.machine, table, context.version)
+    filled = context.memory(table)
     steady = predict_many(context, table, workload, filled)
-    played = replay_workload(context, config, workload, seed=seed)
+    played = replay_workload(context, config, workload, filled, seed=seed)
     parts = {name: float(np.ravel(values)[0]) for name, values in steady.step.parts_ms().items()}
     tpot, ttft, e2e = (statistics_ms(x) for x in (played.tpot_s, played.ttft_s, played.e2e_s))
     mean_osl = float(played.osl.mean())
@@ -114,39 +113,33 @@ def predict(context: Context, config: ServerConfig, workload: Workload, seed: in
         accepted_tokens=float(accepted_tokens(table, context.acceptance)[0]),
         stall_ms=stall_ms_per_token(steady, 0, workload),
         breakdown_ms=parts,
-        limiting=limiting_resource(steady, 0, workload, table),
+        limiting=limiting_resource(steady, 0, workload),
         band=_band(context, config, tpot["mean"], ttft["mean"], played.output_tok_s),
         retractions=played.retractions,
         warnings=structural_warnings(config),
     )
 
 
-def replay_workload(context: Context, config: ServerConfig, workload: Workload, seed: int = 0) -> Replay:
+def replay_workload(
+    context: Context, config: ServerConfig, workload: Workload, filled: Memory, seed: int = 0
+) -> Replay:
     """Replay a closed loop of the workload's clients: one wave of warm-up, then the measured ones.
 
-    Of a crowd far beyond what runs at once only `MOST_CLIENTS` are replayed; the others wait in line for
-    as long as the server takes to serve them.
+    `filled` is the configuration's ledger. Of a crowd far beyond what runs at once only `MOST_CLIENTS` are
+    replayed; the others wait in line for as long as the server takes to serve them.
     """
     table = table_of([config])
-    filled = memory(context.arch, context.machine, table, context.version)
-    per_request = workload.isl.mean + workload.osl.mean
-    runnable = min(float(table.max_running[0]), float(filled.kv_tokens[0]) / per_request)
+    kv_tokens, most_running = float(filled.kv_tokens[0]), float(table.most_running[0])
+    runnable = min(most_running, kv_tokens / (workload.isl.mean + workload.osl.mean))
     clients = min(workload.concurrency, max(MOST_CLIENTS, int(2 * runnable)))
     waves = max(1, min(REPLAY_WAVES, LONGEST_REPLAY // clients))
     count = clients * (1 + waves)
     rng = np.random.default_rng(seed)
-    times = StepTimes(
-        context.arch,
-        context.machine,
-        table,
-        context.engine.parameters,
-        sigma=context.sigma,
-        acceptance=context.acceptance,
-        largest_batch=int(min(clients, table.max_running[0])),
-    )
+    largest = int(min(clients, most_running))
+    times = StepTimes(context.system(table), acceptance=context.acceptance, largest_batch=largest)
     limits = Limits(
-        kv_tokens=int(filled.kv_tokens[0]),
-        max_running=int(max(1, table.max_running[0] // table.attn_dp[0]) * table.attn_dp[0]),
+        kv_tokens=int(kv_tokens),
+        max_running=int(most_running),
         chunk=int(table.chunk[0]),
         conservativeness=config.schedule_conservativeness or 1.0,
     )
@@ -186,7 +179,7 @@ LIMIT_NAMES = {
 }
 
 
-def limiting_resource(serving: Serving, index: int, workload: Workload, table: ConfigTable) -> str:
+def limiting_resource(serving: Serving, index: int, workload: Workload) -> str:
     """Name what the clients wait for most: a queue, prefill, or the largest cost of a decode step."""
     running = float(np.ravel(serving.running)[index])
     if running < 0.98 * workload.concurrency:

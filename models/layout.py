@@ -55,6 +55,11 @@ class ConfigTable:
         """Tokens one running request sends through the model per decode step (MTP verifies several)."""
         return np.where(self.mtp_steps > 0, self.draft_tokens, 1.0)
 
+    @property
+    def most_running(self) -> Array:
+        """Requests that may run at once over all ranks: SGLang divides the global figure by the ranks."""
+        return np.maximum(1.0, np.floor(self.max_running / self.attn_dp)) * self.attn_dp
+
     def column(self) -> ConfigTable:
         """Return the table as a column, to be broadcast against a row of concurrencies."""
         return self._map(lambda values: values.reshape(-1, 1))

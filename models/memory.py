@@ -52,7 +52,10 @@ class Weights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """The ledger of many configurations: GiB per GPU of the fullest rank, KV tokens per DP rank."""
+    """The ledger of many configurations: GiB per GPU of the fullest rank, KV tokens per DP rank.
+
+    `kv_cell` is the GiB one token takes on a rank.
+    """
 
     card: Array
     context: Array
@@ -62,13 +65,15 @@ class Memory:
     activations: Array
     kv_pool: Array
     free: Array
+    kv_cell: Array
     kv_tokens_per_rank: Array
     kv_tokens: Array
 
-    @property
-    def shortage(self) -> Array:
-        """GiB per GPU that are missing (0 where the configuration starts and serves)."""
-        return np.maximum(0.0, -self.kv_pool) + np.maximum(0.0, -self.free)
+    def shortage(self, longest_request: float, spare_gib: float) -> Array:
+        """GiB each GPU lacks, whatever the memory fraction, to hold everything, one longest request (tokens)
+        and `spare_gib`; negative where there is room."""
+        fixed = self.context + self.weights.total + self.request_table + self.graphs + self.activations
+        return fixed + self.kv_cell * longest_request + spare_gib - self.card
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +87,6 @@ class MemoryLedger:
     kv_tokens_per_rank: int
     kv_tokens: int
     free_gib: float
-    shortage_gib: float
 
 
 def weights(arch: ModelArchitecture, table: ConfigTable, version: Version) -> Weights:
@@ -183,7 +187,8 @@ def memory(
     request_table = (per_rank_requests + 1) * table.context_length * REQUEST_TABLE_ENTRY_BYTES / GIB
     graphs = graph_gib(table, version)
     activations = np.maximum(ACTIVATION_FLOOR_GIB, table.chunk * ACTIVATION_MIB_PER_TOKEN / 1024)
-    tokens = np.floor(np.maximum(0.0, pool) * GIB / kv_cell_bytes(arch, table))
+    cell = kv_cell_bytes(arch, table) / GIB
+    tokens = np.floor(np.maximum(0.0, pool) / cell)
     return Memory(
         card=card,
         context=card - before,
@@ -193,6 +198,7 @@ def memory(
         activations=activations,
         kv_pool=pool,
         free=slack - request_table - graphs - activations,
+        kv_cell=cell,
         kv_tokens_per_rank=tokens,
         kv_tokens=tokens * table.attn_dp,
     )
@@ -221,5 +227,4 @@ def ledger_of(memory: Memory, table: ConfigTable, index: int) -> MemoryLedger:
         kv_tokens_per_rank=int(at(memory.kv_tokens_per_rank)),
         kv_tokens=int(at(memory.kv_tokens)),
         free_gib=at(memory.free),
-        shortage_gib=at(memory.shortage),
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from models.architecture import ModelArchitecture
-from models.engine_profile import EngineParameters
 from models.kernels import (
     DENSE_CEILING,
     DENSE_FRACTION,
@@ -17,8 +16,9 @@ from models.kernels import (
     distinct_experts,
     matrix_rate,
 )
-from models.layout import Array, ConfigTable
+from models.layout import Array
 from models.machine import Machine
+from models.system import System
 
 # Passes over the hidden states per layer outside the GEMMs (norms, quantisation, rotary, residuals).
 ELEMENT_PASSES = 10.0
@@ -26,45 +26,30 @@ ELEMENT_PASSES = 10.0
 EP_PREFILL_LINK_SHARE = 0.35
 
 
-def prefill_s(
-    arch: ModelArchitecture,
-    machine: Machine,
-    table: ConfigTable,
-    engine: EngineParameters,
-    prompts: Array,
-    new: Array,
-    prefix: Array,
-    sigma: float,
-) -> Array:
+def prefill_s(system: System, prompts: Array, new: Array, prefix: Array) -> Array:
     """Seconds of one prefill pass. GPU work and the CPU's launch floor combine as a quartic mean.
 
     Under attention DP a prompt stays on its rank: fewer prompts than ranks leave ranks idle. Known
     error: versions before 0.5.4 are 25-30 % slower than this, H20 28 % faster with optimised builds.
     """
+    arch, machine, table, engine = system.parts
     tokens = prompts * new
     rank_prompts = np.maximum(prompts / table.attn_dp, np.minimum(prompts, 1.0))
     rank_tokens = rank_prompts * new
     gpu = (
-        arch.num_hidden_layers * _attention(arch, machine, table, engine, rank_prompts, new, prefix)
-        + arch.moe_layers * _experts(arch, machine, table, engine, tokens, sigma)
-        + arch.dense_layers * _dense(arch, machine, table, engine, tokens)
+        arch.num_hidden_layers * _attention(system, rank_prompts, new, prefix)
+        + arch.moe_layers * _experts(system, tokens)
+        + arch.dense_layers * _dense(system, tokens)
         + arch.num_hidden_layers * _elements(arch, machine, tokens)
-        + _collectives(arch, machine, table, tokens, rank_tokens)
+        + _collectives(system, tokens, rank_tokens)
     )
     floor = engine.t_pf0_ms * 1e-3
     return (gpu**4 + floor**4) ** 0.25
 
 
-def _attention(
-    arch: ModelArchitecture,
-    machine: Machine,
-    table: ConfigTable,
-    engine: EngineParameters,
-    rank_prompts: Array,
-    new: Array,
-    prefix: Array,
-) -> Array:
+def _attention(system: System, rank_prompts: Array, new: Array, prefix: Array) -> Array:
     """Projections and causal attention of one layer on one rank (not absorbed: keys are expanded)."""
+    arch, machine, table, engine = system.parts
     rate = engine.eta_pf * matrix_rate(machine.gemm_flops, DENSE_FRACTION, DENSE_CEILING)
     params = arch.attn_replicated_params + arch.attn_sharded_params / table.attn_tp
     projections = 2.0 * rank_prompts * new * params / rate
@@ -77,21 +62,19 @@ def _attention(
     return projections + 2.0 * heads * widths * pairs / attention_rate
 
 
-def _experts(
-    arch: ModelArchitecture, machine: Machine, table: ConfigTable, engine: EngineParameters, tokens: Array, sigma: float
-) -> Array:
+def _experts(system: System, tokens: Array) -> Array:
     """Routed and shared experts of one layer: arithmetic, but never faster than streaming them once."""
+    arch, machine, table, engine = system.parts
     rate = engine.eta_pf * matrix_rate(machine.gemm_flops, MOE_FRACTION, MOE_CEILING)
     rows = (arch.num_experts_per_tok + arch.n_shared_experts) * tokens
     arithmetic = 2.0 * rows * arch.expert_params / table.tp / rate
-    distinct = distinct_experts(tokens, arch.n_routed_experts, arch.num_experts_per_tok, sigma)
+    distinct = distinct_experts(tokens, arch.n_routed_experts, arch.num_experts_per_tok, system.sigma)
     streamed = (distinct + 1.0) * arch.expert_params * arch.gemm_weight_bytes / table.tp
     return np.maximum(arithmetic, streamed / (engine.eta_w * machine.hbm_bytes_s))
 
 
-def _dense(
-    arch: ModelArchitecture, machine: Machine, table: ConfigTable, engine: EngineParameters, tokens: Array
-) -> Array:
+def _dense(system: System, tokens: Array) -> Array:
+    arch, machine, table, engine = system.parts
     rate = engine.eta_pf * matrix_rate(machine.gemm_flops, DENSE_FRACTION, DENSE_CEILING)
     return 2.0 * tokens * arch.dense_mlp_params / table.tp / rate
 
@@ -100,10 +83,9 @@ def _elements(arch: ModelArchitecture, machine: Machine, tokens: Array) -> Array
     return ELEMENT_PASSES * tokens * 2.0 * arch.hidden_size / machine.hbm_bytes_s
 
 
-def _collectives(
-    arch: ModelArchitecture, machine: Machine, table: ConfigTable, tokens: Array, rank_tokens: Array
-) -> Array:
+def _collectives(system: System, tokens: Array, rank_tokens: Array) -> Array:
     """Two all-reduces a layer; gather and scatter under attention DP; dispatch and combine under EP."""
+    arch, machine, table = system.arch, system.machine, system.table
     hidden_bytes = 2.0 * arch.hidden_size
     reduced = 2.0 * all_reduce_s(tokens * hidden_bytes, table.tp, table.nodes, machine)
     reduced = reduced * np.where(table.attn_dp > 1, 0.6, 1.0)

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.architecture import ModelArchitecture
 from models.decode import DecodeStep, decode_step
-from models.engine_profile import EngineParameters
 from models.layout import Array, ConfigTable
-from models.machine import Machine
 from models.prefill import prefill_s
+from models.system import System
 
 # HTTP, tokenisation and scheduling before the first pass, per request.
 FRONT_END_S = 0.010
@@ -26,7 +24,7 @@ PP_PREFILL_EFFICIENCY = 0.7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """What is asked of every configuration: mean lengths in tokens, clients, acceptance, expert skew.
+    """What is asked of every configuration: mean lengths in tokens, clients, MTP acceptance.
 
     `acceptance` is the probability that a drafted token is accepted (0 draws no gain from MTP).
     """
@@ -35,7 +33,6 @@ class Demand:
     osl: Array | float
     concurrency: Array | float
     acceptance: float = 0.7
-    sigma: float = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,14 +44,12 @@ class Serving:
     step: DecodeStep
     step_s: Array
     prefill_pass_s: Array
-    prompts_per_pass: Array
     stall_s: Array
     request_rate: Array
     output_tok_s: Array
     ttft_s: Array
     tpot_s: Array
     e2e_s: Array
-    queue_s: Array
 
 
 def accepted_tokens(table: ConfigTable, acceptance: float) -> Array:
@@ -71,14 +66,33 @@ def stages_at_work(table: ConfigTable) -> Array:
     return 1.0 + PP_PREFILL_EFFICIENCY * (table.pp - 1.0)
 
 
-def closed_loop(
-    arch: ModelArchitecture,
-    machine: Machine,
-    table: ConfigTable,
-    engine: EngineParameters,
-    demand: Demand,
-    kv_tokens: Array,
-) -> Serving:
+@dataclass(frozen=True, slots=True)
+class _Rhythm:
+    """How prefill passes fall between decode steps: the fixed point of arrival rate and prompts per pass."""
+
+    pass_s: Array
+    prompts: Array
+    stall_s: Array
+    rate: Array
+
+
+def _rhythm(system: System, isl: Array, decode_s: Array, running: Array, step_s: Array) -> _Rhythm:
+    """Find how many prompts share a pass. `decode_s` is a request's decode time without any stall."""
+    chunk = system.table.chunk
+    new = np.minimum(isl, chunk)
+    passes = np.maximum(1.0, isl / chunk)  # passes one long prompt takes
+    most_prompts = np.maximum(1.0, chunk / isl)
+    prompts = np.ones_like(running)
+    for _ in range(FIXED_POINT_ROUNDS):
+        pass_s = prefill_s(system, prompts, new, (isl - new) / 2.0) * passes
+        stall_s = pass_s / prompts / stages_at_work(system.table)
+        rate = running / (decode_s + running * stall_s)
+        gathered = BURSTINESS * rate * step_s
+        prompts = np.clip(gathered / np.maximum(1e-9, 1.0 - BURSTINESS * rate * stall_s), 1.0, most_prompts)
+    return _Rhythm(pass_s, prompts, stall_s, rate)
+
+
+def closed_loop(system: System, demand: Demand, kv_tokens: Array) -> Serving:
     """Predict the steady state of `demand.concurrency` clients that each wait for their answer.
 
     Requests in service: the least of clients, --max-running-requests and what the KV cache holds. One
@@ -86,42 +100,28 @@ def closed_loop(
     Known error: TPOT 2-4 % within a fitted version; TTFT 8-12 % up to 32 clients, worse beyond: the
     event replay is better there.
     """
+    table = system.table
     isl, osl, clients = (np.asarray(x, dtype=np.float64) for x in (demand.isl, demand.osl, demand.concurrency))
-    per_rank_cap = np.maximum(1.0, np.floor(table.max_running / table.attn_dp))
     kv_limit = np.maximum(1.0, kv_tokens / (isl + MEAN_OUTPUT_HELD * osl))
-    running = np.minimum(np.minimum(clients, per_rank_cap * table.attn_dp), kv_limit)
-    accepted = accepted_tokens(table, demand.acceptance)
-    step = decode_step(arch, machine, table, engine, running, isl + osl / 2.0, demand.sigma)
+    running = np.minimum(np.minimum(clients, table.most_running), kv_limit)
+    step = decode_step(system, running, isl + osl / 2.0)
     step_s = step.total
-    chunked = np.maximum(1.0, isl / table.chunk)  # passes one long prompt takes
-    new = np.minimum(isl, table.chunk)
-    most_prompts = np.maximum(1.0, table.chunk / isl)
-
-    prompts = np.ones_like(running)
-    for _ in range(FIXED_POINT_ROUNDS):
-        pass_s = prefill_s(arch, machine, table, engine, prompts, new, (isl - new) / 2.0, demand.sigma) * chunked
-        stall_s = pass_s / prompts / stages_at_work(table)
-        cycle_s = osl * step_s / accepted + running * stall_s
-        rate = running / cycle_s
-        gathered = BURSTINESS * rate * step_s
-        prompts = np.clip(gathered / np.maximum(1e-9, 1.0 - BURSTINESS * rate * stall_s), 1.0, most_prompts)
-    tpot_s = step_s / accepted + np.maximum(running - 1.0, 0.0) * stall_s / osl
-    waiting = np.maximum(0.0, clients - running)
-    queue_s = waiting / rate
-    behind_others = 0.5 * np.minimum(1.0, BURSTINESS * rate * stall_s) * pass_s * (running > 1.0)
-    ttft_s = FRONT_END_S + pass_s + behind_others + 0.5 * table.recv_interval * step_s + queue_s
+    token_s = step_s / accepted_tokens(table, demand.acceptance)
+    beat = _rhythm(system, isl, osl * token_s, running, step_s)
+    tpot_s = token_s + np.maximum(running - 1.0, 0.0) * beat.stall_s / osl
+    behind_others = 0.5 * np.minimum(1.0, BURSTINESS * beat.rate * beat.stall_s) * beat.pass_s * (running > 1.0)
+    queue_s = np.maximum(0.0, clients - running) / beat.rate
+    ttft_s = FRONT_END_S + beat.pass_s + behind_others + 0.5 * table.recv_interval * step_s + queue_s
     return Serving(
         running=running,
         kv_limit=kv_limit,
         step=step,
         step_s=step_s,
-        prefill_pass_s=pass_s,
-        prompts_per_pass=prompts,
-        stall_s=stall_s,
-        request_rate=rate,
-        output_tok_s=rate * osl,
+        prefill_pass_s=beat.pass_s,
+        stall_s=beat.stall_s,
+        request_rate=beat.rate,
+        output_tok_s=beat.rate * osl,
         ttft_s=ttft_s,
         tpot_s=tpot_s,
         e2e_s=ttft_s + tpot_s * np.maximum(osl - 1.0, 0.0),
-        queue_s=queue_s,
     )

@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 import numpy as np
 
@@ -83,6 +84,24 @@ _SLO = re.compile(
     r"\s*(?P<metric>[a-z0-9]+)\s*:\s*(?P<statistic>[a-z0-9]+)\s*<=?\s*(?P<limit>\d+(?:\.\d+)?)\s*(?P<unit>ms|s)\s*",
     re.IGNORECASE,
 )
+
+
+class Latencies(Protocol):
+    """Anything that knows its latencies in ms by statistic: a prediction, a measurement."""
+
+    @property
+    def ttft_ms(self) -> dict[str, float]:
+        """Return time to first token."""
+
+    @property
+    def tpot_ms(self) -> dict[str, float]:
+        """Return time per output token after the first."""
+
+    @property
+    def e2e_ms(self) -> dict[str, float]:
+        """Return time from request to last token."""
+
+
 SLO_EXAMPLE = "write it as in --slo 'ttft:p99<2s' or --slo 'tpot:mean<50ms'"
 
 
@@ -112,6 +131,20 @@ class Slo:
             raise InputError(f"the SLO '{text}' has no positive finite limit; {SLO_EXAMPLE}")
         return cls(metric=Metric(metric), statistic=Statistic(statistic), limit_ms=limit_ms)
 
+    def value_ms(self, seen: Latencies) -> float:
+        """Return the latency this objective speaks of."""
+        by_metric = {Metric.TTFT: seen.ttft_ms, Metric.TPOT: seen.tpot_ms, Metric.E2E: seen.e2e_ms}
+        return by_metric[self.metric][self.statistic]
+
+    def excess(self, seen: Latencies) -> float:
+        """Return log(latency / limit): positive where the objective is missed."""
+        return math.log(max(self.value_ms(seen), 1e-9) / self.limit_ms)
+
     def __str__(self) -> str:
         limit = f"{self.limit_ms / 1e3:g}s" if self.limit_ms >= 1e3 else f"{self.limit_ms:g}ms"
         return f"{self.metric}:{self.statistic}<{limit}"
+
+
+def missed(slos: tuple[Slo, ...], seen: Latencies) -> tuple[str, ...]:
+    """Return one phrase for each objective that is not met."""
+    return tuple(f"{slo} missed: {slo.value_ms(seen):.4g} ms" for slo in slos if slo.excess(seen) > 0)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from models.workload import Slo
-from planner.search import Found, meets
+from planner.search import Found
 
 # No single R1 server of today runs more requests at once than this.
 MOST_CLIENTS = 4096
@@ -25,12 +24,12 @@ def concurrency_for_rate(search_at: Callable[[int], Found], request_rate: float)
     return _smallest(reaches, MOST_CLIENTS)
 
 
-def users_per_server(search_at: Callable[[int], Found], users: int, slos: tuple[Slo, ...]) -> int:
-    """Return how many of `users` one server carries at once within the SLOs (0: not even one)."""
+def users_per_server(search_at: Callable[[int], Found], users: int) -> int:
+    """Return how many of `users` one server carries at once within the SLOs searched for (0: not even one)."""
 
     def carries(clients: int) -> bool:
         return any(
-            c.prediction.running_requests >= 0.98 * clients and meets(c, slos) for c in search_at(clients).candidates
+            c.prediction.running_requests >= 0.98 * clients and not c.misses for c in search_at(clients).candidates
         )
 
     if not carries(1):

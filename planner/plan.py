@@ -177,7 +177,7 @@ def _solve(question: PlanQuestion, context: Context) -> tuple[Found, int, int, b
         clients, met = concurrency_for_rate(glance, question.request_rate)
         return at(clients), clients, 1, met
     if question.users is not None:
-        each = users_per_server(glance, question.users, slos)
+        each = users_per_server(glance, question.users)
         if each == 0:
             return at(1), 1, 1, False
         servers = -(-question.users // each)

@@ -12,9 +12,9 @@ import numpy.typing as npt
 from models.config import ServerConfig
 from models.estimate import LIMIT_NAMES, Context, Prediction, predict, predict_many
 from models.layout import Array, ConfigTable, table_of
-from models.memory import Memory, MemoryLedger, ledger_of, memory
+from models.memory import Memory, MemoryLedger, ledger_of
 from models.serving import Serving
-from models.workload import Metric, Slo, Workload
+from models.workload import Metric, Slo, Workload, missed
 from planner.resolver import DEFAULT_REQUESTS_PER_RANK
 from planner.rules import Question, first_error
 from planner.space import Space, fill_grid, shapes
@@ -88,7 +88,7 @@ def search(
         return Found(candidates=(), rejected=tuple(rejected), evaluated=0)
     flat = [config for grid in grids for config in grid]
     table = table_of(flat)
-    filled = memory(context.arch, context.machine, table, context.version)
+    filled = context.memory(table)
     steady = predict_many(context, table, workload, filled)
     chosen: list[int] = []
     start = 0
@@ -180,30 +180,15 @@ def _does_not_fit(
     flat: Sequence[ServerConfig], rows: npt.NDArray[np.intp], filled: Memory, workload: Workload
 ) -> Rejected:
     """Explain by the configuration that came nearest how many GiB a GPU lacks."""
-    shortage = shortage_gib(filled, rows, workload, flat)
+    shortage = filled.shortage(workload.longest_request, SAFE_FREE_GIB)[rows]
     nearest = int(rows[np.argmin(shortage)])
     lacking = float(shortage.min())
-    weights = float(filled.weights.total[nearest])
-    return Rejected(
-        config=flat[nearest],
-        reason=(
-            f"does not fit: {lacking:.1f} GiB short per GPU (weights {weights:.1f} of "
-            f"{float(filled.card[nearest]):.1f} GiB)"
-        ),
-        kind="does not fit",
-        shortage_gib=lacking,
-    )
-
-
-def shortage_gib(filled: Memory, rows: npt.NDArray[np.intp], workload: Workload, flat: Sequence[ServerConfig]) -> Array:
-    """GiB each GPU lacks to start safely and hold one longest request, whatever the memory fraction."""
-    fixed = filled.context + filled.weights.total + filled.request_table + filled.graphs + filled.activations
-    cell = np.where(
-        filled.kv_tokens_per_rank > 0, np.maximum(filled.kv_pool, 1e-9) / np.maximum(filled.kv_tokens_per_rank, 1), 0
-    )
-    one_request = cell * workload.longest_request
-    short: Array = (fixed + one_request + SAFE_FREE_GIB - filled.card)[rows]
-    return short
+    weights = f"weights {float(filled.weights.total[nearest]):.1f} of {float(filled.card[nearest]):.1f} GiB"
+    if lacking <= 0.0:
+        reason = f"does not fit: only between the memory fractions tried, with {-lacking:.1f} GiB to spare ({weights})"
+    else:
+        reason = f"does not fit: {lacking:.1f} GiB short per GPU ({weights})"
+    return Rejected(config=flat[nearest], reason=reason, kind="does not fit", shortage_gib=max(0.0, lacking))
 
 
 def _finalists(
@@ -225,7 +210,7 @@ def _finalists(
                 config=flat[row],
                 prediction=prediction,
                 ledger=ledger_of(filled, table, row),
-                misses=tuple(prediction.misses(slos)),
+                misses=missed(slos, prediction),
             )
         )
     finalists.sort(key=lambda c: (_miss(c.prediction, slos), -c.prediction.output_tok_s))
@@ -234,7 +219,7 @@ def _finalists(
 
 def _miss(prediction: Prediction, slos: tuple[Slo, ...]) -> float:
     """Return by how much (log) the worst SLO is missed; 0 when all are met."""
-    return max((max(0.0, float(np.log(prediction.statistic_ms(s) / s.limit_ms))) for s in slos), default=0.0)
+    return max((max(0.0, slo.excess(prediction)) for slo in slos), default=0.0)
 
 
 def _with_reasons(ordered: Sequence[Candidate]) -> list[Candidate]:
@@ -276,7 +261,3 @@ def _why_lost(best: Candidate, other: Candidate) -> str:
         f"{behind:+.0f} %: step {mine.step_ms:.1f} ms against {theirs.step_ms:.1f}, most of it "
         f"{LIMIT_NAMES[worst]} ({extra[worst]:+.1f} ms)"
     )
-
-
-def meets(candidate: Candidate, slos: tuple[Slo, ...]) -> bool:
-    return not candidate.prediction.misses(slos)

@@ -11,13 +11,12 @@ from hwprobe.files import encode_json
 from models.config import ServerConfig
 from models.estimate import BAND_SIGMAS, Context, Prediction, predict, relative_error
 from models.layout import table_of
-from models.memory import memory
-from models.workload import Metric, Slo, Workload
+from models.workload import Slo, Workload, missed
 from planner.launch import launch_spec
 from planner.rules import Question, first_error
 from planner.search import SAFE_FREE_GIB
 from tuner.engines.seam import Engine, LaunchFailed, Measurement, Server
-from tuner.record import Objective, Outcome, TrialRecord
+from tuner.record import Objective, Outcome, TrialRecord, best_of
 from tuner.store import RunFolder
 from tuner.study import StudyIndex
 from tuner.tuning_space import TuningSpace
@@ -85,9 +84,8 @@ class Loop:
 
     @property
     def best(self) -> TrialRecord | None:
-        """The best feasible trial so far; ties go to the earlier one."""
-        feasible = [record for record in self.records if record.feasible]
-        return max(feasible, key=lambda record: record.objective, default=None)
+        """The best feasible trial so far."""
+        return best_of(self.records)
 
     def run(self) -> None:
         """Go on until launches, budget or proposals are used up; every record is on disk before the next."""
@@ -162,7 +160,7 @@ class Loop:
             "tpot_mean_ms": predicted.tpot_ms["mean"],
             "ttft_mean_ms": predicted.ttft_ms["mean"],
         }
-        misses = {_key(slo): math.log(predicted.statistic_ms(slo) / slo.limit_ms) for slo in self.task.slos}
+        misses = {_key(slo): slo.excess(predicted) for slo in self.task.slos}
         return replace(
             record,
             predicted=figures,
@@ -177,7 +175,7 @@ class Loop:
         error = first_error(question)
         if error is not None:
             return f"{error.rule}: {error.message}"
-        filled = memory(context.arch, context.machine, table_of([config]), context.version)
+        filled = context.memory(table_of([config]))
         if float(filled.kv_tokens_per_rank[0]) < self.task.workload.longest_request:
             return f"memory: {int(filled.kv_tokens_per_rank[0]):,} KV tokens cannot hold one request"
         if float(filled.free[0]) < SAFE_FREE_GIB:
@@ -240,17 +238,14 @@ class Loop:
 
     def _measured(self, draft: TrialRecord, points: Sequence[Measurement], boot_s: float) -> TrialRecord:
         target = points[-1]
-        violated = {_key(slo): math.log(_statistic_ms(target, slo) / slo.limit_ms) for slo in self.task.slos}
-        misses = [
-            f"{slo} missed: {_statistic_ms(target, slo):.4g} ms" for slo in self.task.slos if violated[_key(slo)] > 0
-        ]
+        violated = {_key(slo): slo.excess(target) for slo in self.task.slos}
         return replace(
             draft,
             outcome=Outcome.MEASURED,
             points=tuple(points),
             objective=self.task.score(target.output_tok_s, target.tpot_ms["mean"]),
             constraints={"memory": -1.0, **violated},
-            misses=tuple(misses),
+            misses=missed(self.task.slos, target),
             boot_s=boot_s,
             spent_s=boot_s + sum(point.duration_s for point in points),
         )
@@ -258,8 +253,3 @@ class Loop:
 
 def _key(slo: Slo) -> str:
     return f"slo {slo}"
-
-
-def _statistic_ms(measured: Measurement, slo: Slo) -> float:
-    by_metric = {Metric.TTFT: measured.ttft_ms, Metric.TPOT: measured.tpot_ms, Metric.E2E: measured.e2e_ms}
-    return by_metric[slo.metric][slo.statistic]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -101,3 +102,8 @@ class TrialRecord:
     def target(self) -> Measurement | None:
         """The point at the asked concurrency: the ladder's last."""
         return self.points[-1] if self.outcome is Outcome.MEASURED and self.points else None
+
+
+def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
+    """Return the best feasible trial; ties go to the earlier one."""
+    return max((r for r in records if r.feasible), key=lambda r: r.objective, default=None)

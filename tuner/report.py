@@ -12,12 +12,7 @@ from planner.export.files import Provenance, Target, export_files, possible_targ
 from planner.launch import LaunchSpec, launch_spec
 from planner.space import as_launched
 from tuner import __version__
-from tuner.record import Manifest, Outcome, TrialRecord
-
-
-def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
-    """Return the best feasible trial; ties go to the earlier one."""
-    return max((r for r in records if r.feasible), key=lambda r: r.objective, default=None)
+from tuner.record import Manifest, Outcome, TrialRecord, best_of
 
 
 def nearest_of(records: Sequence[TrialRecord]) -> TrialRecord | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -153,11 +154,10 @@ def open_loop(prepared: Prepared, reporter: Reporter) -> tuple[Loop, bool]:
         folder, records, torn = RunFolder.resume(path, manifest)
     else:
         folder, records, torn = RunFolder.create(path, manifest, question.plan.hardware), [], False
-    try:
+    with ExitStack() as undo:  # whatever fails from here on lets go of the folder
+        undo.callback(folder.release)
         index = StudyIndex(folder.study_file, prepared.space, records, sampler=question.sampler, seed=question.seed)
-    except BaseException:
-        folder.release()
-        raise
+        undo.pop_all()
     task = Task(
         context=plan.context,
         workload=prepared.space.workload,

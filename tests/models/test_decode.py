@@ -11,15 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packaging.version import Version
+from typical import filled
 
 from hwprobe.catalogue import hardware_from_catalogue
 from models.architecture import deepseek_r1
-from models.config import ServerConfig, Speculative
-from models.decode import COSTS, decode_step
-from models.engine_profile import profile_for
+from models.config import Speculative
+from models.decode import COSTS, DecodeStep, decode_step
+from models.engine_profile import EngineParameters, profile_for
 from models.kernels import distinct_experts
 from models.layout import ConfigTable, table_of
 from models.machine import Machine, machine_of
+from models.system import System
 
 R1 = deepseek_r1()
 H200 = machine_of(hardware_from_catalogue("h200x8"))
@@ -29,21 +31,19 @@ SIGMA = {"0.5.12": 1.2, "0.4.5": 0.45}
 
 
 def table(**changes: object) -> ConfigTable:
-    base = ServerConfig(
-        tp_size=8,
-        mem_fraction_static=0.9,
-        max_running_requests=2048,
-        chunked_prefill_size=8192,
-        cuda_graph_max_bs_decode=512,
-        context_length=163840,
-        scheduler_recv_interval=1,
-    )
-    return table_of([replace(base, **changes)])
+    return table_of([filled(**{"cuda_graph_max_bs_decode": 512, **changes})])
+
+
+def step(
+    machine: Machine, config: ConfigTable, engine: EngineParameters, batch: float, context: float, sigma: float
+) -> DecodeStep:
+    system = System(arch=R1, machine=machine, table=config, engine=engine, sigma=sigma)
+    return decode_step(system, np.array([batch]), np.array([context]))
 
 
 def step_ms(machine: Machine, config: ConfigTable, batch: float, context: float, version: str = "0.5.12") -> float:
     engine = profile_for(Version(version)).parameters
-    return float(decode_step(R1, machine, config, engine, np.array([batch]), np.array([context]), 0.8).total[0]) * 1e3
+    return float(step(machine, config, engine, batch, context, 0.8).total[0]) * 1e3
 
 
 def reference_rows() -> list[dict[str, str]]:
@@ -62,8 +62,8 @@ def test_reference_equations(row: dict[str, str]) -> None:
         enable_dp_lm_head=int(row["attn_dp"]) > 1,
     )
     machine = machine_of(hardware_from_catalogue(row["gpu"].lower() + "x8"))
-    batch, context = np.array([float(row["batch"])]), np.array([float(row["context"])])
-    found = decode_step(R1, machine, config, engine, batch, context, SIGMA[row["profile"]]).total[0] * 1e3
+    batch, context = float(row["batch"]), float(row["context"])
+    found = step(machine, config, engine, batch, context, SIGMA[row["profile"]]).total[0] * 1e3
     assert found == pytest.approx(float(row["step_ms"]), rel=0.03)
 
 
@@ -74,8 +74,8 @@ def test_reference_is_met_within_one_percent_on_average() -> None:
             continue
         engine = profile_for(Version(row["profile"])).parameters
         machine = machine_of(hardware_from_catalogue(row["gpu"].lower() + "x8"))
-        batch, context = np.array([float(row["batch"])]), np.array([float(row["context"])])
-        found = decode_step(R1, machine, table(), engine, batch, context, SIGMA[row["profile"]]).total[0] * 1e3
+        batch, context = float(row["batch"]), float(row["context"])
+        found = step(machine, table(), engine, batch, context, SIGMA[row["profile"]]).total[0] * 1e3
         errors.append(abs(found / float(row["step_ms"]) - 1.0))
     assert len(errors) == 60
     assert np.mean(errors) < 0.01
@@ -100,11 +100,11 @@ factors = st.floats(1.0, 4.0)
 @given(layouts, batches, contexts)
 def test_the_breakdown_sums_to_the_step(layout: dict[str, object], batch: float, context: float) -> None:
     engine = profile_for(Version("0.5.12")).parameters
-    step = decode_step(R1, H200, table(**layout), engine, np.array([batch]), np.array([context]), 0.8)
-    parts = {name: float(values[0]) for name, values in step.parts_ms().items()}
+    found = step(H200, table(**layout), engine, batch, context, 0.8)
+    parts = {name: float(values[0]) for name, values in found.parts_ms().items()}
     assert set(parts) == set(COSTS)
     assert min(parts.values()) >= 0.0
-    assert sum(parts.values()) == pytest.approx(float(step.total[0]) * 1e3, rel=1e-9)
+    assert sum(parts.values()) == pytest.approx(float(found.total[0]) * 1e3, rel=1e-9)
 
 
 @settings(max_examples=60)

@@ -9,29 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from packaging.version import Version
+from typical import filled
 
 from hwprobe.catalogue import hardware_from_catalogue
 from models.architecture import deepseek_r1
-from models.config import ServerConfig, Speculative
+from models.config import Speculative
 from models.layout import table_of
 from models.machine import machine_of
 from models.memory import ledger_of, memory, weights
 
 R1 = deepseek_r1()
 H200 = machine_of(hardware_from_catalogue("h200x8"))
-
-
-def filled(**changes: object) -> ServerConfig:
-    base = ServerConfig(
-        tp_size=8,
-        mem_fraction_static=0.88,
-        max_running_requests=2048,
-        chunked_prefill_size=8192,
-        cuda_graph_max_bs_decode=160,
-        context_length=163840,
-        scheduler_recv_interval=1,
-    )
-    return replace(base, **changes)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +89,7 @@ def test_more_memory_never_lowers_capacity(
     large = memory(R1, replace(H200, memory_gib=gib + more), table, Version(version))
     assert large.kv_tokens[0] >= small.kv_tokens[0]
     assert large.free[0] >= small.free[0] - 1e-9
-    assert large.shortage[0] <= small.shortage[0] + 1e-9
+    assert large.shortage(2000, 1.0)[0] <= small.shortage(2000, 1.0)[0] + 1e-9
 
 
 def test_one_row_of_many_is_the_row_alone() -> None:
@@ -111,3 +99,13 @@ def test_one_row_of_many_is_the_row_alone() -> None:
         alone = memory(R1, H200, table_of([config]), Version("0.5.12"))
         assert together.kv_tokens[index] == alone.kv_tokens[0]
         assert np.isclose(together.free[index], alone.free[0])
+
+
+@given(layouts, fractions, st.integers(1, 100_000), versions)
+def test_a_configuration_that_holds_its_longest_request_lacks_nothing(
+    layout: dict[str, object], fraction: float, longest: int, version: str
+) -> None:
+    table = table_of([filled(mem_fraction_static=fraction, **layout)])
+    found = memory(R1, H200, table, Version(version))
+    if found.free[0] >= 1.0 and found.kv_tokens_per_rank[0] >= longest:
+        assert found.shortage(longest, 1.0)[0] <= 1e-9

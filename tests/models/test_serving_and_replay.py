@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from models.config import ServerConfig, Speculative
 from models.estimate import Context, predict, predict_many
 from models.layout import table_of
-from models.replay import Limits, Replay, replay
+from models.replay import Replay, replay
+from models.scheduler import Limits
 from models.workload import Workload
 from planner.resolver import resolve
 
@@ -107,7 +108,8 @@ def resolved(context: Context, **changes: object) -> ServerConfig:
 def test_closed_form_and_replay_agree_where_nothing_queues(context: MakeContext, clients: int) -> None:
     where = context()
     workload = Workload.checked(1024, 1024, clients, 0.8)
-    steady = predict_many(where, table_of([resolved(where)]), workload)
+    table = table_of([resolved(where)])
+    steady = predict_many(where, table, workload, where.memory(table))
     exact = predict(where, resolved(where), workload)
     assert float(steady.tpot_s[0]) * 1e3 == pytest.approx(exact.tpot_ms["mean"], rel=0.06)
     assert float(steady.output_tok_s[0]) == pytest.approx(exact.output_tok_s, rel=0.06)
@@ -198,6 +200,6 @@ def test_more_bandwidth_never_slows_serving(clients: int, isl: int, osl: int, fa
     faster = replace(where, machine=replace(where.machine, hbm_bytes_s=where.machine.hbm_bytes_s * factor))
     table = table_of([resolved(where)])
     workload = Workload.checked(isl, osl, clients)
-    slow, fast = predict_many(where, table, workload), predict_many(faster, table, workload)
+    slow, fast = (predict_many(at, table, workload, at.memory(table)) for at in (where, faster))
     assert fast.output_tok_s[0] >= slow.output_tok_s[0] * 0.999
     assert fast.step_s[0] <= slow.step_s[0] * 1.001

@@ -31,7 +31,8 @@ def export(
     from hwprobe.errors import InputError
     from planner.export.files import Target
     from tuner.cli.tune import command_line
-    from tuner.report import best_of, export_trial
+    from tuner.record import best_of
+    from tuner.report import export_trial
     from tuner.store import read_manifest, read_trials
 
     folder = runs / run

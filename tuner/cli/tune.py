@@ -151,7 +151,8 @@ def _run(loop: Loop) -> None:
 def _finish(loop: Loop, prepared: Prepared, *, model_path: str, json: bool) -> None:
     from hwprobe.files import encode_json
     from tuner.cli.tune_view import show_result
-    from tuner.report import best_of, export_trial, result_document
+    from tuner.record import best_of
+    from tuner.report import export_trial, result_document
 
     manifest = prepared.question.manifest()
     best = best_of(loop.records)

@@ -14,8 +14,8 @@ from models.config import ServerConfig
 from models.estimate import Prediction
 from tuner.engines.seam import Measurement
 from tuner.loop import Loop
-from tuner.record import Manifest, Outcome, TrialRecord
-from tuner.report import baseline_of, best_of, nearest_of, spec_of
+from tuner.record import Manifest, Outcome, TrialRecord, best_of
+from tuner.report import baseline_of, nearest_of, spec_of
 from tuner.setup import Prepared
 
 

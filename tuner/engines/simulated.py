@@ -11,7 +11,7 @@ import numpy as np
 from models.config import ServerConfig
 from models.estimate import Context, replay_workload, statistics_ms
 from models.layout import table_of
-from models.memory import Memory, memory
+from models.memory import Memory
 from models.workload import Statistic, Workload
 from tuner.engines.seam import FailureKind, LaunchFailed, Measurement, ServerInfo
 from tuner.world import World
@@ -35,7 +35,7 @@ class SimulatedEngine:
     def launch(self, config: ServerConfig, number: int) -> SimulatedServer:
         """Start the configuration in the world. Raises LaunchFailed when the world's memory does not hold it."""
         context = self.world.truth(self.belief, config)
-        filled = memory(context.arch, context.machine, table_of([config]), context.version)
+        filled = context.memory(table_of([config]))
         self._check_memory(filled)
         seed = _seed(self.seed, number, config)
         jitter = 1.0 + 0.1 * float(np.random.default_rng(seed).standard_normal())
@@ -78,7 +78,7 @@ class SimulatedServer:
                 self.boot_s,
             )
         rng = np.random.default_rng([self.seed, workload.concurrency])
-        played = replay_workload(self.context, self.config, workload, seed=int(rng.integers(2**31)))
+        played = replay_workload(self.context, self.config, workload, self.memory, seed=int(rng.integers(2**31)))
         drift = np.exp(self.world.noise * rng.standard_normal(WINDOWS))
         rates = played.output_tok_s / drift
         middle = float(rates.mean())

@@ -1,0 +1,29 @@
+"""System: what a step time depends on beside the load on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models.architecture import ModelArchitecture
+from models.engine_profile import EngineParameters
+from models.layout import ConfigTable
+from models.machine import Machine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class System:
+    """A model on a machine under one or many configurations of one engine build.
+
+    `sigma` is the log-normal spread of expert popularity in the workload's text.
+    """
+
+    arch: ModelArchitecture
+    machine: Machine
+    table: ConfigTable
+    engine: EngineParameters
+    sigma: float
+
+    @property
+    def parts(self) -> tuple[ModelArchitecture, Machine, ConfigTable, EngineParameters]:
+        """Return model, machine, configurations and engine, to be unpacked."""
+        return self.arch, self.machine, self.table, self.engine
