@@ -2,8 +2,9 @@
 
 SgtuneError                 exit 1: failed while working
 +-- InputError              exit 2: bad usage or input, nothing was started
-|   +-- UnsupportedModel    exit 2: a model config this version has no equations for
-+-- TargetInfeasible        exit 3: the target cannot be met; the nearest answer is given
+    +-- UnsupportedModel    exit 2: a model config this version has no equations for
+
+A target that cannot be met is no error but an answer: the command prints it and exits 3.
 """
 
 from __future__ import annotations
@@ -26,12 +27,6 @@ class InputError(SgtuneError):
 
 class UnsupportedModel(InputError):
     """The model config describes an architecture sgtune has no equations for."""
-
-
-class TargetInfeasible(SgtuneError):
-    """No configuration of this hardware meets the target."""
-
-    exit_code = 3
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

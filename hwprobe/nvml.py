@@ -25,7 +25,6 @@ class NvmlGpu:
     sm_count: int | None
     compute_capability: str | None
     pcie: str | None
-    nvlinks: int
     missing: tuple[str, ...]
 
 
@@ -90,19 +89,8 @@ def _read_gpu(nvml: Any, index: int) -> NvmlGpu | None:
         sm_count=_sm_count(cores, capability),
         compute_capability=".".join(map(str, capability)) if capability else None,
         pcie=f"Gen{generation} x{width}" if generation and width else None,
-        nvlinks=_active_nvlinks(nvml, handle),
         missing=tuple(missing),
     )
-
-
-def _active_nvlinks(nvml: Any, handle: Any) -> int:
-    active = 0
-    for link in range(36):
-        try:
-            active += bool(nvml.nvmlDeviceGetNvLinkState(handle, link))
-        except nvml.NVMLError:
-            break
-    return active
 
 
 def _sm_count(cores: int | None, capability: tuple[int, int] | None) -> int | None:

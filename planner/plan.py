@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from packaging.version import Version
 
@@ -11,19 +10,19 @@ from hwprobe.errors import InputError
 from hwprobe.profile import HardwareProfile
 from models.architecture import ModelArchitecture
 from models.engine_profile import EngineProfile, profile_for
-from models.estimate import DEFAULT_ACCEPTANCE, Context, Prediction, relative_error
+from models.estimate import DEFAULT_ACCEPTANCE, Context, relative_error
 from models.machine import machine_of
-from models.memory import MemoryLedger
 from models.workload import Metric, Slo, Statistic, Workload
 from planner.capacity import concurrency_for_rate, users_per_server
 from planner.dialects import to_argv
 from planner.frontier import pareto_front
 from planner.published import Comparison, compare_with_published
-from planner.search import Candidate, Found, Rejected, search
+from planner.search import Candidate, Found, search
 from planner.space import as_launched, default_space
 
 NODE_STEPS = (2, 4, 8)
 MOST_USERS = 10_000_000
+LARGEST_SKEW = 3.0
 # Families replayed per step while the number of clients is bisected: the leaders decide.
 FAMILIES_WHILE_BISECTING = 3
 
@@ -62,6 +61,8 @@ class PlanQuestion:
             raise InputError(f"--request-rate is {self.request_rate:g}; it must be positive (requests per second)")
         if self.min_user_tok_s is not None and not 0 < self.min_user_tok_s < 1e5:
             raise InputError(f"--min-user-tok-s is {self.min_user_tok_s:g}; it must be positive")
+        if self.sigma is not None and not 0.0 <= self.sigma <= LARGEST_SKEW:
+            raise InputError(f"--expert-skew is {self.sigma:g}; it must be from 0 (uniform) to {LARGEST_SKEW:g}")
         if not 0.0 <= self.acceptance < 1.0:
             raise InputError(f"--mtp-acceptance is {self.acceptance:g}; it must be from 0 to below 1")
         if self.users is not None and not 1 <= self.users <= MOST_USERS:
@@ -218,110 +219,3 @@ def _warnings(question: PlanQuestion, context: Context, best: Candidate | None) 
         error = relative_error(context, best.config)
         said.append(f"expected relative error of decode times for the best configuration: {100 * error:.0f} %")
     return tuple(said)
-
-
-def plan_document(plan: Plan) -> dict[str, Any]:
-    """Return the plan as the JSON document of `sgtune plan --json`."""
-    question = plan.question
-    return {
-        "question": {
-            "hardware": question.hardware.name,
-            "model": question.arch.name,
-            "sglang_version": str(question.version),
-            "isl": question.isl,
-            "osl": question.osl,
-            "range_ratio": question.range_ratio,
-            "concurrency": question.concurrency,
-            "request_rate": question.request_rate,
-            "users": question.users,
-            "min_user_tok_s": question.min_user_tok_s,
-            "slo": [str(slo) for slo in question.slos],
-        },
-        "fits": plan.fits,
-        "meets_target": plan.meets_target,
-        "shortage_gib_per_gpu": plan.shortage_gib,
-        "answer": _answer(plan),
-        "candidates": [_candidate(plan, candidate) for candidate in plan.found.candidates],
-        "rejected": [_rejected(item) for item in plan.found.rejected],
-        "rejected_by_reason": plan.found.rejected_by_reason(),
-        "pareto": plan.pareto(),
-        "evaluated": plan.found.evaluated,
-        "published": _published(plan.published),
-        "profile": plan.context.engine.name,
-        "basis": {name: str(basis) for name, basis in plan.context.machine.basis.items()},
-        "warnings": list(plan.warnings),
-    }
-
-
-def _answer(plan: Plan) -> dict[str, Any] | None:
-    best = plan.best
-    if best is None:
-        return {"nodes": plan.nodes, "text": plan.node_answer} if plan.node_answer else None
-    prediction = best.prediction
-    return {
-        "nodes": plan.nodes,
-        "replicas": plan.replicas,
-        "concurrency_per_replica": plan.concurrency,
-        "running_requests": prediction.running_requests,
-        "output_tok_s": prediction.output_tok_s * plan.replicas,
-        "user_tok_s": prediction.user_tok_s,
-        "ttft_ms": prediction.ttft_ms,
-        "tpot_ms": prediction.tpot_ms,
-        "headroom_gib": best.ledger.headroom_gib,
-        "kv_tokens": best.ledger.kv_tokens,
-        "misses": list(best.misses),
-    }
-
-
-def _candidate(plan: Plan, candidate: Candidate) -> dict[str, Any]:
-    return {
-        "label": candidate.config.label,
-        "config": as_launched(candidate.config, plan.context.version).as_dict(),
-        "argv": plan.argv(candidate),
-        "prediction": prediction_document(candidate.prediction),
-        "ledger": ledger_document(candidate.ledger),
-        "kv_tokens": candidate.ledger.kv_tokens,
-        "misses": list(candidate.misses),
-        "why": candidate.why,
-    }
-
-
-def _rejected(item: Rejected) -> dict[str, Any]:
-    return {"label": item.config.label, "config": item.config.as_dict(), "reason": item.reason, "kind": item.kind}
-
-
-def prediction_document(prediction: Prediction) -> dict[str, Any]:
-    """Return a prediction as JSON-ready values."""
-    names = (
-        "output_tok_s", "total_tok_s", "user_tok_s", "request_rate", "running_requests", "ttft_ms", "tpot_ms",
-        "e2e_ms", "step_ms", "accepted_tokens", "stall_ms", "breakdown_ms", "limiting", "retractions",
-    )  # fmt: skip
-    document = {name: getattr(prediction, name) for name in names}
-    document["band"] = {name: list(interval) for name, interval in prediction.band.items()}
-    document["warnings"] = list(prediction.warnings)
-    return document
-
-
-def ledger_document(ledger: MemoryLedger) -> dict[str, Any]:
-    """Return a ledger as JSON-ready values."""
-    return {
-        "per_gpu_gib": ledger.per_gpu_gib,
-        "card_gib": ledger.card_gib,
-        "headroom_gib": ledger.headroom_gib,
-        "kv_tokens_per_rank": ledger.kv_tokens_per_rank,
-        "free_gib": ledger.free_gib,
-    }
-
-
-def _published(comparison: Comparison | None) -> dict[str, Any] | None:
-    if comparison is None:
-        return None
-    return {
-        "quantity": comparison.quantity,
-        "published": comparison.published,
-        "predicted": comparison.predicted,
-        "residual_percent": comparison.residual_percent,
-        "configuration": comparison.configuration,
-        "source": comparison.source,
-        "note": comparison.note,
-    }

@@ -16,7 +16,7 @@ from models.memory import Memory, MemoryLedger, ledger_of
 from models.serving import Serving
 from models.workload import Metric, Slo, Workload, missed
 from planner.resolver import DEFAULT_REQUESTS_PER_RANK
-from planner.rules import Question, first_error
+from planner.rules import Question, Violation, first_error
 from planner.space import Space, fill_grid, shapes
 
 # A server with less than this left per GPU after graphs and activations is one allocation from an OOM;
@@ -78,11 +78,10 @@ def search(
     rejected: list[Rejected] = []
     grids: list[list[ServerConfig]] = []
     for shape in shapes(space):
-        grid = _grid(shape, context, space, workload, slos)
-        error = first_error(_question(context, grid[0]))
-        if error is None:
+        grid, error = _allowed(context, _grid(shape, context, space, workload, slos))
+        if grid:
             grids.append(grid)
-        else:
+        elif error is not None:
             rejected.append(Rejected(config=shape, reason=f"{error.message}; {error.fix}", kind=error.rule))
     if not grids:
         return Found(candidates=(), rejected=tuple(rejected), evaluated=0)
@@ -105,8 +104,20 @@ def search(
     return Found(candidates=candidates, rejected=tuple(rejected), evaluated=len(flat))
 
 
-def _question(context: Context, config: ServerConfig) -> Question:
-    return Question(config=config, arch=context.arch, machine=context.machine, version=context.version)
+def _allowed(context: Context, grid: list[ServerConfig]) -> tuple[list[ServerConfig], Violation | None]:
+    """Return the part of a family's grid that no rule forbids, and the last violation met.
+
+    Within a family rules tell apart chunk sizes only, so one member of each speaks for all.
+    """
+    error, allowed = None, set()
+    for config in {config.chunked_prefill_size: config for config in grid}.values():
+        broken = first_error(
+            Question(config=config, arch=context.arch, machine=context.machine, version=context.version)
+        )
+        if broken is None:
+            allowed.add(config.chunked_prefill_size)
+        error = broken or error
+    return [config for config in grid if config.chunked_prefill_size in allowed], error
 
 
 def _grid(

@@ -15,8 +15,9 @@ from models.workload import Slo, Workload, missed
 from planner.launch import launch_spec
 from planner.rules import Question, first_error
 from planner.search import SAFE_FREE_GIB
+from tuner.choices import Objective
 from tuner.engines.seam import Engine, LaunchFailed, Measurement, Server
-from tuner.record import Objective, Outcome, TrialRecord, best_of
+from tuner.record import Outcome, TrialRecord, best_of
 from tuner.store import RunFolder
 from tuner.study import StudyIndex
 from tuner.tuning_space import TuningSpace

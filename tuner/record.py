@@ -8,14 +8,8 @@ from enum import StrEnum
 from typing import Any
 
 from models.config import ServerConfig
+from tuner.choices import Objective
 from tuner.engines.seam import FailureKind, Measurement
-
-
-class Objective(StrEnum):
-    """What is maximised or minimised at the asked concurrency."""
-
-    OUTPUT_TOK_S = "output_tok_s"
-    TPOT = "tpot"
 
 
 class Outcome(StrEnum):

@@ -14,11 +14,12 @@ from hwprobe.profile import HardwareProfile
 from planner.plan import Plan, PlanQuestion, make_plan
 from planner.seeds import recipe, sglang_default, spread_seeds
 from planner.space import default_space
+from tuner.choices import EngineName, Objective, SamplerName
 from tuner.engines.simulated import SimulatedEngine
 from tuner.loop import Loop, Reporter, Task
-from tuner.record import Manifest, Objective
+from tuner.record import Manifest
 from tuner.store import RunFolder
-from tuner.study import SamplerName, StudyIndex
+from tuner.study import StudyIndex
 from tuner.tuning_space import TuningSpace, tuning_space
 from tuner.world import World
 
@@ -31,7 +32,7 @@ class TuneQuestion:
 
     plan: PlanQuestion
     objective: Objective
-    engine: str
+    engine: EngineName
     world: World
     trials: int
     budget_s: float
@@ -73,7 +74,7 @@ class TuneQuestion:
             concurrency=0 if plan.concurrency is None else plan.concurrency,
             slo=tuple(str(slo) for slo in plan.slos),
             objective=self.objective,
-            engine=self.engine,
+            engine=str(self.engine),
             world=self.world.name,
             seed=self.seed,
             sampler=str(self.sampler),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,11 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 
+from tuner.choices import SamplerName
 from tuner.record import TrialRecord
 from tuner.tuning_space import TuningSpace
 
 TPE_STARTUP_TRIALS = 6
-
-
-class SamplerName(StrEnum):
-    """Which sampler proposes after the seeds."""
-
-    TPE = "tpe"
-    RANDOM = "random"
 
 
 class StudyIndex:

@@ -38,7 +38,6 @@ class FakeNvml:
             "nvmlDeviceGetNumGpuCores": lambda handle: 132 * 128,
             "nvmlDeviceGetMaxPcieLinkGeneration": lambda handle: 5,
             "nvmlDeviceGetMaxPcieLinkWidth": lambda handle: 16,
-            "nvmlDeviceGetNvLinkState": lambda handle, link: 1 if link < 18 else self._fail("link"),
             "nvmlSystemGetDriverVersion": lambda: "580.1",
             "nvmlSystemGetCudaDriverVersion_v2": lambda: 13000,
             "nvmlShutdown": self._shutdown,

@@ -13,8 +13,10 @@ from models.architecture import deepseek_r1
 from models.layout import table_of
 from models.memory import memory
 from models.workload import Slo
+from planner.document import plan_document
 from planner.frontier import pareto_front
-from planner.plan import Plan, PlanQuestion, make_plan, plan_document
+from planner.plan import Plan, PlanQuestion, make_plan
+from planner.rules import Question, first_error
 from planner.search import SAFE_FREE_GIB
 from planner.seeds import spread_seeds
 
@@ -207,7 +209,19 @@ def test_versions_differ_in_what_they_can_do(crowd: Plan) -> None:
     assert "--attn-dp-size" in crowd.argv(crowd.best)
 
 
-def test_h20_is_warned_of() -> None:
+def test_no_candidate_breaks_a_rule_of_sglang() -> None:
+    """A chunk is divided by the attention-DP ranks and must stay a multiple of Blackwell's page of 64."""
+    plan = asked("8xb200x8", concurrency=64, mtp=False)
+    assert any(c.config.attn_dp_size == 64 for c in plan.found.candidates)
+    for candidate in plan.found.candidates:
+        context = plan.context
+        question = Question(
+            config=candidate.config, arch=context.arch, machine=context.machine, version=context.version
+        )
+        assert first_error(question) is None
+
+
+def test_gpus_nobody_fitted_are_warned_of() -> None:
     plan = asked("b200x8", concurrency=16)
     assert any("fitted on Hopper" in warning for warning in plan.warnings)
 

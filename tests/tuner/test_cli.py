@@ -159,3 +159,23 @@ def test_version_and_help(sgtune: Sgtune) -> None:
         ran = sgtune(command, "--help")
         assert ran.code == 0
         assert "Example: sgtune" in ran.out
+
+
+def test_what_help_repeats_is_what_the_model_means() -> None:
+    """The options module repeats three constants so that --help need not load the models."""
+    from models.estimate import DEFAULT_ACCEPTANCE
+    from models.version import NEWEST
+    from planner.export.files import Target
+    from planner.launch import DEFAULT_MODEL_PATH
+    from tuner.cli import options
+    from tuner.cli.export import TargetName
+
+    assert options.NEWEST_VERSION == NEWEST
+    assert options.ACCEPTANCE == DEFAULT_ACCEPTANCE
+    assert options.MODEL_PATH == DEFAULT_MODEL_PATH
+    assert {*Target, "all"} == set(TargetName)
+
+
+def test_usage_errors_speak_of_sgtune() -> None:
+    done = subprocess.run([sys.executable, "-m", "tuner.cli.main", "plan"], capture_output=True, text=True, check=False)
+    assert done.stderr.startswith("Usage: sgtune plan")

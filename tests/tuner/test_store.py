@@ -11,8 +11,9 @@ from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.errors import InputError, SgtuneError
 from hwprobe.files import encode_json
 from models.config import ServerConfig, Speculative
+from tuner.choices import Objective
 from tuner.engines.seam import FailureKind, Measurement
-from tuner.record import Manifest, Objective, Outcome, TrialRecord
+from tuner.record import Manifest, Outcome, TrialRecord
 from tuner.store import RunFolder, cut_torn_line, read_manifest, read_trials
 
 HARDWARE = hardware_from_catalogue("h200x8")

@@ -1,51 +1,17 @@
-"""What all commands share: consoles, options read the same way, and the JSON promise."""
+"""What all commands share: consoles, questions read the same way, and the JSON promise."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from hwprobe.profile import HardwareProfile
     from models.architecture import ModelArchitecture
-    from models.workload import Slo
-
-HardwareOption = Annotated[
-    str,
-    typer.Option(
-        "--hardware",
-        help="Catalogue name (h200x8, nf5688g7, 2xh100x8, ...) or a hardware.json of sgtune probe.",
-        show_default=False,
-    ),
-]
-IslOption = Annotated[int, typer.Option("--isl", help="Input tokens per request.", show_default=False)]
-OslOption = Annotated[int, typer.Option("--osl", help="Output tokens per request.", show_default=False)]
-RangeRatioOption = Annotated[
-    float,
-    typer.Option("--range-ratio", help="Lengths are uniform on [ratio x length, length]; 1 fixes them."),
-]
-SloOption = Annotated[
-    list[str] | None,
-    typer.Option("--slo", help="Latency limit, repeatable: 'ttft:p99<2s', 'tpot:mean<50ms', 'e2e:p95<60s'."),
-]
-VersionOption = Annotated[str, typer.Option("--sglang-version", help="SGLang release to plan for.")]
-ModelOption = Annotated[
-    Path | None,
-    typer.Option("--model", help="config.json (or its folder) of a DeepSeek-V3-family model; default DeepSeek-R1."),
-]
-ModelPathOption = Annotated[
-    str, typer.Option("--model-path", help="Model path written into launch commands (a folder or a hub name).")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
-ProfileOption = Annotated[
-    Path | None, typer.Option("--profile", help="Engine profile file to use instead of the shipped ones.")
-]
-NEWEST_VERSION = "0.5.23"
+    from planner.plan import PlanQuestion
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -81,8 +47,26 @@ def read_model(path: Path | None) -> ModelArchitecture:
     return deepseek_r1() if path is None else load_architecture(path)
 
 
-def read_slos(texts: list[str] | None) -> tuple[Slo, ...]:
-    """Parse the --slo options."""
+def read_question(
+    *,
+    hardware: str,
+    model: Path | None,
+    sglang_version: str,
+    slo: list[str] | None,
+    profile: Path | None,
+    **rest: Any,
+) -> PlanQuestion:
+    """Build the question that plan and tune share; `rest` are fields of PlanQuestion as they are."""
+    from models.engine_profile import load_engine_profile
+    from models.version import parse_version
     from models.workload import Slo
+    from planner.plan import PlanQuestion
 
-    return tuple(Slo.parse(text) for text in texts or [])
+    return PlanQuestion(
+        hardware=read_hardware(hardware),
+        arch=read_model(model),
+        version=parse_version(sglang_version),
+        slos=tuple(Slo.parse(text) for text in slo or []),
+        engine=load_engine_profile(profile) if profile else None,
+        **rest,
+    )

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tuner.cli.common import ModelPathOption
+from tuner.cli import options
 
 EXAMPLE = "Example: sgtune export --run nf5688g7-1000-1000-c1024 --target all --out launch/"
 
@@ -24,8 +24,8 @@ def export(
     out: Annotated[Path, typer.Option("--out", help="Folder to write to.", show_default=False)],
     trial: Annotated[int | None, typer.Option("--trial", help="Trial number; default: the best.")] = None,
     target: Annotated[TargetName, typer.Option("--target", help="Which files to write.")] = TargetName.ALL,
-    runs: Annotated[Path, typer.Option("--runs", help="Folder of all runs.")] = Path("runs"),
-    model_path: ModelPathOption = "deepseek-ai/DeepSeek-R1",
+    runs: options.Runs = Path("runs"),
+    model_path: options.ModelPath = options.MODEL_PATH,
 ) -> None:
     """Write launch files (shell script, SGLang YAML) that run as they stand."""
     from hwprobe.errors import InputError

@@ -53,7 +53,7 @@ def main() -> None:
     """Run the command line; every error is a sentence and an exit code, a traceback only with --debug."""
     _check_one_parent()
     try:
-        app()
+        app(prog_name="sgtune")
     except SgtuneError as error:
         if os.environ.get("SGTUNE_DEBUG"):
             raise

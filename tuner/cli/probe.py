@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli.common import JsonOption, console, print_json
+from tuner.cli import options
+from tuner.cli.common import console, print_json
 
 if TYPE_CHECKING:
     from hwprobe.profile import HardwareProfile
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def probe(
     out: Annotated[Path | None, typer.Option("--out", help="Write the profile to this file.")] = None,
-    json: JsonOption = False,
+    json: options.Json = False,
 ) -> None:
     """Say what this machine is: GPUs by NVML with their data-sheet rates, and the host. Works without a GPU."""
     from hwprobe.probe import probe_machine

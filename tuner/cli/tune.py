@@ -5,127 +5,77 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from tuner.cli.common import (
-    NEWEST_VERSION,
-    HardwareOption,
-    IslOption,
-    JsonOption,
-    ModelOption,
-    ModelPathOption,
-    OslOption,
-    ProfileOption,
-    RangeRatioOption,
-    SloOption,
-    VersionOption,
-    console,
-    print_json,
-    read_hardware,
-    read_model,
-    read_slos,
-)
+from tuner.choices import EngineName, Objective, SamplerName
+from tuner.cli import options
+from tuner.cli.common import console, print_json, read_question
 
 if TYPE_CHECKING:
     from tuner.loop import Loop
-    from tuner.setup import Prepared
+    from tuner.setup import Prepared, TuneQuestion
 
 EXAMPLE = (
     "Example: sgtune tune --hardware nf5688g7 --isl 1000 --osl 1000 --concurrency 1024 --engine simulated --trials 12"
 )
 
 
-class EngineName(StrEnum):
-    SIMULATED = "simulated"
-
-
-class ObjectiveName(StrEnum):
-    OUTPUT_TOK_S = "output_tok_s"
-    TPOT = "tpot"
-
-
-class SamplerChoice(StrEnum):
-    TPE = "tpe"
-    RANDOM = "random"
-
-
 def tune(
-    hardware: HardwareOption,
-    isl: IslOption,
-    osl: OslOption,
-    concurrency: Annotated[int, typer.Option("--concurrency", help="Clients in a closed loop.", show_default=False)],
-    slo: SloOption = None,
-    objective: Annotated[ObjectiveName, typer.Option("--objective", help="What to improve.")] = (
-        ObjectiveName.OUTPUT_TOK_S
-    ),
-    engine: Annotated[EngineName, typer.Option("--engine", help="Where configurations run.")] = EngineName.SIMULATED,
-    world: Annotated[Path | None, typer.Option("--world", help="World file: the simulated engine's truth.")] = None,
-    trials: Annotated[int, typer.Option("--trials", help="Launches to spend.")] = 12,
-    budget: Annotated[str | None, typer.Option("--budget", help="Engine time to spend: 45m, 4h.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of sampler and simulated engine.")] = 0,
-    sampler: Annotated[SamplerChoice, typer.Option("--sampler", help="Who proposes after the seeds.")] = (
-        SamplerChoice.TPE
-    ),
-    run: Annotated[str | None, typer.Option("--run", help="Name of the run folder.")] = None,
-    runs: Annotated[Path, typer.Option("--runs", help="Folder of all runs.")] = Path("runs"),
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be launched; write nothing.")] = False,
-    sglang_version: VersionOption = NEWEST_VERSION,
-    range_ratio: RangeRatioOption = 1.0,
-    mtp: Annotated[bool, typer.Option("--mtp/--no-mtp", help="Consider multi-token prediction.")] = True,
-    mtp_acceptance: Annotated[
-        float, typer.Option("--mtp-acceptance", help="Probability that a drafted token is accepted.")
-    ] = 0.7,
-    model: ModelOption = None,
-    model_path: ModelPathOption = "deepseek-ai/DeepSeek-R1",
-    profile: ProfileOption = None,
-    json: JsonOption = False,
+    hardware: options.Hardware,
+    isl: options.Isl,
+    osl: options.Osl,
+    concurrency: options.Concurrency,
+    slo: options.SloTexts = None,
+    objective: options.ObjectiveChoice = Objective.OUTPUT_TOK_S,
+    engine: options.Engine = EngineName.SIMULATED,
+    world: options.WorldFile = None,
+    trials: options.Trials = 12,
+    budget: options.Budget = None,
+    seed: options.Seed = 0,
+    sampler: options.Sampler = SamplerName.TPE,
+    run: options.Run = None,
+    runs: options.Runs = Path("runs"),
+    resume: options.Resume = False,
+    dry_run: options.DryRun = False,
+    sglang_version: options.SglangVersion = options.NEWEST_VERSION,
+    range_ratio: options.RangeRatio = 1.0,
+    mtp: options.Mtp = True,
+    mtp_acceptance: options.MtpAcceptance = options.ACCEPTANCE,
+    expert_skew: options.ExpertSkew = None,
+    model: options.Model = None,
+    model_path: options.ModelPath = options.MODEL_PATH,
+    profile: options.Profile = None,
+    json: options.Json = False,
 ) -> None:
     """Find the best configuration with few launches: physics first, then measurements."""
-    from models.engine_profile import load_engine_profile
-    from models.version import parse_version
-    from planner.plan import PlanQuestion
-    from tuner.cli.tune_view import LiveReporter, show_dry_run
-    from tuner.record import Objective
-    from tuner.setup import TuneQuestion, open_loop, prepare
-    from tuner.study import SamplerName
+    from tuner.setup import TuneQuestion
     from tuner.world import load_world
 
+    asked = read_question(
+        hardware=hardware, model=model, sglang_version=sglang_version, slo=slo, profile=profile, isl=isl, osl=osl,
+        range_ratio=range_ratio, concurrency=concurrency, mtp=mtp, acceptance=mtp_acceptance, sigma=expert_skew,
+    )  # fmt: skip
     question = TuneQuestion(
-        plan=PlanQuestion(
-            hardware=read_hardware(hardware),
-            arch=read_model(model),
-            version=parse_version(sglang_version),
-            isl=isl,
-            osl=osl,
-            range_ratio=range_ratio,
-            concurrency=concurrency,
-            slos=read_slos(slo),
-            mtp=mtp,
-            acceptance=mtp_acceptance,
-            engine=load_engine_profile(profile) if profile else None,
-        ),
-        objective=Objective(objective),
-        engine=str(engine),
-        world=load_world(world),
-        trials=trials,
-        budget_s=parse_duration_s(budget) if budget else float("inf"),
-        seed=seed,
-        sampler=SamplerName(sampler),
-        run=run,
-        runs=runs,
-        resume=resume,
-    )
+        plan=asked, objective=objective, engine=engine, world=load_world(world), trials=trials,
+        budget_s=parse_duration_s(budget) if budget else float("inf"), seed=seed, sampler=sampler,
+        run=run, runs=runs, resume=resume,
+    )  # fmt: skip
+    _tune(question, model_path=model_path, dry_run=dry_run, json=json)
+
+
+def _tune(question: TuneQuestion, *, model_path: str, dry_run: bool, json: bool) -> None:
+    from tuner.cli.tune_view import LiveReporter, show_dry_run
+    from tuner.setup import open_loop, prepare
+
     prepared = prepare(question)
     if dry_run:
         show_dry_run(prepared, console())
         return
     screen = console(stderr=True)
-    reporter = LiveReporter(screen, trials)
+    reporter = LiveReporter(screen, question.trials)
     loop, torn = open_loop(prepared, reporter)
     if torn:
         screen.print("note: the last record was incomplete and has been cut off; its trial runs again")

@@ -1,0 +1,119 @@
+"""Plans as JSON documents: the contract of `sgtune plan --json`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from models.estimate import Prediction
+from models.memory import MemoryLedger
+from planner.plan import Plan
+from planner.published import Comparison
+from planner.search import Candidate, Rejected
+from planner.space import as_launched
+
+
+def plan_document(plan: Plan) -> dict[str, Any]:
+    """Return the plan as the JSON document of `sgtune plan --json`."""
+    question = plan.question
+    return {
+        "question": {
+            "hardware": question.hardware.name,
+            "model": question.arch.name,
+            "sglang_version": str(question.version),
+            "isl": question.isl,
+            "osl": question.osl,
+            "range_ratio": question.range_ratio,
+            "concurrency": question.concurrency,
+            "request_rate": question.request_rate,
+            "users": question.users,
+            "min_user_tok_s": question.min_user_tok_s,
+            "slo": [str(slo) for slo in question.slos],
+        },
+        "fits": plan.fits,
+        "meets_target": plan.meets_target,
+        "shortage_gib_per_gpu": plan.shortage_gib,
+        "answer": _answer(plan),
+        "candidates": [_candidate(plan, candidate) for candidate in plan.found.candidates],
+        "rejected": [_rejected(item) for item in plan.found.rejected],
+        "rejected_by_reason": plan.found.rejected_by_reason(),
+        "pareto": plan.pareto(),
+        "evaluated": plan.found.evaluated,
+        "published": _published(plan.published),
+        "profile": plan.context.engine.name,
+        "basis": {name: str(basis) for name, basis in plan.context.machine.basis.items()},
+        "warnings": list(plan.warnings),
+    }
+
+
+def _answer(plan: Plan) -> dict[str, Any] | None:
+    best = plan.best
+    if best is None:
+        return {"nodes": plan.nodes, "text": plan.node_answer} if plan.node_answer else None
+    prediction = best.prediction
+    return {
+        "nodes": plan.nodes,
+        "replicas": plan.replicas,
+        "concurrency_per_replica": plan.concurrency,
+        "running_requests": prediction.running_requests,
+        "output_tok_s": prediction.output_tok_s * plan.replicas,
+        "user_tok_s": prediction.user_tok_s,
+        "ttft_ms": prediction.ttft_ms,
+        "tpot_ms": prediction.tpot_ms,
+        "headroom_gib": best.ledger.headroom_gib,
+        "kv_tokens": best.ledger.kv_tokens,
+        "misses": list(best.misses),
+    }
+
+
+def _candidate(plan: Plan, candidate: Candidate) -> dict[str, Any]:
+    return {
+        "label": candidate.config.label,
+        "config": as_launched(candidate.config, plan.context.version).as_dict(),
+        "argv": plan.argv(candidate),
+        "prediction": prediction_document(candidate.prediction),
+        "ledger": ledger_document(candidate.ledger),
+        "kv_tokens": candidate.ledger.kv_tokens,
+        "misses": list(candidate.misses),
+        "why": candidate.why,
+    }
+
+
+def _rejected(item: Rejected) -> dict[str, Any]:
+    return {"label": item.config.label, "config": item.config.as_dict(), "reason": item.reason, "kind": item.kind}
+
+
+def prediction_document(prediction: Prediction) -> dict[str, Any]:
+    """Return a prediction as JSON-ready values."""
+    names = (
+        "output_tok_s", "total_tok_s", "user_tok_s", "request_rate", "running_requests", "ttft_ms", "tpot_ms",
+        "e2e_ms", "step_ms", "accepted_tokens", "stall_ms", "breakdown_ms", "limiting", "retractions",
+    )  # fmt: skip
+    document = {name: getattr(prediction, name) for name in names}
+    document["band"] = {name: list(interval) for name, interval in prediction.band.items()}
+    document["warnings"] = list(prediction.warnings)
+    return document
+
+
+def ledger_document(ledger: MemoryLedger) -> dict[str, Any]:
+    """Return a ledger as JSON-ready values."""
+    return {
+        "per_gpu_gib": ledger.per_gpu_gib,
+        "card_gib": ledger.card_gib,
+        "headroom_gib": ledger.headroom_gib,
+        "kv_tokens_per_rank": ledger.kv_tokens_per_rank,
+        "free_gib": ledger.free_gib,
+    }
+
+
+def _published(comparison: Comparison | None) -> dict[str, Any] | None:
+    if comparison is None:
+        return None
+    return {
+        "quantity": comparison.quantity,
+        "published": comparison.published,
+        "predicted": comparison.predicted,
+        "residual_percent": comparison.residual_percent,
+        "configuration": comparison.configuration,
+        "source": comparison.source,
+        "note": comparison.note,
+    }

@@ -1,0 +1,70 @@
+"""The options of all commands, declared once: the same flag means the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tuner.choices import EngineName, Objective, SamplerName
+
+# Repeated from models, which is too heavy to load for --help; a test compares them.
+NEWEST_VERSION = "0.5.23"
+ACCEPTANCE = 0.7
+MODEL_PATH = "deepseek-ai/DeepSeek-R1"
+
+Hardware = Annotated[
+    str,
+    typer.Option(
+        "--hardware",
+        help="Catalogue name (h200x8, nf5688g7, 2xh100x8, ...) or a hardware.json of sgtune probe.",
+        show_default=False,
+    ),
+]
+Isl = Annotated[int, typer.Option("--isl", help="Input tokens per request.", show_default=False)]
+Osl = Annotated[int, typer.Option("--osl", help="Output tokens per request.", show_default=False)]
+RangeRatio = Annotated[
+    float, typer.Option("--range-ratio", help="Lengths are uniform on [ratio x length, length]; 1 fixes them.")
+]
+Concurrency = Annotated[int, typer.Option("--concurrency", help="Clients in a closed loop.", show_default=False)]
+MaybeConcurrency = Annotated[int | None, typer.Option("--concurrency", help="Clients in a closed loop.")]
+RequestRate = Annotated[float | None, typer.Option("--request-rate", help="Requests per second.")]
+Users = Annotated[int | None, typer.Option("--users", help="Users to carry at --min-user-tok-s each.")]
+MinUserTokS = Annotated[float | None, typer.Option("--min-user-tok-s", help="Speed each of --users must see, tok/s.")]
+SloTexts = Annotated[
+    list[str] | None,
+    typer.Option("--slo", help="Latency limit, repeatable: 'ttft:p99<2s', 'tpot:mean<50ms', 'e2e:p95<60s'."),
+]
+SglangVersion = Annotated[str, typer.Option("--sglang-version", help="SGLang release to plan for.")]
+Mtp = Annotated[bool, typer.Option("--mtp/--no-mtp", help="Consider multi-token prediction.")]
+MtpAcceptance = Annotated[float, typer.Option("--mtp-acceptance", help="Probability that a drafted token is accepted.")]
+ExpertSkew = Annotated[
+    float | None,
+    typer.Option("--expert-skew", help="Log-spread of expert popularity: 1.2 random tokens, 0.45 text."),
+]
+Model = Annotated[
+    Path | None,
+    typer.Option("--model", help="config.json (or its folder) of a DeepSeek-V3-family model; default DeepSeek-R1."),
+]
+ModelPath = Annotated[
+    str, typer.Option("--model-path", help="Model path written into launch commands (a folder or a hub name).")
+]
+Profile = Annotated[
+    Path | None, typer.Option("--profile", help="Engine profile file to use instead of the shipped ones.")
+]
+Explain = Annotated[bool, typer.Option("--explain", help="Show memory, step breakdown and every rejection.")]
+PlanOut = Annotated[Path | None, typer.Option("--out", help="Write the JSON document to this file too.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
+
+ObjectiveChoice = Annotated[Objective, typer.Option("--objective", help="What to improve.")]
+Engine = Annotated[EngineName, typer.Option("--engine", help="Where configurations run.")]
+WorldFile = Annotated[Path | None, typer.Option("--world", help="World file: the simulated engine's truth.")]
+Trials = Annotated[int, typer.Option("--trials", help="Launches to spend.")]
+Budget = Annotated[str | None, typer.Option("--budget", help="Engine time to spend: 45m, 4h.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of sampler and simulated engine.")]
+Sampler = Annotated[SamplerName, typer.Option("--sampler", help="Who proposes after the seeds.")]
+Run = Annotated[str | None, typer.Option("--run", help="Name of the run folder.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be launched; write nothing.")]
