@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 
@@ -26,7 +26,8 @@ class ServerConfig:
 
     Names are those of SGLang 0.5.23; `attn_dp_size` is the attention-DP degree (older dialects:
     `--dp-size` with `--enable-dp-attention`). `chunked_prefill_size` and `max_running_requests`
-    are global: SGLang divides both by `attn_dp_size`.
+    are global: SGLang divides both by `attn_dp_size`. `extra` holds every other flag of the launch, by
+    SGLang's field name, sorted; `flag` reads one of them.
     """
 
     tp_size: int = 1
@@ -54,6 +55,16 @@ class ServerConfig:
     stream_interval: int | None = None
     scheduler_recv_interval: int | None = None
     context_length: int | None = None
+    extra: tuple[tuple[str, Any], ...] = ()
+
+    def flag(self, name: str, default: Any = None) -> Any:
+        """Return a flag of the launch that is no field here, by SGLang's field name, or `default`."""
+        return next((value for field, value in self.extra if field == name), default)
+
+    def with_flags(self, **changes: Any) -> ServerConfig:
+        """Return the configuration with these extra flags set; None takes one out."""
+        merged = {**dict(self.extra), **changes}
+        return replace(self, extra=tuple(sorted((k, v) for k, v in merged.items() if v is not None)))
 
     @property
     def gpu_count(self) -> int:
@@ -81,9 +92,9 @@ class ServerConfig:
         found: dict[str, Any] = {"tp_size": self.tp_size}
         for field in fields(self):
             value = getattr(self, field.name)
-            if value != field.default:
+            if value != field.default and field.name != "extra":
                 found[field.name] = _spec_dict(value) if isinstance(value, Speculative) else value
-        return found
+        return found | dict(self.extra)
 
 
 def _spec_dict(spec: Speculative) -> dict[str, int]:

@@ -1,20 +1,22 @@
-"""ServerConfig to SGLang's command line, in the words of the version asked for."""
+"""ServerConfig to SGLang's command line and back, in the words of the version asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from packaging.version import Version
 
 from hwprobe.errors import InputError
-from models.config import ServerConfig
+from models.config import ServerConfig, Speculative
 from models.version import NEWEST, at_least
+from planner.flags import FlagSet, first_release_of, flags_of
 
-# First release of each way of speaking.
-RENAMED_CORE = "0.5.13"  # --attn-dp-size, --cuda-graph-max-bs-decode
-EP_SIZE_CORE = "0.5.0"  # --ep-size and --moe-a2a-backend instead of --enable-ep-moe, --enable-deepep-moe
 CONFIG_FILE = "0.5.0"
+SPECULATIVE = ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")
+OWN_DRAFT = ("EAGLE", "NEXTN")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,7 @@ class Ability:
     wanted: Callable[[ServerConfig], bool]
 
 
+# What needs more than a flag of that name. Flags as such are looked up in the release's own list.
 ABILITIES: tuple[Ability, ...] = (
     Ability(name="pipeline parallelism", flag="--pp-size", since="0.4.6", wanted=lambda c: c.pp_size > 1),
     Ability(
@@ -49,7 +52,7 @@ ABILITIES: tuple[Ability, ...] = (
         wanted=lambda c: c.moe_runner_backend is not None,
     ),
     Ability(name="page size", flag="--page-size", since="0.4.5", wanted=lambda c: c.page_size not in (None, 1)),
-    Ability(name="the DP LM head", flag="--enable-dp-lm-head", since="0.4.6", wanted=lambda c: c.enable_dp_lm_head),
+    Ability(name="the DP LM head", flag="--enable-dp-lm-head", since="0.4.7", wanted=lambda c: c.enable_dp_lm_head),
     Ability(
         name="the scheduler's receive interval",
         flag="--scheduler-recv-interval",
@@ -57,6 +60,13 @@ ABILITIES: tuple[Ability, ...] = (
         wanted=lambda c: c.scheduler_recv_interval not in (None, 1),
     ),
 )
+# Fields of ServerConfig that are typed by their own name in every version that has them.
+PLAIN = (
+    "mem_fraction_static", "max_running_requests", "chunked_prefill_size", "max_prefill_tokens", "context_length",
+    "schedule_policy", "schedule_conservativeness", "stream_interval", "scheduler_recv_interval",
+    "attention_backend", "kv_cache_dtype", "page_size", "moe_runner_backend",
+)  # fmt: skip
+SWITCHES = ("disable_radix_cache", "enable_mixed_chunk", "enable_dp_lm_head")
 
 
 def missing_abilities(config: ServerConfig, version: Version) -> list[Ability]:
@@ -74,57 +84,79 @@ def to_flags(config: ServerConfig, version: Version) -> list[tuple[str, str | No
             f"SGLang {version} has no {ability.flag}: {ability.name} came with {ability.since}; "
             f"ask for --sglang-version {ability.since} or newer (newest known: {NEWEST})"
         )
+    known = flags_of(version)
     return [
-        *_parallel(config, version),
+        *_parallel(config, known),
         *_speculative(config),
-        *_memory(config, version),
-        *_scheduling(config),
-        *_kernels(config),
+        *_memory(config, known),
+        *_scheduling(config, known),
+        *_kernels(config, known),
+        *_extra(config, known),
     ]
 
 
 def to_argv(config: ServerConfig, version: Version) -> list[str]:
-    """Return the flags as an argument list."""
+    """Return the flags as an argument list; a flag of several values is followed by all of them."""
     argv: list[str] = []
     for flag, value in to_flags(config, version):
         argv.append(flag)
         if value is not None:
-            argv.append(value)
+            argv += value.split("\0")
     return argv
 
 
 _Pairs = list[tuple[str, str | None]]
 
 
-def _given(flag: str, value: object | None) -> _Pairs:
-    return [] if value is None else [(flag, f"{value:g}" if isinstance(value, float) else str(value))]
+def _words(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return "\0".join(_words(item) for item in value)
+    return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
-def _switch(flag: str, on: bool) -> _Pairs:
-    return [(flag, None)] if on else []
+def _given(known: FlagSet, dest: str, value: object | None) -> _Pairs:
+    """Return the pair of a field. Raises InputError when the release has no flag for it."""
+    if value is None or value is False:
+        return []
+    flag = known.by_dest.get(dest)
+    if flag is None:
+        raise _missing(known, dest)
+    name = next((name for name in flag.names if name == "--" + dest.replace("_", "-")), flag.name)
+    return [(name, None if flag.is_switch else _words(value))]
 
 
-def _parallel(config: ServerConfig, version: Version) -> _Pairs:
+def _missing(known: FlagSet, dest: str) -> InputError:
+    life = first_release_of(dest)
+    if life is None:
+        return InputError(f"no release of SGLang known here has a flag for '{dest}'")
+    name, first, last = life
+    return InputError(f"SGLang {known.release} has no {name}: releases {first} to {last} have it")
+
+
+def _parallel(config: ServerConfig, known: FlagSet) -> _Pairs:
     pairs: _Pairs = [("--tp-size", str(config.tp_size))]
     if config.pp_size > 1:
-        pairs += _given("--pp-size", config.pp_size)
+        pairs += _given(known, "pp_size", config.pp_size)
     if config.nnodes > 1:
-        pairs += _given("--nnodes", config.nnodes)
+        pairs += _given(known, "nnodes", config.nnodes)
     if config.attn_dp_size > 1:
-        if at_least(version, RENAMED_CORE):
-            pairs += _given("--attn-dp-size", config.attn_dp_size)
+        if "attn_dp_size" in known.by_dest:
+            pairs += _given(known, "attn_dp_size", config.attn_dp_size)
         else:
-            pairs += [*_given("--dp-size", config.attn_dp_size), ("--enable-dp-attention", None)]
-    pairs += _switch("--enable-dp-lm-head", config.enable_dp_lm_head)
-    if config.ep_size > 1:
-        pairs += _expert_parallel(config, version)
+            pairs += [("--dp-size", str(config.attn_dp_size)), ("--enable-dp-attention", None)]
+    pairs += _given(known, "enable_dp_lm_head", config.enable_dp_lm_head)
+    if config.ep_size > 1 or config.moe_a2a_backend != "none":
+        pairs += _expert_parallel(config, known)
     return pairs
 
 
-def _expert_parallel(config: ServerConfig, version: Version) -> _Pairs:
-    if at_least(version, EP_SIZE_CORE):
+def _expert_parallel(config: ServerConfig, known: FlagSet) -> _Pairs:
+    if "moe_a2a_backend" in known.by_dest:
         backend = None if config.moe_a2a_backend == "none" else config.moe_a2a_backend
-        return [*_given("--ep-size", config.ep_size), *_given("--moe-a2a-backend", backend)]
+        size = config.ep_size if config.ep_size > 1 else None
+        return [*_given(known, "ep_size", size), *_given(known, "moe_a2a_backend", backend)]
     if config.moe_a2a_backend == "deepep":
         return [("--enable-deepep-moe", None)]
     return [("--enable-ep-moe", None)]
@@ -142,36 +174,113 @@ def _speculative(config: ServerConfig) -> _Pairs:
     ]
 
 
-def _memory(config: ServerConfig, version: Version) -> _Pairs:
-    renamed = at_least(version, RENAMED_CORE)
-    graph_flag = "--cuda-graph-max-bs-decode" if renamed else "--cuda-graph-max-bs"
-    no_graph = ["--disable-decode-cuda-graph", "--disable-prefill-cuda-graph"] if renamed else ["--disable-cuda-graph"]
+def _memory(config: ServerConfig, known: FlagSet) -> _Pairs:
+    by_phase = "cuda_graph_max_bs_decode" in known.by_dest
+    graph = "cuda_graph_max_bs_decode" if by_phase else "cuda_graph_max_bs"
+    off = ["disable_decode_cuda_graph", "disable_prefill_cuda_graph"] if by_phase else ["disable_cuda_graph"]
     return [
-        *_given("--mem-fraction-static", config.mem_fraction_static),
-        *_given("--max-running-requests", config.max_running_requests),
-        *_given("--chunked-prefill-size", config.chunked_prefill_size),
-        *_given("--max-prefill-tokens", config.max_prefill_tokens),
-        *([] if config.disable_cuda_graph else _given(graph_flag, config.cuda_graph_max_bs_decode)),
-        *(pair for flag in no_graph for pair in _switch(flag, config.disable_cuda_graph)),
-        *_given("--context-length", config.context_length),
+        *_given(known, "mem_fraction_static", config.mem_fraction_static),
+        *_given(known, "max_running_requests", config.max_running_requests),
+        *_given(known, "chunked_prefill_size", config.chunked_prefill_size),
+        *_given(known, "max_prefill_tokens", config.max_prefill_tokens),
+        *([] if config.disable_cuda_graph else _given(known, graph, config.cuda_graph_max_bs_decode)),
+        *(pair for flag in off for pair in _given(known, flag, config.disable_cuda_graph)),
+        *_given(known, "context_length", config.context_length),
     ]
 
 
-def _scheduling(config: ServerConfig) -> _Pairs:
+def _scheduling(config: ServerConfig, known: FlagSet) -> _Pairs:
     return [
-        *_given("--schedule-policy", config.schedule_policy),
-        *_given("--schedule-conservativeness", config.schedule_conservativeness),
-        *_switch("--disable-radix-cache", config.disable_radix_cache),
-        *_switch("--enable-mixed-chunk", config.enable_mixed_chunk),
-        *_given("--stream-interval", config.stream_interval),
-        *_given("--scheduler-recv-interval", config.scheduler_recv_interval),
+        *_given(known, "schedule_policy", config.schedule_policy),
+        *_given(known, "schedule_conservativeness", config.schedule_conservativeness),
+        *_given(known, "disable_radix_cache", config.disable_radix_cache),
+        *_given(known, "enable_mixed_chunk", config.enable_mixed_chunk),
+        *_given(known, "stream_interval", config.stream_interval),
+        *_given(known, "scheduler_recv_interval", config.scheduler_recv_interval),
     ]
 
 
-def _kernels(config: ServerConfig) -> _Pairs:
+def _kernels(config: ServerConfig, known: FlagSet) -> _Pairs:
+    backend: _Pairs
+    if config.attention_backend in ("flashinfer", "flashmla") and f"enable_{_mla(config)}" in known.by_dest:
+        backend = [(f"--enable-{_mla(config).replace('_', '-')}", None)]
+    else:
+        backend = _given(known, "attention_backend", config.attention_backend)
     return [
-        *_given("--attention-backend", config.attention_backend),
-        *_given("--kv-cache-dtype", config.kv_cache_dtype),
-        *_given("--page-size", config.page_size),
-        *_given("--moe-runner-backend", config.moe_runner_backend),
+        *backend,
+        *_given(known, "kv_cache_dtype", config.kv_cache_dtype),
+        *_given(known, "page_size", config.page_size),
+        *_given(known, "moe_runner_backend", config.moe_runner_backend),
     ]
+
+
+def _mla(config: ServerConfig) -> str:
+    return "flashinfer_mla" if config.attention_backend == "flashinfer" else "flashmla"
+
+
+def _extra(config: ServerConfig, known: FlagSet) -> _Pairs:
+    return [pair for dest, value in config.extra for pair in _given(known, dest, value)]
+
+
+def from_values(values: Mapping[str, Any], version: Version) -> ServerConfig:
+    """Build the configuration of typed values, by SGLang's field names of `version`, in today's terms."""
+    left = dict(values)
+    known: dict[str, Any] = {name: left.pop(name) for name in (*PLAIN, *SWITCHES) if name in left}
+    for name, default in (("tp_size", 1), ("pp_size", 1), ("nnodes", 1), ("moe_a2a_backend", "none")):
+        known[name] = left.pop(name, default)
+    known["attn_dp_size"] = _attention_dp(left, known["tp_size"], version)
+    known["ep_size"] = left.pop("ep_size", 1)
+    if left.pop("enable_ep_moe", False):
+        known["ep_size"] = known["tp_size"]
+    if left.pop("enable_deepep_moe", False):
+        known |= {"ep_size": known["tp_size"], "moe_a2a_backend": "deepep"}
+    for old, backend in (("enable_flashinfer_mla", "flashinfer"), ("enable_flashmla", "flashmla")):
+        if left.pop(old, False):
+            known["attention_backend"] = backend
+    known["cuda_graph_max_bs_decode"] = left.pop("cuda_graph_max_bs_decode", left.pop("cuda_graph_max_bs", None))
+    known["disable_cuda_graph"] = _graphs_off(left)
+    known["speculative"] = _speculation(left)
+    if known.get("moe_runner_backend") == "auto":
+        known["moe_runner_backend"] = None
+    settled = {field.name for field in fields(ServerConfig)} - {"extra"}
+    extra = {name: _frozen(value) for name, value in left.items() if value is not None and name not in settled}
+    return ServerConfig(**known).with_flags(**extra)
+
+
+def _attention_dp(left: dict[str, Any], tp_size: int, version: Version) -> int:
+    """Return the attention-DP degree; `dp_size` stays in `left` where it means whole replicas."""
+    degree = left.pop("attn_dp_size", 1)
+    if left.pop("enable_dp_attention", False) and degree == 1:
+        degree = left.pop("dp_size", 1) if at_least(version, "0.4.5") else tp_size
+        left.pop("dp_size", None)
+        if degree == 1:
+            left["enable_dp_attention"] = True
+    if left.get("dp_size") == 1:
+        del left["dp_size"]
+    return int(degree)
+
+
+def _graphs_off(left: dict[str, Any]) -> bool:
+    both = left.get("disable_decode_cuda_graph") and left.get("disable_prefill_cuda_graph")
+    if both:
+        del left["disable_decode_cuda_graph"], left["disable_prefill_cuda_graph"]
+    return bool(left.pop("disable_cuda_graph", False) or both)
+
+
+def _speculation(left: dict[str, Any]) -> Speculative | None:
+    """Take a complete set of speculative numbers out of `left`; anything incomplete stays for the rules."""
+    if str(left.get("speculative_algorithm", "")).upper() not in OWN_DRAFT or left.get("speculative_adaptive"):
+        return None
+    numbers = [left[name] for name in SPECULATIVE if isinstance(left.get(name), int)]
+    if len(numbers) < len(SPECULATIVE):
+        return None
+    for name in SPECULATIVE:
+        del left[name]
+    if str(left["speculative_algorithm"]).upper() == "EAGLE":
+        del left["speculative_algorithm"]
+    steps, topk, drafts = numbers
+    return Speculative(num_steps=steps, eagle_topk=topk, num_draft_tokens=drafts)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

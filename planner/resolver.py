@@ -2,42 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from packaging.version import Version
 
 from models.architecture import ModelArchitecture
-from models.config import ServerConfig
+from models.config import ServerConfig, Speculative
 from models.machine import Machine
 from models.version import at_least
-
-# SGLang 0.4: the static fraction by TP size.
-FRACTION_04 = ((16, 0.79), (8, 0.81), (4, 0.85), (2, 0.87), (1, 0.88))
-# GPU memory (MiB) below which a row holds: prefill chunk, decode graphs for tp < 4, for tp >= 4 (0.5).
-MEMORY_TABLE = (
-    (20_000, 2048, 8, 8),
-    (35_000, 4096, 48, 160),
-    (60_000, 4096, 32, 160),
-    (160_000, 8192, 256, 512),
-    (float("inf"), 16384, 512, 512),
+from planner.backends import (
+    PAGED_32_64,
+    PAGED_64,
+    SPANNING,
+    a2a_backend,
+    attention_pair,
+    decode_graphs,
+    prefill_graphs,
 )
+from planner.defaults import (
+    LARGEST_PREFILL_GRAPH,
+    decode_graph_sizes,
+    default_fraction,
+    memory_defaults,
+    prefill_graph_sizes,
+)
+
 SPECULATIVE_MAX_RUNNING = 48
 DEFAULT_REQUESTS_PER_RANK = 2048
 DP_CONSERVATIVENESS = 0.3
+NGRAM_BREADTH, NGRAM_DRAFTS = 10, 12
+LARGEST_GRAPH = 8192  # a typed size beyond this is listed no further
+MTP_NUMBERS = ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolved:
-    """The configuration with every default filled in, and why each filled value is what it is."""
+    """The configuration with every default filled in, and why each filled value is what it is.
+
+    `fields` holds values under SGLang's own names as its resolver leaves them: the chunk is that of one
+    attention-DP rank there, requests are None where SGLang settles them only after loading.
+    """
 
     config: ServerConfig
     reasons: dict[str, str]
+    fields: dict[str, Any] = field(default_factory=dict)
 
 
 def resolve(config: ServerConfig, arch: ModelArchitecture, machine: Machine, version: Version) -> Resolved:
     """Fill the defaults of `version`. Order matters: the memory fraction sees chunk and graph sizes as given."""
-    reasons: dict[str, str] = {}
+    typed, reasons = config, dict[str, str]()
 
     def fill(name: str, value: Any, reason: str) -> None:
         nonlocal config
@@ -45,84 +59,102 @@ def resolve(config: ServerConfig, arch: ModelArchitecture, machine: Machine, ver
             config = replace(config, **{name: value})
             reasons[name] = reason
 
+    config = _layout(config, version, reasons)
     modern = at_least(version, "0.5.0")
-    chunk, graph = _memory_defaults(config, machine, modern)
+    chunk, graph = memory_defaults(config, machine, version)
     fill("chunked_prefill_size", chunk, f"SGLang {version} chooses it by GPU memory ({machine.memory_gib:.0f} GiB)")
+    sizes = _decode_sizes(config)
+    if sizes:
+        config = replace(config, cuda_graph_max_bs_decode=max(sizes))
+        reasons["cuda_graph_max_bs_decode"] = "the largest of the sizes listed"
+    asked = config.max_running_requests
+    if at_least(version, "0.5.14") and asked is not None and asked < graph:
+        fill("cuda_graph_max_bs_decode", asked, "no larger than max_running_requests")
     fill("cuda_graph_max_bs_decode", graph, f"SGLang {version} chooses it by GPU memory and tp_size")
     fraction, why = default_fraction(config, machine, version)
     fill("mem_fraction_static", fraction, why)
-    dp = config.attn_dp_size
-    if config.speculative is not None:
+    config = _speculation(config, version, reasons)
+    if config.speculative is not None or config.flag("speculative_algorithm") is not None:
         fill("max_running_requests", SPECULATIVE_MAX_RUNNING, "SGLang's cap under speculative decoding")
+    settled = config.max_running_requests
+    dp = max(1, config.attn_dp_size)
     fill("max_running_requests", DEFAULT_REQUESTS_PER_RANK * dp, f"{DEFAULT_REQUESTS_PER_RANK} per rank")
-    backend, page = _attention(config, machine, version)
-    fill("attention_backend", backend, "SGLang's choice for MLA on this GPU")
-    fill("page_size", page, f"what {config.attention_backend} needs")
+    config = _attention(config, machine, version, reasons)
     fill("kv_cache_dtype", "auto", "the model's own: BF16")
     fill("schedule_policy", "fcfs" if modern else "lpm", f"SGLang {version}'s default")
     fill("schedule_conservativeness", 1.0, "SGLang's default")
     fill("scheduler_recv_interval", 1, "SGLang's default")
     fill("stream_interval", 1, "SGLang's default")
     fill("context_length", arch.max_position_embeddings, "the model's longest context")
-    return Resolved(config=_adjusted(config, version, reasons), reasons=reasons)
+    config = _adjusted(config, version, reasons)
+    return Resolved(config=config, reasons=reasons, fields=_fields(typed, config, machine, arch, settled))
 
 
-def default_fraction(config: ServerConfig, machine: Machine, version: Version) -> tuple[float, str]:
-    """Return SGLang's mem_fraction_static when none is given, and the reason in words."""
-    if not at_least(version, "0.5.0"):
-        fraction = next(value for tp, value in FRACTION_04 if config.tp_size >= tp)
-        return fraction, f"SGLang {version} takes it from a table by tp_size"
-    mib = machine.memory_gib * 1024
-    reserve = _reserve_mib(config, mib) if at_least(version, "0.5.13") else _reserve_mib_early(config, mib)
-    fraction = round((mib - reserve) / mib, 3)
-    return fraction, f"{mib:.0f} MiB less a reserve of {reserve:.0f} MiB for chunks, graphs and ranks"
+def _layout(config: ServerConfig, version: Version, reasons: dict[str, str]) -> ServerConfig:
+    """Apply what fixes the layout itself: 0.4.3's attention DP, prefill context parallelism, waterfill."""
+    if not at_least(version, "0.4.5") and config.attn_dp_size not in (1, config.tp_size):
+        config = replace(config, attn_dp_size=config.tp_size)
+        reasons["attn_dp_size"] = f"SGLang {version} sets attention DP to tp_size"
+    return config
 
 
-def _reserve_mib(config: ServerConfig, mib: float) -> float:
-    """SGLang 0.5.13-0.5.23 (memory_hook.py): matches its own resolver in 253 of 253 checked cases."""
-    chunk = config.chunked_prefill_size or 0
-    graph = config.cuda_graph_max_bs_decode or 0
-    active = max(chunk if chunk > 0 else (config.max_prefill_tokens or 16384), 2048)
-    reserve = 512 + 1.5 * active + 1024 * config.tp_size * config.pp_size / 8
-    graphs_on = not config.disable_cuda_graph
-    if graphs_on:
-        reserve += 2 * graph + (1536 if config.pp_size == 1 else 0)
-    if config.attn_dp_size > 1:
-        reserve += 3 * graph * config.attn_dp_size * (1.5 if graph > 300 else 1.0)
-    if graphs_on and config.pp_size == 1 and config.moe_a2a_backend == "deepep":
-        reserve += 1024
-    if mib > 61440:
-        reserve = max(reserve, 10240)
-    if graphs_on and config.moe_a2a_backend == "deepep":
-        reserve += 2048
-    return reserve
+def _speculation(config: ServerConfig, version: Version, reasons: dict[str, str]) -> ServerConfig:
+    """Settle the speculative numbers: SGLang's own when none is given, drafts = steps + 1 with topk 1."""
+    named = str(config.flag("speculative_algorithm") or "").upper()
+    spec = config.speculative
+    if spec is None and named in ("EAGLE", "NEXTN"):
+        steps, topk, drafts = (config.flag(name) for name in MTP_NUMBERS)
+        if steps is None and topk is None and drafts is None:
+            spec = _own_numbers(version)
+            reasons["speculative"] = f"SGLang {version}'s choice for this model when no number is given"
+        elif isinstance(steps, int) and isinstance(topk, int) and topk == 1 and drafts is None:
+            spec = Speculative.chain(steps)
+    if spec is not None and spec.eagle_topk == 1 and at_least(version, "0.4.7"):
+        forced = Speculative.chain(spec.num_steps)
+        if forced != spec:
+            reasons["speculative"] = "with topk 1 SGLang sets the draft tokens to steps + 1"
+        spec = forced
+    return config if spec == config.speculative else replace(config, speculative=spec)
 
 
-def _reserve_mib_early(config: ServerConfig, mib: float) -> float:
-    """SGLang 0.5.0-0.5.12: by GPU memory and TP, more for speculation and attention DP."""
-    gib = (9.5 if mib < 90_000 else 12.0) + config.tp_size / 2 if mib < 160_000 else 32.0
-    gib += 2.0 if config.speculative else 0.0
-    gib += 4.0 if config.attn_dp_size > 1 else 0.0
-    return gib * 1024
+def _own_numbers(version: Version) -> Speculative:
+    if at_least(version, "0.4.7"):
+        return Speculative(num_steps=3, eagle_topk=1, num_draft_tokens=4)
+    return Speculative(num_steps=5, eagle_topk=4 if at_least(version, "0.4.4") else 8,
+                       num_draft_tokens=8 if at_least(version, "0.4.4") else 64)  # fmt: skip
 
 
-def _memory_defaults(config: ServerConfig, machine: Machine, modern: bool) -> tuple[int, int]:
-    """Return (chunked_prefill_size, cuda_graph_max_bs) by GPU memory."""
-    mib = machine.memory_gib * 1024
-    row = next(row for row in MEMORY_TABLE if mib < row[0])
-    if modern:
-        return int(row[1]), int(row[2] if config.tp_size < 4 else row[3])
-    return 8192, (256 if mib > 96 * 1024 else 160)
-
-
-def _attention(config: ServerConfig, machine: Machine, version: Version) -> tuple[str, int]:
-    backend = config.attention_backend
+def _attention(config: ServerConfig, machine: Machine, version: Version, reasons: dict[str, str]) -> ServerConfig:
+    """Choose the attention backend and the page size it forces."""
+    backend, prefill = config.attention_backend, config.flag("prefill_attention_backend")
+    decode = config.flag("decode_attention_backend")
+    if prefill is not None and prefill == decode:
+        backend = prefill
     if backend is None:
-        if machine.is_blackwell and at_least(version, "0.5.0"):
-            backend = "trtllm_mla"
-        else:
-            backend = "fa3" if machine.is_hopper and at_least(version, "0.4.6") else "triton"
-    return backend, 64 if backend in ("flashmla", "trtllm_mla", "cutedsl_mla") else 1
+        backend = _default_attention(config, machine, version, split=prefill is not None or decode is not None)
+        reasons["attention_backend"] = "SGLang's choice for MLA on this GPU"
+    if backend == "fa3" and config.kv_cache_dtype == "fp8_e5m2" and at_least(version, "0.4.6"):
+        backend = "triton"
+        reasons["attention_backend"] = "fa3 reads no fp8_e5m2 cache"
+    page = config.page_size
+    paging = {backend, decode}
+    if paging & set(PAGED_64):
+        page = 64
+    if (paging | ({prefill} & {"cutedsl_mla"})) & set(PAGED_32_64) and page not in (32, 64):
+        page = 64
+    page = 1 if page is None else page
+    if page != config.page_size:
+        reasons["page_size"] = f"what {backend} needs"
+    return replace(config, attention_backend=backend, page_size=page)
+
+
+def _default_attention(config: ServerConfig, machine: Machine, version: Version, *, split: bool) -> str:
+    deterministic = bool(config.flag("enable_deterministic_inference"))
+    if machine.is_blackwell and at_least(version, "0.5.0"):
+        if not split:
+            return "trtllm_mla"  # the model's own override comes before the deterministic one
+        return "triton" if deterministic else "flashinfer"
+    return "fa3" if machine.is_hopper and at_least(version, "0.4.6") else "triton"
 
 
 def halves_chunk(version: Version) -> bool:
@@ -150,7 +182,104 @@ def _adjusted(config: ServerConfig, version: Version, reasons: dict[str, str]) -
             whole = effective_chunk(config.chunked_prefill_size, config.attn_dp_size, version)
             config = replace(config, chunked_prefill_size=whole)
             reasons["chunked_prefill_size"] = f"SGLang {version} halves it per rank under attention DP"
-    if config.moe_a2a_backend != "none" and config.ep_size != config.tp_size:
+    a2a = "deepep" if config.flag("enable_prefill_cp") else a2a_backend(config)
+    if a2a != config.moe_a2a_backend:
+        config = replace(config, moe_a2a_backend=a2a)
+        reasons["moe_a2a_backend"] = "prefill context parallelism and waterfill need it"
+    if a2a in SPANNING and config.ep_size != config.tp_size:
         config = replace(config, ep_size=config.tp_size)
-        reasons["ep_size"] = f"{config.moe_a2a_backend} spans all ranks: SGLang sets ep_size to tp_size"
+        reasons["ep_size"] = f"{a2a} spans all ranks: SGLang sets ep_size to tp_size"
     return config
+
+
+def _decode_sizes(config: ServerConfig) -> list[int]:
+    """Return the decode graph sizes listed one by one, if they are."""
+    settings = dict(dict(config.flag("cuda_graph_config") or {}).get("decode") or {})
+    listed = settings.get("bs") or config.flag("cuda_graph_bs_decode") or ()
+    return [size for size in listed if isinstance(size, int)]
+
+
+def _fields(
+    typed: ServerConfig,
+    config: ServerConfig,
+    machine: Machine,
+    arch: ModelArchitecture,
+    settled_requests: int | None,
+) -> dict[str, Any]:
+    """Return SGLang's own fields after resolution: what its server_info would print."""
+    chunk = config.chunked_prefill_size or 0
+    rank_chunk = chunk // max(1, config.attn_dp_size)
+    prefill_backend, decode_backend = attention_pair(config)
+    graphs_off = config.moe_a2a_backend == "deepep" and config.flag("deepep_mode") == "normal"
+    eager = config.attention_backend in ("torch_native", "flex_attention") or graphs_off
+    same = (
+        "tp_size", "pp_size", "attn_dp_size", "ep_size", "nnodes", "moe_a2a_backend", "mem_fraction_static",
+        "attention_backend", "page_size", "kv_cache_dtype", "schedule_policy", "schedule_conservativeness",
+        "disable_radix_cache", "context_length",
+    )  # fmt: skip
+    return {
+        **{name: getattr(config, name) for name in same},
+        "dp_size": int(config.flag("dp_size", 1)),
+        "moe_runner_backend": _runner(typed, machine, arch),
+        "chunked_prefill_size": rank_chunk,
+        "max_prefill_tokens": config.max_prefill_tokens or 16384,
+        "max_running_requests": settled_requests,
+        "cuda_graph_max_bs_decode": config.cuda_graph_max_bs_decode or 0,
+        "cuda_graph_bs_decode": _captured_sizes(config),
+        "decode_cuda_graph": decode_graphs(config) and not eager,
+        "cuda_graph_bs_prefill": _prefill_sizes(config, chunk, rank_chunk),
+        "prefill_cuda_graph": _prefill_captured(config, prefill_backend, eager),
+        "prefill_attention_backend": prefill_backend,
+        "decode_attention_backend": decode_backend,
+        **_speculative_fields(config),
+    }
+
+
+def _runner(typed: ServerConfig, machine: Machine, arch: ModelArchitecture) -> str:
+    """The MoE runner: on Blackwell `auto` becomes flashinfer_trtllm where no all-to-all backend is set."""
+    given = typed.moe_runner_backend or "auto"
+    alone = typed.moe_a2a_backend == "none" and not typed.flag("enable_prefill_cp")
+    return "flashinfer_trtllm" if given == "auto" and machine.is_blackwell and arch.is_fp8 and alone else given
+
+
+def _captured_sizes(config: ServerConfig) -> list[int]:
+    largest = min(config.cuda_graph_max_bs_decode or 0, LARGEST_GRAPH)
+    speculative = config.flag("speculative_algorithm") is not None or config.speculative is not None
+    padding = not config.flag("disable_cuda_graph_padding")
+    return _decode_sizes(config) or decode_graph_sizes(largest, speculative=speculative, padding=padding)
+
+
+def _speculative_fields(config: ServerConfig) -> dict[str, Any]:
+    """The four speculative fields; NGRAM and STANDALONE have defaults of their own."""
+    spec, named = config.speculative, str(config.flag("speculative_algorithm") or "").upper()
+    steps, topk, drafts = (config.flag(name) for name in MTP_NUMBERS)
+    if spec is not None:
+        named, steps, topk, drafts = "EAGLE", spec.num_steps, spec.eagle_topk, spec.num_draft_tokens
+    elif named == "NGRAM":
+        topk, drafts = config.flag("speculative_ngram_max_bfs_breadth", NGRAM_BREADTH), drafts or NGRAM_DRAFTS
+    elif named in ("STANDALONE", "EAGLE3") and steps is None:
+        steps, topk, drafts = 3, 1, 4
+    elif named in ("STANDALONE", "EAGLE3") and topk == 1:
+        drafts = steps + 1
+    values = (named or None, steps, topk, drafts)
+    return dict(zip(("speculative_algorithm", *MTP_NUMBERS), values, strict=True))
+
+
+def _prefill_sizes(config: ServerConfig, chunk: int, rank_chunk: int) -> list[int]:
+    listed = config.flag("cuda_graph_bs_prefill")
+    if listed:
+        return list(listed)
+    largest = config.flag("cuda_graph_max_bs_prefill")
+    if largest is None:
+        largest = min(LARGEST_PREFILL_GRAPH, chunk)
+        if config.attn_dp_size > 1:
+            largest = min(largest, rank_chunk)
+    return prefill_graph_sizes(int(largest))
+
+
+def _prefill_captured(config: ServerConfig, backend: str, eager: bool) -> bool:
+    """Say whether prefill graphs are captured in the end: trtllm_mla turns them off unless they were asked for."""
+    captured = prefill_graphs(config)
+    undone = backend == "trtllm_mla" or bool(config.flag("enable_prefill_cp"))
+    asked = config.flag("cuda_graph_backend_prefill")
+    return captured is not None and not eager and (not undone or asked is not None)

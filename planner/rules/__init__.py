@@ -1,0 +1,45 @@
+"""SGLang's validity rules as data: one place for plan, check, tune and everything that judges a configuration."""
+
+from __future__ import annotations
+
+from planner.dialects import missing_abilities
+from planner.rules import attention, experts, serving, speculation, topology
+from planner.rules.core import Outcome, Question, Rule, apply
+from planner.rules.experts import DEEPEP_TOKENS_PER_RANK
+from planner.violation import Severity, Violation, sorted_violations
+
+__all__ = [
+    "DEEPEP_TOKENS_PER_RANK", "RULES", "Outcome", "Question", "Rule", "Severity", "Violation", "first_error",
+    "violations",
+]  # fmt: skip
+
+RULES: tuple[Rule, ...] = (
+    *topology.RULES,
+    *attention.RULES,
+    *experts.RULES,
+    *speculation.RULES,
+    *serving.RULES,
+)
+
+ERRORS = tuple(rule for rule in RULES if rule.severity is Severity.ERROR)
+
+
+def violations(question: Question, rules: tuple[Rule, ...] | None = None) -> list[Violation]:
+    """Return every violated rule of the version, what SGLang refuses first."""
+    found = apply(RULES if rules is None else rules, question)
+    found += [
+        Violation(
+            rule="version-ability",
+            severity=Severity.ERROR,
+            message=f"SGLang {question.version} cannot do {ability.name} ({ability.flag})",
+            fix=f"use SGLang {ability.since} or newer",
+        )
+        for ability in missing_abilities(question.config, question.version)
+    ]
+    return sorted_violations(found)
+
+
+def first_error(question: Question) -> Violation | None:
+    """Return the first violated rule that SGLang would refuse or fail on, or None."""
+    found = violations(question, ERRORS)
+    return found[0] if found else None
