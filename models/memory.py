@@ -28,6 +28,25 @@ PREFILL_GRAPH_MIB = 1536.0
 ACTIVATION_MIB_PER_TOKEN = 0.5
 ACTIVATION_FLOOR_GIB = 1.0
 REQUEST_TABLE_ENTRY_BYTES = 4
+# --enable-symm-mem preallocates this much unless SGLANG_SYMM_MEM_PREALLOC_GB_SIZE says otherwise.
+SYMM_MEM_GIB = 4.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extras:
+    """What a launch may say beyond ConfigTable's columns and that takes memory; one value for the whole table.
+
+    `dense_tp` is the TP degree of the dense layers (moe_dense_tp_size) or None for tp_size.
+    """
+
+    dense_tp: int | None = None
+    redundant_experts: int = 0
+    decode_graphs: bool = True
+    prefill_graphs: bool = True
+    symm_mem: bool = False
+
+
+PLAIN = Extras()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +106,27 @@ class MemoryLedger:
     kv_tokens_per_rank: int
     kv_tokens: int
     free_gib: float
+    gpus_per_node: int = 1
+
+    @property
+    def weights_gib(self) -> float:
+        """All weights of one GPU."""
+        return sum(gib for owner, gib in self.per_gpu_gib.items() if owner.startswith("weights"))
+
+    def per_node_gib(self) -> dict[str, float]:
+        """Return the same owners for all GPUs of one node."""
+        return {owner: gib * self.gpus_per_node for owner, gib in self.per_gpu_gib.items()}
+
+    def requests(self, tokens_each: float, most_running: int) -> int:
+        """Return how many requests of `tokens_each` (input and output) the KV pools hold at once, over all ranks.
+
+        Ranks share nothing: what is left over on one holds no request of another.
+        """
+        ranks = max(1, round(self.kv_tokens / self.kv_tokens_per_rank)) if self.kv_tokens_per_rank else 1
+        return min(most_running, int(self.kv_tokens_per_rank // max(1.0, tokens_each)) * ranks)
 
 
-def weights(arch: ModelArchitecture, table: ConfigTable, version: Version) -> Weights:
+def weights(arch: ModelArchitecture, table: ConfigTable, version: Version, extras: Extras = PLAIN) -> Weights:
     """Weights per GPU of the fullest pipeline stage.
 
     Replicated on every TP rank: q_a, kv_a, gate, norms. Sharded over the attention group: q_b, kv_b, o
@@ -107,10 +144,17 @@ def weights(arch: ModelArchitecture, table: ConfigTable, version: Version) -> We
         attn_sharded=layers * arch.attn_sharded_params * quantised / table.attn_tp,
         attn_replicated=layers * arch.attn_replicated_params * quantised,
         absorbed_kv_b=layers * arch.kv_b_params * absorbed_bytes / GIB / table.attn_tp,
-        routed_experts=moe_layers * arch.n_routed_experts * arch.expert_params * quantised / table.tp,
+        routed_experts=moe_layers
+        * (arch.n_routed_experts + extras.redundant_experts)
+        * arch.expert_params
+        * quantised
+        / table.tp,
         shared_experts=moe_layers * arch.shared_expert_params * quantised * shared_copies / table.tp,
         gate_and_norms=(moe_layers * arch.gate_params + layers * arch.layer_norm_params) * bf16,
-        dense_mlp=dense_layers * arch.dense_mlp_params * quantised / table.tp,
+        dense_mlp=dense_layers
+        * arch.dense_mlp_params
+        * quantised
+        / (table.tp if extras.dense_tp is None else extras.dense_tp),
         embedding=arch.embedding_params * bf16 / table.attn_tp,
         lm_head=arch.embedding_params * bf16 / np.where(table.dp_lm_head > 0, table.attn_tp, table.tp),
         mtp_layer=_mtp_layer(arch, table, shared_copies),
@@ -149,20 +193,25 @@ def kv_cell_bytes(arch: ModelArchitecture, table: ConfigTable) -> Array:
     return layers * arch.latent_width * table.kv_element_bytes
 
 
-def graph_gib(table: ConfigTable, version: Version) -> Array:
-    """CUDA graphs per GPU: measured for 0.4 (two logs), SGLang's own reserve for 0.5."""
+def graph_gib(table: ConfigTable, version: Version, extras: Extras = PLAIN) -> Array:
+    """CUDA graphs per GPU: measured for 0.4 (two logs), SGLang's own reserve for 0.5.
+
+    Decode graphs cost by the largest size captured, prefill graphs a fixed sum with MLA.
+    """
+    decode_on = table.graphs * float(extras.decode_graphs)
     if not at_least(version, "0.5.0"):
         batch, gib = zip(*GRAPHS_04, strict=True)
         slope = (gib[-1] - gib[-2]) / (batch[-1] - batch[-2])
         beyond = np.maximum(0.0, table.graph_max_bs - batch[-1]) * slope
-        return table.graphs * (np.interp(table.graph_max_bs, batch, gib) + beyond)
+        return decode_on * (np.interp(table.graph_max_bs, batch, gib) + beyond)
     dp_ranks = np.where(table.attn_dp > 1, table.attn_dp, 0.0)
     decode_mib = table.graph_max_bs * (
         GRAPH_MIB_PER_BS
         + GRAPH_MIB_PER_BS_DP * dp_ranks
         + GRAPH_MIB_PER_BS_DP_LARGE * dp_ranks * (table.graph_max_bs > 300)
     )
-    return table.graphs * (decode_mib + PREFILL_GRAPH_MIB) / 1024
+    prefill_on = table.graphs * float(extras.prefill_graphs)
+    return (decode_on * decode_mib + prefill_on * PREFILL_GRAPH_MIB) / 1024
 
 
 def memory(
@@ -171,6 +220,7 @@ def memory(
     table: ConfigTable,
     version: Version,
     free_before_load_gib: float | None = None,
+    extras: Extras = PLAIN,
 ) -> Memory:
     """Fill the ledger of every configuration.
 
@@ -180,12 +230,12 @@ def memory(
     one = np.ones_like(table.tp)
     card = machine.memory_gib * one
     before = card - CONTEXT_AND_NCCL_GIB if free_before_load_gib is None else free_before_load_gib * one
-    parts = weights(arch, table, version)
+    parts = weights(arch, table, version, extras)
     slack = before * (1.0 - table.mem_fraction)
     pool = before - parts.total - slack
     per_rank_requests = np.maximum(1.0, np.floor(table.max_running / table.attn_dp))
     request_table = (per_rank_requests + 1) * table.context_length * REQUEST_TABLE_ENTRY_BYTES / GIB
-    graphs = graph_gib(table, version)
+    graphs = graph_gib(table, version, extras) + (SYMM_MEM_GIB if extras.symm_mem else 0.0)
     activations = np.maximum(ACTIVATION_FLOOR_GIB, table.chunk * ACTIVATION_MIB_PER_TOKEN / 1024)
     cell = kv_cell_bytes(arch, table) / GIB
     tokens = np.floor(np.maximum(0.0, pool) / cell)
@@ -227,4 +277,5 @@ def ledger_of(memory: Memory, table: ConfigTable, index: int) -> MemoryLedger:
         kv_tokens_per_rank=int(at(memory.kv_tokens_per_rank)),
         kv_tokens=int(at(memory.kv_tokens)),
         free_gib=at(memory.free),
+        gpus_per_node=int(float(table.gpus[index]) // max(1.0, float(table.nodes[index]))),
     )

@@ -45,7 +45,7 @@ def ask(argv: list[str]) -> dict[str, Any]:
     except SystemExit:
         lines = said.getvalue().strip().splitlines()
         return {"accepted": False, "stage": stage, "error": lines[-1][:300] if lines else ""}
-    except BaseException as error:  # whatever SGLang raises is its answer
+    except Exception as error:  # noqa: BLE001 -- whatever SGLang raises is its answer
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{frame.filename.rpartition('sglang/')[2]}:{frame.lineno} {frame.name}"
         return {"accepted": False, "stage": stage, "error": f"{type(error).__name__}: {error}"[:300], "where": where}

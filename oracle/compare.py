@@ -91,7 +91,8 @@ def compare(
 
 def _verdict(checked: Checked, answer: Mapping[str, Any], shown: str) -> str:
     if checked.accepted:
-        return f"SGLang refuses ({answer.get('where', answer['stage'])}: {answer['error'][:120]}), sgtune accepts\n    {shown}"
+        said = f"{answer.get('where', answer['stage'])}: {answer['error'][:120]}"
+        return f"SGLang refuses ({said}), sgtune accepts\n    {shown}"
     rules = ", ".join(violation.rule for violation in checked.violations if violation.refused)
     return f"SGLang accepts, sgtune refuses by {rules}\n    {shown}"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.machinery
 import sys
 import types
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import MagicMock
 
 # Compiled for a GPU, or only needed once a model runs. None of them decides an argument.
@@ -20,7 +20,7 @@ TYPE_NAMES = ("constexpr", "tensor", "dtype")
 class StandIn(types.ModuleType):
     """A module whose attributes are stand-ins too: enough to import and decorate with."""
 
-    __path__: list[str] = []
+    __path__: ClassVar[list[str]] = []
     __version__ = "99.0"
 
     def __getattr__(self, name: str) -> Any:

@@ -41,6 +41,7 @@ _NUMBER = re.compile(r"-\d+|-\d*\.\d+")
 _SUFFIXES = {"k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _READABLE = re.compile(r"(\d+(?:\.\d+)?)(Ki|Mi|Gi|Ti|k|M|G|T)")
 LONGEST_SHOWN = 60
+LARGEST_NUMBER = 10**12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,11 @@ def read_arguments(words: Sequence[str], version: Version) -> Arguments:
         flag = known.by_name[names[0]]
         found, fault = _one(flag, names[0], [names[0] + equals + glued, *tail])
         faults += fault
-        values.update(found)
+        for dest, value in found.items():
+            if _beyond(value):
+                faults.append(_out_of_range(names[0], value))
+            else:
+                values[dest] = value
         if flag.deprecated is not None and not fault:
             faults.append(_deprecated(flag, names[0]))
     return Arguments(values=values, faults=tuple(faults))
@@ -168,6 +173,24 @@ def shown(text: str) -> str:
     """Return a user's word fit for a message: cut when long, control characters escaped."""
     plain = text.encode("unicode_escape").decode("ascii") if not text.isprintable() else text
     return plain if len(plain) <= LONGEST_SHOWN else plain[:LONGEST_SHOWN] + "..."
+
+
+def _beyond(value: Any) -> bool:
+    """Say whether a number is one that SGLang parses and then fails on: infinite, not a number, or beyond counting."""
+    if isinstance(value, list):
+        return any(_beyond(item) for item in value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return not -LARGEST_NUMBER < value < LARGEST_NUMBER
+
+
+def _out_of_range(name: str, value: Any) -> Violation:
+    return Violation(
+        rule="number-out-of-range",
+        severity=Severity.ERROR,
+        message=f"{name} {shown(repr(value))} is no number a server can use",
+        fix="give a number of a sensible size",
+    )
 
 
 def _refused(rule: str, message: str, fix: str) -> Violation:

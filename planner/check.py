@@ -1,20 +1,34 @@
-"""Check: what SGLang makes of a launch line on a machine: violations, resolved values, memory."""
+"""Check: what SGLang makes of a launch line on a machine: violations, resolved values, memory, performance."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from packaging.version import Version
 
 from models.architecture import ModelArchitecture
 from models.config import ServerConfig
+from models.estimate import Context, Prediction, predict
+from models.layout import KV_BYTES, ConfigTable, table_of
 from models.machine import Machine
+from models.memory import Extras, Memory, MemoryLedger, ledger_of, memory
+from models.workload import Workload
 from planner.arguments import Arguments, read_arguments
+from planner.backends import decode_graphs, prefill_graphs
 from planner.dialects import from_values
 from planner.resolver import Resolved, resolve
 from planner.rules import Question, violations
-from planner.violation import Violation, sorted_violations
+from planner.violation import Severity, Violation, sorted_violations
+
+# Element bytes of KV types the ledger's table does not list: block scales of 8 bits per 32 and per 16 values.
+OTHER_KV = {"mxfp8": "fp8_e4m3", "nvfp4": "fp8_e4m3", "fp4_mx_block16": "fp8_e4m3"}
+LEAST_FREE_GIB = 1.0
+# Rules whose breach leaves no meaningful layout to weigh.
+NO_LAYOUT = frozenset({
+    "parallel-sizes-positive", "attn-dp-positive", "attn-dp-divides-tp", "context-positive", "fraction-range",
+    "graph-size-positive", "requests-positive",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +44,104 @@ class Checked:
     def accepted(self) -> bool:
         return not any(violation.refused for violation in self.violations)
 
+    @property
+    def sound(self) -> bool:
+        """No rule says that SGLang refuses or fails."""
+        return not any(violation.severity is Severity.ERROR for violation in self.violations)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighed:
+    """The memory of a resolved configuration: the ledger, and what it lacks whatever the memory fraction."""
+
+    ledger: MemoryLedger
+    shortage_gib: float
+    most_requests: int
+    before_load_gib: float
+
+    @property
+    def fits(self) -> bool:
+        """The KV pool holds something and graphs and activations have room beside it."""
+        return self.ledger.kv_tokens > 0 and self.ledger.free_gib >= 0.0
+
+    def fraction_leaving(self, free_gib: float) -> float:
+        """Return the memory fraction at which `free_gib` stay free after everything else."""
+        spent = self.before_load_gib * (1.0 - self._fraction) - self.ledger.free_gib
+        return 1.0 - (spent + free_gib) / self.before_load_gib
+
+    @property
+    def _fraction(self) -> float:
+        pool = self.ledger.per_gpu_gib["KV pool"]
+        return (pool + self.ledger.weights_gib) / self.before_load_gib
+
 
 def check_arguments(words: Sequence[str], arch: ModelArchitecture, machine: Machine, version: Version) -> Checked:
     """Check the words that follow `python -m sglang.launch_server`."""
     arguments = read_arguments(words, version)
     typed = from_values(arguments.values, version)
+    return judge(typed, arch, machine, version, arguments)
+
+
+def judge(
+    typed: ServerConfig, arch: ModelArchitecture, machine: Machine, version: Version, arguments: Arguments | None = None
+) -> Checked:
+    """Resolve a typed configuration and apply every rule to it."""
+    arguments = arguments or Arguments(values={}, faults=())
     resolved = resolve(typed, arch, machine, version)
     question = Question(config=resolved.config, arch=arch, machine=machine, version=version, typed=typed)
     found = sorted_violations([*arguments.faults, *violations(question)])
     return Checked(arguments=arguments, typed=typed, resolved=resolved, violations=tuple(found))
+
+
+def weigh(checked: Checked, context: Context, workload: Workload, free_before_load_gib: float | None) -> Weighed | None:
+    """Return the memory of what was checked, or None when its layout makes no sense."""
+    if any(violation.rule in NO_LAYOUT for violation in checked.violations):
+        return None
+    config = modelled(checked.resolved.config)
+    table = table_of([config])
+    found = _memory(context, table, config, free_before_load_gib)
+    ledger = ledger_of(found, table, 0)
+    return Weighed(
+        ledger=ledger,
+        shortage_gib=float(found.shortage(workload.longest_request, LEAST_FREE_GIB)[0]),
+        most_requests=ledger.requests(workload.isl.mean + workload.osl.mean, int(table.most_running[0])),
+        before_load_gib=float(found.card[0] - found.context[0]),
+    )
+
+
+def _memory(context: Context, table: ConfigTable, config: ServerConfig, free_before_load_gib: float | None) -> Memory:
+    extras = Extras(
+        dense_tp=config.flag("moe_dense_tp_size"),
+        redundant_experts=max(0, int(config.flag("ep_num_redundant_experts", 0))),
+        decode_graphs=decode_graphs(config),
+        prefill_graphs=prefill_graphs(config) is not None,
+        symm_mem=bool(config.flag("enable_symm_mem")),
+    )
+    return memory(context.arch, context.machine, table, context.version, free_before_load_gib, extras)
+
+
+def modelled(config: ServerConfig) -> ServerConfig:
+    """Return the configuration with what the equations have no case for set to its nearest."""
+    chunk = config.chunked_prefill_size or 0
+    if chunk < max(1, config.attn_dp_size):
+        chunk = max(config.max_prefill_tokens or 16384, config.attn_dp_size)
+    kv = OTHER_KV.get(config.kv_cache_dtype or "auto", config.kv_cache_dtype)
+    return replace(
+        config,
+        chunked_prefill_size=chunk,
+        kv_cache_dtype=kv if kv in KV_BYTES else "auto",
+        disable_cuda_graph=not decode_graphs(config) and prefill_graphs(config) is None,
+        max_running_requests=max(config.attn_dp_size, config.max_running_requests or 1),
+    )
+
+
+def predicted(checked: Checked, weighed: Weighed | None, context: Context, workload: Workload) -> Prediction | None:
+    """Return the prediction, or None when the line is refused, fails, or does not hold one request."""
+    if weighed is None or not checked.sound or not weighed.fits:
+        return None
+    if weighed.ledger.kv_tokens_per_rank < workload.longest_request:
+        return None
+    if checked.typed.flag("disaggregation_mode", "null") != "null":
+        return None
+    machine = context.machine.with_nodes(max(1, checked.resolved.config.nnodes))
+    return predict(replace(context, machine=machine), modelled(checked.resolved.config), workload)

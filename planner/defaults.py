@@ -26,6 +26,7 @@ SMALLEST_ACTIVE_TOKENS = 2048
 DEFAULT_PREFILL_TOKENS = 16384
 FIXED_RESERVE_MIB = 13 * 1024
 LARGEST_PREFILL_GRAPH = 8192
+LARGEST_LISTED = 2**20  # a typed size beyond this is listed no further
 PREFILL_SIZES = (
     *range(4, 33, 4), *range(48, 257, 16), *range(288, 513, 32), *range(576, 1025, 64), *range(1280, 4097, 256),
 )  # fmt: skip
@@ -66,7 +67,8 @@ def decode_graph_sizes(largest: int, *, speculative: bool, padding: bool) -> lis
 
 def prefill_graph_sizes(largest: int) -> list[int]:
     """Return the token counts captured for prefill (cuda_graph_hook.py:480)."""
-    return [size for size in (*PREFILL_SIZES, *range(4608, largest + 1, 512)) if size <= largest]
+    listed = (*PREFILL_SIZES, *range(4608, min(largest, LARGEST_LISTED) + 1, 512))
+    return [size for size in listed if size <= largest]
 
 
 def default_fraction(config: ServerConfig, machine: Machine, version: Version) -> tuple[float, str]:

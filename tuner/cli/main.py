@@ -12,7 +12,7 @@ import typer
 
 from hwprobe.errors import SgtuneError
 from tuner import __version__
-from tuner.cli import export, plan, probe, tune
+from tuner.cli import check, export, plan, probe, tune
 
 INTERRUPTED = 130
 PACKAGES = ("hwprobe", "models", "planner", "tuner", "dashboard")
@@ -44,6 +44,9 @@ def _options(
 
 
 app.command(name="probe", epilog="Example: sgtune probe --out hardware.json")(probe.probe)
+app.command(
+    name="check", epilog=check.EXAMPLE, context_settings={"ignore_unknown_options": True, "allow_extra_args": False}
+)(check.check)
 app.command(name="plan", epilog=plan.EXAMPLE)(plan.plan)
 app.command(name="tune", epilog=tune.EXAMPLE)(tune.tune)
 app.command(name="export", epilog=export.EXAMPLE)(export.export)

@@ -1,0 +1,151 @@
+"""CheckAnswer: everything `sgtune check` has to say about one launch line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from packaging.version import Version
+
+from hwprobe.profile import HardwareProfile
+from models.architecture import ModelArchitecture
+from models.engine_profile import EngineProfile, profile_for
+from models.estimate import DEFAULT_ACCEPTANCE, Context, Prediction
+from models.machine import machine_of
+from models.workload import Workload
+from planner.advice import Advice, advise
+from planner.arguments import read_arguments
+from planner.check import Checked, Weighed, check_arguments, predicted, weigh
+from planner.fit import memory_violations
+from planner.flags import listed_releases
+from planner.launch_line import LaunchLine
+from planner.violation import Severity, Violation, sorted_violations
+
+DEEPEP_TOKENS = "SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckQuestion:
+    """A launch line and what it is to run on; `free_before_load_gib` is what a log printed, if one is known."""
+
+    launch: LaunchLine
+    hardware: HardwareProfile
+    arch: ModelArchitecture
+    version: Version
+    workload: Workload
+    free_before_load_gib: float | None = None
+    engine: EngineProfile | None = None
+    acceptance: float = DEFAULT_ACCEPTANCE
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckAnswer:
+    """Violations worst first, resolved values, memory, prediction (None where nothing would run) and advice."""
+
+    question: dict[str, Any]
+    checked: Checked
+    violations: tuple[Violation, ...]
+    weighed: Weighed | None
+    prediction: Prediction | None
+    advice: tuple[Advice, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def accepted(self) -> bool:
+        """SGLang's parser, resolver and checks let the launch start."""
+        return self.checked.accepted
+
+    @property
+    def verdict(self) -> str:
+        """`refused` at start, `fails` later, `does not fit` the memory, or `runs`."""
+        if not self.accepted:
+            return "refused"
+        if not self.checked.sound:
+            return "fails"
+        errors = [violation for violation in self.violations if violation.severity is Severity.ERROR]
+        return "does not fit" if errors else "runs"
+
+
+def answer_check(question: CheckQuestion) -> CheckAnswer:
+    """Read, resolve, judge, weigh and predict one launch line."""
+    machine = machine_of(question.hardware)
+    engine = question.engine or profile_for(question.version)
+    context = Context(
+        arch=question.arch,
+        machine=machine,
+        engine=engine,
+        version=question.version,
+        acceptance=question.acceptance,
+        sigma=engine.default_sigma,
+    )
+    checked = _with_environment(
+        check_arguments(question.launch.words, question.arch, machine, question.version), question
+    )
+    weighed = weigh(checked, context, question.workload, question.free_before_load_gib)
+    found = list(checked.violations)
+    advice: list[Advice] = []
+    if weighed is not None:
+        found += memory_violations(checked, weighed, question.workload.longest_request)
+        advice = advise(checked, weighed, context, question.workload, question.free_before_load_gib)
+    prediction = predicted(checked, weighed, context, question.workload)
+    return CheckAnswer(
+        question=_asked(question),
+        checked=checked,
+        violations=tuple(sorted_violations(found)),
+        weighed=weighed,
+        prediction=prediction,
+        advice=tuple(advice),
+        notes=(*question.notes, *_notes(question, context, prediction)),
+    )
+
+
+def guessed_version(words: tuple[str, ...], newest: Version) -> tuple[Version, str] | None:
+    """Return the newest release that knows every flag of a line which `newest` does not, and why; None if no need."""
+    strange = {"unknown-flag", "flag-of-other-release", "ambiguous-flag"}
+    faults = [fault for fault in read_arguments(words, newest).faults if fault.rule in strange]
+    if not faults:
+        return None
+    for release in reversed(listed_releases()):
+        version = Version(release)
+        if version < newest and not any(f.rule in strange for f in read_arguments(words, version).faults):
+            return version, faults[0].message
+    return None
+
+
+def _with_environment(checked: Checked, question: CheckQuestion) -> Checked:
+    """Drop the warning about DeepEP's buffer when the launch raises it far enough by its environment."""
+    raised = question.launch.environment.get(DEEPEP_TOKENS, "")
+    if not raised.isdecimal():
+        return checked
+    enough = [v for v in checked.violations if v.rule != "deepep-buffer" or int(raised[:12]) < _wanted(v)]
+    return replace(checked, violations=tuple(enough))
+
+
+def _wanted(violation: Violation) -> int:
+    digits = violation.fix.partition("=")[2].partition(" ")[0]
+    return int(digits) if digits.isdecimal() else 0
+
+
+def _asked(question: CheckQuestion) -> dict[str, Any]:
+    workload = question.workload
+    return {
+        "hardware": question.hardware.name,
+        "model": question.arch.name,
+        "sglang_version": str(question.version),
+        "argv": list(question.launch.words),
+        "environment": question.launch.environment,
+        "isl": workload.isl.nominal,
+        "osl": workload.osl.nominal,
+        "concurrency": workload.concurrency,
+        "free_before_load_gib": question.free_before_load_gib,
+    }
+
+
+def _notes(question: CheckQuestion, context: Context, prediction: Prediction | None) -> list[str]:
+    said = [*question.launch.notes, *question.hardware.warnings]
+    if prediction is not None:
+        said += [*context.engine.warnings, *prediction.warnings]
+    if question.launch.environment.get("SGLANG_SYMM_MEM_PREALLOC_GB_SIZE"):
+        said.append("SGLANG_SYMM_MEM_PREALLOC_GB_SIZE is set: the ledger counts 4 GiB where symmetric memory is on")
+    return said

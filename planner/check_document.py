@@ -1,0 +1,46 @@
+"""The JSON document of `sgtune check --json`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from planner.check_answer import CheckAnswer
+from planner.document import ledger_document, prediction_document
+
+
+def check_document(answer: CheckAnswer) -> dict[str, Any]:
+    """Return the answer as JSON-ready values; field names are a contract."""
+    checked, weighed = answer.checked, answer.weighed
+    ledger = ledger_document(weighed.ledger) if weighed else None
+    if ledger is not None and weighed is not None:
+        ledger["per_node_gib"] = weighed.ledger.per_node_gib()
+        ledger["shortage_gib"] = max(0.0, weighed.shortage_gib)
+    return {
+        "accepted": answer.accepted,
+        "verdict": answer.verdict,
+        "fits": weighed.fits and weighed.shortage_gib <= 0 if weighed else None,
+        "question": answer.question,
+        "violations": [
+            {
+                "rule": violation.rule,
+                "severity": str(violation.severity),
+                "refused": violation.refused,
+                "message": violation.message,
+                "fix": violation.fix,
+            }
+            for violation in answer.violations
+        ],
+        "typed": checked.typed.as_dict(),
+        "resolved": checked.resolved.fields,
+        "reasons": checked.resolved.reasons,
+        "ledger": ledger,
+        "kv_tokens_per_rank": weighed.ledger.kv_tokens_per_rank if weighed else None,
+        "kv_tokens": weighed.ledger.kv_tokens if weighed else None,
+        "requests": weighed.most_requests if weighed else None,
+        "prediction": prediction_document(answer.prediction) if answer.prediction else None,
+        "advice": [
+            {"flags": a.flags, "text": a.text, "kv_tokens_per_rank": a.kv_after, "makes_it_fit": a.makes_it_fit}
+            for a in answer.advice
+        ],
+        "warnings": list(answer.notes),
+    }

@@ -1,0 +1,64 @@
+"""Whether a launch line fits the machine's memory, in words: what is short, by how much, and what would hold it."""
+
+from __future__ import annotations
+
+from planner.check import Checked, Weighed
+from planner.violation import Severity, Violation
+
+GOOD_FREE_GIB = 5.0
+
+
+def memory_violations(checked: Checked, weighed: Weighed, longest_request: int) -> list[Violation]:
+    """Return what is wrong with the memory of a launch: never fits, no KV cache, no room for graphs, too few tokens."""
+    ledger, config = weighed.ledger, checked.resolved.config
+    fraction = config.mem_fraction_static or 0.0
+    if weighed.shortage_gib > 0:
+        return [_never(weighed)]
+    room = f"{weighed.fraction_leaving(GOOD_FREE_GIB):.3f}"
+    if ledger.kv_tokens <= 0:
+        least = (ledger.weights_gib + 0.01) / weighed.before_load_gib
+        return [
+            Violation(
+                rule="no-kv-cache",
+                severity=Severity.ERROR,
+                message=f"at mem_fraction_static {fraction:g} the weights ({ledger.weights_gib:.1f} GiB a GPU) leave "
+                "nothing for the KV cache: SGLang stops after loading",
+                fix=f"set --mem-fraction-static between {least:.3f} and {room}, or shrink what the default reserves for",
+            )
+        ]
+    found = []
+    if ledger.free_gib < 0:
+        found.append(
+            Violation(
+                rule="no-room-for-graphs",
+                severity=Severity.ERROR,
+                message=f"graphs, activations and the request table lack {-ledger.free_gib:.1f} GiB a GPU beside the "
+                f"KV pool of mem_fraction_static {fraction:g}: out of memory in graph capture or prefill",
+                fix=f"lower --mem-fraction-static to {room}, or the graph sizes, chunk or running requests",
+            )
+        )
+    if ledger.kv_tokens_per_rank < longest_request:
+        found.append(
+            Violation(
+                rule="request-beyond-pool",
+                severity=Severity.ERROR,
+                message=f"a rank's KV pool holds {ledger.kv_tokens_per_rank:,} tokens, the longest request "
+                f"{longest_request:,}",
+                fix="give the KV pool more memory, or expect shorter requests (--isl, --osl)",
+            )
+        )
+    return found
+
+
+def _never(weighed: Weighed) -> Violation:
+    ledger = weighed.ledger
+    fixed = {name: gib for name, gib in ledger.per_gpu_gib.items() if name not in ("KV pool", "free")}
+    others = sum(gib for name, gib in fixed.items() if not name.startswith("weights"))
+    return Violation(
+        rule="never-fits",
+        severity=Severity.ERROR,
+        message=f"it can never fit: weights of {ledger.weights_gib:.1f} GiB and {others:.1f} GiB of context, graphs, "
+        f"activations and request table exceed the {ledger.card_gib:.1f} GiB card; with one request and 1 GiB spare "
+        f"{weighed.shortage_gib:.1f} GiB a GPU are missing, whatever --mem-fraction-static is",
+        fix="spread the weights wider: less attention DP, or more GPUs (--tp-size over more nodes)",
+    )

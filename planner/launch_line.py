@@ -1,0 +1,203 @@
+"""Finds the SGLang server and its arguments in whatever starts it: a command, a script, compose or Kubernetes YAML."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hwprobe.errors import InputError
+from hwprobe.files import read_bytes
+
+MODULE = "sglang.launch_server"
+ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
+VARIABLE = re.compile(r"\$\{?[A-Za-z_(]")
+IMAGE_VERSION = re.compile(r"sglang[^\s:]*:v?(?P<version>\d+\.\d+\.\d+(?:\.post\d+)?)")
+SHELLS = ("bash", "sh", "/bin/bash", "/bin/sh", "zsh")
+ENDS = ("&&", "||", ";", "|", "&", ">", ">>", "2>&1", "2>", "<")
+FORMS = "`python -m sglang.launch_server ...`, `sglang serve ...`, `docker run ... sglang.launch_server ...`"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchLine:
+    """The server's arguments, its environment settings, and the release its image names, if it names one."""
+
+    words: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+    image_version: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def launch_of_words(words: Sequence[str]) -> LaunchLine:
+    """Read a command given as words. Raises InputError when no SGLang server is started in it."""
+    found = _from_words(list(words), {})
+    if found is None:
+        shown = " ".join(words)[:80]
+        raise InputError(f"no SGLang server in '{shown}'; give {FORMS}, or the server's flags alone")
+    return found
+
+
+def launch_of_file(path: Path) -> LaunchLine:
+    """Read a script, a compose file or a Kubernetes manifest. Raises InputError naming the file."""
+    text = read_bytes(path, "launch file").decode("utf-8", errors="replace")
+    is_yaml = path.suffix.lower() in (".yaml", ".yml", ".json")
+    found = _from_yaml(text, path) if is_yaml else _from_script(text)
+    if found is None:
+        raise InputError(f"'{path}' starts no SGLang server that could be found; it should hold {FORMS}")
+    return found
+
+
+def _from_words(words: list[str], environment: dict[str, str]) -> LaunchLine | None:
+    """Find the server among words: after its module or `sglang serve`, or all of them when they are flags."""
+    environment = environment | _settings(words)
+    image = next((match["version"] for word in words if (match := IMAGE_VERSION.search(word))), None)
+    for index, word in enumerate(words):
+        if word == MODULE or word.endswith(("sglang/launch_server.py", "launch_server.py")):
+            return _line(words[index + 1 :], environment, image)
+        if word == "serve" and index and Path(words[index - 1]).name == "sglang":
+            return _line(_model_first(words[index + 1 :]), environment, image)
+        if MODULE in word and (" " in word or "\n" in word):
+            inner = _from_script(word, environment)
+            if inner is not None:
+                return inner
+    if words and words[0].startswith("-"):
+        return _line(words, environment, image)
+    return None
+
+
+def _line(words: list[str], environment: dict[str, str], image: str | None) -> LaunchLine:
+    kept: list[str] = []
+    for word in words:
+        if word in ENDS:
+            break
+        kept.append(word)
+    unset = sorted({word for word in kept if VARIABLE.search(word)})
+    notes = tuple(f"'{word[:60]}' is a variable whose value is unknown here" for word in unset)
+    return LaunchLine(words=tuple(kept), environment=environment, image_version=image, notes=notes)
+
+
+def _model_first(words: list[str]) -> list[str]:
+    """`sglang serve MODEL` takes the model as a plain word; the module takes it as a flag."""
+    return ["--model-path", *words] if words and not words[0].startswith("-") else words
+
+
+def _settings(words: Sequence[str]) -> dict[str, str]:
+    """Return NAME=VALUE words before the program and those of docker's -e and --env."""
+    found: dict[str, str] = {}
+    leading = True
+    for index, word in enumerate(words):
+        before = words[index - 1] if index else ""
+        wanted = (leading and ASSIGNMENT.fullmatch(word)) or before in ("-e", "--env")
+        leading = leading and (bool(wanted) or word in ("env", "export", "sudo"))
+        text = word.removeprefix("--env=")
+        if (wanted or text != word) and "=" in text:
+            name, _, value = text.partition("=")
+            found[name] = value
+        if word == MODULE:
+            break
+    return found
+
+
+def _from_script(text: str, environment: dict[str, str] | None = None) -> LaunchLine | None:
+    """Find the first command of a shell script that starts the server; exports before it count."""
+    settings = dict(environment or {})
+    plain = re.sub(r"\\\r?\n", " ", text)
+    for line in plain.splitlines():
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError:
+            words = line.split()
+        if not words:
+            continue
+        if words[0] == "export" or all(ASSIGNMENT.fullmatch(word) for word in words):
+            settings |= {name: value for name, _, value in (w.partition("=") for w in words if "=" in w)}
+            continue
+        found = _from_words(words, settings) if not words[0].startswith("-") else None
+        if found is not None:
+            return found
+    whole = plain.strip()
+    return _from_words(shlex.split(whole), settings) if whole.startswith("-") and whole.count('"') % 2 == 0 else None
+
+
+def _from_yaml(text: str, path: Path) -> LaunchLine | None:
+    """Find the container that starts the server in any YAML document, or SGLang's own --config form."""
+    try:
+        documents = list(yaml.safe_load_all(text))
+    except yaml.YAMLError as error:
+        raise InputError(f"'{path}' is no valid YAML: {str(error).splitlines()[0]}") from None
+    for container in (c for document in documents for c in _containers(document)):
+        words = [
+            *_listed(container.get("entrypoint")),
+            *_listed(container.get("command")),
+            *_listed(container.get("args")),
+        ]
+        found = _from_words(words, _environment(container)) if words else None
+        if found is not None and not (words[0].startswith("-") and "sglang" not in str(container.get("image"))):
+            match = IMAGE_VERSION.search(str(container.get("image")))
+            version = found.image_version or (match["version"] if match else None)
+            return LaunchLine(
+                words=found.words, environment=found.environment, image_version=version, notes=found.notes
+            )
+    for document in documents:
+        if isinstance(document, dict) and {"model-path", "model_path", "tp-size", "tp_size"} & set(map(str, document)):
+            return LaunchLine(words=tuple(words_of_config(document)))
+    return None
+
+
+def words_of_config(config: dict[Any, Any]) -> list[str]:
+    """Return SGLang's --config YAML as arguments, as SGLang's own merger does."""
+    words: list[str] = []
+    for key, value in config.items():
+        flag = "--" + str(key).replace("_", "-")
+        if value is True:
+            words.append(flag)
+        elif isinstance(value, list):
+            words += [flag, *(str(item) for item in value)]
+        elif value is not False and value is not None:
+            words += [flag, str(value)]
+    return words
+
+
+def _containers(node: Any) -> Iterator[dict[Any, Any]]:
+    """Yield every mapping that has a command or args, at any depth."""
+    if isinstance(node, dict):
+        if "command" in node or "args" in node or "entrypoint" in node:
+            yield node
+        for child in node.values():
+            yield from _containers(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from _containers(child)
+
+
+def _listed(value: Any) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [str(item) for item in value if item is not None]
+    text = re.sub(r"\\\r?\n", " ", str(value))
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return text.split()
+
+
+def _environment(container: dict[Any, Any]) -> dict[str, str]:
+    """Return a container's environment: a mapping, NAME=VALUE words, or Kubernetes' name and value pairs."""
+    found: dict[str, str] = {}
+    for key in ("environment", "env"):
+        given = container.get(key)
+        if isinstance(given, dict):
+            found |= {str(name): str(value) for name, value in given.items()}
+        for item in given if isinstance(given, list) else ():
+            if isinstance(item, dict):
+                found[str(item.get("name"))] = str(item.get("value", ""))
+            else:
+                name, _, value = str(item).partition("=")
+                found[name] = value
+    return found

@@ -1,0 +1,120 @@
+"""How the answer of `sgtune check` looks in a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from models.memory import MemoryLedger
+from planner.check_answer import CheckAnswer
+from planner.violation import Severity, Violation
+
+STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
+VERDICTS = {
+    "runs": "[bold green]It runs[/]",
+    "refused": "[bold red]SGLang refuses it[/]",
+    "fails": "[bold red]It starts, and fails[/]",
+    "does not fit": "[bold red]It does not fit[/]",
+}
+BAR = 48
+SHOWN = (
+    "mem_fraction_static", "chunked_prefill_size", "cuda_graph_max_bs_decode", "max_running_requests",
+    "attention_backend", "page_size", "kv_cache_dtype", "moe_runner_backend", "schedule_policy",
+    "schedule_conservativeness", "ep_size", "attn_dp_size", "speculative_num_steps", "speculative_eagle_topk",
+    "speculative_num_draft_tokens", "prefill_cuda_graph", "decode_cuda_graph", "context_length",
+)  # fmt: skip
+
+
+def show_check(answer: CheckAnswer, screen: Console) -> None:
+    """Print the verdict first, then violations, resolved values, memory, speed and advice."""
+    asked = answer.question
+    screen.print(
+        f"{VERDICTS[answer.verdict]}: SGLang {asked['sglang_version']} on {escape(asked['hardware'])}, "
+        f"{escape(answer.checked.resolved.config.label)}"
+    )
+    for violation in answer.violations:
+        if violation.severity is not Severity.NOTE:
+            screen.print(_line(violation), soft_wrap=True)
+    screen.print(_resolved_table(answer))
+    changed = [violation for violation in answer.violations if violation.severity is Severity.NOTE]
+    if changed:
+        screen.print("what SGLang changes by itself:", style="bold")
+    for violation in changed:
+        screen.print(_line(violation), soft_wrap=True)
+    if answer.weighed is not None:
+        screen.print(waterfall(answer.weighed.ledger))
+        _show_capacity(answer, screen)
+    _show_prediction(answer, screen)
+    if answer.advice:
+        screen.print("advice, each tried:", style="bold")
+    for advice in answer.advice:
+        screen.print(f"  {escape(advice.text)}", soft_wrap=True)
+    for note in answer.notes:
+        screen.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
+
+
+def _line(violation: Violation) -> str:
+    style = STYLES[violation.severity]
+    fix = "" if violation.fix == "nothing to do" else f" [cyan]{escape(violation.fix)}[/]"
+    return f"  [{style}]{violation.severity}[/] {violation.rule}: {escape(violation.message)}.{fix}"
+
+
+def _resolved_table(answer: CheckAnswer) -> Table:
+    """Return the values that matter, what was typed marked as such, and the reason of each default."""
+    resolved = answer.checked.resolved
+    table = Table(title="resolved values", title_justify="left")
+    table.add_column("field")
+    table.add_column("value", justify="right")
+    table.add_column("why")
+    typed = answer.checked.arguments.values
+    for name in SHOWN:
+        value = resolved.fields.get(name)
+        if value is None and name.startswith("speculative"):
+            continue
+        reason = resolved.reasons.get(name) or resolved.reasons.get("speculative" if "speculative" in name else name)
+        why = reason or ("typed" if name in typed else "SGLang's default")
+        shown = "settled after loading" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+        table.add_row(name, escape(shown), escape(why))
+    return table
+
+
+def waterfall(ledger: MemoryLedger) -> Table:
+    """Return one GPU's memory from the empty card down to what stays free, each owner where the last one ended."""
+    table = Table(title=f"memory of one GPU, {ledger.card_gib:.1f} GiB, and of one node", title_justify="left")
+    table.add_column("owner")
+    table.add_column("GiB", justify="right")
+    table.add_column("GiB a node", justify="right")
+    table.add_column("")
+    used, scale = 0.0, BAR / max(ledger.card_gib, ledger.card_gib - min(0.0, ledger.free_gib))
+    node = ledger.per_node_gib()
+    for owner, gib in ledger.per_gpu_gib.items():
+        start, width = round(max(0.0, used) * scale), round(abs(gib) * scale)
+        style = "red" if gib < 0 else "green" if owner in ("KV pool", "free") else "blue"
+        bar = " " * max(0, start if gib >= 0 else start - width) + "█" * max(width, 1)
+        table.add_row(owner, f"{gib:.2f}", f"{node[owner]:.1f}", f"[{style}]{bar[:BAR]}[/]")
+        used += gib
+    return table
+
+
+def _show_capacity(answer: CheckAnswer, screen: Console) -> None:
+    weighed, asked = answer.weighed, answer.question
+    assert weighed is not None
+    ledger = weighed.ledger
+    screen.print(
+        f"KV cache: [bold]{ledger.kv_tokens_per_rank:,} tokens a rank[/], {ledger.kv_tokens:,} in all: "
+        f"{weighed.most_requests:,} requests of {asked['isl']:,} + {asked['osl']:,} tokens at once."
+    )
+
+
+def _show_prediction(answer: CheckAnswer, screen: Console) -> None:
+    found, asked = answer.prediction, answer.question
+    if found is None:
+        screen.print("No speed is predicted: it would not serve this workload as it stands.")
+        return
+    low, high = found.band["output_tok_s"]
+    screen.print(
+        f"{asked['concurrency']:,} clients, {asked['isl']:,} in / {asked['osl']:,} out: "
+        f"[bold]{found.output_tok_s:,.0f} tok/s[/] (90 % band {low:,.0f} to {high:,.0f}), "
+        f"TPOT {found.tpot_ms['mean']:.1f} ms, TTFT {found.ttft_ms['mean']:,.0f} ms mean, limited by {found.limiting}."
+    )
