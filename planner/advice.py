@@ -13,6 +13,7 @@ from models.workload import Workload
 from planner.check import Checked, Weighed, judge, weigh
 from planner.dialects import to_flags
 from planner.fit import GOOD_FREE_GIB
+from planner.rules import ERRORS
 from planner.space import graph_size
 
 LEAST_GAIN = 0.03
@@ -74,7 +75,8 @@ def _alternatives(
         backend = "flashmla" if context.machine.is_hopper else "trtllm_mla"
         single.append(replace(typed, kv_cache_dtype="fp8_e4m3", attention_backend=backend))
     if not weighed.fits:
-        single += _other_layouts(typed, context)
+        for layout in _other_layouts(typed, context):
+            single += [layout, replace(layout, cuda_graph_max_bs_decode=COMMON_GRAPH)]
     yield from single
     for change in [typed, *single]:
         tried = _try(change, context, workload, free_before_load_gib)
@@ -97,7 +99,7 @@ def _other_layouts(typed: ServerConfig, context: Context) -> Iterator[ServerConf
 
 
 def _try(change: ServerConfig, context: Context, workload: Workload, free_gib: float | None) -> _Tried | None:
-    checked = judge(change, context.arch, context.machine, context.version)
+    checked = judge(change, context.arch, context.machine, context.version, rules=ERRORS)
     weighed = weigh(checked, context, workload, free_gib)
     return None if weighed is None else _Tried(change=change, checked=checked, weighed=weighed)
 
@@ -140,7 +142,11 @@ def _k(tokens: int) -> str:
 
 
 def _flags(typed: ServerConfig, change: ServerConfig, context: Context) -> str:
-    """Return the flags of the changed launch that the typed one has not, in the release's own words."""
-    before = set(to_flags(typed, context.version))
-    added = [pair for pair in to_flags(change, context.version) if pair not in before]
-    return " ".join(flag if value is None else f"{flag} {value}" for flag, value in added)
+    """Return what to add to the typed launch and what to leave out, in the release's own words."""
+    before, after = to_flags(typed, context.version), to_flags(change, context.version)
+    added = " ".join(
+        flag if value is None else f"{flag} {value}" for flag, value in after if (flag, value) not in before
+    )
+    left = {flag for flag, _ in after}
+    gone = [flag for flag, _ in before if flag not in left]
+    return added + (" without " + " ".join(gone) if gone else "")

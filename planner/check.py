@@ -17,13 +17,16 @@ from models.workload import Workload
 from planner.arguments import Arguments, read_arguments
 from planner.backends import decode_graphs, prefill_graphs
 from planner.dialects import from_values
+from planner.launch_line import with_config_file
 from planner.resolver import Resolved, resolve
-from planner.rules import Question, violations
+from planner.rules import RULES, Question, Rule, violations
 from planner.violation import Severity, Violation, sorted_violations
 
 # Element bytes of KV types the ledger's table does not list: block scales of 8 bits per 32 and per 16 values.
 OTHER_KV = {"mxfp8": "fp8_e4m3", "nvfp4": "fp8_e4m3", "fp4_mx_block16": "fp8_e4m3"}
 LEAST_FREE_GIB = 1.0
+SMALL_CHUNK = 1024
+NOTHING_TYPED = Arguments(values={}, faults=())
 # Rules whose breach leaves no meaningful layout to weigh.
 NO_LAYOUT = frozenset({
     "parallel-sizes-positive", "attn-dp-positive", "attn-dp-divides-tp", "context-positive", "fraction-range",
@@ -52,10 +55,14 @@ class Checked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weighed:
-    """The memory of a resolved configuration: the ledger, and what it lacks whatever the memory fraction."""
+    """The memory of a resolved configuration: the ledger, and what it lacks whatever the memory fraction.
+
+    `least_shortage_gib` is what the same layout lacks without graphs, with small chunks and one request a rank.
+    """
 
     ledger: MemoryLedger
     shortage_gib: float
+    least_shortage_gib: float
     most_requests: int
     before_load_gib: float
 
@@ -76,20 +83,33 @@ class Weighed:
 
 
 def check_arguments(words: Sequence[str], arch: ModelArchitecture, machine: Machine, version: Version) -> Checked:
-    """Check the words that follow `python -m sglang.launch_server`."""
-    arguments = read_arguments(words, version)
+    """Check the words that follow `python -m sglang.launch_server`, a --config file among them."""
+    merged, wrong = with_config_file(words) if "--config" in words else (words, [])
+    arguments = read_arguments(merged, version)
+    if wrong:
+        faults = [_config_fault(text) for text in wrong]
+        arguments = replace(arguments, faults=(*arguments.faults, *faults))
     typed = from_values(arguments.values, version)
     return judge(typed, arch, machine, version, arguments)
 
 
+def _config_fault(text: str) -> Violation:
+    fix = "name one readable YAML file of flag: value lines"
+    return Violation(rule="config-file", severity=Severity.ERROR, message=text, fix=fix, refused=True)
+
+
 def judge(
-    typed: ServerConfig, arch: ModelArchitecture, machine: Machine, version: Version, arguments: Arguments | None = None
+    typed: ServerConfig,
+    arch: ModelArchitecture,
+    machine: Machine,
+    version: Version,
+    arguments: Arguments = NOTHING_TYPED,
+    rules: tuple[Rule, ...] = RULES,
 ) -> Checked:
-    """Resolve a typed configuration and apply every rule to it."""
-    arguments = arguments or Arguments(values={}, faults=())
+    """Resolve a typed configuration and apply the rules to it, all of them unless told otherwise."""
     resolved = resolve(typed, arch, machine, version)
     question = Question(config=resolved.config, arch=arch, machine=machine, version=version, typed=typed)
-    found = sorted_violations([*arguments.faults, *violations(question)])
+    found = sorted_violations([*arguments.faults, *violations(question, rules)])
     return Checked(arguments=arguments, typed=typed, resolved=resolved, violations=tuple(found))
 
 
@@ -104,9 +124,21 @@ def weigh(checked: Checked, context: Context, workload: Workload, free_before_lo
     return Weighed(
         ledger=ledger,
         shortage_gib=float(found.shortage(workload.longest_request, LEAST_FREE_GIB)[0]),
+        least_shortage_gib=_least_shortage(context, config, workload, free_before_load_gib),
         most_requests=ledger.requests(workload.isl.mean + workload.osl.mean, int(table.most_running[0])),
         before_load_gib=float(found.card[0] - found.context[0]),
     )
+
+
+def _least_shortage(context: Context, config: ServerConfig, workload: Workload, free_gib: float | None) -> float:
+    smallest = replace(
+        config,
+        disable_cuda_graph=True,
+        chunked_prefill_size=SMALL_CHUNK * config.attn_dp_size,
+        max_running_requests=config.attn_dp_size,
+    )
+    table = table_of([smallest])
+    return float(_memory(context, table, smallest, free_gib).shortage(workload.longest_request, LEAST_FREE_GIB)[0])
 
 
 def _memory(context: Context, table: ConfigTable, config: ServerConfig, free_before_load_gib: float | None) -> Memory:

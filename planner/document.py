@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from models.estimate import Prediction
-from models.memory import MemoryLedger
-from planner.plan import Plan
-from planner.published import Comparison
-from planner.search import Candidate, Rejected
 from planner.space import as_launched
+
+if TYPE_CHECKING:
+    from models.estimate import Prediction
+    from models.memory import MemoryLedger
+    from planner.plan import Plan
+    from planner.published import Comparison
+    from planner.search import Candidate, Rejected
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:

@@ -6,14 +6,17 @@ from planner.check import Checked, Weighed
 from planner.violation import Severity, Violation
 
 GOOD_FREE_GIB = 5.0
+CONTEXT = "context and NCCL"
 
 
 def memory_violations(checked: Checked, weighed: Weighed, longest_request: int) -> list[Violation]:
     """Return what is wrong with the memory of a launch: never fits, no KV cache, no room for graphs, too few tokens."""
     ledger, config = weighed.ledger, checked.resolved.config
     fraction = config.mem_fraction_static or 0.0
-    if weighed.shortage_gib > 0:
+    if weighed.least_shortage_gib > 0:
         return [_never(weighed)]
+    if weighed.shortage_gib > 0:
+        return [_not_as_set(weighed)]
     room = f"{weighed.fraction_leaving(GOOD_FREE_GIB):.3f}"
     if ledger.kv_tokens <= 0:
         least = (ledger.weights_gib + 0.01) / weighed.before_load_gib
@@ -23,7 +26,7 @@ def memory_violations(checked: Checked, weighed: Weighed, longest_request: int) 
                 severity=Severity.ERROR,
                 message=f"at mem_fraction_static {fraction:g} the weights ({ledger.weights_gib:.1f} GiB a GPU) leave "
                 "nothing for the KV cache: SGLang stops after loading",
-                fix=f"set --mem-fraction-static between {least:.3f} and {room}, or shrink what the default reserves for",
+                fix=f"set --mem-fraction-static between {least:.3f} and {room}, or shrink graphs and chunk",
             )
         ]
     found = []
@@ -52,13 +55,26 @@ def memory_violations(checked: Checked, weighed: Weighed, longest_request: int) 
 
 def _never(weighed: Weighed) -> Violation:
     ledger = weighed.ledger
-    fixed = {name: gib for name, gib in ledger.per_gpu_gib.items() if name not in ("KV pool", "free")}
-    others = sum(gib for name, gib in fixed.items() if not name.startswith("weights"))
     return Violation(
         rule="never-fits",
         severity=Severity.ERROR,
-        message=f"it can never fit: weights of {ledger.weights_gib:.1f} GiB and {others:.1f} GiB of context, graphs, "
-        f"activations and request table exceed the {ledger.card_gib:.1f} GiB card; with one request and 1 GiB spare "
-        f"{weighed.shortage_gib:.1f} GiB a GPU are missing, whatever --mem-fraction-static is",
+        message=f"it can never fit: weights of {ledger.weights_gib:.1f} GiB and {ledger.per_gpu_gib[CONTEXT]:.1f} GiB "
+        f"of CUDA context and NCCL leave too little of the {ledger.card_gib:.1f} GiB card; even without graphs, with the "
+        f"smallest chunk and one request a rank {weighed.least_shortage_gib:.1f} GiB a GPU are missing, whatever "
+        "--mem-fraction-static is",
         fix="spread the weights wider: less attention DP, or more GPUs (--tp-size over more nodes)",
+    )
+
+
+def _not_as_set(weighed: Weighed) -> Violation:
+    ledger = weighed.ledger
+    fixed = {name: gib for name, gib in ledger.per_gpu_gib.items() if name not in ("KV pool", "free")}
+    others = ", ".join(f"{name} {gib:.1f}" for name, gib in fixed.items() if not name.startswith("weights"))
+    return Violation(
+        rule="does-not-fit",
+        severity=Severity.ERROR,
+        message="it does not fit as set, whatever --mem-fraction-static is: "
+        f"weights {ledger.weights_gib:.1f}, {others} GiB a GPU are {weighed.shortage_gib:.1f} GiB more than the {ledger.card_gib:.1f} GiB card holds with one "
+        "request and 1 GiB spare",
+        fix="make graphs, chunk or running requests smaller, or spread the weights over more GPUs",
     )

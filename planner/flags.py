@@ -77,8 +77,9 @@ def flags_of(version: Version) -> FlagSet:
     """Return the flags of `version`: those of the newest listed release that is not newer."""
     releases = listed_releases()
     release = next((r for r in reversed(releases) if Version(r) <= version), releases[0])
-    asked = Version(release)
-    present = [flag for flag in _table().flags if Version(flag.since) <= asked <= Version(flag.until)]
+    place = {name: index for index, name in enumerate(releases)}
+    asked = place[release]
+    present = [flag for flag in _table().flags if place[flag.since] <= asked <= place[flag.until]]
     by_dest: dict[str, Flag] = {}
     for flag in present:
         if flag.dest not in by_dest or by_dest[flag.dest].deprecated is not None:

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hwprobe.errors import InputError
 from hwprobe.files import read_bytes
 
@@ -126,6 +124,8 @@ def _from_script(text: str, environment: dict[str, str] | None = None) -> Launch
 
 def _from_yaml(text: str, path: Path) -> LaunchLine | None:
     """Find the container that starts the server in any YAML document, or SGLang's own --config form."""
+    import yaml  # late: most launches come without YAML, and it takes its time
+
     try:
         documents = list(yaml.safe_load_all(text))
     except yaml.YAMLError as error:
@@ -147,6 +147,27 @@ def _from_yaml(text: str, path: Path) -> LaunchLine | None:
         if isinstance(document, dict) and {"model-path", "model_path", "tp-size", "tp_size"} & set(map(str, document)):
             return LaunchLine(words=tuple(words_of_config(document)))
     return None
+
+
+def with_config_file(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Put the values of SGLang's `--config FILE` before the other words, as SGLang does; also what is wrong with it."""
+    import yaml
+
+    listed = list(words)
+    places = [index for index, word in enumerate(listed) if word == "--config"]
+    if not places:
+        return listed, []
+    first = places[0]
+    if len(places) > 1 or first + 1 == len(listed):
+        return listed[:first], ["--config is given more than once" if len(places) > 1 else "--config names no file"]
+    name, rest = listed[first + 1], listed[:first] + listed[first + 2 :]
+    try:
+        config = yaml.safe_load(Path(name).read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        return rest, [f"the file of --config cannot be read: {str(error).splitlines()[0]}"]
+    if not isinstance(config, dict) or Path(name).suffix.lower() not in (".yaml", ".yml"):
+        return rest, ["the file of --config is no YAML mapping"]
+    return words_of_config(config) + rest, []
 
 
 def words_of_config(config: dict[Any, Any]) -> list[str]:

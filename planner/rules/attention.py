@@ -5,7 +5,7 @@ from __future__ import annotations
 from planner.rules.core import NEWEST_FAMILY, Outcome, Question, Rule
 
 REFUSED, FAILS, WORSE, CHANGED = Outcome.REFUSED, Outcome.FAILS, Outcome.WORSE, Outcome.CHANGED
-DETERMINISTIC = ("flashinfer", "fa3", "triton")
+DETERMINISTIC = ("fa3", "fa4", "triton")
 TRTLLM_KV = ("fp8_e4m3", "bf16", "auto")
 
 
@@ -160,9 +160,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "deterministic-backend", REFUSED,
-        lambda q: bool(q.flag("enable_deterministic_inference")) and q.asked.attention_backend is not None
-        and q.asked.attention_backend not in DETERMINISTIC,
-        "deterministic inference does not run on {a.attention_backend}", "use fa3, triton or flashinfer",
+        lambda q: bool(q.flag("enable_deterministic_inference")) and q.config.attention_backend not in DETERMINISTIC,
+        "deterministic inference does not run on {c.attention_backend}", "set --attention-backend fa3 or triton",
         "overrides.py:1090", "2.4/28", "0.5.3",
     ),
     Rule(

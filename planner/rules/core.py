@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 from packaging.version import Version
@@ -126,7 +127,10 @@ class Rule:
         return _SEVERITY[self.outcome]
 
     def holds_for(self, version: Version) -> bool:
-        return at_least(version, self.since) and not (self.before and at_least(version, self.before))
+        return _from(version, self.since) and not (self.before and _from(version, self.before))
+
+
+_from = cache(at_least)
 
 
 def apply(rules: Iterable[Rule], question: Question) -> list[Violation]:
