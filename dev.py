@@ -4,6 +4,8 @@
     python3 dev.py sgtune plan --hardware nf5688g7 --isl 1000 --osl 1000 --concurrency 1024
     python3 dev.py test            all tests (arguments go to pytest)
     python3 dev.py check           formatting, lint, types
+    python3 dev.py oracle          sgtune's reading of launch lines against SGLang's own (--help)
+    python3 dev.py flags 0.5.24    read a release's command-line flags into planner/flags.json
     python3 dev.py install         only make the environment, with the development tools
 
 Needs Python 3.11 or newer with pip; nothing else. Standard library only.
@@ -35,6 +37,9 @@ def main(arguments: list[str]) -> int:
         return install("dev") or run("pytest", *rest)
     if command == "check":
         return install("dev") or check()
+    if command in ("oracle", "flags"):
+        script = ROOT / "oracle" / ("run.py" if command == "oracle" else "flags.py")
+        return install("dev") or subprocess.run([str(PYTHON), str(script), *rest], check=False).returncode
     if command == "install":
         return install("dev")
     sys.stdout.write((__doc__ or "") + "\n")

@@ -31,7 +31,7 @@ class Ability:
 
 # What needs more than a flag of that name. Flags as such are looked up in the release's own list.
 ABILITIES: tuple[Ability, ...] = (
-    Ability(name="pipeline parallelism", flag="--pp-size", since="0.4.6", wanted=lambda c: c.pp_size > 1),
+    Ability(name="pipeline parallelism", flag="--pp-size", since="0.4.7", wanted=lambda c: c.pp_size > 1),
     Ability(
         name="MTP with the model's own draft layer",
         flag="--speculative-algorithm",
@@ -251,8 +251,9 @@ def _attention_dp(left: dict[str, Any], tp_size: int, version: Version) -> int:
     """Return the attention-DP degree; `dp_size` stays in `left` where it means whole replicas."""
     degree = left.pop("attn_dp_size", 1)
     if left.pop("enable_dp_attention", False) and degree == 1:
-        degree = left.pop("dp_size", 1) if at_least(version, "0.4.5") else tp_size
-        left.pop("dp_size", None)
+        degree = left.pop("dp_size", 1)
+        if degree == 1 and not at_least(version, "0.4.5"):
+            degree = tp_size  # 0.4.3 and 0.4.4 set it so by themselves
         if degree == 1:
             left["enable_dp_attention"] = True
     if left.get("dp_size") == 1:

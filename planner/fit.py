@@ -59,8 +59,8 @@ def _never(weighed: Weighed) -> Violation:
         rule="never-fits",
         severity=Severity.ERROR,
         message=f"it can never fit: weights of {ledger.weights_gib:.1f} GiB and {ledger.per_gpu_gib[CONTEXT]:.1f} GiB "
-        f"of CUDA context and NCCL leave too little of the {ledger.card_gib:.1f} GiB card; even without graphs, with the "
-        f"smallest chunk and one request a rank {weighed.least_shortage_gib:.1f} GiB a GPU are missing, whatever "
+        f"of CUDA context and NCCL leave too little of the {ledger.card_gib:.1f} GiB card; even without graphs, with "
+        f"the smallest chunk and one request a rank {weighed.least_shortage_gib:.1f} GiB a GPU are missing, whatever "
         "--mem-fraction-static is",
         fix="spread the weights wider: less attention DP, or more GPUs (--tp-size over more nodes)",
     )
@@ -74,7 +74,7 @@ def _not_as_set(weighed: Weighed) -> Violation:
         rule="does-not-fit",
         severity=Severity.ERROR,
         message="it does not fit as set, whatever --mem-fraction-static is: "
-        f"weights {ledger.weights_gib:.1f}, {others} GiB a GPU are {weighed.shortage_gib:.1f} GiB more than the {ledger.card_gib:.1f} GiB card holds with one "
-        "request and 1 GiB spare",
+        f"weights {ledger.weights_gib:.1f}, {others} GiB a GPU are {weighed.shortage_gib:.1f} GiB more than the "
+        f"{ledger.card_gib:.1f} GiB card holds with one request and 1 GiB spare",
         fix="make graphs, chunk or running requests smaller, or spread the weights over more GPUs",
     )

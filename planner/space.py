@@ -39,7 +39,7 @@ def layouts(machine: Machine, version: Version) -> Iterator[ServerConfig]:
     """Yield every way to lay the model over all GPUs of the machine: TP, PP, attention DP, EP."""
     gpus = machine.gpu_count
     for pp in _divisors(gpus, LARGEST_PP):
-        if pp > 1 and not at_least(version, "0.4.6"):
+        if pp > 1 and not at_least(version, "0.4.7"):
             continue
         tp = gpus // pp
         base = ServerConfig(tp_size=tp, pp_size=pp, nnodes=machine.nodes)

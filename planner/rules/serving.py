@@ -24,13 +24,14 @@ RULES: tuple[Rule, ...] = (
         "unchecked by SGLang", "2.8",
     ),
     Rule(
-        "requests-positive", FAILS, lambda q: (q.config.max_running_requests or 1) < 1,
+        "requests-positive", FAILS, lambda q: q.config.max_running_requests is not None and q.config.max_running_requests < 1,
         "max_running_requests {c.max_running_requests} lets no request run", "give at least 1",
         "unchecked by SGLang", "2.8",
     ),
     Rule(
         "graph-size-positive", FAILS,
-        lambda q: not q.config.disable_cuda_graph and (q.config.cuda_graph_max_bs_decode or 1) < 1,
+        lambda q: not q.config.disable_cuda_graph and q.config.cuda_graph_max_bs_decode is not None
+        and q.config.cuda_graph_max_bs_decode < 1,
         "cuda_graph_max_bs_decode {c.cuda_graph_max_bs_decode} captures nothing", "give at least 1",
         "unchecked by SGLang", "2.7",
     ),

@@ -114,7 +114,7 @@ def test_the_founding_version_spells_its_own_expert_parallelism() -> None:
 @pytest.mark.parametrize(
     ("config", "flag", "since"),
     [
-        (ServerConfig(tp_size=4, pp_size=2), "--pp-size", "0.4.6"),
+        (ServerConfig(tp_size=4, pp_size=2), "--pp-size", "0.4.7"),
         (ServerConfig(tp_size=8, speculative=Speculative.chain(1)), "--speculative-algorithm", "0.4.5"),
         (ServerConfig(tp_size=8, attn_dp_size=4), "--dp-size", "0.4.5"),
         (ServerConfig(tp_size=8, page_size=64), "--page-size", "0.4.5"),

@@ -1,83 +1,240 @@
-"""Each rule has a configuration that breaks it and a neighbour that does not."""
+"""Each rule has a launch line that breaks it and a neighbour that does not."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import pytest
 from packaging.version import Version
 
 from hwprobe.catalogue import hardware_from_catalogue
 from models.architecture import deepseek_r1
-from models.config import ServerConfig, Speculative
+from models.config import ServerConfig
 from models.machine import machine_of
+from planner.check import check_arguments
 from planner.resolver import resolve
-from planner.rules import RULES, Question, Severity, violations
+from planner.rules import RULES, Outcome, Question, Severity, first_error, violations
 
 R1 = deepseek_r1()
+DP8 = "--attn-dp-size 8"
+DEEPEP = "--attn-dp-size 8 --moe-a2a-backend deepep"
+MTP = "--speculative-algorithm EAGLE"
+THREE = "--speculative-num-steps {} --speculative-eagle-topk {} --speculative-num-draft-tokens {}"
 
 
-def broken_rules(config: ServerConfig, hardware: str = "h200x8", version: str = "0.5.23") -> set[str]:
-    machine, parsed = machine_of(hardware_from_catalogue(hardware)), Version(version)
-    filled = resolve(config, R1, machine, parsed).config
-    return {v.rule for v in violations(Question(config=filled, arch=R1, machine=machine, version=parsed))}
+def broken_rules(words: str, hardware: str = "h200x8", version: str = "0.5.23") -> set[str]:
+    line = f"--model-path r1 --tp-size 8 {words}".split()
+    machine = machine_of(hardware_from_catalogue(hardware))
+    return {violation.rule for violation in check_arguments(line, R1, machine, Version(version)).violations}
 
 
-GOOD = ServerConfig(tp_size=8)
+# rule: (a line that breaks it, a line that does not); both follow --model-path r1 --tp-size 8 on 8xH200, 0.5.23.
 CASES = {
-    "gpu-count": (ServerConfig(tp_size=16), ServerConfig(tp_size=16, nnodes=2)),
-    "nodes-divide": (ServerConfig(tp_size=8, nnodes=3), ServerConfig(tp_size=8, nnodes=2)),
-    "attn-dp-divides-tp": (ServerConfig(tp_size=8, attn_dp_size=3), ServerConfig(tp_size=8, attn_dp_size=4)),
-    "heads-divide": (ServerConfig(tp_size=6), GOOD),
-    "expert-width": (ServerConfig(tp_size=32, nnodes=4), ServerConfig(tp_size=32, ep_size=32, nnodes=4)),
-    "experts-divide-ep": (ServerConfig(tp_size=6, ep_size=6), ServerConfig(tp_size=8, ep_size=8)),
-    "ep-within-tp": (ServerConfig(tp_size=8, ep_size=16), ServerConfig(tp_size=8, ep_size=8)),
-    "pp-with-mtp": (
-        ServerConfig(tp_size=4, pp_size=2, speculative=Speculative.chain(1)),
-        ServerConfig(tp_size=4, pp_size=2),
+    "parallel-sizes-positive": ("--ep-size 0", "--ep-size 1"),
+    "gpu-count": ("--tp-size 16", "--tp-size 16 --nnodes 2"),
+    "nodes-divide": ("--nnodes 3", "--nnodes 2"),
+    "attn-dp-positive": ("--attn-dp-size 0", "--attn-dp-size 1"),
+    "replicas-with-attn-dp": ("--attn-dp-size 2 --dp-size 2", "--attn-dp-size 2"),
+    "attn-dp-divides-tp": ("--attn-dp-size 3", "--attn-dp-size 4"),
+    "replicas-on-one-node": ("--dp-size 2 --nnodes 2", "--dp-size 2"),
+    "dp-attention-alone": ("--enable-dp-attention", "--dp-size 2 --enable-dp-attention"),
+    "heads-divide": ("--tp-size 6", "--tp-size 8"),
+    "expert-width": ("--tp-size 32 --nnodes 4", "--tp-size 32 --ep-size 32 --nnodes 4"),
+    "experts-divide-ep": ("--tp-size 6 --ep-size 6", "--ep-size 8"),
+    "ep-within-tp": ("--ep-size 16", "--ep-size 8"),
+    "pp-without-overlap": ("--pp-size 2 --nnodes 2", "--nnodes 2"),
+    "pp-with-mtp": (f"--pp-size 2 --nnodes 2 {MTP}", f"--pp-size 2 --nnodes 2 --disaggregation-mode prefill {MTP}"),
+    "moe-dense-tp": ("--moe-dense-tp-size 2", "--moe-dense-tp-size 1"),
+    "base-gpu-id": ("--base-gpu-id -1", "--base-gpu-id 0"),
+    "gpu-id-step": ("--gpu-id-step 0", "--gpu-id-step 1"),
+    "served-model-name": ("--served-model-name r1:a", "--served-model-name r1"),
+    "several-gpu-moe-dp": ("--moe-dp-size 3", "--moe-dp-size 2"),
+    "conservativeness-under-dp": (DP8, ""),
+    "chunk-divided": (DP8, f"{DP8} --chunked-prefill-size -1"),
+    "dp-lm-head-alone": ("--enable-dp-lm-head", f"{DP8} --enable-dp-lm-head"),
+    "dp-lm-head-on-replicas": ("--enable-dp-lm-head --dp-size 2", f"{DP8} --enable-dp-lm-head"),
+    "lm-head-all-to-all": ("--enable-tp-lm-head-all-to-all", f"{DP8} --enable-tp-lm-head-all-to-all"),
+    "speculation-under-dp": (f"{DP8} --speculative-algorithm NGRAM", f"{DP8} {MTP}"),
+    "requests-per-rank": (f"{DP8} --max-running-requests 7", f"{DP8} --max-running-requests 8"),
+    "graphs-beyond-requests": (
+        f"{DP8} --max-running-requests 256",
+        f"{DP8} --max-running-requests 256 --cuda-graph-max-bs-decode 32",
     ),
+    "allreduce-fusion-off": (DP8, ""),
+    "page-forced": ("--attention-backend flashmla --page-size 16", "--attention-backend flashmla --page-size 64"),
+    "trtllm-mla-hardware": ("--attention-backend trtllm_mla", "--attention-backend flashmla"),
+    "trtllm-mla-kv": ("--kv-cache-dtype fp8_e5m2 @b200x8", "--kv-cache-dtype fp8_e4m3 @b200x8"),
+    "cutedsl-mla-decode-only": ("--prefill-attention-backend cutedsl_mla", "--prefill-attention-backend fa3"),
+    "cutedsl-mla-hardware": ("--attention-backend cutedsl_mla", "--attention-backend cutedsl_mla @b200x8"),
+    "cutedsl-mla-kv": (
+        "--attention-backend cutedsl_mla --kv-cache-dtype fp8_e5m2 @b200x8",
+        "--attention-backend cutedsl_mla --kv-cache-dtype bfloat16 @b200x8",
+    ),
+    "mxfp8-kv-hardware": ("--kv-cache-dtype mxfp8", "--kv-cache-dtype mxfp8 @b200x8"),
+    "fp4-kv-backend": ("--kv-cache-dtype nvfp4", "--kv-cache-dtype auto"),
     "chunk-covers-page": (
-        ServerConfig(tp_size=8, attn_dp_size=8, attention_backend="flashmla", chunked_prefill_size=800),
-        ServerConfig(tp_size=8, attn_dp_size=8, attention_backend="flashmla", chunked_prefill_size=8192),
+        f"{DP8} --attention-backend flashmla --chunked-prefill-size 800",
+        f"{DP8} --attention-backend flashmla --chunked-prefill-size 8192",
     ),
-    "chunk-left-per-rank": (
-        ServerConfig(tp_size=8, attn_dp_size=8, chunked_prefill_size=4),
-        ServerConfig(tp_size=8, attn_dp_size=8, chunked_prefill_size=8),
+    "chunk-left-per-rank": (f"{DP8} --chunked-prefill-size 4", f"{DP8} --chunked-prefill-size 8"),
+    "fa3-e5m2": ("--kv-cache-dtype fp8_e5m2", "--kv-cache-dtype fp8_e4m3"),
+    "fp8-kv-backend": ("--kv-cache-dtype fp8_e4m3", "--kv-cache-dtype fp8_e4m3 --attention-backend flashmla"),
+    "fa4-on-hopper": ("--attention-backend fa4", "--attention-backend fa3"),
+    "deterministic-backend": (
+        "--enable-deterministic-inference --attention-backend flashinfer",
+        "--enable-deterministic-inference",
     ),
-    "requests-per-rank": (
-        ServerConfig(tp_size=8, attn_dp_size=8, max_running_requests=7),
-        ServerConfig(tp_size=8, attn_dp_size=8, max_running_requests=8),
+    "cp-strategy": ("--enable-prefill-cp", "--enable-prefill-cp --cp-strategy zigzag"),
+    "prefill-cp": ("--enable-prefill-cp --cp-strategy zigzag", "--cp-strategy zigzag"),
+    "cp-divides-tp": ("--attn-cp-size 3", "--attn-cp-size 2"),
+    "dcp-with-cp": (
+        "--dcp-size 2 --enable-prefill-cp --cp-strategy zigzag",
+        "--enable-prefill-cp --cp-strategy zigzag",
     ),
-    "fraction-range": (replace(GOOD, mem_fraction_static=1.2), replace(GOOD, mem_fraction_static=0.9)),
-    "fp8-kv-backend": (
-        replace(GOOD, kv_cache_dtype="fp8_e4m3"),
-        replace(GOOD, kv_cache_dtype="fp8_e4m3", attention_backend="flashmla"),
+    "dcp-positive": ("--dcp-size 0", "--dcp-size 2"),
+    "ep-follows-tp": ("--ep-size 4 --moe-a2a-backend deepep", "--ep-size 8 --moe-a2a-backend deepep"),
+    "deepep-normal-graphs": (f"{DEEPEP} --deepep-mode normal", f"{DEEPEP} --deepep-mode auto"),
+    "deepep-buffer": (f"{DEEPEP} --max-running-requests 2048", f"{DEEPEP} --max-running-requests 1024"),
+    "flashinfer-a2a-dp": (
+        "--moe-a2a-backend flashinfer --moe-runner-backend deep_gemm",
+        f"{DP8} --moe-a2a-backend flashinfer --moe-runner-backend deep_gemm",
     ),
-    "deepep-buffer": (
-        ServerConfig(tp_size=8, attn_dp_size=8, moe_a2a_backend="deepep", max_running_requests=2048),
-        ServerConfig(tp_size=8, attn_dp_size=8, moe_a2a_backend="deepep", max_running_requests=1024),
+    "flashinfer-a2a-runner": (
+        f"{DP8} --moe-a2a-backend flashinfer --moe-runner-backend triton",
+        f"{DP8} --moe-a2a-backend flashinfer --moe-runner-backend deep_gemm",
     ),
+    "pplx-needs-dp": ("--moe-a2a-backend pplx", f"{DP8} --moe-a2a-backend pplx"),
+    "pplx-mode": (
+        f"{DP8} --moe-a2a-backend pplx --deepep-mode normal",
+        f"{DP8} --moe-a2a-backend pplx --deepep-mode auto",
+    ),
+    "pplx-runner": (
+        f"{DP8} --moe-a2a-backend pplx --moe-runner-backend triton",
+        f"{DP8} --moe-a2a-backend pplx --moe-runner-backend deep_gemm",
+    ),
+    "pplx-tokens": (
+        f"{DP8} --moe-a2a-backend pplx",
+        f"{DP8} --moe-a2a-backend pplx --chunked-prefill-size 1024",
+    ),
+    "mori-tokens": ("--moe-a2a-backend mori", "--moe-a2a-backend mori --chunked-prefill-size 4096"),
+    "cutlass-ep": ("--moe-runner-backend cutlass --ep-size 8 @b200x8", "--moe-runner-backend cutlass --ep-size 8"),
+    "runner-quantization": ("--moe-runner-backend flashinfer_cutedsl", "--moe-runner-backend triton"),
+    "eplb-needs-ep": ("--enable-eplb", "--enable-eplb --ep-size 8"),
+    "eplb-settings": ("--enable-eplb --ep-size 8", "--ep-size 8"),
+    "dispatch-needs-a2a": ("--ep-dispatch-algorithm static", "--ep-dispatch-algorithm dynamic"),
+    "tbo-needs-dp": ("--enable-two-batch-overlap", f"{DP8} --enable-two-batch-overlap"),
+    "tbo-prefill-graphs": (f"{DP8} --enable-two-batch-overlap", DP8),
+    "shared-expert-unfused": ("--moe-runner-backend flashinfer_trtllm", "--moe-runner-backend triton"),
+    "shared-expert-replicated": (DEEPEP, DP8),
+    "blackwell-moe": ("@b200x8", ""),
+    "megamoe-model": (f"{DP8} --moe-a2a-backend flashinfer_megamoe", DEEPEP),
+    "deepep-v2-runner": (
+        f"{DP8} --moe-a2a-backend deepep_v2 --moe-runner-backend triton",
+        f"{DP8} --moe-a2a-backend deepep_v2",
+    ),
+    "deepep-v2-overlap": (
+        f"{DP8} --moe-a2a-backend deepep_v2 --enable-single-batch-overlap",
+        f"{DP8} --moe-a2a-backend deepep_v2",
+    ),
+    "nextn-is-eagle": ("--speculative-algorithm NEXTN", MTP),
+    "mtp-caps-requests": (MTP, f"{MTP} --max-running-requests 64"),
+    "draft-path-not-needed": (f"{MTP} --speculative-draft-model-path r1", MTP),
+    "speculative-numbers": (f"{MTP} --speculative-num-steps 3", MTP),
+    "draft-tokens-follow-steps": (f"{MTP} {THREE.format(3, 1, 8)}", f"{MTP} {THREE.format(3, 1, 4)}"),
+    "tree-on-pages": (
+        f"{MTP} {THREE.format(3, 2, 4)} --attention-backend flashmla",
+        f"{MTP} {THREE.format(3, 2, 4)}",
+    ),
+    "tree-without-overlap": (f"{MTP} {THREE.format(3, 2, 4)}", f"{MTP} {THREE.format(3, 1, 4)}"),
+    "tree-too-small": (f"{MTP} {THREE.format(1, 2, 8)}", f"{MTP} {THREE.format(3, 2, 4)}"),
+    "ngram-on-pages": ("--speculative-algorithm NGRAM --page-size 64", "--speculative-algorithm NGRAM"),
+    "draft-model-missing": (
+        "--speculative-algorithm DFLASH",
+        "--speculative-algorithm DFLASH --speculative-draft-model-path d",
+    ),
+    "flex-attention-speculation": (f"--attention-backend flex_attention {MTP}", "--attention-backend flex_attention"),
+    "rejection-sampling": (
+        f"{MTP} {THREE.format(3, 2, 4)} --speculative-use-rejection-sampling",
+        f"{MTP} {THREE.format(3, 1, 4)} --speculative-use-rejection-sampling",
+    ),
+    "eagle-costs": (f"{MTP} {THREE.format(3, 1, 4)} ~0.4.3", f"{MTP} {THREE.format(3, 1, 4)}"),
+    "fraction-range": ("--mem-fraction-static 1.2", "--mem-fraction-static 0.9"),
+    "requests-positive": ("--max-running-requests 0", "--max-running-requests 1"),
+    "graph-size-positive": ("--cuda-graph-max-bs-decode 0", "--cuda-graph-max-bs-decode 1"),
+    "context-positive": ("--context-length 0", "--context-length 4096"),
+    "context-beyond-model": ("--context-length 200000", "--context-length 163840"),
+    "padding-with-compile": ("--disable-cuda-graph-padding --enable-torch-compile", "--enable-torch-compile"),
+    "priority-policy": (
+        "--enable-priority-scheduling --schedule-policy lpm",
+        "--enable-priority-scheduling --schedule-policy lof",
+    ),
+    "retraction-priority": (
+        "--retraction-policy priority",
+        "--retraction-policy priority --enable-priority-scheduling",
+    ),
+    "conservativeness-negative": ("--schedule-conservativeness -1", "--schedule-conservativeness 0"),
+    "prefill-interval": ("--prefill-decode-interval -1", "--prefill-decode-interval 1"),
+    "tokenizer-workers": ("--tokenizer-worker-num 0", "--tokenizer-worker-num 1"),
+    "graph-registration": ("", "--disable-cuda-graph"),
+    "pd-prefill": ("--disaggregation-mode prefill", ""),
+    "pd-decode": ("--disaggregation-mode decode", ""),
+    "pd-fake-prefill": (
+        "--disaggregation-mode prefill --disaggregation-transfer-backend fake",
+        "--disaggregation-mode decode --disaggregation-transfer-backend fake",
+    ),
+    "pd-decode-radix": (
+        "--disaggregation-mode decode --disaggregation-decode-enable-radix-cache --disaggregation-transfer-backend fake",
+        "--disaggregation-mode decode --disaggregation-decode-enable-radix-cache",
+    ),
+    "hicache-needs-radix": ("--enable-hierarchical-cache --disable-radix-cache", "--enable-hierarchical-cache"),
+    "lmcache": (f"--enable-lmcache {MTP}", "--enable-lmcache"),
+    "pdmux": (
+        "--enable-pdmux",
+        "--enable-pdmux --chunked-prefill-size -1 --disable-overlap-schedule",
+    ),
+    "metrics-file": ("--export-metrics-to-file", "--export-metrics-to-file --export-metrics-to-file-dir d"),
+    "quant-communications": ("--enable-quant-communications", ""),
+    "symm-mem-pool": ("--enable-symm-mem", ""),
+    "port-in-use": ("--port 70000", "--port 30000"),
+    "dp-equals-tp": ("--dp-size 2 --enable-dp-attention ~0.4.3", "--dp-size 2 --enable-dp-attention"),
+    "fp8-hardware": ("@a100x8", "@h100x8"),
 }
+# Rules that no launch line of R1 can break on these machines, judged on a configuration instead.
+NO_LINE = {"model-path", "mixed-chunk-speculation"}
+
+
+def judged(words: str) -> set[str]:
+    """Judge a case: `@machine` and `~version` may stand among its words."""
+    plain = [word for word in words.split() if word[0] not in "@~"]
+    machine = next((word[1:] for word in words.split() if word[0] == "@"), "h200x8")
+    version = next((word[1:] for word in words.split() if word[0] == "~"), "0.5.23")
+    return broken_rules(" ".join(plain), machine, version)
 
 
 @pytest.mark.parametrize("rule", CASES)
 def test_rule_is_broken_by_its_case_and_not_by_the_neighbour(rule: str) -> None:
     bad, good = CASES[rule]
-    assert rule in broken_rules(bad)
-    assert rule not in broken_rules(good)
-
-
-def test_fp8_needs_the_hardware() -> None:
-    assert "fp8-hardware" in broken_rules(GOOD, "a100x8")
-    assert "fp8-hardware" not in broken_rules(GOOD, "h100x8")
+    assert rule in judged(bad)
+    assert rule not in judged(good)
 
 
 def test_every_rule_has_a_case_and_plain_words() -> None:
-    assert {rule.id for rule in RULES} == {*CASES, "fp8-hardware"}
+    assert {rule.id for rule in RULES} == {*CASES, *NO_LINE}
     assert len({rule.id for rule in RULES}) == len(RULES)
     for rule in RULES:
         assert rule.source
+        assert rule.section
         assert rule.fix
+
+
+def test_a_line_without_a_model_is_refused() -> None:
+    machine = machine_of(hardware_from_catalogue("h200x8"))
+    found = check_arguments(["--tp-size", "8"], R1, machine, Version("0.5.23"))
+    assert not found.accepted
+    assert "model-path" in {violation.rule for violation in found.violations}
+
+
+def test_all_numbered_rules_of_the_list_are_there() -> None:
+    numbers = {part.rpartition("/")[2] for rule in RULES for part in rule.section.split(", ") if "/" in part}
+    assert numbers >= {str(number) for number in range(1, 48)}
 
 
 def test_messages_are_filled_in_and_errors_come_first() -> None:
@@ -87,13 +244,32 @@ def test_messages_are_filled_in_and_errors_come_first() -> None:
     )
     filled = resolve(config, R1, machine, version).config
     found = violations(Question(config=filled, arch=R1, machine=machine, version=version))
-    assert [v.severity for v in found] == [Severity.ERROR, Severity.WARNING]
+    assert [v.severity for v in found[:2]] == [Severity.ERROR, Severity.WARNING]
+    assert all(v.severity is Severity.NOTE for v in found[2:])
     assert "1.5" in found[0].message
-    assert "512" in found[1].message
+    assert "DISPATCH_TOKENS_PER_RANK=512" in found[1].fix
     assert all("{" not in v.message + v.fix for v in found)
 
 
 def test_rules_hold_for_their_versions_only() -> None:
-    config = ServerConfig(tp_size=8, page_size=64, attn_dp_size=8, chunked_prefill_size=800)
-    assert "chunk-covers-page" in broken_rules(config, version="0.5.12")
-    assert "chunk-covers-page" not in broken_rules(config, version="0.4.3")
+    words = "--dp-size 8 --enable-dp-attention --page-size 64 --chunked-prefill-size 800"
+    assert "chunk-covers-page" in broken_rules(words, version="0.5.12")
+    assert "chunk-covers-page" not in broken_rules(words, version="0.4.3")
+
+
+def test_an_error_is_what_is_refused_or_fails() -> None:
+    for rule in RULES:
+        assert (rule.severity is Severity.ERROR) == (rule.outcome in (Outcome.REFUSED, Outcome.FAILS))
+
+
+def test_the_first_error_is_none_for_a_sound_configuration() -> None:
+    machine, version = machine_of(hardware_from_catalogue("h200x8")), Version("0.5.23")
+    filled = resolve(ServerConfig(tp_size=8), R1, machine, version).config
+    assert first_error(Question(config=filled, arch=R1, machine=machine, version=version)) is None
+
+
+def test_what_a_version_lacks_is_a_violation() -> None:
+    machine, version = machine_of(hardware_from_catalogue("h200x8")), Version("0.4.3")
+    filled = resolve(ServerConfig(tp_size=8, moe_a2a_backend="deepep"), R1, machine, version).config
+    found = violations(Question(config=filled, arch=R1, machine=machine, version=version))
+    assert "version-ability" in {violation.rule for violation in found}
