@@ -228,8 +228,8 @@ def _unknown(typed: str, version: Version, known: FlagSet) -> Violation:
 
 
 def _nearest(typed: str, known: FlagSet) -> str:
-    if not typed.startswith("--") and "-" + typed in known.by_name:
-        return f"write -{typed}"
+    if not typed.startswith("--") and len(typed) > 2 and len(known.spelled("-" + typed)) == 1:
+        return f"write {known.spelled('-' + typed)[0]}"
     plain = typed[:80].lower().replace("_", "-")
     near = [plain] if plain in known.by_name else difflib.get_close_matches(plain, known.by_name, n=1, cutoff=0.6)
     return f"did you mean {near[0]}?" if near else "remove it; `python -m sglang.launch_server --help` lists all flags"

@@ -18,10 +18,9 @@ PAGED_32_64 = ("trtllm_mla", "cutedsl_mla")
 def attention_pair(config: ServerConfig) -> tuple[str, str]:
     """Return the attention backends of prefill and decode."""
     both = config.attention_backend or ""
-    return (
-        str(config.flag("prefill_attention_backend") or both),
-        str(config.flag("decode_attention_backend") or both),
-    )
+    decode = str(config.flag("decode_attention_backend") or both)
+    only_decodes = "cutedsl_mla" in (both, decode)
+    return str(config.flag("prefill_attention_backend") or ("trtllm_mla" if only_decodes else both)), decode
 
 
 def decode_graphs(config: ServerConfig) -> bool:

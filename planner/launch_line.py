@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def _from_words(words: list[str], environment: dict[str, str]) -> LaunchLine | N
         if MODULE in word and (" " in word or "\n" in word):
             inner = _from_script(word, environment)
             if inner is not None:
-                return inner
+                return replace(inner, image_version=inner.image_version or image)
     if words and words[0].startswith("-"):
         return _line(words, environment, image)
     return None

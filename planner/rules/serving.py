@@ -24,7 +24,8 @@ RULES: tuple[Rule, ...] = (
         "unchecked by SGLang", "2.8",
     ),
     Rule(
-        "requests-positive", FAILS, lambda q: q.config.max_running_requests is not None and q.config.max_running_requests < 1,
+        "requests-positive", FAILS,
+        lambda q: q.config.max_running_requests is not None and q.config.max_running_requests < 1,
         "max_running_requests {c.max_running_requests} lets no request run", "give at least 1",
         "unchecked by SGLang", "2.8",
     ),

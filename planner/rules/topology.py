@@ -104,7 +104,8 @@ RULES: tuple[Rule, ...] = (
         "set --pp-size 1 or leave MTP out", "validation_hook.py:119", "2.1/9",
     ),
     Rule(
-        "moe-dense-tp", REFUSED, lambda q: q.flag("moe_dense_tp_size") not in (None, 1, q.config.tp_size),
+        "moe-dense-tp", REFUSED, lambda q: q.flag("moe_dense_tp_size") not in (None, 1, q.config.tp_size)
+        and not q.flag("enable_prefill_cp"),
         "moe_dense_tp_size {f.moe_dense_tp_size} must be 1 or tp_size {c.tp_size}",
         "give --moe-dense-tp-size 1, or leave it out", "validation_hook.py:207", "2.1/10", "0.4.6",
     ),

@@ -17,6 +17,7 @@ R1 = deepseek_r1()
 DP8 = "--attn-dp-size 8"
 DEEPEP = "--attn-dp-size 8 --moe-a2a-backend deepep"
 MTP = "--speculative-algorithm EAGLE"
+RADIX_DECODE = "--disaggregation-mode decode --disaggregation-decode-enable-radix-cache"
 THREE = "--speculative-num-steps {} --speculative-eagle-topk {} --speculative-num-draft-tokens {}"
 
 
@@ -181,8 +182,8 @@ CASES = {
         "--disaggregation-mode decode --disaggregation-transfer-backend fake",
     ),
     "pd-decode-radix": (
-        "--disaggregation-mode decode --disaggregation-decode-enable-radix-cache --disaggregation-transfer-backend fake",
-        "--disaggregation-mode decode --disaggregation-decode-enable-radix-cache",
+        f"{RADIX_DECODE} --disaggregation-transfer-backend fake",
+        RADIX_DECODE,
     ),
     "hicache-needs-radix": ("--enable-hierarchical-cache --disable-radix-cache", "--enable-hierarchical-cache"),
     "lmcache": (f"--enable-lmcache {MTP}", "--enable-lmcache"),

@@ -1,0 +1,150 @@
+"""A launch line is judged, weighed, predicted and advised on as its user would want."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from packaging.version import Version
+
+from hwprobe.catalogue import hardware_from_catalogue
+from models.architecture import deepseek_r1
+from models.workload import Workload
+from planner.check_answer import CheckAnswer, CheckQuestion, answer_check
+from planner.check_document import check_document
+from planner.launch_line import launch_of_words
+
+DP8 = "--model-path deepseek-ai/DeepSeek-R1 --tp 8 --dp 8 --enable-dp-attention"
+
+
+def answered(words: str, hardware: str = "h200x8", version: str = "0.5.23", **changes: float) -> CheckAnswer:
+    question = CheckQuestion(
+        launch=launch_of_words(words.split()),
+        hardware=hardware_from_catalogue(hardware),
+        arch=deepseek_r1(),
+        version=Version(version),
+        workload=Workload.checked(1000, 1000, 64, 1.0),
+        **changes,  # type: ignore[arg-type]
+    )
+    return answer_check(question)
+
+
+def test_attention_dp_on_h200_explains_its_low_fraction_and_the_way_back() -> None:
+    found = answered(DP8)
+    assert (found.accepted, found.verdict) == (True, "runs")
+    assert found.checked.resolved.fields["mem_fraction_static"] == 0.758
+    reason = found.checked.resolved.reasons["mem_fraction_static"]
+    assert "attention-DP padding 18,432" in reason
+    graphs = next(a for a in found.advice if a.flags == "--cuda-graph-max-bs-decode 64")
+    assert "0.758 -> 0.882" in graphs.text
+    assert graphs.kv_after > 2 * graphs.kv_before
+    again = answered(f"{DP8} {graphs.flags}")
+    assert again.weighed is not None
+    assert again.weighed.ledger.kv_tokens_per_rank == graphs.kv_after
+
+
+def test_attention_dp_on_h20_can_never_fit_and_says_why() -> None:
+    found = answered(DP8, "h20x8")
+    assert (found.accepted, found.verdict, found.prediction) == (True, "does not fit", None)
+    never = next(v for v in found.violations if v.rule == "never-fits")
+    assert "whatever --mem-fraction-static is" in never.message
+    assert all(a.makes_it_fit for a in found.advice)
+    assert any("--nnodes 2" in a.flags for a in found.advice)
+
+
+def test_a_fraction_too_low_for_the_weights_is_not_never() -> None:
+    found = answered("--model-path r1 --tp 8", "h20x8")
+    rules = {v.rule for v in found.violations}
+    assert "no-kv-cache" in rules
+    assert "never-fits" not in rules
+    assert any(a.flags.startswith("--mem-fraction-static") for a in found.advice)
+
+
+def test_a_refused_line_still_shows_its_memory() -> None:
+    found = answered("--model-path r1 --tp 8 --attn-dp-sise 8")
+    assert (found.accepted, found.verdict, found.prediction) == (False, "refused", None)
+    assert found.weighed is not None
+
+
+@pytest.mark.parametrize(
+    ("version", "graphs"), [("0.5.12", "--cuda-graph-max-bs"), ("0.5.23", "--cuda-graph-max-bs-decode")]
+)
+def test_advice_speaks_the_words_of_the_release(version: str, graphs: str) -> None:
+    found = answered(DP8, version=version)
+    assert any(a.flags.split()[0] == graphs for a in found.advice)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "version", "tokens"), [(0.9074, "0.4.5.post3", 654_280), (0.81, "0.4.5.post2", 448_804)]
+)
+def test_logged_kv_tokens_given_the_logged_free_memory(fraction: float, version: str, tokens: int) -> None:
+    words = f"--model-path r1 --tp 8 --mem-fraction-static {fraction}"
+    found = answered(words, version=version, free_before_load_gib=137.24)
+    assert found.weighed is not None
+    assert found.weighed.ledger.kv_tokens_per_rank == pytest.approx(tokens, rel=0.01)
+    assert found.weighed.ledger.weights_gib == pytest.approx(81.64, rel=0.01)
+
+
+def test_the_logged_default_fraction_of_045post3() -> None:
+    found = answered("--model-path r1 --tp 8", version="0.4.5.post3")
+    assert found.checked.resolved.config.mem_fraction_static == pytest.approx(0.9074, abs=5e-5)
+
+
+def test_running_requests_are_counted_per_rank() -> None:
+    found = answered(DP8).weighed
+    assert found is not None
+    assert found.most_requests == 8 * (found.ledger.kv_tokens_per_rank // 2000)
+    assert found.ledger.per_node_gib()["KV pool"] == pytest.approx(8 * found.ledger.per_gpu_gib["KV pool"])
+
+
+def test_dense_layers_and_redundant_experts_weigh() -> None:
+    plain = answered(f"{DP8} --moe-a2a-backend deepep").weighed
+    more = answered(f"{DP8} --moe-a2a-backend deepep --moe-dense-tp-size 1 --ep-num-redundant-experts 32").weighed
+    assert plain is not None
+    assert more is not None
+    extra = more.ledger.weights_gib - plain.ledger.weights_gib
+    assert extra == pytest.approx(1.108 * 7 / 8 + 76.14 / 8, rel=0.01)
+
+
+def test_the_environment_of_the_launch_silences_the_deepep_warning() -> None:
+    words = "python -m sglang.launch_server --model-path r1 --tp 8 --attn-dp-size 8 --moe-a2a-backend deepep"
+    loud = answered(f"{words} --max-running-requests 2048")
+    quiet = answered(f"SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK=256 {words} --max-running-requests 2048")
+    assert "deepep-buffer" in {v.rule for v in loud.violations}
+    assert "deepep-buffer" not in {v.rule for v in quiet.violations}
+
+
+def test_the_document_has_the_contracts_fields() -> None:
+    document = check_document(answered(DP8))
+    assert {"accepted", "violations", "resolved", "ledger", "kv_tokens_per_rank", "kv_tokens", "prediction"} <= set(
+        document
+    )
+    assert {"per_gpu_gib", "card_gib", "headroom_gib"} <= set(document["ledger"])
+    assert sum(document["ledger"]["per_gpu_gib"].values()) == pytest.approx(document["ledger"]["card_gib"])
+    assert document["kv_tokens"] == 8 * document["kv_tokens_per_rank"]
+    for violation in document["violations"]:
+        assert {"rule", "severity", "message", "fix"} <= set(violation)
+    json.dumps(document)
+
+
+# mem_fraction_static by release, worked out from each wheel's server_args.py for tp 8 on 143,771 MiB.
+@pytest.mark.parametrize(
+    ("version", "words", "fraction"),
+    [
+        ("0.4.3", "--tp 8", 0.81),
+        ("0.4.6", "--tp 8", (143771 - 13312) / 143771),
+        ("0.5.1", "--tp 8", round((143771 - 16 * 1024) / 143771, 3)),
+        ("0.5.5", "--tp 8", round((143771 - 512 - 12288 - 1024 - 1024) / 143771, 3)),
+        ("0.5.12", "--tp 8", round((143771 - 512 - 12288 - 1024 - 1024 - 1536) / 143771, 3)),
+        ("0.5.15", "--tp 8", round((143771 - 512 - 12288 - 1024 - 1024 - 1536) / 143771, 3)),
+    ],
+)
+def test_the_default_fraction_of_each_era(version: str, words: str, fraction: float) -> None:
+    found = answered(f"--model-path r1 {words}", version=version)
+    assert found.checked.resolved.config.mem_fraction_static == pytest.approx(fraction, abs=1e-9)
+
+
+def test_an_unreadable_config_file_is_refused(tmp_path: Path) -> None:
+    found = answered(f"--model-path r1 --tp 8 --config {tmp_path / 'none.yaml'}")
+    assert "config-file" in {v.rule for v in found.violations if v.refused}
