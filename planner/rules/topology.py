@@ -100,7 +100,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "pp-with-mtp", REFUSED, _pp_with_speculation,
-        "pipeline parallelism and speculative decoding go together on prefill-only servers, and there with EAGLE only",
+        "pipeline parallelism and MTP do not go together outside prefill-only servers, and there with EAGLE only",
         "set --pp-size 1 or leave MTP out", "validation_hook.py:119", "2.1/9",
     ),
     Rule(
