@@ -18,6 +18,7 @@ from planner.space import graph_size
 
 LEAST_GAIN = 0.03
 MOST_ADVICE = 6
+LEAST_FREED_GIB = 0.05
 # Room for a rank that gets more than its share, and the graph size SGLang's recipes use under attention DP.
 SPARE_REQUESTS = 2
 COMMON_GRAPH = 64
@@ -119,7 +120,8 @@ def _worth_saying(checked: Checked, weighed: Weighed, tried: _Tried, context: Co
     kv = f"KV {_k(before.kv_tokens_per_rank)} -> {_k(after.kv_tokens_per_rank)} tokens a rank"
     old, new = checked.resolved.config.mem_fraction_static or 0, tried.checked.resolved.config.mem_fraction_static or 0
     fraction = f", mem_fraction_static {old:g} -> {new:g}" if old != new else ""
-    gain = f"{flags} makes it fit: {kv}" if fitting else f"{flags} frees {freed:.1f} GiB a rank: {kv}"
+    effect = "makes it fit" if fitting else f"frees {freed:.1f} GiB a rank" if freed >= LEAST_FREED_GIB else "pays"
+    gain = f"{flags} {effect}: {kv}"
     return Advice(
         flags=flags,
         text=f"{gain} ({_k(after.kv_tokens)} in all){fraction}",

@@ -79,9 +79,10 @@ def answer_check(question: CheckQuestion) -> CheckAnswer:
         acceptance=question.acceptance,
         sigma=engine.default_sigma,
     )
-    checked = _with_environment(
-        check_arguments(question.launch.words, question.arch, machine, question.version), question
-    )
+    words = list(question.launch.words)
+    if "--nnodes" in question.launch.left_out and machine.nodes > 1:
+        words += ["--nnodes", str(machine.nodes)]
+    checked = _with_environment(check_arguments(words, question.arch, machine, question.version), question)
     weighed = weigh(checked, context, question.workload, question.free_before_load_gib)
     found = list(checked.violations)
     advice: list[Advice] = []

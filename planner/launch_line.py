@@ -14,7 +14,8 @@ from hwprobe.files import read_bytes
 
 MODULE = "sglang.launch_server"
 ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
-VARIABLE = re.compile(r"\$\{?[A-Za-z_(]")
+NAME = r"[A-Za-z_][A-Za-z0-9_]*"
+VARIABLE = re.compile(rf"\$(?:{{({NAME})[^}}]*}}|\(({NAME})\)|({NAME}))")
 IMAGE_VERSION = re.compile(r"sglang[^\s:]*:v?(?P<version>\d+\.\d+\.\d+(?:\.post\d+)?)")
 SHELLS = ("bash", "sh", "/bin/bash", "/bin/sh", "zsh")
 ENDS = ("&&", "||", ";", "|", "&", ">", ">>", "2>&1", "2>", "<")
@@ -23,12 +24,16 @@ FORMS = "`python -m sglang.launch_server ...`, `sglang serve ...`, `docker run .
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchLine:
-    """The server's arguments, its environment settings, and the release its image names, if it names one."""
+    """The server's arguments, its environment settings, and the release its image names, if it names one.
+
+    `left_out` are flags whose value is a variable unknown here.
+    """
 
     words: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
     image_version: str | None = None
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def launch_of_words(words: Sequence[str]) -> LaunchLine:
@@ -69,14 +74,27 @@ def _from_words(words: list[str], environment: dict[str, str]) -> LaunchLine | N
 
 
 def _line(words: list[str], environment: dict[str, str], image: str | None) -> LaunchLine:
+    """Cut the shell's part off, put known variables in, and leave flags out whose value nobody knows here."""
     kept: list[str] = []
+    left_out: list[str] = []
     for word in words:
         if word in ENDS:
             break
-        kept.append(word)
-    unset = sorted({word for word in kept if VARIABLE.search(word)})
-    notes = tuple(f"'{word[:60]}' is a variable whose value is unknown here" for word in unset)
-    return LaunchLine(words=tuple(kept), environment=environment, image_version=image, notes=notes)
+        text = VARIABLE.sub(lambda match: _value(match, environment), word)
+        if not VARIABLE.search(text):
+            kept.append(text)
+        elif kept and kept[-1].startswith("--") and "=" not in kept[-1]:
+            left_out.append(f"{kept.pop()} {word}")
+        else:
+            left_out.append(word)
+    notes = tuple(f"'{text[:80]}' is left out: the variable's value is unknown here" for text in left_out)
+    flags = tuple(text.split()[0].partition("=")[0] for text in left_out)
+    return LaunchLine(words=tuple(kept), environment=environment, image_version=image, notes=notes, left_out=flags)
+
+
+def _value(match: re.Match[str], environment: dict[str, str]) -> str:
+    """Return a variable's value from the launch's own environment, or the variable as it stands."""
+    return {"LWS_WORKER_INDEX": "0", **environment}.get(match[match.lastindex or 0], match[0])
 
 
 def _model_first(words: list[str]) -> list[str]:
@@ -140,9 +158,7 @@ def _from_yaml(text: str, path: Path) -> LaunchLine | None:
         if found is not None and not (words[0].startswith("-") and "sglang" not in str(container.get("image"))):
             match = IMAGE_VERSION.search(str(container.get("image")))
             version = found.image_version or (match["version"] if match else None)
-            return LaunchLine(
-                words=found.words, environment=found.environment, image_version=version, notes=found.notes
-            )
+            return replace(found, image_version=version)
     for document in documents:
         if isinstance(document, dict) and {"model-path", "model_path", "tp-size", "tp_size"} & set(map(str, document)):
             return LaunchLine(words=tuple(words_of_config(document)))

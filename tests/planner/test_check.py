@@ -148,3 +148,9 @@ def test_the_default_fraction_of_each_era(version: str, words: str, fraction: fl
 def test_an_unreadable_config_file_is_refused(tmp_path: Path) -> None:
     found = answered(f"--model-path r1 --tp 8 --config {tmp_path / 'none.yaml'}")
     assert "config-file" in {v.rule for v in found.violations if v.refused}
+
+
+def test_a_number_of_nodes_left_to_the_cluster_is_that_of_the_hardware() -> None:
+    found = answered("python -m sglang.launch_server --model-path r1 --tp 16 --nnodes $(LWS_GROUP_SIZE)", "2xh20x8")
+    assert found.checked.typed.nnodes == 2
+    assert found.verdict == "runs"

@@ -118,3 +118,23 @@ def test_sglangs_own_config_file_comes_before_the_words(tmp_path: Path) -> None:
     assert wrong == []
     assert with_config_file(["--config", str(tmp_path / "none.yaml")])[1]
     assert launch_of_file(file).words[:2] == ("--tp-size", "16")
+
+
+def test_variables_are_filled_in_where_known_and_left_out_where_not() -> None:
+    words = [
+        "TP=8",
+        "IP=10.0.0.1",
+        "python",
+        "-m",
+        "sglang.launch_server",
+        "--tp",
+        "${TP}",
+        "--nnodes",
+        "$(LWS_GROUP_SIZE)",
+    ]
+    found = launch_of_words(
+        [*words, "--node-rank", "$LWS_WORKER_INDEX", "--dist-init-addr", "$HOST:20000", "--host", "$IP:1"]
+    )
+    assert found.words == ("--tp", "8", "--node-rank", "0", "--host", "10.0.0.1:1")
+    assert found.left_out == ("--nnodes", "--dist-init-addr")
+    assert len(found.notes) == 2

@@ -38,11 +38,11 @@ Line = Annotated[
 ]
 CheckHardware = Annotated[
     str | None,
-    typer.Option("--hardware", help="Catalogue name (h200x8, 2xh100x8, ...) or hardware.json.  [default: H200 nodes]"),
+    typer.Option("--hardware", help="Catalogue name (h200x8, 2xh100x8, ...) or hardware.json; default: H200 nodes."),
 ]
 CheckVersion = Annotated[
     str | None,
-    typer.Option("--sglang-version", help="SGLang release.  [default: the image's tag, else the newest known]"),
+    typer.Option("--sglang-version", help="SGLang release; default: the image's tag, else the newest known."),
 ]
 FreeBeforeLoad = Annotated[
     float | None,
