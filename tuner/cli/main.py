@@ -43,7 +43,7 @@ def _options(
         os.environ["SGTUNE_DEBUG"] = "1"
 
 
-app.command(name="probe", epilog="Example: sgtune probe --out hardware.json")(probe.probe)
+app.command(name="probe", epilog=probe.EXAMPLE)(probe.probe)
 app.command(name="plan", epilog=plan.EXAMPLE)(plan.plan)
 app.command(name="tune", epilog=tune.EXAMPLE)(tune.tune)
 app.command(name="export", epilog=export.EXAMPLE)(export.export)
