@@ -180,13 +180,6 @@ class HardwareProfile:
     def gpu_count(self) -> int:
         return len(self.gpus) * self.nodes
 
-    def smallest(self, quantity: str) -> Quantity | None:
-        """Return the worst value of a quantity over the GPUs: a TP group runs at its slowest member."""
-        found: list[Quantity] = [q for q in (getattr(gpu, quantity) for gpu in self.gpus) if q is not None]
-        if len(found) < len(self.gpus):
-            return None
-        return min(found, key=lambda q: q.value)
-
 
 def read_profile(path: Path) -> HardwareProfile:
     """Read and validate a hardware.json, with or without GPUs. Raises InputError naming the wrong field."""
