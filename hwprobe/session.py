@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from hwprobe.measure import (
     torch_installed,
     visible_variable,
 )
-from hwprobe.nvml import Inventory, NvmlGpu, read_inventory
+from hwprobe.nvml import Inventory, NvmlGpu, read_inventory, read_throttles
 from hwprobe.probe import Measured, assemble, visible_only
 from hwprobe.profile import AllReduce, GpuState, HardwareProfile, Quantity
 from hwprobe.report import Report, Request, Step, TorchDevice
+from hwprobe.watch import Watch
 
 # The device node of AMD's compute driver: torch finds such GPUs, NVML does not.
 AMD_DRIVER = Path("/dev/kfd")
@@ -69,7 +71,10 @@ def run_probe(
         busy = busy_host()
         outcomes = run_tasks(host_tasks(quick=quick), runner, progress)
         return _probed(inventory, outcomes, remarks=(busy,) if busy else ())
-    return _probe_gpus(inventory, quick, runner, progress)
+    watch = Watch(runner, partial(read_throttles, nvml=nvml))
+    probed = _probe_gpus(inventory, quick, watch, progress)
+    noted = (*probed.profile.warnings, *watch.remarks())
+    return replace(probed, profile=replace(probed.profile, warnings=noted))
 
 
 def _wanted(device: DeviceName, inventory: Inventory) -> DeviceName | None:

@@ -113,7 +113,8 @@ class CudaTimer:
                 work()
             torch.cuda.current_stream().wait_stream(side)
             captured = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(captured):
+            # Only this thread is held to the rules of capture: NCCL's watchdog queries events from another.
+            with torch.cuda.graph(captured, capture_error_mode="thread_local"):
                 work()
         replay: Work = captured.replay
         return replay

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from hwprobe.interconnect import measure_all_reduce, measure_p2p
 from hwprobe.measure import Task, gpu_tasks, host_tasks, run_child
 from hwprobe.profile import Basis
 from hwprobe.report import Report, Request, Step
-from hwprobe.timing import CpuTimer, random_tensor, time_work
+from hwprobe.timing import CpuTimer, CudaTimer, random_tensor, time_work
 
 MIB = 2**20
 TASK = Task(request=Request(step=Step.LAUNCH, device=DeviceName.CPU, quick=True))
@@ -236,3 +238,61 @@ def _running(pid: int) -> bool:
         time.sleep(0.1)
     os.kill(pid, 9)
     return True
+
+
+class FakeCuda:
+    """Just enough of torch.cuda to run CudaTimer on a machine without a GPU; keeps what was called."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        fake = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                fake.log.append("record")
+                self.at = time.perf_counter()
+
+            def synchronize(self) -> None:
+                fake.log.append("synchronize")
+
+            def elapsed_time(self, end: Event) -> float:
+                return (end.at - self.at) * 1e3
+
+        class Graph:
+            def replay(self) -> None:
+                fake.log.append("replay")
+
+        properties = SimpleNamespace(name="fake", L2_cache_size=60 * MIB)
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+        for name, value in {
+            "get_device_properties": lambda index: properties,
+            "device": lambda index: contextlib.nullcontext(),
+            "stream": lambda side: contextlib.nullcontext(),
+            "graph": lambda graph, capture_error_mode: contextlib.nullcontext(),
+            "current_stream": lambda: stream,
+            "Stream": lambda: stream,
+            "Event": Event,
+            "CUDAGraph": Graph,
+            "_sleep": lambda cycles: fake.log.append("spin"),
+            "synchronize": lambda device: fake.log.append("wait"),
+        }.items():
+            patch.setattr(torch.cuda, name, value)
+
+
+def test_gpu_work_is_queued_behind_a_spin_and_timed_by_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda()
+    cuda.install(monkeypatch)
+    timer = CudaTimer(0)
+    assert timer.cache_bytes == 60 * MIB
+    seconds = timer.seconds(lambda: cuda.log.append("work"), 3)
+    assert cuda.log == ["spin", "record", "work", "work", "work", "record", "synchronize"]
+    assert 0 < seconds < 1
+    cuda.log.clear()
+    replay = timer.graph(lambda: cuda.log.append("work"))
+    replay()
+    assert cuda.log == ["work", "work", "work", "replay"]  # twice to warm up, once captured

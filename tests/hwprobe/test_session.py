@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -209,6 +210,23 @@ def test_progress_tells_every_task_before_and_after() -> None:
 
     run_probe(DeviceName.CPU, quick=True, nvml=FakeNvml([H200]), runner=Script(), progress=progress)
     assert told == [(n, 4, done) for n in range(1, 5) for done in (False, True)]
+
+
+def test_clocks_held_down_under_load_are_noted_with_the_measurement() -> None:
+    working = {"now": False}
+
+    class Hot(Script):
+        def __call__(self, task: Task) -> Outcome:
+            working["now"] = task.request.step is Step.GEMM
+            time.sleep(0.3 if working["now"] else 0.0)
+            outcome = super().__call__(task)
+            working["now"] = False
+            return outcome
+
+    nvml = FakeNvml([H200] * 2, nvmlDeviceGetCurrentClocksEventReasons=lambda handle: 0x4 if working["now"] else 0x1)
+    warnings = run(nvml, Hot()).profile.warnings
+    assert "clocks were held down by power cap while measuring matrix rates: GPU 0, GPU 1" in warnings
+    assert not any("held down" in warning and "matrix rates" not in warning for warning in warnings)
 
 
 def probed_profile(**slow: float) -> HardwareProfile:
