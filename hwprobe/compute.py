@@ -101,9 +101,7 @@ def _add(found: dict[str, Quantity], timer: Timer, name: str, shape: Shape, work
     m, n, k = shape
     timing = time_work(timer, work, samples=5 if quick else 11)
     quantity = rate(2.0 * m * n * k / 1e12, timing, f"{name.upper()} {m}x{n}x{k}, random data")
-    if not found:
-        found[f"{name}_tflops"] = quantity
-    found[f"{name}_{m}x{n}x{k}_tflops"] = quantity
+    found[f"{name}_{m}x{n}x{k}_tflops" if found else f"{name}_tflops"] = quantity
 
 
 def measure_launch(timer: Timer, *, quick: bool) -> Report:

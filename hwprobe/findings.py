@@ -35,15 +35,13 @@ class Finding:
 
     where: str
     quantity: str
+    label: str
     value: float
     worst: float
     sheet: float | None
     spread: float | None
     lagging: dict[int, float]
-
-    @property
-    def label(self) -> str:
-        return LABELS.get(self.quantity, self.quantity)
+    remark: str = ""
 
     @property
     def unit(self) -> str:
@@ -59,9 +57,9 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """Return the verdict on the median, and every GPU that lags."""
+        """Return the verdict on the median, every GPU that lags, and the remark."""
         lag = [f"GPU {gpu} is {gap:.0%} below its siblings" for gpu, gap in self.lagging.items()]
-        return "; ".join(filter(None, [verdict(self.quantity, self.fraction), *lag]))
+        return "; ".join(filter(None, [verdict(self.quantity, self.fraction), *lag, self.remark]))
 
 
 def findings(profile: HardwareProfile) -> tuple[Finding, ...]:
@@ -93,6 +91,7 @@ def _findings(where: str, devices: Sequence[Mapping[str, Quantity]]) -> Iterator
         yield Finding(
             where=where,
             quantity=name,
+            label=LABELS.get(name, name),
             value=median(value.value for value in known),
             worst=(max if is_time else min)(value.value for value in known),
             sheet=next((value.sheet for value in known if value.sheet), None),
@@ -105,11 +104,13 @@ def _collective(point: AllReduce) -> Finding:
     return Finding(
         where=f"{point.ranks} ranks",
         quantity=f"all_reduce_{point.backend.replace(' ', '_')}_{point.message_bytes}_bytes_us",
+        label=f"all-reduce {point.backend}, {point.message_bytes:,} B",
         value=point.time_us.value,
         worst=point.time_us.value,
         sheet=None,
         spread=point.time_us.spread,
         lagging={},
+        remark=f"bus {point.bus_gb_s:,.1f} GB/s",
     )
 
 

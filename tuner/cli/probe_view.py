@@ -74,7 +74,7 @@ def _gpus(gpus: Sequence[GpuProfile]) -> Table:
 
 def _measured(found: Sequence[Finding]) -> Table:
     """Return measured against data sheet; several GPUs as their median with the slowest beside it."""
-    table = Table(title="measured (median of the GPUs) against the data sheet")
+    table = Table(title="measured against the data sheet (of several GPUs the median)")
     for heading in ("where", "quantity", "measured", "slowest", "data sheet", "fraction", "spread", "verdict"):
         right = heading in ("measured", "slowest", "data sheet", "fraction", "spread")
         table.add_column(heading, justify="right" if right else "left")
