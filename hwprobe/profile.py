@@ -15,6 +15,8 @@ from hwprobe.files import decode_json, encode_json, read_bytes, write_atomic
 SCHEMA_VERSION = 1
 
 Positive = Annotated[float, Meta(gt=0)]
+NotNegative = Annotated[float, Meta(ge=0)]
+Matrix = tuple[tuple[NotNegative | None, ...], ...]
 PositiveInt = Annotated[int, Meta(gt=0)]
 Text = Annotated[str, Meta(min_length=1)]
 
@@ -30,17 +32,78 @@ class Basis(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantity:
-    """One number, its basis and source; `spread` is the relative spread of repeated measurements."""
+    """One number, its basis and source.
+
+    `spread` is the relative spread of repeated measurements (interquartile range over median);
+    `sheet` is the data-sheet figure a measurement replaced, in the same unit.
+    """
 
     value: Positive
     basis: Basis
     source: str = ""
-    spread: Annotated[float, Meta(ge=0)] | None = None
+    spread: NotNegative | None = None
+    sheet: Positive | None = None
+
+    @property
+    def fraction(self) -> float | None:
+        """Return measured over data sheet, or None where there is no sheet to compare with."""
+        return self.value / self.sheet if self.sheet else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A process that has a GPU open; `used_mib` and `name` where NVML or the system tells."""
+
+    pid: int
+    name: str | None = None
+    used_mib: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuState:
+    """What NVML said of one GPU at the time of the probe; None where it refused, see `missing`.
+
+    Clocks in MHz, power in W, memory in MiB (used excludes reserved). `nvlinks` counts active of
+    present links, `nvlink_remote` is what they lead to (switch, gpu, ibmnpu); `ecc_uncorrected` and
+    `remapped_rows` count errors over the card's life, `remap_pending` asks for a reset.
+    """
+
+    memory_used_mib: float | None = None
+    memory_reserved_mib: float | None = None
+    memory_bus_bits: int | None = None
+    memory_clock_mhz: int | None = None
+    memory_max_clock_mhz: int | None = None
+    sm_clock_mhz: int | None = None
+    sm_max_clock_mhz: int | None = None
+    utilization_percent: int | None = None
+    power_limit_w: float | None = None
+    power_default_w: float | None = None
+    throttle_reasons: tuple[str, ...] = ()
+    ecc: bool | None = None
+    ecc_uncorrected: int | None = None
+    remapped_rows: int | None = None
+    remap_pending: bool | None = None
+    remap_failed: bool | None = None
+    mig: bool | None = None
+    pcie_generation: int | None = None
+    pcie_width: int | None = None
+    pcie_max_generation: int | None = None
+    pcie_max_width: int | None = None
+    nvlinks_active: int | None = None
+    nvlinks: int | None = None
+    nvlink_remote: str | None = None
+    fabric: str | None = None
+    holders: tuple[Holder, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuProfile:
-    """One GPU. Bandwidths are decimal GB/s; NVLink is per direction; rates are dense TFLOP/s."""
+    """One GPU. Bandwidths are decimal GB/s; NVLink is per direction; rates are dense TFLOP/s.
+
+    `measured` holds every measurement by name (the unit ends the name), also those that no
+    prediction uses; the fields above it hold what predictions use.
+    """
 
     name: Text
     memory_mib: Quantity
@@ -52,25 +115,44 @@ class GpuProfile:
     uuid: str | None = None
     compute_capability: str | None = None
     pcie: str | None = None
+    measured: dict[str, Quantity] = field(default_factory=dict)
+    state: GpuState | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostProfile:
-    """The computer around the GPUs."""
+    """The computer around the GPUs; `measured` holds what `sgtune probe --device cpu` measured of it."""
 
     cpu: str
     logical_cpus: int
     memory_gib: float
     shm_gib: float | None = None
     os: str = ""
+    measured: dict[str, Quantity] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllReduce:
+    """One all-reduce of `message_bytes` among `ranks`; time_us is that of the slowest rank."""
+
+    ranks: Annotated[int, Meta(ge=2)]
+    message_bytes: PositiveInt
+    backend: Text
+    time_us: Quantity
+
+    @property
+    def bus_gb_s(self) -> float:
+        """Return nccl-tests' bus bandwidth: bytes/time * 2(n-1)/n, in decimal GB/s."""
+        return self.message_bytes / self.time_us.value * 2 * (self.ranks - 1) / self.ranks / 1e3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HardwareProfile:
     """A machine of `nodes` equal nodes; `gpus` are those of one node.
 
-    `topology` and `p2p` are matrices over `gpus` as NVML words them; `internode_gb_s` is the
-    network's GB/s per GPU and direction; `published_as` is the name public measurements use.
+    `topology` and `p2p` are matrices over `gpus` as NVML words them; `p2p_gb_s` and `p2p_latency_us`
+    are measured from row to column (None: no direct access); `internode_gb_s` is the network's GB/s
+    per GPU and direction; `published_as` is the name public measurements use; `command` wrote the file.
     """
 
     name: Text
@@ -81,9 +163,13 @@ class HardwareProfile:
     software: dict[str, str] = field(default_factory=dict)
     topology: tuple[tuple[str, ...], ...] | None = None
     p2p: tuple[tuple[str, ...], ...] | None = None
+    p2p_gb_s: Matrix | None = None
+    p2p_latency_us: Matrix | None = None
+    all_reduce: tuple[AllReduce, ...] = ()
     warnings: tuple[str, ...] = ()
     published_as: str | None = None
     created: str | None = None
+    command: str | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -94,22 +180,25 @@ class HardwareProfile:
     def gpu_count(self) -> int:
         return len(self.gpus) * self.nodes
 
-    def smallest(self, quantity: str) -> Quantity | None:
-        """Return the worst value of a quantity over the GPUs: a TP group runs at its slowest member."""
-        found: list[Quantity] = [q for q in (getattr(gpu, quantity) for gpu in self.gpus) if q is not None]
-        if len(found) < len(self.gpus):
-            return None
-        return min(found, key=lambda q: q.value)
 
-
-def load_profile(path: Path) -> HardwareProfile:
-    """Read and validate a hardware.json. Raises InputError naming the field that is wrong."""
+def read_profile(path: Path) -> HardwareProfile:
+    """Read and validate a hardware.json, with or without GPUs. Raises InputError naming the wrong field."""
     profile = decode_json(read_bytes(path, "hardware profile"), HardwareProfile, str(path))
     if profile.schema_version > SCHEMA_VERSION:
         raise InputError(
             f"{path}: schema version {profile.schema_version} is newer than this sgtune reads "
             f"({SCHEMA_VERSION}); upgrade sgtune or probe again"
         )
+    for name in ("topology", "p2p", "p2p_gb_s", "p2p_latency_us"):
+        rows = getattr(profile, name)
+        if rows is not None and {len(rows), *map(len, rows)} != {len(profile.gpus)}:
+            raise InputError(f"{path}: {name} is not a square over the {len(profile.gpus)} GPUs of gpus")
+    return profile
+
+
+def load_profile(path: Path) -> HardwareProfile:
+    """Read a hardware.json to plan with. Raises InputError when it is wrong or lists no GPU."""
+    profile = read_profile(path)
     if not profile.gpus:
         raise InputError(
             f"{path}: lists no GPU, so there is nothing to plan for; probe a machine with GPUs "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hwprobe.profile import Basis, HardwareProfile, Quantity
+from models.transfer import sheet_equivalent
 
 GIB = 2**30
 # PCIe Gen5 x16 per direction: what GPUs without NVLink have between them.
@@ -13,7 +14,11 @@ PCIE_BYTES_S = 63e9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """One GPU's limits and the links between GPUs. Link rates are per GPU and per direction."""
+    """One GPU's limits and the links between GPUs. Link rates are per GPU and per direction.
+
+    Rates are in terms of data sheets, which engine profiles were fitted with: a measured rate appears as the
+    sheet rate it stands for (`models.transfer.sheet_equivalent`). `basis` says where each came from.
+    """
 
     name: str
     memory_gib: float
@@ -53,23 +58,23 @@ class Machine:
 def machine_of(profile: HardwareProfile) -> Machine:
     """Return the slowest GPU's numbers of every quantity: a TP group waits for its slowest member."""
 
-    def worst(quantity: str) -> Quantity:
-        found = profile.smallest(quantity)
-        assert found is not None, quantity  # required fields of GpuProfile
+    def worst(name: str) -> Quantity:
+        found = _slowest(profile, name)
+        assert found is not None, name  # required fields of GpuProfile
         return found
 
     memory, hbm, bf16 = worst("memory_mib"), worst("hbm_gb_s"), worst("bf16_tflops")
-    fp8, nvlink, sms = (profile.smallest(name) for name in ("fp8_tflops", "nvlink_gb_s", "sm_count"))
-    network = profile.internode_gb_s
+    fp8, sms = _slowest(profile, "fp8_tflops"), _slowest(profile, "sm_count")
+    link, network = _slowest(profile, "nvlink_gb_s") or _measured_pcie(profile), profile.internode_gb_s
     basis = {"memory": memory.basis, "hbm": hbm.basis, "bf16": bf16.basis}
-    basis |= {name: q.basis for name, q in (("fp8", fp8), ("nvlink", nvlink), ("network", network)) if q}
+    basis |= {name: q.basis for name, q in (("fp8", fp8), ("nvlink", link), ("network", network)) if q}
     return Machine(
         name=profile.name,
         memory_gib=memory.value / 1024,
         hbm_bytes_s=hbm.value * 1e9,
         bf16_flops=bf16.value * 1e12,
         fp8_flops=fp8.value * 1e12 if fp8 else None,
-        nvlink_bytes_s=nvlink.value * 1e9 if nvlink else PCIE_BYTES_S,
+        nvlink_bytes_s=link.value * 1e9 if link else PCIE_BYTES_S,
         network_bytes_s=network.value * 1e9 if network else 50e9,
         gpus_per_node=profile.gpus_per_node,
         nodes=profile.nodes,
@@ -77,3 +82,24 @@ def machine_of(profile: HardwareProfile) -> Machine:
         compute_capability=profile.gpus[0].compute_capability,
         basis=basis,
     )
+
+
+def _slowest(profile: HardwareProfile, name: str) -> Quantity | None:
+    """Return the worst GPU's quantity in data-sheet terms, or None where a GPU lacks it.
+
+    GPUs that were not measured (busy ones) count with their data sheet, so the basis is that of the worst.
+    """
+    found: list[Quantity] = []
+    for gpu in profile.gpus:
+        quantity: Quantity | None = getattr(gpu, name)
+        if quantity is None:
+            return None
+        found.append(replace(quantity, value=sheet_equivalent(name, quantity)))
+    # Of equals a measured one: it confirms what the others only claim.
+    return min(found, key=lambda quantity: (quantity.value, quantity.basis is not Basis.MEASURED))
+
+
+def _measured_pcie(profile: HardwareProfile) -> Quantity | None:
+    """Return the slowest measured pair of GPUs without NVLink, or None when no pair was measured."""
+    rates = [rate for row in profile.p2p_gb_s or () for rate in row if rate]
+    return Quantity(value=min(rates), basis=Basis.MEASURED, source="slowest pair of GPUs") if rates else None

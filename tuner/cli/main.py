@@ -43,7 +43,7 @@ def _options(
         os.environ["SGTUNE_DEBUG"] = "1"
 
 
-app.command(name="probe", epilog="Example: sgtune probe --out hardware.json")(probe.probe)
+app.command(name="probe", epilog=probe.EXAMPLE)(probe.probe)
 app.command(
     name="check", epilog=check.EXAMPLE, context_settings={"ignore_unknown_options": True, "allow_extra_args": False}
 )(check.check)

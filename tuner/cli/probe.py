@@ -1,4 +1,4 @@
-"""`sgtune probe`: what this machine is."""
+"""`sgtune probe`: what this machine is, and what it measures."""
 
 from __future__ import annotations
 
@@ -7,56 +7,100 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hwprobe.choices import DeviceName
 from tuner.cli import options
 from tuner.cli.common import console, print_json
 
 if TYPE_CHECKING:
-    from hwprobe.profile import HardwareProfile
+    from hwprobe.measure import Outcome, Progress, Task
+    from hwprobe.session import Probed
+
+EXAMPLE = "Example: sgtune probe --out hardware.json"
 
 
 def probe(
     out: Annotated[Path | None, typer.Option("--out", help="Write the profile to this file.")] = None,
+    device: Annotated[
+        DeviceName,
+        typer.Option("--device", help="What to measure: the GPUs (cuda, also ROCm), this host, or auto: GPUs if any."),
+    ] = DeviceName.AUTO,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes and samples: under 20 s a GPU.")] = False,
+    inventory: Annotated[bool, typer.Option("--inventory", help="Only look, measure nothing.")] = False,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option("--compare", metavar="A B", help="Compare two profiles instead of probing."),
+    ] = None,
     json: options.Json = False,
 ) -> None:
-    """Say what this machine is: GPUs by NVML with their data-sheet rates, and the host. Works without a GPU."""
-    from hwprobe.probe import probe_machine
-    from hwprobe.profile import save_profile
+    """Say what this machine is (GPUs by NVML, host) and measure it with torch, each figure against its data sheet."""
+    from hwprobe.errors import InputError, SgtuneError
 
-    profile = probe_machine()
+    if compare is not None:
+        if out is not None or inventory or quick or device is not DeviceName.AUTO:
+            raise InputError("--compare reads two profiles and measures nothing: leave the other options out")
+        _compare(*compare, json=json)
+        return
+    probed = _probe(device, quick=quick, inventory=inventory)
+    _deliver(probed, out, json=json)
+    if probed.failures:
+        raise SgtuneError("; ".join(probed.failures))
+
+
+def _probe(device: DeviceName, *, quick: bool, inventory: bool) -> Probed:
+    from hwprobe.errors import InputError
+    from hwprobe.probe import probe_machine
+    from hwprobe.session import Probed, run_probe
+
+    if inventory:
+        if quick or device is not DeviceName.AUTO:
+            raise InputError("--inventory measures nothing: leave out --quick and --device")
+        return Probed(profile=probe_machine())
+    return run_probe(device, quick=quick, progress=_progress())
+
+
+def _progress() -> Progress:
+    """Return what writes one line per measurement to stderr: its name when it starts, its result when it ends."""
+    from tuner.cli.probe_view import summary
+
+    screen = console(stderr=True)
+
+    def tell(number: int, total: int, task: Task, outcome: Outcome | None) -> None:
+        if outcome is None:
+            screen.print(f"[{number}/{total}] {task.title} ... ", end="", markup=False)
+        else:
+            screen.print(summary(outcome), markup=False)
+
+    return tell
+
+
+def _deliver(probed: Probed, out: Path | None, *, json: bool) -> None:
+    from dataclasses import replace
+
+    from hwprobe.profile import save_profile
+    from tuner.cli.probe_view import show_profile
+    from tuner.cli.tune import command_line
+
+    profile = replace(probed.profile, command=command_line())
     if out is not None:
         save_profile(profile, out)
-        console(stderr=True).print(f"wrote {out}")
+        console(stderr=True).print(f"wrote {out}", markup=False)
     if json:
         print_json(profile)
     else:
-        _show(profile)
+        show_profile(profile, console())
 
 
-def _show(profile: HardwareProfile) -> None:
-    from rich.table import Table
+def _compare(first: Path, second: Path, *, json: bool) -> None:
+    from hwprobe.errors import InputError
+    from hwprobe.findings import compare
+    from hwprobe.profile import read_profile
+    from tuner.cli.probe_view import show_comparison
 
-    screen = console()
-    if profile.host:
-        host = profile.host
-        shm = f", /dev/shm {host.shm_gib:.1f} GiB" if host.shm_gib is not None else ""
-        screen.print(f"host: {host.cpu}, {host.logical_cpus} CPUs, {host.memory_gib:.1f} GiB memory{shm}, {host.os}")
-    for name, version in profile.software.items():
-        screen.print(f"{name}: {version}")
-    if profile.gpus:
-        table = Table(title="GPUs (each figure with its basis)")
-        for heading in ("GPU", "memory GiB", "HBM GB/s", "BF16 TFLOP/s", "FP8 TFLOP/s", "NVLink GB/s", "PCIe"):
-            table.add_column(heading)
-        for gpu in profile.gpus:
-            cells = [
-                f"{q.value / scale:,.1f} ({q.basis})" if q else "-"
-                for q, scale in (
-                    (gpu.memory_mib, 1024), (gpu.hbm_gb_s, 1), (gpu.bf16_tflops, 1), (gpu.fp8_tflops, 1),
-                    (gpu.nvlink_gb_s, 1),
-                )
-            ]  # fmt: skip
-            table.add_row(gpu.name, *cells, gpu.pcie or "-")
-        screen.print(table)
-    for warning in profile.warnings:
-        screen.print(f"note: {warning}")
-    if not profile.gpus:
-        screen.print("No GPU here: plan for a machine by name instead, as in sgtune plan --hardware h200x8 ...")
+    a, b = read_profile(first), read_profile(second)
+    changes = compare(a, b)
+    if not changes:
+        raise InputError(f"neither {first} nor {second} holds a measurement; sgtune probe --out FILE makes one")
+    if json:
+        print_json({"a": str(first), "b": str(second), "changes": changes})
+    else:
+        show_comparison(str(first), str(second), changes, console())
