@@ -19,6 +19,7 @@ from models.kernels import (
     moe_tp_s,
 )
 from models.layout import Array, ConfigTable
+from models.prefill import DP_COLLECTIVE_SHARE
 from models.system import System
 
 # CUDA-graph nodes: counted in SGLang's DeepSeek forward pass.
@@ -26,8 +27,6 @@ NODES_PER_MOE_LAYER = 26
 NODES_PER_DENSE_LAYER = 20
 NODES_PER_STEP = 12
 SAMPLING_S = 8.0 * US
-# Attention DP replaces two all-reduces by a gather and a scatter.
-DP_COLLECTIVE_SHARE = 0.6
 # Of the extra tokens MTP verifies, the share that touches experts the first token did not.
 MTP_NEW_EXPERT_SHARE = 0.85
 # The draft layer's own time: 1-2.5 ms for 1-3 steps (SGLang traces on H200).
@@ -149,7 +148,8 @@ def _kv_slope(system: System, rank_batch: Array) -> Array:
 def _experts(system: System, tokens: Array) -> Array:
     """One layer's routed experts, and under TP the shared one beside them."""
     arch, machine, table, engine = system.parts
-    distinct = distinct_experts(tokens, arch.n_routed_experts, arch.num_experts_per_tok, system.sigma)
+    independent = 1.0 + system.independence * np.maximum(tokens - 1.0, 0.0)
+    distinct = distinct_experts(independent, arch.n_routed_experts, arch.num_experts_per_tok, system.sigma)
     weight, top_k = arch.gemm_weight_bytes, arch.num_experts_per_tok
     by_width = moe_tp_s(
         tokens, distinct, top_k, arch.expert_params, weight, _row_bytes(system), table.tp, machine, engine.eta_w

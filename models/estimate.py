@@ -18,14 +18,13 @@ from models.scheduler import Limits
 from models.serving import Demand, Serving, accepted_tokens, closed_loop
 from models.step_times import StepTimes
 from models.system import System
+from models.uncertainty import errors
 from models.workload import Statistic, Workload
 
 # Published R1 acceptance with a chain of one to three drafts gives 1.7-1.8, 2.2-2.4, 2.5-2.8 tokens a step.
 DEFAULT_ACCEPTANCE = 0.7
-# Two-sided 90 % band of a normal error.
-BAND_SIGMAS = 1.645
-# Structural classes and the relative error to add to the profile's: few public measurements exist.
-STRUCTURAL_ERROR = {"attention DP": 0.10, "EP": 0.15, "PP": 0.25, "several nodes": 0.25, "MTP": 0.15}
+# Spread of expert popularity in natural text (fitted to decode logs of 8xH200).
+TEXT_SIGMA = 0.45
 # Warm-up and measured requests per client of a replay, and the most requests replayed.
 REPLAY_WAVES = 4
 LONGEST_REPLAY = 3000
@@ -41,12 +40,19 @@ class Context:
     engine: EngineProfile
     version: Version
     acceptance: float = DEFAULT_ACCEPTANCE
-    sigma: float = 0.8
+    sigma: float = TEXT_SIGMA
+    independence: float = 1.0
 
     def system(self, table: ConfigTable) -> System:
         """Return what step times of these configurations depend on."""
-        parameters = self.engine.parameters
-        return System(arch=self.arch, machine=self.machine, table=table, engine=parameters, sigma=self.sigma)
+        return System(
+            arch=self.arch,
+            machine=self.machine,
+            table=table,
+            engine=self.engine.parameters,
+            sigma=self.sigma,
+            independence=self.independence,
+        )
 
     def memory(self, table: ConfigTable) -> Memory:
         """Return the ledgers of these configurations."""
@@ -82,13 +88,17 @@ class Prediction:
 
 def predict_many(context: Context, table: ConfigTable, workload: Workload, filled: Memory) -> Serving:
     """Closed-form steady state of every configuration of the table, whose ledger is `filled`."""
-    demand = Demand(
+    return closed_loop(context.system(table), demand_of(context, workload), filled.kv_tokens)
+
+
+def demand_of(context: Context, workload: Workload) -> Demand:
+    """Return the workload in means, as the closed form takes it."""
+    return Demand(
         isl=workload.isl.mean,
         osl=workload.osl.mean,
         concurrency=float(workload.concurrency),
         acceptance=context.acceptance,
     )
-    return closed_loop(context.system(table), demand, filled.kv_tokens)
 
 
 def predict(context: Context, config: ServerConfig, workload: Workload, seed: int = 0) -> Prediction:
@@ -100,6 +110,7 @@ def predict(context: Context, config: ServerConfig, workload: Workload, seed: in
     parts = {name: float(np.ravel(values)[0]) for name, values in steady.step.parts_ms().items()}
     tpot, ttft, e2e = (statistics_ms(x) for x in (played.tpot_s, played.ttft_s, played.e2e_s))
     mean_osl = float(played.osl.mean())
+    error = errors(context.engine, context.system(table), config, steady, workload.osl.mean)
     return Prediction(
         output_tok_s=played.output_tok_s,
         total_tok_s=played.output_tok_s * (1.0 + workload.isl.mean / mean_osl),
@@ -114,7 +125,7 @@ def predict(context: Context, config: ServerConfig, workload: Workload, seed: in
         stall_ms=stall_ms_per_token(steady, 0, workload),
         breakdown_ms=parts,
         limiting=limiting_resource(steady, 0, workload),
-        band=_band(context, config, tpot["mean"], ttft["mean"], played.output_tok_s),
+        band=error.around(ttft["mean"], tpot["mean"], played.output_tok_s),
         retractions=played.retractions,
         warnings=structural_warnings(config),
     )
@@ -137,16 +148,22 @@ def replay_workload(
     rng = np.random.default_rng(seed)
     largest = int(min(clients, most_running))
     times = StepTimes(context.system(table), acceptance=context.acceptance, largest_batch=largest)
-    limits = Limits(
-        kv_tokens=int(kv_tokens),
-        max_running=int(most_running),
-        chunk=int(table.chunk[0]),
-        conservativeness=config.schedule_conservativeness or 1.0,
-    )
+    limits = limits_of(config, table, kv_tokens)
     isl, osl = workload.isl.sample(count, rng), workload.osl.sample(count, rng)
     played = replay(times, limits, isl, osl, concurrency=clients, measure_from=clients)
     in_line_s = (workload.concurrency - clients) * float(osl.mean()) / played.output_tok_s
     return replace(played, ttft_s=played.ttft_s + in_line_s, e2e_s=played.e2e_s + in_line_s)
+
+
+def limits_of(config: ServerConfig, table: ConfigTable, kv_tokens: float) -> Limits:
+    """Return what the scheduler of the one configuration in `table` may hold."""
+    return Limits(
+        kv_tokens=int(kv_tokens),
+        max_running=int(table.most_running[0]),
+        chunk=int(table.chunk[0]),
+        max_prefill=int(table.max_prefill[0]),
+        conservativeness=config.schedule_conservativeness or 1.0,
+    )
 
 
 def statistics_ms(seconds: Array) -> dict[str, float]:
@@ -211,33 +228,3 @@ def structural_warnings(config: ServerConfig) -> tuple[str, ...]:
     if config.speculative:
         said.append("MTP: the gain rests on the acceptance given; random tokens are not accepted like text")
     return tuple(said)
-
-
-def relative_error(context: Context, config: ServerConfig) -> float:
-    """One standard deviation of the relative decode error, with the structural classes of the layout."""
-    classes = {
-        "attention DP": config.attn_dp_size > 1,
-        "EP": config.ep_size > 1,
-        "PP": config.pp_size > 1,
-        "several nodes": config.nnodes > 1,
-        "MTP": config.speculative is not None,
-    }
-    squares = [STRUCTURAL_ERROR[name] ** 2 for name, present in classes.items() if present]
-    return float(np.sqrt(context.engine.relative_error.decode**2 + sum(squares)))
-
-
-def _band(
-    context: Context, config: ServerConfig, tpot_ms: float, ttft_ms: float, output_tok_s: float
-) -> dict[str, tuple[float, float]]:
-    decode = relative_error(context, config)
-    first = float(np.hypot(decode, context.engine.relative_error.prefill))
-
-    def around(value: float, error: float) -> tuple[float, float]:
-        factor = float(np.exp(BAND_SIGMAS * error))
-        return (value / factor, value * factor)
-
-    return {
-        "tpot_mean_ms": around(tpot_ms, decode),
-        "ttft_mean_ms": around(ttft_ms, first),
-        "output_tok_s": around(output_tok_s, decode),
-    }

@@ -12,6 +12,7 @@ from models.config import ServerConfig
 
 Array = npt.NDArray[np.float64]
 
+MAX_PREFILL_TOKENS = 16384  # SGLang's default --max-prefill-tokens
 KV_BYTES = {"auto": 2.0, "bf16": 2.0, "bfloat16": 2.0, "fp8_e4m3": 1.0, "fp8_e5m2": 1.0}
 
 
@@ -35,6 +36,7 @@ class ConfigTable:
     mem_fraction: Array
     max_running: Array
     chunk: Array
+    max_prefill: Array
     graph_max_bs: Array
     graphs: Array
     kv_element_bytes: Array
@@ -94,10 +96,19 @@ def table_of(configs: Sequence[ServerConfig]) -> ConfigTable:
         draft_tokens=np.array(drafts, dtype=np.float64),
         mem_fraction=column("mem_fraction_static"),
         max_running=column("max_running_requests"),
-        chunk=column("chunked_prefill_size"),
+        chunk=np.array([_chunk(config) for config in configs]),
+        max_prefill=np.array([float(config.max_prefill_tokens or MAX_PREFILL_TOKENS) for config in configs]),
         graph_max_bs=column("cuda_graph_max_bs_decode"),
         graphs=np.array([not config.disable_cuda_graph for config in configs], dtype=np.float64),
         kv_element_bytes=np.array([KV_BYTES[config.kv_cache_dtype or "auto"] for config in configs]),
         context_length=column("context_length"),
         recv_interval=column("scheduler_recv_interval"),
     )
+
+
+def _chunk(config: ServerConfig) -> float:
+    """Tokens a prefill pass may hold: the chunk, or without chunking (-1) whatever the longest prompt has."""
+    chunk = config.chunked_prefill_size
+    if chunk is None or config.context_length is None:
+        raise ValueError("chunked_prefill_size is not resolved: pass the configuration through planner.resolver first")
+    return float(chunk if chunk > 0 else max(config.context_length, config.max_prefill_tokens or MAX_PREFILL_TOKENS))

@@ -14,7 +14,10 @@ from models.version import at_least
 
 # CUDA context (1.2 GiB) plus NCCL and torch.distributed buffers (1.5-2.0 GiB), from SGLang logs on 8xH200:
 # 140.40 GiB card, 137.24 GiB free before the weights.
-CONTEXT_AND_NCCL_GIB = 3.1
+CONTEXT_AND_NCCL_04_GIB = 3.1
+# No log of 0.5 says it: fitted to where 64 clients of 8k/1k begin to queue on 8xH200 (median TTFT of 690-780 ms in
+# four releases), which 2.5 GiB explains and 3.1 does not.
+CONTEXT_AND_NCCL_GIB = 2.5
 # Captured decode graphs of SGLang 0.4.5 on H200: 3.19 GiB up to batch 160, 6.34 GiB up to 256 (logs).
 GRAPHS_04 = ((0.0, 0.0), (160.0, 3.19), (256.0, 6.34))
 # SGLang 0.5's own reserve for graphs: 2 MiB per captured batch size of decode, 3 more per batch and
@@ -229,7 +232,8 @@ def memory(
     """
     one = np.ones_like(table.tp)
     card = machine.memory_gib * one
-    before = card - CONTEXT_AND_NCCL_GIB if free_before_load_gib is None else free_before_load_gib * one
+    context = CONTEXT_AND_NCCL_GIB if at_least(version, "0.5.0") else CONTEXT_AND_NCCL_04_GIB
+    before = card - context if free_before_load_gib is None else free_before_load_gib * one
     parts = weights(arch, table, version, extras)
     slack = before * (1.0 - table.mem_fraction)
     pool = before - parts.total - slack

@@ -24,42 +24,64 @@ from models.system import System
 ELEMENT_PASSES = 10.0
 # Share of NVLink that DeepEP's normal mode reaches (153-158 of 160 GB/s on H800; 0.35 of 450 on H200).
 EP_PREFILL_LINK_SHARE = 0.35
+# Attention DP replaces two all-reduces by a gather and a scatter.
+DP_COLLECTIVE_SHARE = 0.6
 
 
 def prefill_s(system: System, prompts: Array, new: Array, prefix: Array) -> Array:
-    """Seconds of one prefill pass. GPU work and the CPU's launch floor combine as a quartic mean.
+    """Seconds of one prefill pass of `prompts` prompts, `new` tokens each, `prefix` cached before each.
 
-    Under attention DP a prompt stays on its rank: fewer prompts than ranks leave ranks idle. Known
-    error: versions before 0.5.4 are 25-30 % slower than this, H20 28 % faster with optimised builds.
+    GPU work and the CPU's launch floor combine as a quartic mean. Under attention DP a prompt stays on its
+    rank: fewer prompts than ranks leave ranks idle. Known error: TTFT of 8xH200 TP8 within 15 %; versions
+    before 0.5.4 are 25-30 % slower than this, H20 28 % faster with optimised builds.
     """
-    arch, machine, table, engine = system.parts
-    tokens = prompts * new
-    rank_prompts = np.maximum(prompts / table.attn_dp, np.minimum(prompts, 1.0))
-    rank_tokens = rank_prompts * new
-    gpu = (
-        arch.num_hidden_layers * _attention(system, rank_prompts, new, prefix)
+    share = rank_share(system, prompts)
+    pairs = prompts * (new * new / 2.0 + new * prefix)
+    return with_launch_floor(system, token_work_s(system, prompts * new, share) + pair_s(system) * pairs * share)
+
+
+def rank_share(system: System, prompts: Array) -> Array:
+    """Share of a pass's prompts that the busiest attention-DP rank holds."""
+    return np.maximum(1.0 / system.table.attn_dp, 1.0 / np.maximum(prompts, 1.0))
+
+
+def with_launch_floor(system: System, gpu_s: Array) -> Array:
+    """Combine GPU work with the time the CPU needs to launch an eager pass: the larger one wins, nearly."""
+    floor = system.engine.t_pf0_ms * 1e-3
+    return (gpu_s**4 + floor**4) ** 0.25
+
+
+def token_work_s(system: System, tokens: Array, share: Array) -> Array:
+    """GPU seconds of everything that grows with the tokens of a pass; `share` of them on the busiest rank."""
+    arch, machine, _, _ = system.parts
+    rank_tokens = tokens * share
+    return (
+        arch.num_hidden_layers * _projections(system, rank_tokens)
         + arch.moe_layers * _experts(system, tokens)
         + arch.dense_layers * _dense(system, tokens)
         + arch.num_hidden_layers * _elements(arch, machine, tokens)
         + _collectives(system, tokens, rank_tokens)
     )
-    floor = engine.t_pf0_ms * 1e-3
-    return (gpu**4 + floor**4) ** 0.25
 
 
-def _attention(system: System, rank_prompts: Array, new: Array, prefix: Array) -> Array:
-    """Projections and causal attention of one layer on one rank (not absorbed: keys are expanded)."""
+def pair_s(system: System) -> Array:
+    """GPU seconds of all layers' causal attention per pair of a new token and one it attends to.
+
+    Not absorbed: keys and values are expanded, (192 + 128) x heads multiply-adds a pair.
+    """
+    arch, machine, table, engine = system.parts
+    heads = arch.num_attention_heads / table.attn_tp
+    widths = arch.q_head_dim + arch.v_head_dim
+    rate = engine.eta_pf * matrix_rate(machine.bf16_flops, PREFILL_ATTENTION_FRACTION, PREFILL_ATTENTION_CEILING)
+    return arch.num_hidden_layers * 2.0 * heads * widths / rate
+
+
+def _projections(system: System, rank_tokens: Array) -> Array:
+    """One layer's attention projections on one rank."""
     arch, machine, table, engine = system.parts
     rate = engine.eta_pf * matrix_rate(machine.gemm_flops, DENSE_FRACTION, DENSE_CEILING)
     params = arch.attn_replicated_params + arch.attn_sharded_params / table.attn_tp
-    projections = 2.0 * rank_prompts * new * params / rate
-    heads = arch.num_attention_heads / table.attn_tp
-    widths = arch.q_head_dim + arch.v_head_dim
-    pairs = rank_prompts * (new * new / 2.0 + new * prefix)
-    attention_rate = engine.eta_pf * matrix_rate(
-        machine.bf16_flops, PREFILL_ATTENTION_FRACTION, PREFILL_ATTENTION_CEILING
-    )
-    return projections + 2.0 * heads * widths * pairs / attention_rate
+    return 2.0 * rank_tokens * params / rate
 
 
 def _experts(system: System, tokens: Array) -> Array:
@@ -88,7 +110,7 @@ def _collectives(system: System, tokens: Array, rank_tokens: Array) -> Array:
     arch, machine, table = system.arch, system.machine, system.table
     hidden_bytes = 2.0 * arch.hidden_size
     reduced = 2.0 * all_reduce_s(tokens * hidden_bytes, table.tp, table.nodes, machine)
-    reduced = reduced * np.where(table.attn_dp > 1, 0.6, 1.0)
+    reduced = reduced * np.where(table.attn_dp > 1, DP_COLLECTIVE_SHARE, 1.0)
     copies = np.minimum(arch.num_experts_per_tok, table.ep)
     link = np.where(table.nodes > 1, machine.network_bytes_s, EP_PREFILL_LINK_SHARE * machine.nvlink_bytes_s)
     exchanged = rank_tokens * arch.hidden_size * copies * (1.0 + 2.0) / link  # FP8 out, BF16 back

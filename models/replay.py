@@ -1,4 +1,4 @@
-"""Event replay: a closed loop of clients against the scheduler in virtual time, and what each client saw."""
+"""Event replay: clients against the scheduler in virtual time, and what each client saw."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.layout import Array
-from models.scheduler import INITIAL_NEW_TOKEN_RATIO, Limits, Request, Scheduler, run_decode, run_prefill, take_finished
+from models.scheduler import INITIAL_NEW_TOKEN_RATIO, Limits, Request, Scheduler, run_batch, take_finished
 from models.step_times import StepTimes
 
 
@@ -36,36 +36,45 @@ def replay(
     *,
     concurrency: int,
     measure_from: int = 0,
+    arrivals_s: Array | None = None,
+    first_wave_s: float = 0.0,
 ) -> Replay:
-    """Run a closed loop of `concurrency` clients over the given requests and return what each saw.
+    """Run the given requests through the scheduler and return what each client saw.
 
-    `measure_from`: the completions before this one are warm-up and not in the result. The closed form's
-    ramp and drain errors (2.5-3.5 % on throughput) do not occur here.
+    A closed loop: `concurrency` clients, each sends its next request when its answer is complete. With
+    `arrivals_s` an open loop: request i is sent at that time, but never more than `concurrency` at once.
+    `measure_from`: the completions before this one are warm-up and not in the result. `first_wave_s` delays what
+    a closed loop sends at its start: the first requests meet a server that has not run these shapes yet.
     """
     total = len(isl)
     server = Scheduler(times=times, limits=limits, ratio=INITIAL_NEW_TOKEN_RATIO * limits.conservativeness)
+    lengths = list(zip(isl.tolist(), osl.tolist(), strict=True))
+    planned = [0.0] * total if arrivals_s is None else arrivals_s.tolist()
     sent = 0
 
-    def send(at_s: float) -> None:
+    def send(at_s: float, delay_s: float = 0.0) -> None:
+        """Send the next request at `at_s`, or when it was to be sent if that is later."""
         nonlocal sent
         if sent < total:
-            server.waiting.append(Request(sent, int(isl[sent]), int(osl[sent]), at_s))
+            new, out = lengths[sent]
+            at_s = max(at_s, planned[sent])
+            visible_s = at_s + delay_s + times.front_end_s + times.front_end_token_s * new
+            server.arrive(Request(sent, new, out, at_s, visible_s))
             sent += 1
 
     for _ in range(min(concurrency, total)):
-        send(0.0)
+        send(0.0, first_wave_s if arrivals_s is None else 0.0)
     done: list[Request] = []
     finish_s: list[float] = []
     window = (0.0, 0.0, 0.0)
     while len(done) < total:
-        if not run_prefill(server):
-            run_decode(server)
+        run_batch(server)
         for request in take_finished(server):
             done.append(request)
             finish_s.append(server.now_s)
             if len(done) == measure_from:
                 window = (server.now_s, server.generated, server.running_integral)
-            send(server.now_s)
+            send(server.now_s + times.front_end_s)
     return _summary(server, done, finish_s, measure_from, window)
 
 
@@ -76,14 +85,14 @@ def _summary(
     measured = done[start:]
     ends = np.array(finish_s[start:])
     first = np.array([request.first_token_s for request in measured])
-    arrival = np.array([request.arrival_s for request in measured])
+    sent = np.array([request.sent_s for request in measured])
     lengths = np.array([request.osl for request in measured], dtype=np.float64)
     elapsed = max(server.now_s - began_s, 1e-12)
     delay = server.times.front_end_s
     return Replay(
-        ttft_s=first - arrival,
+        ttft_s=first - sent,
         tpot_s=np.maximum(ends + delay - first, 0.0) / np.maximum(lengths - 1.0, 1.0),
-        e2e_s=ends + delay - arrival,
+        e2e_s=ends + delay - sent,
         finish_s=ends,
         osl=lengths,
         duration_s=elapsed,

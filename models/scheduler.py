@@ -1,6 +1,7 @@
-"""SGLang's scheduler in virtual time: admission, chunking, KV limit, retraction.
+"""SGLang's scheduler in virtual time: admission, chunking, KV limit, retraction, and the overlap of CPU and GPU.
 
-It knows step times only through `StepTimes`, and nothing of clients: requests are put into `waiting`.
+It knows step times only through `StepTimes`, and of clients only what they send: requests with the time at
+which each reaches the scheduler.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
+from models.layout import MAX_PREFILL_TOKENS
 from models.step_times import StepTimes
 
 # SGLang's admission: share of the remaining output of running requests it keeps room for, times the
@@ -19,7 +21,6 @@ MINIMUM_RATIO_FACTOR = 0.14
 RATIO_DECAY_STEPS = 600
 CLIPPED_NEW_TOKENS = 4096
 RETRACT_DECODE_STEPS = 20
-MAX_PREFILL_TOKENS = 16384
 # Decode steps between two attempts to admit a waiting request.
 LONGEST_STRIDE = 64
 
@@ -31,6 +32,7 @@ class Limits:
     kv_tokens: int
     max_running: int
     chunk: int
+    max_prefill: int = MAX_PREFILL_TOKENS
     conservativeness: float = 1.0
 
 
@@ -41,7 +43,8 @@ class Request:
     index: int
     isl: int
     osl: int
-    arrival_s: float
+    sent_s: float
+    visible_s: float
     prefilled: int = 0
     generated: float = 0.0
     first_token_s: float = -1.0
@@ -55,12 +58,18 @@ class Request:
 
 @dataclass(slots=True)
 class Scheduler:
-    """State of the replayed scheduler. Token counts of running requests are kept as sums, not per request."""
+    """State of the replayed scheduler. Token counts of running requests are kept as sums, not per request.
+
+    `seen_s` is up to when arrivals are known at the next decision: with overlap scheduling SGLang decides on a
+    batch while the one before it runs, so a request waits for one batch more than it would have to.
+    """
 
     times: StepTimes
     limits: Limits
     now_s: float = 0.0
+    seen_s: float = 0.0
     step: float = 0.0  # decode steps since the start; requests are tracked by the step they began at
+    arriving: list[tuple[float, int, Request]] = field(default_factory=list)  # a heap by time
     waiting: deque[Request] = field(default_factory=deque)
     chunked: Request | None = None
     running: dict[int, Request] = field(default_factory=dict)
@@ -85,43 +94,64 @@ class Scheduler:
         return self.sum_prompt + self.decoded + held
 
     def spend(self, seconds: float) -> None:
+        """Run one batch of `seconds`."""
+        self.seen_s = self.now_s if self.times.overlap else self.now_s + seconds
         self.now_s += seconds
         self.running_integral += seconds * len(self.running)
 
+    def arrive(self, request: Request) -> None:
+        """Let a request reach the scheduler at its `visible_s`."""
+        heapq.heappush(self.arriving, (request.visible_s, request.index, request))
 
-def run_prefill(server: Scheduler) -> bool:
+
+def run_batch(server: Scheduler) -> None:
+    """Run what SGLang would run next: a prefill pass if one is possible, else decode steps."""
+    if not server.running and not server.waiting and server.chunked is None:
+        server.now_s = server.seen_s = max(server.now_s, server.arriving[0][0])  # idle until somebody comes
+    arriving = server.arriving
+    while arriving and arriving[0][0] <= server.seen_s:
+        server.waiting.append(heapq.heappop(arriving)[2])
+    if (server.waiting or server.chunked is not None) and _run_prefill(server):
+        return
+    if server.running:
+        _run_decode(server)
+    else:
+        server.seen_s = server.now_s  # nothing runs beside the decision
+
+
+def _run_prefill(server: Scheduler) -> bool:
     """Run one prefill pass if the queue and memory allow one; SGLang prefers it to decoding."""
-    if not server.waiting and server.chunked is None:
-        return False
     limits, times = server.limits, server.times
-    budget = min(limits.chunk, max(MAX_PREFILL_TOKENS, limits.chunk))
+    budget = limits.chunk
     left_output = server.sum_osl_left - server.decoded
     room = limits.kv_tokens - server.used - max(0.0, left_output) * min(1.0, server.ratio)
-    prompts, new_tokens, prefix, joined = 0, 0, 0, []
+    new_tokens, pairs, joined = 0, 0.0, []
     if server.chunked is not None:
         request, server.chunked = server.chunked, None
         room -= request.prompt - request.prefilled + _output_reserve(request)
         _whole_chunks(server, request, budget)
-        prefix += request.prefilled
         take = min(budget, request.prompt - request.prefilled)
+        pairs += take * (0.5 * take + request.prefilled)
         request.prefilled += take
-        prompts, new_tokens, budget = 1, take, budget - take
+        new_tokens, budget = take, budget - take
         joined.append(request)
-    while server.waiting and budget > 0 and len(server.running) + len(joined) < limits.max_running:
+    while server.waiting and budget > 0 and new_tokens < limits.max_prefill:
+        if len(server.running) + len(joined) >= limits.max_running:
+            break
         request = server.waiting[0]
         needed = request.prompt + _output_reserve(request)
-        alone = not server.running and not joined
-        if needed > room and not alone:
+        if needed > room and (server.running or joined):
             break
         server.waiting.popleft()
         room -= needed
         take = min(budget, request.prompt)
+        pairs += 0.5 * take * take
         request.prefilled = take
-        prompts, new_tokens, budget = prompts + 1, new_tokens + take, budget - take
+        new_tokens, budget = new_tokens + take, budget - take
         joined.append(request)
     if not joined:
         return False
-    server.spend(times.prefill_s(prompts, new_tokens, prefix) / times.stages_at_work)
+    server.spend(times.prefill_s(len(joined), new_tokens, pairs) / times.stages_at_work)
     for request in joined:
         if request.prefilled < request.prompt:
             server.chunked = request
@@ -134,7 +164,8 @@ def run_prefill(server: Scheduler) -> bool:
 def _whole_chunks(server: Scheduler, request: Request, budget: int) -> None:
     """Run the passes that one long prompt fills alone: nothing else can join them."""
     while request.prompt - request.prefilled > budget:
-        server.spend(server.times.prefill_s(1, budget, request.prefilled) / server.times.stages_at_work)
+        pairs = budget * (0.5 * budget + request.prefilled)
+        server.spend(server.times.prefill_s(1, budget, pairs) / server.times.stages_at_work)
         request.prefilled += budget
 
 
@@ -145,10 +176,11 @@ def _output_reserve(request: Request) -> int:
 
 def _join(server: Scheduler, request: Request) -> None:
     """Move a prefilled request into the running batch; the pass produced its next token."""
+    times = server.times
     if request.first_token_s < 0:
-        batch = min(len(server.running) + 1, len(server.times.base_s) - 1)
-        polling = server.times.poll_steps * server.times.decode_s(batch, request.isl)
-        request.first_token_s = server.now_s + server.times.front_end_s + polling
+        batch = min(len(server.running) + 1, len(times.base_s) - 1)
+        polling = times.poll_steps * times.decode_s(batch, request.isl) if times.poll_steps else 0.0
+        request.first_token_s = server.now_s + times.front_end_s + polling
         server.generated += 1
         request.generated = 1.0
     request.start_step = server.step
@@ -157,37 +189,42 @@ def _join(server: Scheduler, request: Request) -> None:
     server.sum_start += server.step
     left = max(0.0, request.osl - request.generated)
     server.sum_osl_left += left
-    heapq.heappush(server.finishing, (server.step + left / server.times.accepted, request.index))
+    heapq.heappush(server.finishing, (server.step + left / times.accepted, request.index))
 
 
-def run_decode(server: Scheduler) -> None:
-    """Advance the running batch to the next completion, the next possible admission, or a full cache."""
+def _run_decode(server: Scheduler) -> None:
+    """Advance the running batch to the next completion, arrival, possible admission, or a full cache."""
     batch = len(server.running)
-    times = server.times
-    _drop_stale(server)
-    to_finish = max(1.0, server.finishing[0][0] - server.step)
-    free_steps = (server.limits.kv_tokens - server.used) / (batch * times.accepted)
+    times, limits = server.times, server.limits
+    while server.finishing[0][1] not in server.running:  # entries of requests that were retracted since
+        heapq.heappop(server.finishing)
+    used = server.used
+    stride = max(1.0, server.finishing[0][0] - server.step)
+    free_steps = (limits.kv_tokens - used) / (batch * times.accepted)
     if free_steps < 1.0 and batch > 1:
         _retract(server)
         return
     # Step times are linear in the context, so the middle of a stride is exact; only while the admission
     # ratio decays does a waiting request need to be reconsidered along the way.
-    floor = INITIAL_NEW_TOKEN_RATIO * MINIMUM_RATIO_FACTOR * server.limits.conservativeness
-    patience = LONGEST_STRIDE if server.waiting and server.ratio > floor else math.inf
-    stride = min(to_finish, patience, max(1.0, free_steps))
-    context = server.used / batch + stride * times.accepted / 2.0
-    server.spend(stride * times.decode_s(batch, context))
+    initial = INITIAL_NEW_TOKEN_RATIO * limits.conservativeness
+    floor = initial * MINIMUM_RATIO_FACTOR
+    if server.waiting and server.ratio > floor:
+        stride = min(stride, LONGEST_STRIDE)
+    stride = min(stride, max(1.0, free_steps))
+    step_s = times.decode_s(batch, (used + 0.5 * stride * batch * times.accepted) / batch)
+    if server.arriving and not server.waiting:
+        lag = 1.0 if times.overlap else 0.0
+        until = max(1.0, math.ceil((server.arriving[0][0] - server.now_s) / step_s) + lag)
+        if until < stride:
+            stride = until
+            step_s = times.decode_s(batch, (used + 0.5 * stride * batch * times.accepted) / batch)
+    server.spend(stride * step_s)
+    if times.overlap:
+        server.seen_s = server.now_s - step_s  # the start of the last of these steps
     server.step += stride
     server.generated += stride * batch * times.accepted
-    initial = INITIAL_NEW_TOKEN_RATIO * server.limits.conservativeness
     server.ratio = max(floor, server.ratio - stride * (initial - floor) / RATIO_DECAY_STEPS)
     server.peak_kv = max(server.peak_kv, server.used)
-
-
-def _drop_stale(server: Scheduler) -> None:
-    """Forget heap entries of requests that were retracted since."""
-    while server.finishing[0][1] not in server.running:
-        heapq.heappop(server.finishing)
 
 
 def take_finished(server: Scheduler) -> list[Request]:

@@ -11,8 +11,9 @@ from models.layout import Array, ConfigTable
 from models.prefill import prefill_s
 from models.system import System
 
-# HTTP, tokenisation and scheduling before the first pass, per request.
-FRONT_END_S = 0.010
+# HTTP and scheduling on the way in and on the way out, per request; tokenisation per input token.
+FRONT_END_S = 0.005
+FRONT_END_TOKEN_S = 3e-6
 # Arrivals bunch: a pass collects this many times the prompts a uniform stream would give it.
 BURSTINESS = 2.5
 # A request holds its input and, averaged over its life, a little more than half of its output.
@@ -43,6 +44,7 @@ class Serving:
     kv_limit: Array
     step: DecodeStep
     step_s: Array
+    token_s: Array
     prefill_pass_s: Array
     stall_s: Array
     request_rate: Array
@@ -81,7 +83,7 @@ def _rhythm(system: System, isl: Array, decode_s: Array, running: Array, step_s:
     chunk = system.table.chunk
     new = np.minimum(isl, chunk)
     passes = np.maximum(1.0, isl / chunk)  # passes one long prompt takes
-    most_prompts = np.maximum(1.0, chunk / isl)
+    most_prompts = np.maximum(1.0, np.minimum(chunk, system.table.max_prefill) / isl)
     prompts = np.ones_like(running)
     for _ in range(FIXED_POINT_ROUNDS):
         pass_s = prefill_s(system, prompts, new, (isl - new) / 2.0) * passes
@@ -111,12 +113,15 @@ def closed_loop(system: System, demand: Demand, kv_tokens: Array) -> Serving:
     tpot_s = token_s + np.maximum(running - 1.0, 0.0) * beat.stall_s / osl
     behind_others = 0.5 * np.minimum(1.0, BURSTINESS * beat.rate * beat.stall_s) * beat.pass_s * (running > 1.0)
     queue_s = np.maximum(0.0, clients - running) / beat.rate
-    ttft_s = FRONT_END_S + beat.pass_s + behind_others + 0.5 * table.recv_interval * step_s + queue_s
+    front_end_s = 2.0 * FRONT_END_S + FRONT_END_TOKEN_S * isl
+    batches_missed = 0.5 * table.recv_interval + np.where(table.pp > 1, 0.0, 1.0) * (running > 1.0)
+    ttft_s = front_end_s + beat.pass_s + behind_others + batches_missed * step_s + queue_s
     return Serving(
         running=running,
         kv_limit=kv_limit,
         step=step,
         step_s=step_s,
+        token_s=token_s,
         prefill_pass_s=beat.pass_s,
         stall_s=beat.stall_s,
         request_rate=beat.rate,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import numpy as np
 
 from models.decode import decode_step
-from models.prefill import prefill_s
-from models.serving import FRONT_END_S, accepted_tokens, stages_at_work
+from models.prefill import pair_s, rank_share, token_work_s
+from models.serving import FRONT_END_S, FRONT_END_TOKEN_S, accepted_tokens, stages_at_work
 from models.system import System
+
+# Token counts at which a pass is evaluated; between them it is interpolated (error below 0.3 %).
+GRID_POINTS = 96
 
 
 class StepTimes:
@@ -15,7 +20,6 @@ class StepTimes:
 
     def __init__(self, system: System, *, acceptance: float, largest_batch: int) -> None:
         """`system` holds exactly one configuration; `largest_batch` is the most requests ever running."""
-        self._system = system
         batch = np.arange(1, largest_batch + 1, dtype=np.float64)
         step = decode_step(system, batch, np.zeros(1))
         table = system.table
@@ -24,17 +28,29 @@ class StepTimes:
         self.accepted = float(accepted_tokens(table, acceptance)[0])
         self.stages_at_work = float(stages_at_work(table)[0])
         self.front_end_s = FRONT_END_S
-        self.poll_steps = 0.5 * float(table.recv_interval[0])
-        self._cache: dict[tuple[int, int, int], float] = {}
+        self.front_end_token_s = FRONT_END_TOKEN_S
+        self.poll_steps = 0.5 * (float(table.recv_interval[0]) - 1.0)
+        self.overlap = float(table.pp[0]) <= 1
+        self._ranks = int(table.attn_dp[0])
+        self._pair_s = float(np.ravel(pair_s(system))[0])
+        self._floor4 = (system.engine.t_pf0_ms * 1e-3) ** 4
+        largest = max(2.0, float(table.chunk[0]))
+        self._tokens: list[float] = [0.0, *np.geomspace(1.0, largest, GRID_POINTS - 1).tolist()]
+        shares = rank_share(system, np.arange(1.0, self._ranks + 1.0))
+        work = token_work_s(system, np.array(self._tokens)[None, :], shares[:, None])
+        self._share: list[float] = shares.tolist()
+        self._work_s: list[list[float]] = np.broadcast_to(work, (self._ranks, GRID_POINTS)).tolist()
 
     def decode_s(self, batch: int, context: float) -> float:
         return self.base_s[batch] + self.slope_s[batch] * context
 
-    def prefill_s(self, prompts: int, new_tokens: int, prefix_tokens: int) -> float:
-        """Seconds of a pass of `new_tokens` over `prompts` prompts with `prefix_tokens` cached before them."""
-        key = (prompts, (new_tokens + 8) // 16, (prefix_tokens + 64) // 128)
-        if key not in self._cache:
-            new = np.array([max(1, key[1] * 16) / prompts])
-            prefix = np.array([key[2] * 128 / prompts])
-            self._cache[key] = float(prefill_s(self._system, np.array([float(prompts)]), new, prefix)[0])
-        return self._cache[key]
+    def prefill_s(self, prompts: int, new_tokens: float, pairs: float) -> float:
+        """Seconds of a pass of `new_tokens` over `prompts` prompts, `pairs` of a token and one it attends to."""
+        row = min(prompts, self._ranks) - 1
+        tokens, work = self._tokens, self._work_s[row]
+        upper = min(bisect_left(tokens, new_tokens), GRID_POINTS - 1)
+        lower = max(upper - 1, 0)
+        span = tokens[upper] - tokens[lower]
+        share = (new_tokens - tokens[lower]) / span if span else 1.0
+        gpu = work[lower] + share * (work[upper] - work[lower]) + self._pair_s * pairs * self._share[row]
+        return float((gpu**4 + self._floor4) ** 0.25)

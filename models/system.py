@@ -14,7 +14,8 @@ from models.machine import Machine
 class System:
     """A model on a machine under one or many configurations of one engine build.
 
-    `sigma` is the log-normal spread of expert popularity in the workload's text.
+    `sigma` is the log-normal spread of expert popularity in the workload's text; `independence` the share
+    of the running tokens that choose experts on their own (the others repeat what one token chooses).
     """
 
     arch: ModelArchitecture
@@ -22,6 +23,7 @@ class System:
     table: ConfigTable
     engine: EngineParameters
     sigma: float
+    independence: float = 1.0
 
     @property
     def parts(self) -> tuple[ModelArchitecture, Machine, ConfigTable, EngineParameters]:

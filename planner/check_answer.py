@@ -9,9 +9,10 @@ from packaging.version import Version
 
 from hwprobe.profile import HardwareProfile
 from models.architecture import ModelArchitecture
-from models.engine_profile import EngineProfile, profile_for
+from models.engine_profile import EngineProfile
 from models.estimate import DEFAULT_ACCEPTANCE, Context, Prediction
 from models.machine import machine_of
+from models.versions_between import profile_for
 from models.workload import Workload
 from planner.advice import Advice, advise
 from planner.arguments import read_arguments
@@ -77,7 +78,7 @@ def answer_check(question: CheckQuestion) -> CheckAnswer:
         engine=engine,
         version=question.version,
         acceptance=question.acceptance,
-        sigma=engine.default_sigma,
+        sigma=engine.sigma,
     )
     words = list(question.launch.words)
     if "--nnodes" in question.launch.left_out and machine.nodes > 1:

@@ -9,9 +9,10 @@ from packaging.version import Version
 from hwprobe.errors import InputError
 from hwprobe.profile import HardwareProfile
 from models.architecture import ModelArchitecture
-from models.engine_profile import EngineProfile, profile_for
-from models.estimate import DEFAULT_ACCEPTANCE, Context, relative_error
+from models.engine_profile import EngineProfile
+from models.estimate import DEFAULT_ACCEPTANCE, Context
 from models.machine import machine_of
+from models.versions_between import profile_for
 from models.workload import Metric, Slo, Statistic, Workload
 from planner.capacity import concurrency_for_rate, users_per_server
 from planner.dialects import to_argv
@@ -94,7 +95,7 @@ class PlanQuestion:
             engine=engine,
             version=self.version,
             acceptance=self.acceptance,
-            sigma=engine.default_sigma if self.sigma is None else self.sigma,
+            sigma=engine.sigma if self.sigma is None else self.sigma,
         )
 
 
@@ -216,6 +217,6 @@ def _warnings(question: PlanQuestion, context: Context, best: Candidate | None) 
         said.append(f"the engine profile was fitted on {family} GPUs; on {context.machine.name} expect 20-30 % error")
     if best is not None:
         said.extend(best.prediction.warnings)
-        error = relative_error(context, best.config)
-        said.append(f"expected relative error of decode times for the best configuration: {100 * error:.0f} %")
+        low, high = best.prediction.band["tpot_mean_ms"]
+        said.append(f"90 % band of the mean TPOT of the best configuration: {low:.1f} to {high:.1f} ms")
     return tuple(said)

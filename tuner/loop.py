@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from hwprobe.files import encode_json
 from models.config import ServerConfig
-from models.estimate import BAND_SIGMAS, Context, Prediction, predict, relative_error
+from models.estimate import Context, Prediction, predict
 from models.layout import table_of
 from models.workload import Slo, Workload, missed
 from planner.launch import launch_spec
@@ -191,8 +191,7 @@ class Loop:
         best = self.best
         if best is None or best.target is None:
             return None
-        hope = math.exp(BAND_SIGMAS * relative_error(self.task.context, config))
-        optimistic = self.task.score(predicted.output_tok_s * hope, predicted.tpot_ms["mean"] / hope)
+        optimistic = self.task.score(predicted.band["output_tok_s"][1], predicted.band["tpot_mean_ms"][0])
         if optimistic >= best.objective:
             return None
         return f"bound: at best {100 * math.expm1(optimistic - best.objective):+.0f} % of the best measured"

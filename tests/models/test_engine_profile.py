@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from packaging.version import Version
 
 from hwprobe.errors import InputError
 from models.engine_profile import (
+    EngineProfile,
     load_engine_profile,
-    profile_for,
-    release_number,
     save_engine_profile,
     shipped_profiles,
 )
 from models.version import parse_version
+from models.versions_between import profile_for, release_number
 
 
 def test_shipped_versions() -> None:
@@ -28,17 +31,22 @@ def test_exact_version_and_its_posts() -> None:
     assert profile_for(Version("0.4.5.post3")).name == "sglang-0.4.5-hopper"
 
 
+def variance(profile: EngineProfile) -> float:
+    """How little is known of the parameters: the trace of their covariance."""
+    return float(np.trace(np.array(profile.covariance)))
+
+
 def test_between_two_versions_is_interpolated_and_says_so() -> None:
     older, between, newer = (profile_for(Version(v)) for v in ("0.5.7", "0.5.9", "0.5.12"))
     assert between.status == "interpolated"
     assert newer.parameters.tau_us < between.parameters.tau_us < older.parameters.tau_us
     assert "interpolated between 0.5.7 and 0.5.12" in between.warnings[0]
-    assert between.relative_error.decode > newer.relative_error.decode
+    assert variance(between) > max(variance(older), variance(newer))
 
 
 def test_beyond_the_last_is_extrapolated_with_a_wider_band() -> None:
-    near, far = profile_for(Version("0.5.13")), profile_for(Version("0.5.23"))
-    assert near.relative_error.decode < far.relative_error.decode
+    last, near, far = (profile_for(Version(v)) for v in ("0.5.12", "0.5.13", "0.5.23"))
+    assert variance(last) < variance(near) < variance(far)
     assert "no measurements of this version" in far.warnings[0]
 
 
@@ -53,7 +61,7 @@ def test_file_round_trip_and_errors(tmp_path: Path) -> None:
     profile = profile_for(Version("0.5.12"))
     save_engine_profile(profile, path)
     assert load_engine_profile(path) == profile
-    path.write_text(path.read_text().replace('"tau_us": 2.5', '"tau_us": -2.5'))
+    path.write_text(re.sub(r'"tau_us": ', '"tau_us": -', path.read_text()))
     with pytest.raises(InputError, match=r"parameters.tau_us"):
         load_engine_profile(path)
 
@@ -62,3 +70,18 @@ def test_file_round_trip_and_errors(tmp_path: Path) -> None:
 def test_versions_that_cannot_be(text: str, complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
         parse_version(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda text: re.sub(r'"schema_version": \d+', '"schema_version": 1', text), "schema version 1"),
+        (lambda text: re.sub(r'("covariance": \[\s*)\[[^]]*\],', r"\1", text), "covariance must be 5 x 5"),
+    ],
+)
+def test_a_file_of_another_shape_is_refused(tmp_path: Path, change: Callable[[str], str], complaint: str) -> None:
+    path = tmp_path / "profile.json"
+    save_engine_profile(profile_for(Version("0.5.12")), path)
+    path.write_text(change(path.read_text()))
+    with pytest.raises(InputError, match=complaint):
+        load_engine_profile(path)

@@ -1,0 +1,190 @@
+"""Calibration: move an engine profile towards measurements, as far as they determine it and no further."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hwprobe.errors import InputError
+from models.case import Case, expected
+from models.engine_profile import FITTED, EngineParameters, EngineProfile, RelativeError, as_matrix
+from models.layout import Array
+
+# What the same version differs by from one machine to another before anything is measured there: the same sweep
+# of one version on two dates differs by 4.6 % in decode times.
+MACHINE_SPREAD = np.array([0.08, 0.08, 0.08, 0.20, 0.40])
+# One standard deviation of what a measurement of each figure scatters by (repeated sweeps: 1-2 %, 7 % at worst).
+SCATTER = {"tpot": 0.02, "output": 0.03, "ttft": 0.12}
+# A TTFT that is a queue's length says little about the speed of prefill.
+QUEUED_SCATTER = 0.6
+QUEUED_SHARE = 0.95
+# Residuals beyond this many standard deviations count less (Huber).
+HUBER = 2.0
+# Gauss-Newton: slopes are measured in the first rounds and kept after, when the place hardly moves any more.
+ROUNDS = 5
+ROUNDS_WITH_SLOPES = 2
+STEP = 0.02
+LONGEST_MOVE = 0.4
+SETTLED = 2e-3
+FIGURES = {
+    "tpot": ("tpot_mean_ms", "tpot_median_ms"),
+    "output": ("output_tok_s",),
+    "ttft": ("ttft_mean_ms", "ttft_median_ms"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Determined:
+    """How much the data said about one parameter: relative standard deviations before and after."""
+
+    name: str
+    before: float
+    after: float
+    value_before: float
+    value_after: float
+
+    @property
+    def by_data(self) -> bool:
+        """Whether the measurements at least halved the uncertainty."""
+        return self.after < 0.5 * self.before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """A calibrated profile and what the data did to it. `outliers` are ids whose residuals were discounted."""
+
+    profile: EngineProfile
+    parameters: tuple[Determined, ...]
+    outliers: tuple[str, ...]
+    rms_decode: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Residuals log(expected / measured) at one set of parameters, with what each may scatter by."""
+
+    residuals: Array
+    scatter: Array
+    owners: list[str]
+    kinds: list[str]
+
+    @property
+    def z(self) -> Array:
+        return self.residuals / self.scatter
+
+    @property
+    def weights(self) -> Array:
+        """Huber weights: 1 within HUBER standard deviations, falling beyond."""
+        size = np.abs(self.z)
+        return np.where(size <= HUBER, 1.0, HUBER / np.maximum(size, 1e-12))
+
+
+def calibrate(cases: Sequence[Case], base: EngineProfile, spread: Array = MACHINE_SPREAD) -> Calibration:
+    """Fit the FITTED parameters of `base` to the cases' measurements (maximum a posteriori, log-normal errors).
+
+    The prior is `base` with its covariance and `spread` (relative standard deviations of a machine beside it).
+    One measured point moves tau_us alone. Raises InputError when no case has a figure to learn from.
+    """
+    usable = [case for case in cases if any(name in case.measured for names in FIGURES.values() for name in names)]
+    if not usable:
+        raise InputError("no point has a measured ttft, tpot or output_tok_s: there is nothing to calibrate from")
+    free = np.array([name == "tau_us" or len(usable) > 1 for name in FITTED])
+    prior = np.array(base.covariance) + np.diag(spread**2)
+    start = base.parameters.fitted()
+    place, fit, slopes = _settle(usable, base.parameters, start, prior, free)
+    weight = fit.weights / fit.scatter**2
+    information = slopes.T @ (weight[:, None] * slopes) + np.linalg.inv(prior[np.ix_(free, free)])
+    after = prior.copy()
+    after[np.ix_(free, free)] = np.linalg.inv(information)
+    decode = [z for z, kind in zip(fit.residuals, fit.kinds, strict=True) if kind != "ttft"]
+    rms = math.sqrt(float(np.mean(np.square(decode)))) if decode else base.relative_error.decode
+    profile = replace(
+        base,
+        name=f"{base.name}-calibrated",
+        status="calibrated",
+        parameters=base.parameters.moved(place),
+        covariance=as_matrix(after),
+        relative_error=RelativeError(decode=max(base.relative_error.decode, rms), prefill=base.relative_error.prefill),
+        source=f"calibrated from {base.name} with {len(usable)} measured points",
+        points=len(usable),
+        fitted_to=tuple(case.id for case in usable),
+        warnings=tuple(said for said in base.warnings if base.status == "indicative"),
+    )
+    moved = profile.parameters.fitted()
+    return Calibration(
+        profile=profile,
+        parameters=tuple(
+            Determined(
+                name=name,
+                before=math.sqrt(prior[i, i]),
+                after=math.sqrt(after[i, i]),
+                value_before=float(np.exp(start[i])),
+                value_after=float(np.exp(moved[i])),
+            )
+            for i, name in enumerate(FITTED)
+        ),
+        outliers=tuple(sorted({name for name, w in zip(fit.owners, fit.weights, strict=True) if w < 1.0})),
+        rms_decode=rms,
+    )
+
+
+def _settle(
+    cases: Sequence[Case], like: EngineParameters, start: Array, prior: Array, free: Array
+) -> tuple[Array, Fit, Array]:
+    """Gauss-Newton with numerical slopes; returns the place, the residuals there and their slopes (free only)."""
+    precision = np.linalg.inv(prior[np.ix_(free, free)])
+    place = start.copy()
+    fit, slopes = linearised(cases, like, place, free)
+    for done in range(1, ROUNDS + 1):
+        weight = fit.weights / fit.scatter**2
+        gradient = slopes.T @ (weight * fit.residuals) + precision @ (place - start)[free]
+        move = -np.linalg.solve(slopes.T @ (weight[:, None] * slopes) + precision, gradient)
+        place[free] += np.clip(move, -LONGEST_MOVE, LONGEST_MOVE)
+        if done < ROUNDS_WITH_SLOPES:
+            fit, slopes = linearised(cases, like, place, free)
+        else:
+            fit = residuals(cases, like.moved(place))
+        if float(np.max(np.abs(move))) < SETTLED:
+            break
+    return place, fit, slopes
+
+
+def linearised(cases: Sequence[Case], like: EngineParameters, place: Array, free: Array) -> tuple[Fit, Array]:
+    """Return residuals at a place and their slopes along the free parameters."""
+    here = residuals(cases, like.moved(place))
+    columns = []
+    for index in np.flatnonzero(free):
+        aside = place.copy()
+        aside[index] += STEP
+        columns.append((residuals(cases, like.moved(aside)).residuals - here.residuals) / STEP)
+    return here, np.array(columns).T.reshape(len(here.residuals), int(free.sum()))
+
+
+def residuals(cases: Sequence[Case], parameters: EngineParameters) -> Fit:
+    """Return log(expected / measured) of every figure: one for TPOT, one for output, one for TTFT per case."""
+    values, scatter, owners, kinds = [], [], [], []
+    for case in cases:
+        found = expected(case.with_parameters(parameters))
+        for kind, names in FIGURES.items():
+            logs = [
+                math.log(figure / case.measured[name])
+                for name in names
+                if name in case.measured and (figure := found.figure(name)) is not None
+            ]
+            if logs:
+                values.append(sum(logs) / len(logs))
+                scatter.append(QUEUED_SCATTER if kind == "ttft" and _queues(case) else SCATTER[kind])
+                owners.append(case.id)
+                kinds.append(kind)
+    return Fit(np.array(values), np.array(scatter), owners, kinds)
+
+
+def _queues(case: Case) -> bool:
+    """Whether requests may have waited for room in the KV cache or for their turn."""
+    run = case.run
+    held = run.concurrency * (run.isl.mean + run.osl.mean)
+    crowded = held > QUEUED_SHARE * case.kv_tokens or run.concurrency > case.table.most_running[0]
+    return bool(crowded or run.request_rate is not None)

@@ -1,0 +1,189 @@
+"""Case: one measured or asked point as the model sees it, and what the model expects to be measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from models.config import ServerConfig
+from models.decode import decode_step
+from models.engine_profile import EngineParameters
+from models.estimate import Context, demand_of, limits_of
+from models.layout import Array, ConfigTable, table_of
+from models.replay import Replay, replay
+from models.serving import accepted_tokens, closed_loop
+from models.step_times import StepTimes
+from models.uncertainty import Errors, errors
+from models.workload import Lengths, Workload
+
+# Requests a client sends in a benchmark that does not say how many it sent, and the most that are replayed.
+REQUESTS_PER_CLIENT = 10
+MOST_REQUESTS = 3000
+# The ledger's own error: near the point where the cache is just full, a percent decides who waits.
+KV_UNCERTAINTY = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What a measurement did to the server.
+
+    `requests` were sent in all, at `request_rate` a second (None: as fast as answers come) and never more than
+    `concurrency` at once. A `decode_step` is a pure decode at `concurrency` running requests of `context_tokens`.
+    """
+
+    kind: str
+    isl: Lengths
+    osl: Lengths
+    concurrency: int
+    requests: int
+    request_rate: float | None = None
+    context_tokens: float | None = None
+
+    @property
+    def workload(self) -> Workload:
+        return Workload(isl=self.isl, osl=self.osl, concurrency=self.concurrency)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A run on a resolved configuration. `kv_known` is true when a log gave `kv_tokens`."""
+
+    id: str
+    context: Context
+    config: ServerConfig
+    run: Run
+    kv_tokens: float
+    kv_known: bool
+    measured: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def table(self) -> ConfigTable:
+        return table_of([self.config])
+
+    def with_parameters(self, parameters: EngineParameters) -> Case:
+        """Return the case under other engine parameters."""
+        engine = replace(self.context.engine, parameters=parameters)
+        return replace(self, context=replace(self.context, engine=engine))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What a measurement would show. None where the kind of run has no such figure."""
+
+    ttft_mean_ms: float | None
+    ttft_median_ms: float | None
+    tpot_mean_ms: float
+    tpot_median_ms: float
+    output_tok_s: float
+
+    def figure(self, metric: str) -> float | None:
+        """Return a figure by its name in point records."""
+        found: float | None = getattr(self, metric)
+        return found
+
+
+def expected(case: Case) -> Expected:
+    """Return what the run would show, by replaying it (or, for a decode step, by its equations)."""
+    return _decode_step(case) if case.run.kind == "decode_step" else _middle(_outcomes(case))
+
+
+def foreseen(case: Case) -> tuple[Expected, Errors]:
+    """Return what the run would show, and one standard deviation of the relative error of each figure."""
+    error = _errors(case)
+    if case.run.kind == "decode_step":
+        return _decode_step(case), error
+    outcomes = _outcomes(case)
+    if len(outcomes) > 1:  # the ledger's error decides who waits: its effect is part of the error
+        ttft, tpot, rate = np.std(np.log(outcomes), axis=0)[[0, 2, 4]].tolist()
+        error = error.with_more(ttft=ttft, tpot=tpot, output_tok_s=rate)
+    return _middle(outcomes), error
+
+
+def _outcomes(case: Case) -> Array:
+    """Figures of the replays, one row for each capacity of the KV cache that may be the true one."""
+    return np.maximum([_figures(_played(case, factor * case.kv_tokens)) for factor in _kv_factors(case)], 1e-9)
+
+
+def _middle(outcomes: Array) -> Expected:
+    means = np.exp(np.mean(np.log(outcomes), axis=0)).tolist()
+    return Expected(
+        ttft_mean_ms=means[0],
+        ttft_median_ms=means[1],
+        tpot_mean_ms=means[2],
+        tpot_median_ms=means[3],
+        output_tok_s=means[4],
+    )
+
+
+def _errors(case: Case) -> Errors:
+    table = case.table
+    system = case.context.system(table)
+    kv_tokens = np.array([case.kv_tokens])
+    demand = demand_of(case.context, case.run.workload)
+    steady = closed_loop(system, demand, kv_tokens)
+    return errors(case.context.engine, system, case.config, steady, case.run.osl.mean)
+
+
+def _decode_step(case: Case) -> Expected:
+    run, table = case.run, case.table
+    running, length = np.array([float(run.concurrency)]), np.array([run.context_tokens or 1.0])
+    step_s = float(decode_step(case.context.system(table), running, length).total[0])
+    accepted = float(accepted_tokens(table, case.context.acceptance)[0])
+    tpot_ms = step_s / accepted * 1e3
+    return Expected(
+        ttft_mean_ms=None,
+        ttft_median_ms=None,
+        tpot_mean_ms=tpot_ms,
+        tpot_median_ms=tpot_ms,
+        output_tok_s=run.concurrency * accepted / step_s,
+    )
+
+
+def _kv_factors(case: Case) -> tuple[float, ...]:
+    """Capacities to replay, relative to the ledger's: three where its error decides whether requests wait."""
+    run = case.run
+    most = run.concurrency * (run.isl.nominal + run.osl.nominal)
+    least = run.concurrency * (run.isl.mean + 0.5 * run.osl.mean)
+    near = least * (1.0 - 2 * KV_UNCERTAINTY) < case.kv_tokens < most * (1.0 + 2 * KV_UNCERTAINTY)
+    if case.kv_known or not near or case.table.most_running[0] < run.concurrency:
+        return (1.0,)
+    return (1.0 - KV_UNCERTAINTY, 1.0, 1.0 + KV_UNCERTAINTY)
+
+
+def _played(case: Case, kv_tokens: float) -> Replay:
+    run, table = case.run, case.table
+    limits = limits_of(case.config, table, kv_tokens)
+    clients = min(run.concurrency, run.requests)
+    times = StepTimes(
+        case.context.system(table), acceptance=case.context.acceptance, largest_batch=min(clients, limits.max_running)
+    )
+    rng = np.random.default_rng(0)
+    isl, osl = _typical(run.isl, run.requests, rng), _typical(run.osl, run.requests, rng)
+    arrivals = None if run.request_rate is None else _poisson(run.request_rate, run.requests, rng)
+    cold = case.context.engine.parameters.first_wave_s if run.kind == "serving" else 0.0
+    return replay(times, limits, isl, osl, concurrency=clients, arrivals_s=arrivals, first_wave_s=cold)
+
+
+def _typical(lengths: Lengths, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Lengths at evenly spaced quantiles in random order: a sample with the law's own mean and spread."""
+    quantiles = (np.arange(count) + 0.5) / count
+    values = lengths.shortest + np.floor(quantiles * (lengths.nominal + 1 - lengths.shortest))
+    return rng.permutation(values.astype(np.int64))
+
+
+def _poisson(rate: float, count: int, rng: np.random.Generator) -> Array:
+    """Arrival times of a Poisson stream: what SGLang's benchmark sends at --request-rate."""
+    return np.concatenate([[0.0], np.cumsum(rng.exponential(1.0 / rate, count - 1))])
+
+
+def _figures(played: Replay) -> list[float]:
+    return [
+        float(played.ttft_s.mean() * 1e3),
+        float(np.median(played.ttft_s) * 1e3),
+        float(played.tpot_s.mean() * 1e3),
+        float(np.median(played.tpot_s) * 1e3),
+        played.output_tok_s,
+    ]

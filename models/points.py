@@ -1,0 +1,138 @@
+"""Point records: published or own measurements, one JSON object a line, as read from a file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hwprobe.errors import InputError
+from hwprobe.files import read_bytes
+
+METRICS = ("ttft_mean_ms", "ttft_median_ms", "tpot_mean_ms", "tpot_median_ms", "output_tok_s")
+KINDS = ("serving", "single_stream", "decode_step", "one_batch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One measurement and what was asked for it. None means unknown: SGLang's default is taken.
+
+    Lengths are uniform on [range_ratio x L, L] (None: fixed at L). `context_tokens` is the mean context of a
+    request (decode_step). `launch_args` holds the other SGLang flags of the run, verbatim. Fields this class
+    does not know are kept in `extra`.
+    """
+
+    id: str
+    gpu: str
+    n_gpus: int
+    metric_kind: str = "serving"
+    engine: str = "sglang"
+    engine_version: str | None = None
+    tp: int | None = None
+    attn_dp: int | None = None
+    ep: int | None = None
+    pp: int | None = None
+    n_nodes: int | None = None
+    disaggregated: bool = False
+    mtp: bool | None = None
+    mtp_steps: int | None = None
+    mtp_topk: int | None = None
+    mtp_draft_tokens: int | None = None
+    accept_length: float | None = None
+    kv_dtype: str | None = None
+    attention_backend: str | None = None
+    mem_fraction_static: float | None = None
+    max_total_num_tokens: int | None = None
+    isl: float | None = None
+    osl: float | None = None
+    range_ratio: float | None = None
+    concurrency: float | None = None
+    request_rate: float | None = None
+    num_prompts: int | None = None
+    context_tokens: float | None = None
+    launch_args: str | None = None
+    ttft_mean_ms: float | None = None
+    ttft_median_ms: float | None = None
+    tpot_mean_ms: float | None = None
+    tpot_median_ms: float | None = None
+    output_tok_s: float | None = None
+    role: str = "primary"
+    trust: str = "A"
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """Return the metrics that were measured, by name."""
+        found = {name: getattr(self, name) for name in METRICS}
+        return {name: value for name, value in found.items() if value is not None and value > 0}
+
+
+_KNOWN = {item.name: item.type for item in fields(Point) if item.name != "extra"}
+_WHOLE = {name for name, kind in _KNOWN.items() if "int" in str(kind)}
+_NUMBERS = {name for name, kind in _KNOWN.items() if "float" in str(kind)} | _WHOLE
+# Written where a number is meant: published records say "inf" for a rate, "2.5-3" for an acceptance length.
+_UNBOUNDED = ("inf", "infinity")
+
+
+def read_lines(path: Path, what: str = "point records") -> Iterator[tuple[int, str]]:
+    """Yield the numbered lines of a JSON-lines file that hold something. Raises InputError if unreadable."""
+    try:
+        text = read_bytes(path, what).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a text file ({error.reason})") from error
+    yield from ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
+
+
+def parse_point(line: str, number: int) -> Point:
+    """Parse one record. Raises InputError naming the line and the field that is wrong."""
+    try:
+        record = msgspec.json.decode(line.encode())
+    except (msgspec.DecodeError, UnicodeEncodeError) as error:
+        raise InputError(f"line {number}: not a JSON object ({error})") from error
+    if not isinstance(record, dict):
+        raise InputError(f"line {number}: not a JSON object")
+    return point_of(record, number)
+
+
+def point_of(record: dict[str, Any], number: int = 1) -> Point:
+    """Build a point from a decoded record. Raises InputError naming the field that is wrong."""
+    values: dict[str, Any] = {"id": record.get("id") or f"line-{number}"}
+    for name, value in record.items():
+        if name in _KNOWN and value is not None and name != "id":
+            values[name] = _value(name, value, number)
+    for name in ("gpu", "n_gpus"):
+        if values.get(name) is None:
+            raise InputError(f"line {number}: field '{name}' is missing")
+    values["id"] = str(values["id"])
+    extra = {name: value for name, value in record.items() if name not in _KNOWN}
+    return Point(**{name: value for name, value in values.items() if value is not None}, extra=extra)
+
+
+def _value(name: str, value: Any, number: int) -> Any:
+    """Convert a field to its type; None where the text means "not limited" or is a remark."""
+    if name in _NUMBERS:
+        return _number(name, value, number)
+    if _KNOWN[name] in ("bool", "bool | None"):
+        return bool(value)
+    return str(value)
+
+
+def _number(name: str, value: Any, number: int) -> float | int | None:
+    if isinstance(value, str):
+        text = value.strip().lower()
+        if text in _UNBOUNDED:
+            return None
+        low, dash, high = text.partition("-")
+        try:
+            value = (float(low) + float(high)) / 2 if dash and low and high else float(text)
+        except ValueError:
+            raise InputError(f"line {number}: {name} is '{value}', which is not a number") from None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"line {number}: {name} is {value!r}, which is not a number")
+    if value < 0:
+        raise InputError(f"line {number}: {name} is {value:g}; it cannot be negative")
+    return int(value) if name in _WHOLE else float(value)

@@ -1,0 +1,133 @@
+"""How wrong a prediction may be: the profile's covariance carried through, plus stated structural errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.config import ServerConfig
+from models.engine_profile import FITTED, EngineProfile
+from models.layout import Array
+from models.machine import Machine
+from models.serving import Serving
+from models.system import System
+
+# Two-sided 90 % band of a normal error.
+BAND_SIGMAS = 1.645
+# Structural classes and the relative error to add to the profile's: few public measurements exist.
+STRUCTURAL_ERROR = {
+    "attention DP": 0.10,
+    "EP": 0.15,
+    "PP": 0.25,
+    "several nodes": 0.25,
+    "MTP": 0.15,
+    "GPU family": 0.20,
+}
+STREAMED = ("attention_gemm", "experts", "shared_expert", "gate", "dense_mlp", "head")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Errors:
+    """One standard deviation of the relative error of each figure."""
+
+    tpot: float
+    ttft: float
+    output_tok_s: float
+
+    def with_more(self, *, tpot: float, ttft: float, output_tok_s: float) -> Errors:
+        """Return the errors with independent ones added."""
+        return Errors(
+            tpot=float(np.hypot(self.tpot, tpot)),
+            ttft=float(np.hypot(self.ttft, ttft)),
+            output_tok_s=float(np.hypot(self.output_tok_s, output_tok_s)),
+        )
+
+    def around(self, ttft_ms: float, tpot_ms: float, output_tok_s: float) -> dict[str, tuple[float, float]]:
+        """Return the 90 % bands of mean TTFT and TPOT in ms, and of output tokens per second."""
+        return {
+            "tpot_mean_ms": _band(tpot_ms, self.tpot),
+            "ttft_mean_ms": _band(ttft_ms, self.ttft),
+            "output_tok_s": _band(output_tok_s, self.output_tok_s),
+        }
+
+
+def _band(value: float, error: float) -> tuple[float, float]:
+    factor = float(np.exp(BAND_SIGMAS * error))
+    return (value / factor, value * factor)
+
+
+def errors(engine: EngineProfile, system: System, config: ServerConfig, steady: Serving, osl: float) -> Errors:
+    """Return the expected errors of the one configuration in `system` whose steady state is `steady`."""
+    tpot_by, ttft_by = _elasticities(system, steady, osl)
+    tpot_s, ttft_s = (float(np.ravel(x)[0]) for x in (steady.tpot_s, steady.ttft_s))
+    decoding = tpot_s * max(osl - 1.0, 0.0)
+    share = decoding / max(decoding + ttft_s, 1e-12)
+    rate_by = -(share * tpot_by + (1.0 - share) * ttft_by)
+    covariance = np.array(engine.covariance)
+    structural = sum(STRUCTURAL_ERROR[name] ** 2 for name in structural_classes(engine, system.machine, config))
+    decode, prefill = engine.relative_error.decode, engine.relative_error.prefill
+
+    def total(by: Array, own: float) -> float:
+        return float(np.sqrt(max(by @ covariance @ by, 0.0) + own**2 + structural))
+
+    stall = 1.0 - _decode_share(steady)
+    return Errors(
+        tpot=total(tpot_by, float(np.hypot(decode, 0.5 * stall * prefill))),
+        ttft=total(ttft_by, prefill),
+        output_tok_s=total(rate_by, float(np.hypot(decode, 0.5 * (stall * share + (1.0 - share)) * prefill))),
+    )
+
+
+def structural_classes(engine: EngineProfile, machine: Machine, config: ServerConfig) -> list[str]:
+    """Name what about a configuration the fitted parameters do not speak for."""
+    present: Mapping[str, bool] = {
+        "attention DP": config.attn_dp_size > 1,
+        "EP": config.ep_size > 1,
+        "PP": config.pp_size > 1,
+        "several nodes": config.nnodes > 1,
+        "MTP": config.speculative is not None,
+        "GPU family": engine.gpu_family == "hopper" and not machine.is_hopper,
+    }
+    return [name for name, holds in present.items() if holds]
+
+
+def _decode_share(steady: Serving) -> float:
+    """Share of the time per output token that is decode steps; the rest is other requests' prefill."""
+    tpot_s = float(np.ravel(steady.tpot_s)[0])
+    return min(1.0, float(np.ravel(steady.token_s)[0]) / max(tpot_s, 1e-12))
+
+
+def _elasticities(system: System, steady: Serving, osl: float) -> tuple[Array, Array]:
+    """Relative change of TPOT and TTFT per relative change of each FITTED parameter.
+
+    Read off the breakdown: a cost that is x % of the time moves it by x % of its own change.
+    """
+    parts = {name: float(np.ravel(values)[0]) for name, values in steady.step.parts_ms().items()}
+    step_ms = float(np.ravel(steady.step_s)[0]) * 1e3
+    decode = _decode_share(steady)
+    pass_s = float(np.ravel(steady.prefill_pass_s)[0])
+    floor = min(1.0, (system.engine.t_pf0_ms * 1e-3 / max(pass_s, 1e-12)) ** 4)
+    by = {
+        "tau_us": parts["launch"] / step_ms,
+        "eta_w": -sum(parts[name] for name in STREAMED) / step_ms,
+    }
+    ttft_s = float(np.ravel(steady.ttft_s)[0])
+    tpot_by = {
+        **{name: decode * value for name, value in by.items()},
+        "eta_pf": -(1.0 - decode) * (1.0 - floor),
+        "t_pf0_ms": (1.0 - decode) * floor,
+    }
+    passes = min(1.0, pass_s / max(ttft_s, 1e-12))
+    queue = 1.0 - passes
+    ttft_by = {
+        **{name: queue * value for name, value in tpot_by.items()},
+        "eta_pf": -(passes * (1.0 - floor)) + queue * tpot_by["eta_pf"],
+        "t_pf0_ms": passes * floor + queue * tpot_by["t_pf0_ms"],
+    }
+    return _vector(tpot_by), _vector(ttft_by)
+
+
+def _vector(by: dict[str, float]) -> Array:
+    return np.array([by.get(name, 0.0) for name in FITTED])

@@ -1,0 +1,100 @@
+"""Engine profiles of versions nobody measured: between two measured ones, or beyond the last."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import replace
+
+import numpy as np
+from packaging.version import Version
+
+from models.engine_profile import (
+    Drift,
+    EngineParameters,
+    EngineProfile,
+    RelativeError,
+    as_matrix,
+    shipped_drift,
+    shipped_profiles,
+)
+
+# A trend is trusted this many releases ahead; beyond, only the uncertainty grows, and that up to a limit.
+TREND_RELEASES = 5.0
+WIDEST_RELEASES = 15.0
+# Last micro release of every minor one: 0.4.10 is followed by 0.5.0.
+LAST_MICRO = {4: 10}
+
+
+def profile_for(version: Version) -> EngineProfile:
+    """Return the profile of an SGLang version from the shipped ones."""
+    return profile_among(shipped_profiles(), shipped_drift(), version)
+
+
+def profile_among(known: tuple[EngineProfile, ...], drift: Drift, version: Version) -> EngineProfile:
+    """Return the profile of a version: one of `known` (oldest first), interpolated, or extrapolated; it says which.
+
+    Between two releases the logarithms of the parameters walk from one to the other, with the variance of a
+    Brownian bridge; beyond the last they follow the trend for a few releases while the variance grows.
+    """
+    positions = [release_number(Version(profile.sglang_version)) for profile in known]
+    wanted = release_number(version)
+    index = bisect_left(positions, wanted)
+    if index < len(known) and positions[index] == wanted:
+        return known[index]
+    if index == 0:
+        return _extrapolated(known[0], drift, version, wanted - positions[0])
+    if index == len(known):
+        return _extrapolated(known[-1], drift, version, wanted - positions[-1])
+    return _interpolated(known[index - 1], known[index], drift, version)
+
+
+def release_number(version: Version) -> float:
+    """Place a version on a line of releases: 0.4.10 is followed by 0.5.0; post releases stay in place."""
+    major, minor, micro = (*version.release, 0, 0)[:3]
+    before = sum(LAST_MICRO.get(m, 0) + 1 for m in range(4, minor))
+    return before + micro + (1000.0 * major)
+
+
+def _interpolated(older: EngineProfile, newer: EngineProfile, drift: Drift, version: Version) -> EngineProfile:
+    first, last = (release_number(Version(profile.sglang_version)) for profile in (older, newer))
+    share = (release_number(version) - first) / (last - first)
+    bridge = (last - first) * share * (1.0 - share) * np.array(drift.covariance)
+    known = (1.0 - share) ** 2 * np.array(older.covariance) + share**2 * np.array(newer.covariance)
+    mean = (1.0 - share) * older.parameters.fitted() + share * newer.parameters.fitted()
+    said = f"SGLang {version}: engine profile interpolated between {older.sglang_version} and {newer.sglang_version}"
+    return _unmeasured(newer, version, "interpolated", newer.parameters.moved(mean), known + bridge, said)
+
+
+def _extrapolated(nearest: EngineProfile, drift: Drift, version: Version, releases: float) -> EngineProfile:
+    along = float(np.clip(releases, -TREND_RELEASES, TREND_RELEASES))
+    spread = min(abs(releases), WIDEST_RELEASES) * np.array(drift.covariance)
+    mean = nearest.parameters.fitted() + along * np.array(drift.mean)
+    said = (
+        f"SGLang {version}: no measurements of this version; engine profile extrapolated from "
+        f"{nearest.sglang_version}, {abs(releases):.0f} releases away, with a wider band"
+    )
+    known = np.array(nearest.covariance) + spread
+    return _unmeasured(nearest, version, "extrapolated", nearest.parameters.moved(mean), known, said)
+
+
+def _unmeasured(
+    like: EngineProfile,
+    version: Version,
+    status: str,
+    parameters: EngineParameters,
+    covariance: np.ndarray,
+    said: str,
+) -> EngineProfile:
+    return replace(
+        like,
+        name=f"sglang-{version}-{status}",
+        sglang_version=str(version),
+        status=status,
+        parameters=parameters,
+        covariance=as_matrix(covariance),
+        relative_error=RelativeError(decode=like.relative_error.decode, prefill=like.relative_error.prefill),
+        points=0,
+        tpot_mape_percent=None,
+        fitted_to=(),
+        warnings=(said,),
+    )

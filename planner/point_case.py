@@ -1,0 +1,239 @@
+"""From a point record to a case the model can answer: which machine, which configuration, which run."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields, replace
+
+from packaging.version import Version
+
+from hwprobe.catalogue import hardware_from_catalogue
+from hwprobe.errors import InputError
+from models.architecture import ModelArchitecture, deepseek_r1
+from models.case import MOST_REQUESTS, REQUESTS_PER_CLIENT, Case, Run
+from models.config import ServerConfig, Speculative
+from models.engine_profile import EngineProfile, shipped_profiles
+from models.estimate import DEFAULT_ACCEPTANCE, Context
+from models.layout import table_of
+from models.machine import Machine, machine_of
+from models.memory import memory
+from models.points import KINDS, Point
+from models.version import OLDEST, parse_version
+from models.versions_between import profile_for
+from models.workload import Lengths
+from planner.arguments import read_arguments
+from planner.dialects import from_values
+from planner.resolver import resolve
+
+GUESSED_LENGTH = 1000
+GUESSED_STEPS = 3
+# Hosts as published: GPUs of one server.
+GPUS_PER_SERVER = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Guesses:
+    """Collects what a record did not say and was assumed."""
+
+    said: list[str]
+
+    def take(self, value: float | None, otherwise: float, what: str) -> float:
+        if value is None:
+            self.said.append(f"{what} not given: {otherwise:,.0f} assumed")
+            return otherwise
+        return value
+
+
+def case_of(point: Point, engine: EngineProfile | None = None, arch: ModelArchitecture | None = None) -> Case:
+    """Return the case of a point, under `engine` or the shipped profile of its version.
+
+    Raises InputError for what the model cannot answer, naming the field.
+    """
+    _refuse(point)
+    arch = arch or deepseek_r1()
+    guesses = _Guesses([])
+    version = _version(point, guesses)
+    engine = engine or profile_for(version)
+    machine = _machine(point)
+    config = resolve(_config(point, machine, version, guesses), arch, machine, version).config
+    context = Context(
+        arch=arch,
+        machine=machine,
+        engine=engine,
+        version=version,
+        acceptance=_acceptance(point, config, guesses),
+        sigma=engine.sigma,
+        independence=engine.random_independence if _random_tokens(point) else 1.0,
+    )
+    ledger_tokens = float(memory(arch, machine, table_of([config]), version).kv_tokens[0])
+    if ledger_tokens < 1 and point.max_total_num_tokens is None:
+        raise InputError(f"{config.label} does not fit: no memory is left for the KV cache")
+    known = point.max_total_num_tokens
+    return Case(
+        id=point.id,
+        context=context,
+        config=config,
+        run=_run(point, guesses),
+        kv_tokens=ledger_tokens if known is None else float(known * config.attn_dp_size),
+        kv_known=known is not None,
+        measured=point.measured,
+        warnings=(*engine.warnings, *guesses.said),
+    )
+
+
+def _refuse(point: Point) -> None:
+    if point.engine.lower() != "sglang":
+        raise InputError(f"engine is '{point.engine}'; only sglang is modelled")
+    if point.metric_kind not in KINDS:
+        raise InputError(f"metric_kind is '{point.metric_kind}'; known: {', '.join(KINDS)}")
+    if point.disaggregated:
+        raise InputError("disaggregated prefill and decode servers are not modelled")
+    if point.concurrency is None and point.num_prompts is None:
+        raise InputError("neither concurrency nor num_prompts is given: nothing says how much was asked")
+    if point.metric_kind == "decode_step" and not point.concurrency:
+        raise InputError("concurrency is missing: a decode_step needs its running requests")
+
+
+def _version(point: Point, guesses: _Guesses) -> Version:
+    if point.engine_version is None:
+        newest = shipped_profiles()[-1].sglang_version
+        guesses.said.append(f"engine_version not given: {newest} assumed")
+        return Version(newest)
+    version = parse_version(point.engine_version) if _known(point.engine_version) else Version(OLDEST)
+    if str(version) != point.engine_version.removeprefix("v"):
+        guesses.said.append(f"engine_version {point.engine_version} is older than sgtune models: {OLDEST} assumed")
+    return version
+
+
+def _known(text: str) -> bool:
+    """Whether a version is at least the oldest modelled; texts that are no version are left to parse_version."""
+    found = re.match(r"v?(\d+)\.(\d+)\.(\d+)", text)
+    return found is None or tuple(map(int, found.groups())) >= Version(OLDEST).release
+
+
+def _machine(point: Point) -> Machine:
+    """Return the machine: catalogue GPUs, as servers of at most eight."""
+    nodes = point.n_nodes or max(1, -(-point.n_gpus // GPUS_PER_SERVER))
+    described = re.match(r"(\d+(?:\.\d+)?)\s*GB-(\d+(?:\.\d+)?)\s*TBs", point.gpu)
+    if described and described[1] == "141":  # the published table that names no GPU
+        return machine_of(hardware_from_catalogue("nf5688g7"))
+    per_node = max(1, point.n_gpus // nodes)
+    name = f"{_gpu_name(point.gpu)}x{per_node}"
+    return machine_of(hardware_from_catalogue(f"{nodes}x{name}" if nodes > 1 else name))
+
+
+def _gpu_name(text: str) -> str:
+    """Return the catalogue's spelling: 'H200 SXM' and 'NVIDIA H200' are h200."""
+    words = [word for word in re.split(r"[\s_]+", text.lower()) if word not in ("nvidia", "amd", "sxm", "sxm5", "gpu")]
+    return "-".join(words)
+
+
+def _config(point: Point, machine: Machine, version: Version, guesses: _Guesses) -> ServerConfig:
+    """Return the configuration as far as the record gives it."""
+    pp = point.pp or 1
+    tp = int(guesses.take(point.tp, machine.gpu_count / pp, "tp"))
+    if tp * pp > machine.gpu_count:
+        raise InputError(f"tp {tp} x pp {pp} needs more GPUs than n_gpus {machine.gpu_count}")
+    ep = point.ep or 1
+    config = ServerConfig(
+        tp_size=tp,
+        pp_size=pp,
+        attn_dp_size=point.attn_dp or 1,
+        ep_size=ep,
+        nnodes=max(1, -(-tp * pp // machine.gpus_per_node)),
+        moe_a2a_backend="deepep" if ep > 1 and point.metric_kind == "decode_step" else "none",
+        mem_fraction_static=point.mem_fraction_static,
+        kv_cache_dtype=_kv_dtype(point.kv_dtype),
+        attention_backend=_first_word(point.attention_backend),
+        speculative=_speculative(point, guesses),
+        enable_dp_lm_head=(point.attn_dp or 1) > 1,
+    )
+    if config.tp_size % config.attn_dp_size or config.tp_size % ep:
+        raise InputError(f"attn_dp {config.attn_dp_size} and ep {ep} must divide tp {tp}")
+    return _with_flags(config, point.launch_args or "", version, guesses)
+
+
+def _speculative(point: Point, guesses: _Guesses) -> Speculative | None:
+    if not point.mtp:
+        return None
+    steps = int(guesses.take(point.mtp_steps, GUESSED_STEPS, "mtp_steps"))
+    drafts = point.mtp_draft_tokens or steps + 1
+    return Speculative(num_steps=steps, eagle_topk=point.mtp_topk or 1, num_draft_tokens=drafts) if steps else None
+
+
+def _acceptance(point: Point, config: ServerConfig, guesses: _Guesses) -> float:
+    """Return the acceptance per drafted token that yields the accept length of the record."""
+    if config.speculative is None:
+        return DEFAULT_ACCEPTANCE
+    if point.accept_length is None:
+        guesses.said.append(f"accept_length not given: acceptance {DEFAULT_ACCEPTANCE} assumed")
+        return DEFAULT_ACCEPTANCE
+    steps = config.speculative.num_steps
+    low, high = 0.0, 1.0
+    for _ in range(40):  # bisection: the yield 1 + a + ... + a^steps rises with a
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(middle**i for i in range(steps + 1)) < point.accept_length else (low, middle)
+    return low
+
+
+def _run(point: Point, guesses: _Guesses) -> Run:
+    single = point.metric_kind == "single_stream"
+    concurrency = 1 if single else int(point.concurrency or point.num_prompts or 1)
+    decode_only = point.metric_kind == "decode_step"
+    given_context = point.context_tokens
+    isl, osl = point.isl, point.osl
+    if not (decode_only and given_context):
+        isl = guesses.take(isl, GUESSED_LENGTH, "isl")
+        osl = guesses.take(osl, GUESSED_LENGTH, "osl")
+    if decode_only and isl and osl and (given_context is None or given_context > isl + osl):
+        given_context = isl + osl / 2
+        guesses.said.append(f"context_tokens taken as isl + osl / 2 = {given_context:,.0f}")
+    ratio = 1.0 if point.range_ratio is None else min(1.0, point.range_ratio)
+    if point.metric_kind in ("one_batch", "single_stream"):
+        requests = concurrency
+    else:
+        requests = point.num_prompts or REQUESTS_PER_CLIENT * concurrency
+    return Run(
+        kind=point.metric_kind,
+        isl=Lengths(nominal=max(1, round(isl or GUESSED_LENGTH)), range_ratio=ratio),
+        osl=Lengths(nominal=max(1, round(osl or GUESSED_LENGTH)), range_ratio=ratio),
+        concurrency=min(concurrency, max(1, requests)),
+        requests=min(max(1, requests), max(MOST_REQUESTS, concurrency)),
+        request_rate=point.request_rate if point.metric_kind == "serving" and point.request_rate else None,
+        context_tokens=given_context if decode_only else None,
+    )
+
+
+def _random_tokens(point: Point) -> bool:
+    """Whether prompts were random tokens: a record may say so; a client that drew the lengths drew the tokens too."""
+    said = str(point.extra.get("dataset") or "").lower()
+    if said:
+        return "random" in said
+    return point.metric_kind == "serving" and point.range_ratio is not None and 0.0 < point.range_ratio < 1.0
+
+
+def _kv_dtype(text: str | None) -> str | None:
+    if text is None:
+        return None
+    return "fp8_e4m3" if "fp8" in text.lower() else "auto"
+
+
+def _first_word(text: str | None) -> str | None:
+    """Return the backend of a remark such as 'fa3 (default since 0.4.5.post1)'."""
+    found = re.match(r"[a-z0-9_]+", text.lower()) if text else None
+    return found[0] if found else None
+
+
+def _with_flags(config: ServerConfig, launch_args: str, version: Version, guesses: _Guesses) -> ServerConfig:
+    """Apply the other flags of the run, read as SGLang reads them; what it would refuse is said and ignored."""
+    if not launch_args.strip():
+        return config
+    read = read_arguments(launch_args.split(), version)
+    guesses.said.extend(f"launch_args: {fault.message}; ignored" for fault in read.faults if fault.refused)
+    flagged = from_values(read.values, version)
+    given = {
+        item.name: getattr(flagged, item.name)
+        for item in fields(ServerConfig)
+        if getattr(flagged, item.name) != item.default
+    }
+    return replace(config, **given)
