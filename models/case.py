@@ -30,7 +30,8 @@ class Run:
     """What a measurement did to the server.
 
     `requests` were sent in all, at `request_rate` a second (None: as fast as answers come) and never more than
-    `concurrency` at once. A `decode_step` is a pure decode at `concurrency` running requests of `context_tokens`.
+    `concurrency` at once. A `decode_step` is a pure decode at `concurrency` running requests of `context_tokens`; of
+    a `steady` run the first wave is warm-up and not measured.
     """
 
     kind: str
@@ -104,7 +105,10 @@ def foreseen(case: Case) -> tuple[Expected, Errors]:
 
 def _outcomes(case: Case) -> Array:
     """Figures of the replays, one row for each capacity of the KV cache that may be the true one."""
-    return np.maximum([_figures(_played(case, factor * case.kv_tokens)) for factor in _kv_factors(case)], 1e-9)
+    played = [_played(case, case.kv_tokens)]
+    if _ledger_decides(case, played[0]):
+        played += [_played(case, (1.0 + away) * case.kv_tokens) for away in (-KV_UNCERTAINTY, KV_UNCERTAINTY)]
+    return np.maximum([_figures(each) for each in played], 1e-9)
 
 
 def _middle(outcomes: Array) -> Expected:
@@ -142,15 +146,13 @@ def _decode_step(case: Case) -> Expected:
     )
 
 
-def _kv_factors(case: Case) -> tuple[float, ...]:
-    """Capacities to replay, relative to the ledger's: three where its error decides whether requests wait."""
+def _ledger_decides(case: Case, played: Replay) -> bool:
+    """Whether the ledger's error decides if requests wait: the cache was full, or nearly, but need not have been."""
     run = case.run
-    most = run.concurrency * (run.isl.nominal + run.osl.nominal)
     least = run.concurrency * (run.isl.mean + 0.5 * run.osl.mean)
-    near = least * (1.0 - 2 * KV_UNCERTAINTY) < case.kv_tokens < most * (1.0 + 2 * KV_UNCERTAINTY)
-    if case.kv_known or not near or case.table.most_running[0] < run.concurrency:
-        return (1.0,)
-    return (1.0 - KV_UNCERTAINTY, 1.0, 1.0 + KV_UNCERTAINTY)
+    full = played.peak_kv_tokens > (1.0 - KV_UNCERTAINTY) * case.kv_tokens
+    avoidable = least < (1.0 + 2 * KV_UNCERTAINTY) * case.kv_tokens
+    return full and avoidable and not case.kv_known and run.concurrency <= case.table.most_running[0]
 
 
 def _played(case: Case, kv_tokens: float) -> Replay:
@@ -164,7 +166,10 @@ def _played(case: Case, kv_tokens: float) -> Replay:
     isl, osl = _typical(run.isl, run.requests, rng), _typical(run.osl, run.requests, rng)
     arrivals = None if run.request_rate is None else _poisson(run.request_rate, run.requests, rng)
     cold = case.context.engine.parameters.first_wave_s if run.kind == "serving" else 0.0
-    return replay(times, limits, isl, osl, concurrency=clients, arrivals_s=arrivals, first_wave_s=cold)
+    warm = min(clients, run.requests - 1) if run.kind == "steady" else 0
+    return replay(
+        times, limits, isl, osl, concurrency=clients, arrivals_s=arrivals, first_wave_s=cold, measure_from=warm
+    )
 
 
 def _typical(lengths: Lengths, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from hwprobe.errors import InputError
 from hwprobe.files import read_bytes
@@ -22,13 +21,13 @@ class Point:
     """One measurement and what was asked for it. None means unknown: SGLang's default is taken.
 
     Lengths are uniform on [range_ratio x L, L] (None: fixed at L). `context_tokens` is the mean context of a
-    request (decode_step). `launch_args` holds the other SGLang flags of the run, verbatim. Fields this class
-    does not know are kept in `extra`.
+    request (decode_step). `gpu` is empty where the machine is told apart from the record. `launch_args` holds the
+    other SGLang flags of the run, verbatim. Fields this class does not know are kept in `extra`.
     """
 
     id: str
-    gpu: str
-    n_gpus: int
+    gpu: str = ""
+    n_gpus: int = 0
     metric_kind: str = "serving"
     engine: str = "sglang"
     engine_version: str | None = None
@@ -90,12 +89,53 @@ def read_lines(path: Path, what: str = "point records") -> Iterator[tuple[int, s
 def parse_point(line: str, number: int) -> Point:
     """Parse one record. Raises InputError naming the line and the field that is wrong."""
     try:
-        record = msgspec.json.decode(line.encode())
-    except (msgspec.DecodeError, UnicodeEncodeError) as error:
+        record = json.loads(line)  # accepts Infinity, which SGLang's benchmark writes
+    except (ValueError, RecursionError) as error:
         raise InputError(f"line {number}: not a JSON object ({error})") from error
     if not isinstance(record, dict):
         raise InputError(f"line {number}: not a JSON object")
-    return point_of(record, number)
+    return point_of(_of_benchmark(record, number) if is_benchmark(record) else record, number)
+
+
+def is_benchmark(record: dict[str, Any]) -> bool:
+    """Whether a record is a line of SGLang's own benchmark (sglang.bench_serving, sglang.benchmark.serving)."""
+    return "gpu" not in record and "output_throughput" in record
+
+
+def _of_benchmark(record: dict[str, Any], number: int) -> dict[str, Any]:
+    """Translate a line of SGLang's benchmark into a point without a machine.
+
+    Lengths are the means that were sent and came back; `random_range_ratio` r means uniform on [r L, L].
+    """
+    completed = record.get("completed") or record.get("num_prompts")
+    ratio = record.get("random_range_ratio")
+    random = str(record.get("dataset_name") or "").startswith("random")
+    mean = (1.0 + ratio) / 2.0 if random and isinstance(ratio, int | float) else 1.0
+    sent, back = record.get("total_input_tokens"), record.get("total_output_tokens")
+    said = record.get("server_info")
+    server: dict[str, Any] = said if isinstance(said, dict) else {}
+    known = {
+        "id": record.get("tag") or f"line-{number}",
+        "isl": sent / completed / mean if sent and completed else record.get("random_input_len"),
+        "osl": back / completed / mean if back and completed else record.get("random_output_len"),
+        "range_ratio": ratio if random else None,
+        "concurrency": record.get("max_concurrency"),
+        "request_rate": record.get("request_rate"),
+        "num_prompts": completed,
+        "accept_length": record.get("accept_length"),
+        "output_tok_s": record.get("output_throughput"),
+        "dataset": record.get("dataset_name"),
+        "engine_version": server.get("version"),
+        "tp": server.get("tp_size"),
+        "attn_dp": server.get("attn_dp_size"),
+        "ep": server.get("ep_size"),
+        "mem_fraction_static": server.get("mem_fraction_static"),
+        "max_total_num_tokens": server.get("max_total_num_tokens"),
+    }
+    for name, theirs in (("ttft", "ttft_ms"), ("tpot", "tpot_ms")):
+        for statistic in ("mean", "median"):
+            known[f"{name}_{statistic}_ms"] = record.get(f"{statistic}_{theirs}")
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def point_of(record: dict[str, Any], number: int = 1) -> Point:
@@ -104,9 +144,6 @@ def point_of(record: dict[str, Any], number: int = 1) -> Point:
     for name, value in record.items():
         if name in _KNOWN and value is not None and name != "id":
             values[name] = _value(name, value, number)
-    for name in ("gpu", "n_gpus"):
-        if values.get(name) is None:
-            raise InputError(f"line {number}: field '{name}' is missing")
     values["id"] = str(values["id"])
     extra = {name: value for name, value in record.items() if name not in _KNOWN}
     return Point(**{name: value for name, value in values.items() if value is not None}, extra=extra)
@@ -131,6 +168,8 @@ def _number(name: str, value: Any, number: int) -> float | int | None:
             value = (float(low) + float(high)) / 2 if dash and low and high else float(text)
         except ValueError:
             raise InputError(f"line {number}: {name} is '{value}', which is not a number") from None
+    if value == math.inf:
+        return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise InputError(f"line {number}: {name} is {value!r}, which is not a number")
     if value < 0:

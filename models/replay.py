@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.layout import Array
-from models.scheduler import INITIAL_NEW_TOKEN_RATIO, Limits, Request, Scheduler, run_batch, take_finished
+from models.scheduler import DUE, INITIAL_NEW_TOKEN_RATIO, Limits, Request, Scheduler, run_batch, take_finished
 from models.step_times import StepTimes
 
 
@@ -59,7 +59,7 @@ def replay(
             new, out = lengths[sent]
             at_s = max(at_s, planned[sent])
             visible_s = at_s + delay_s + times.front_end_s + times.front_end_token_s * new
-            server.arrive(Request(sent, new, out, at_s, visible_s))
+            server.arrive(Request(sent, new, out, at_s, visible_s, prompt=new))
             sent += 1
 
     for _ in range(min(concurrency, total)):
@@ -69,6 +69,8 @@ def replay(
     window = (0.0, 0.0, 0.0)
     while len(done) < total:
         run_batch(server)
+        if not server.finishing or server.finishing[0][0] > server.step + DUE:
+            continue
         for request in take_finished(server):
             done.append(request)
             finish_s.append(server.now_s)

@@ -23,6 +23,8 @@ CLIPPED_NEW_TOKENS = 4096
 RETRACT_DECODE_STEPS = 20
 # Decode steps between two attempts to admit a waiting request.
 LONGEST_STRIDE = 64
+# A request whose last token is due within this share of a step has it.
+DUE = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,22 +40,21 @@ class Limits:
 
 @dataclass(slots=True)
 class Request:
-    """One request on its way; `generated` counts its output tokens as of the step it last joined."""
+    """One request on its way; `generated` counts its output tokens as of the step it last joined.
+
+    `prompt` is what there is to prefill: the input, and after a retraction what was generated too.
+    """
 
     index: int
     isl: int
     osl: int
     sent_s: float
     visible_s: float
+    prompt: int
     prefilled: int = 0
     generated: float = 0.0
     first_token_s: float = -1.0
     start_step: float = 0.0
-
-    @property
-    def prompt(self) -> int:
-        """Tokens to prefill: the input, and after a retraction what was generated too."""
-        return self.isl + int(self.generated)
 
 
 @dataclass(slots=True)
@@ -183,6 +184,7 @@ def _join(server: Scheduler, request: Request) -> None:
         request.first_token_s = server.now_s + times.front_end_s + polling
         server.generated += 1
         request.generated = 1.0
+        request.prompt = request.isl + 1
     request.start_step = server.step
     server.running[request.index] = request
     server.sum_prompt += request.prompt
@@ -198,9 +200,12 @@ def _run_decode(server: Scheduler) -> None:
     times, limits = server.times, server.limits
     while server.finishing[0][1] not in server.running:  # entries of requests that were retracted since
         heapq.heappop(server.finishing)
-    used = server.used
+    tokens_a_step = batch * times.accepted
+    used = server.sum_prompt + times.accepted * (batch * server.step - server.sum_start)
+    if server.chunked is not None:
+        used += server.chunked.prefilled
     stride = max(1.0, server.finishing[0][0] - server.step)
-    free_steps = (limits.kv_tokens - used) / (batch * times.accepted)
+    free_steps = (limits.kv_tokens - used) / tokens_a_step
     if free_steps < 1.0 and batch > 1:
         _retract(server)
         return
@@ -211,26 +216,27 @@ def _run_decode(server: Scheduler) -> None:
     if server.waiting and server.ratio > floor:
         stride = min(stride, LONGEST_STRIDE)
     stride = min(stride, max(1.0, free_steps))
-    step_s = times.decode_s(batch, (used + 0.5 * stride * batch * times.accepted) / batch)
+    step_s = times.decode_s(batch, (used + 0.5 * stride * tokens_a_step) / batch)
     if server.arriving and not server.waiting:
         lag = 1.0 if times.overlap else 0.0
         until = max(1.0, math.ceil((server.arriving[0][0] - server.now_s) / step_s) + lag)
         if until < stride:
             stride = until
-            step_s = times.decode_s(batch, (used + 0.5 * stride * batch * times.accepted) / batch)
+            step_s = times.decode_s(batch, (used + 0.5 * stride * tokens_a_step) / batch)
     server.spend(stride * step_s)
     if times.overlap:
         server.seen_s = server.now_s - step_s  # the start of the last of these steps
     server.step += stride
-    server.generated += stride * batch * times.accepted
-    server.ratio = max(floor, server.ratio - stride * (initial - floor) / RATIO_DECAY_STEPS)
-    server.peak_kv = max(server.peak_kv, server.used)
+    server.generated += stride * tokens_a_step
+    if server.ratio > floor:
+        server.ratio = max(floor, server.ratio - stride * (initial - floor) / RATIO_DECAY_STEPS)
+    server.peak_kv = max(server.peak_kv, used + stride * tokens_a_step)
 
 
 def take_finished(server: Scheduler) -> list[Request]:
     """Take the requests whose last token has come out of the batch."""
     found = []
-    while server.finishing and server.finishing[0][0] <= server.step + 1e-9:
+    while server.finishing and server.finishing[0][0] <= server.step + DUE:
         due, index = heapq.heappop(server.finishing)
         request = server.running.get(index)
         if request is None or abs(request.start_step + _steps_left(server, request) - due) > 1e-6:
@@ -263,6 +269,7 @@ def _retract(server: Scheduler) -> None:
         since = (server.step - request.start_step) * server.times.accepted
         _leave(server, request)
         request.generated = min(request.osl - 1.0, request.generated + since)
+        request.prompt = request.isl + int(request.generated)
         request.prefilled = 0
         server.waiting.append(request)
         server.retractions += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 from packaging.version import Version
@@ -25,6 +26,7 @@ WIDEST_RELEASES = 15.0
 LAST_MICRO = {4: 10}
 
 
+@cache
 def profile_for(version: Version) -> EngineProfile:
     """Return the profile of an SGLang version from the shipped ones."""
     return profile_among(shipped_profiles(), shipped_drift(), version)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields, replace
+from functools import cache
+from typing import Any
 
 from packaging.version import Version
 
@@ -44,8 +46,14 @@ class _Guesses:
         return value
 
 
-def case_of(point: Point, engine: EngineProfile | None = None, arch: ModelArchitecture | None = None) -> Case:
-    """Return the case of a point, under `engine` or the shipped profile of its version.
+def case_of(
+    point: Point,
+    engine: EngineProfile | None = None,
+    arch: ModelArchitecture | None = None,
+    machine: Machine | None = None,
+) -> Case:
+    """Return the case of a point, under `engine` or the shipped profile of its version, on `machine` or the
+    one the record names.
 
     Raises InputError for what the model cannot answer, naming the field.
     """
@@ -54,7 +62,7 @@ def case_of(point: Point, engine: EngineProfile | None = None, arch: ModelArchit
     guesses = _Guesses([])
     version = _version(point, guesses)
     engine = engine or profile_for(version)
-    machine = _machine(point)
+    machine = machine or _machine(point)
     config = resolve(_config(point, machine, version, guesses), arch, machine, version).config
     context = Context(
         arch=arch,
@@ -112,14 +120,20 @@ def _known(text: str) -> bool:
 
 
 def _machine(point: Point) -> Machine:
-    """Return the machine: catalogue GPUs, as servers of at most eight."""
+    """Return the machine a record names: catalogue GPUs, as servers of at most eight."""
+    if not point.gpu or point.n_gpus < 1:
+        raise InputError("the record names no machine (gpu, n_gpus): say which with --hardware")
     nodes = point.n_nodes or max(1, -(-point.n_gpus // GPUS_PER_SERVER))
     described = re.match(r"(\d+(?:\.\d+)?)\s*GB-(\d+(?:\.\d+)?)\s*TBs", point.gpu)
     if described and described[1] == "141":  # the published table that names no GPU
-        return machine_of(hardware_from_catalogue("nf5688g7"))
-    per_node = max(1, point.n_gpus // nodes)
-    name = f"{_gpu_name(point.gpu)}x{per_node}"
-    return machine_of(hardware_from_catalogue(f"{nodes}x{name}" if nodes > 1 else name))
+        return _known_machine("nf5688g7")
+    name = f"{_gpu_name(point.gpu)}x{max(1, point.n_gpus // nodes)}"
+    return _known_machine(f"{nodes}x{name}" if nodes > 1 else name)
+
+
+@cache
+def _known_machine(name: str) -> Machine:
+    return machine_of(hardware_from_catalogue(name))
 
 
 def _gpu_name(text: str) -> str:
@@ -228,12 +242,19 @@ def _with_flags(config: ServerConfig, launch_args: str, version: Version, guesse
     """Apply the other flags of the run, read as SGLang reads them; what it would refuse is said and ignored."""
     if not launch_args.strip():
         return config
+    given, faults = _flags_given(launch_args, version)
+    guesses.said.extend(faults)
+    return replace(config, **given)
+
+
+@cache
+def _flags_given(launch_args: str, version: Version) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return what flags set, by field of ServerConfig, and what SGLang would refuse of them."""
     read = read_arguments(launch_args.split(), version)
-    guesses.said.extend(f"launch_args: {fault.message}; ignored" for fault in read.faults if fault.refused)
     flagged = from_values(read.values, version)
     given = {
         item.name: getattr(flagged, item.name)
         for item in fields(ServerConfig)
         if getattr(flagged, item.name) != item.default
     }
-    return replace(config, **given)
+    return given, tuple(f"launch_args: {fault.message}; ignored" for fault in read.faults if fault.refused)

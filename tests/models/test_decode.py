@@ -168,3 +168,28 @@ def test_distinct_experts_against_known_values(sigma: float, expected: tuple[int
 def test_skewed_popularity_touches_fewer_experts() -> None:
     tokens = np.array([32.0])
     assert distinct_experts(tokens, 256, 8, 1.2)[0] < distinct_experts(tokens, 256, 8, 0.4)[0]
+
+
+def roofline_s(machine: Machine, context: float, batch: float) -> float:
+    """What no build can beat: one token's experts and the KV cache once, over all GPUs, at full speed."""
+    weights = R1.moe_layers * (R1.num_experts_per_tok + R1.n_shared_experts) * R1.expert_params / 8
+    return (weights + batch / 8 * context * R1.num_hidden_layers * R1.latent_width * 2) / machine.hbm_bytes_s
+
+
+@given(layouts, batches, contexts)
+def test_a_step_is_never_faster_than_the_roofline(changes: dict[str, object], batch: float, context: float) -> None:
+    engine = profile_for(Version("0.5.12")).parameters
+    found = step(H200, table(**changes), engine, batch, context, 0.45).total[0]
+    assert found > roofline_s(H200, context, batch)
+
+
+@given(batches, st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_tokens_that_choose_alike_touch_fewer_experts(batch: float, one: float, other: float) -> None:
+    engine = profile_for(Version("0.5.12")).parameters
+
+    def experts_s(independence: float) -> float:
+        config = table()
+        system = System(arch=R1, machine=H200, table=config, engine=engine, sigma=0.4, independence=independence)
+        return float(decode_step(system, np.array([batch]), np.array([1000.0])).total[0])
+
+    assert experts_s(min(one, other)) <= experts_s(max(one, other)) * 1.001

@@ -90,7 +90,8 @@ def test_overlap_makes_a_newcomer_wait_for_one_step_more() -> None:
 def test_open_loop_sends_when_planned() -> None:
     bounds = Limits(kv_tokens=10**6, max_running=10, chunk=10**5)
     found = replay(
-        ConstantTimes(), bounds, np.array([10] * 3), np.array([2] * 3), concurrency=3, arrivals_s=np.array([0.0, 1.0, 2.0])
+        ConstantTimes(), bounds, np.array([10] * 3), np.array([2] * 3), concurrency=3,
+        arrivals_s=np.array([0.0, 1.0, 2.0]),
     )  # type: ignore[arg-type]  # fmt: skip
     assert found.ttft_s.tolist() == pytest.approx([0.1, 0.1, 0.1])
     assert found.finish_s.tolist() == pytest.approx([0.11, 1.11, 2.11])

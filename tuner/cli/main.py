@@ -12,7 +12,7 @@ import typer
 
 from hwprobe.errors import SgtuneError
 from tuner import __version__
-from tuner.cli import check, export, plan, probe, tune
+from tuner.cli import calibrate, check, export, plan, predict, probe, tune, validate
 
 INTERRUPTED = 130
 PACKAGES = ("hwprobe", "models", "planner", "tuner", "dashboard")
@@ -48,6 +48,9 @@ app.command(
     name="check", epilog=check.EXAMPLE, context_settings={"ignore_unknown_options": True, "allow_extra_args": False}
 )(check.check)
 app.command(name="plan", epilog=plan.EXAMPLE)(plan.plan)
+app.command(name="predict", epilog=predict.EXAMPLE)(predict.predict)
+app.command(name="calibrate", epilog=calibrate.EXAMPLE)(calibrate.calibrate)
+app.command(name="validate", epilog=validate.EXAMPLE)(validate.validate)
 app.command(name="tune", epilog=tune.EXAMPLE)(tune.tune)
 app.command(name="export", epilog=export.EXAMPLE)(export.export)
 

@@ -41,7 +41,7 @@ Mtp = Annotated[bool, typer.Option("--mtp/--no-mtp", help="Consider multi-token 
 MtpAcceptance = Annotated[float, typer.Option("--mtp-acceptance", help="Probability that a drafted token is accepted.")]
 ExpertSkew = Annotated[
     float | None,
-    typer.Option("--expert-skew", help="Log-spread of expert popularity: 1.2 random tokens, 0.45 text."),
+    typer.Option("--expert-skew", help="Log-spread of expert popularity (fitted: 0.37)."),
 ]
 Model = Annotated[
     Path | None,

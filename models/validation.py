@@ -1,0 +1,113 @@
+"""Validation: predictions beside measurements, by version and workload."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from models.case import Case, Expected
+from models.points import METRICS
+from models.uncertainty import BAND_SIGMAS, Errors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Residual:
+    """One figure of one measurement beside its prediction. `fitted`: the profile was fitted to this very point."""
+
+    id: str
+    group: str
+    concurrency: int
+    metric: str
+    measured: float
+    predicted: float
+    in_band: bool
+    fitted: bool
+
+    @property
+    def percent(self) -> float:
+        """Predicted against measured, in percent."""
+        return 100.0 * (self.predicted / self.measured - 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """Errors of one group in percent: mean absolute, largest absolute, mean; and the share in the 90 % band."""
+
+    group: str
+    concurrency: str
+    metric: str
+    count: int
+    mape: float
+    largest: float
+    bias: float
+    in_band: float
+    fitted: bool
+
+
+def residuals_of(case: Case, predicted: Expected, errors: Errors) -> list[Residual]:
+    """Return the residual of every figure that was measured."""
+    sigma = {"ttft": errors.ttft, "tpot": errors.tpot, "output": errors.output_tok_s}
+    found = []
+    for metric in METRICS:
+        measured, figure = case.measured.get(metric), predicted.figure(metric)
+        if measured is None or figure is None or figure <= 0:
+            continue
+        away = abs(math.log(figure / measured))
+        found.append(
+            Residual(
+                id=case.id,
+                group=_group(case),
+                concurrency=case.run.concurrency,
+                metric=metric,
+                measured=measured,
+                predicted=figure,
+                in_band=away <= BAND_SIGMAS * sigma[metric.split("_")[0]],
+                fitted=case.id in case.context.engine.fitted_to,
+            )
+        )
+    return found
+
+
+def scores(residuals: Sequence[Residual], *, by_concurrency: bool = False) -> list[Score]:
+    """Summarise residuals by group and metric (and concurrency), in order of first appearance."""
+    groups: dict[tuple[str, str, str], list[Residual]] = defaultdict(list)
+    for residual in residuals:
+        clients = str(residual.concurrency) if by_concurrency else "all"
+        groups[(residual.group, clients, residual.metric)].append(residual)
+    return [_score(*key, found) for key, found in groups.items()]
+
+
+def overall(residuals: Sequence[Residual]) -> list[Score]:
+    """Summarise all residuals by metric."""
+    return [
+        _score("all", "all", metric, [r for r in residuals if r.metric == metric])
+        for metric in METRICS
+        if any(r.metric == metric for r in residuals)
+    ]
+
+
+def _score(group: str, clients: str, metric: str, found: list[Residual]) -> Score:
+    errors = [residual.percent for residual in found]
+    return Score(
+        group=group,
+        concurrency=clients,
+        metric=metric,
+        count=len(found),
+        mape=sum(map(abs, errors)) / len(errors),
+        largest=max(errors, key=abs),
+        bias=sum(errors) / len(errors),
+        in_band=100.0 * sum(residual.in_band for residual in found) / len(found),
+        fitted=all(residual.fitted for residual in found),
+    )
+
+
+def _group(case: Case) -> str:
+    """What belongs together: version, machine, layout, kind and lengths."""
+    run = case.run
+    if run.kind == "decode_step":
+        shape = "decode step"
+    else:
+        shape = f"{run.isl.nominal:,}/{run.osl.nominal:,}" + ("" if run.kind == "serving" else f" {run.kind}")
+    return f"{case.context.version} {case.context.machine.name} {case.config.label} {shape}"

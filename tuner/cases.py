@@ -1,0 +1,118 @@
+"""Cases from files: point records, lines of SGLang's own benchmark, or a run folder of the tuner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from packaging.version import Version
+
+from hwprobe.errors import InputError
+from models.architecture import ModelArchitecture, deepseek_r1
+from models.case import Case, Run
+from models.engine_profile import EngineProfile
+from models.estimate import Context
+from models.layout import table_of
+from models.machine import Machine, machine_of
+from models.points import Point, parse_point, read_lines
+from models.versions_between import profile_for
+from models.workload import Lengths
+from planner.point_case import case_of
+
+if TYPE_CHECKING:
+    from tuner.engines.seam import Measurement
+    from tuner.record import Manifest, TrialRecord
+
+# Requests per client of a tuner's measurement: one wave of warm-up and four measured.
+WAVES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What the command line says about records that do not say it themselves."""
+
+    machine: Machine | None = None
+    version: str | None = None
+    launch_args: str | None = None
+    engine: EngineProfile | None = None
+
+    def applied(self, point: Point) -> Point:
+        """Return the point with what it lacks."""
+        args = self.launch_args if point.launch_args is None else point.launch_args
+        return replace(point, engine_version=point.engine_version or self.version, launch_args=args)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One record: its id, and its case or what is wrong with it. `role` is the record's own."""
+
+    id: str
+    case: Case | None = None
+    error: str | None = None
+    role: str = "primary"
+
+
+def read_cases(source: Path, setting: Setting) -> Iterator[Line]:
+    """Yield the records of a file or run folder, in order. Raises InputError if the source cannot be read."""
+    if source.is_dir():
+        yield from _of_run(source, setting)
+        return
+    for number, line in read_lines(source):
+        yield _of_line(line, number, setting)
+
+
+def _of_line(line: str, number: int, setting: Setting) -> Line:
+    name = f"line-{number}"
+    try:
+        point = setting.applied(parse_point(line, number))
+        name = point.id
+        machine = None if point.gpu else setting.machine
+        return Line(id=name, case=case_of(point, setting.engine, machine=machine), role=point.role)
+    except InputError as error:
+        return Line(id=name, error=str(error))
+
+
+def _of_run(folder: Path, setting: Setting) -> Iterator[Line]:
+    """Every point of every measured trial: its configuration is known exactly."""
+    from tuner.store import read_manifest, read_trials  # not loaded for files of records
+
+    manifest = read_manifest(folder)
+    from hwprobe.profile import load_profile
+
+    machine = setting.machine or machine_of(load_profile(folder / "hardware.json"))
+    engine = setting.engine or profile_for(Version(manifest.sglang_version))
+    for record in read_trials(folder / "trials.jsonl"):
+        for point in record.points:
+            name = f"trial-{record.number}-c{point.concurrency}"
+            yield Line(id=name, case=_trial_case(name, record, point, manifest, machine, engine))
+
+
+def _trial_case(
+    name: str, record: TrialRecord, point: Measurement, manifest: Manifest, machine: Machine, engine: EngineProfile
+) -> Case:
+    arch: ModelArchitecture = deepseek_r1()
+    context = Context(arch=arch, machine=machine, engine=engine, version=Version(manifest.sglang_version))
+    ratio = manifest.range_ratio
+    run = Run(
+        kind="steady",  # the tuner measures after a warm-up: no first wave
+        isl=Lengths(nominal=manifest.isl, range_ratio=ratio),
+        osl=Lengths(nominal=manifest.osl, range_ratio=ratio),
+        concurrency=point.concurrency,
+        requests=WAVES * point.concurrency,
+    )
+    measured = {
+        "ttft_mean_ms": point.ttft_ms["mean"],
+        "tpot_mean_ms": point.tpot_ms["mean"],
+        "output_tok_s": point.output_tok_s,
+    }
+    return Case(
+        id=name,
+        context=context,
+        config=record.config,
+        run=run,
+        kv_tokens=float(context.memory(table_of([record.config])).kv_tokens[0]),
+        kv_known=False,
+        measured={metric: value for metric, value in measured.items() if value > 0},
+    )

@@ -1,0 +1,54 @@
+"""What predict, calibrate and validate share: where records come from and what they lack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tuner.cli.common import read_hardware
+
+if TYPE_CHECKING:
+    from models.engine_profile import EngineProfile
+    from tuner.cases import Setting
+
+Points = Annotated[
+    Path,
+    typer.Option(
+        "--points",
+        help="Records: JSON lines of points, SGLang's own benchmark JSONL, or a run folder of sgtune tune.",
+        show_default=False,
+    ),
+]
+PointsHardware = Annotated[
+    str | None,
+    typer.Option("--hardware", help="Machine of records that name none: catalogue name or hardware.json."),
+]
+PointsVersion = Annotated[str | None, typer.Option("--sglang-version", help="Release of records that name none.")]
+LaunchArgs = Annotated[
+    str | None, typer.Option("--launch-args", help="SGLang flags of records that hold none: '--tp 8 --dp 8 ...'.")
+]
+
+
+def setting_of(
+    hardware: str | None, version: str | None, launch_args: str | None, engine: EngineProfile | None
+) -> Setting:
+    """Return what the command line says beside the records."""
+    from models.machine import machine_of
+    from models.version import parse_version
+    from tuner.cases import Setting
+
+    return Setting(
+        machine=machine_of(read_hardware(hardware)) if hardware else None,
+        version=str(parse_version(version)) if version else None,
+        launch_args=launch_args,
+        engine=engine,
+    )
+
+
+def profile_option(path: Path | None) -> EngineProfile | None:
+    """Return the engine profile behind --profile or --base."""
+    from models.engine_profile import load_engine_profile
+
+    return load_engine_profile(path) if path else None

@@ -1,0 +1,63 @@
+"""`sgtune predict`: what a measurement would show, for every record of a file."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tuner.cli import options
+from tuner.cli import points as records
+
+if TYPE_CHECKING:
+    from models.case import Case, Expected
+    from models.uncertainty import Errors
+
+EXAMPLE = "Example: sgtune predict --points asked.jsonl --out predicted.jsonl"
+GARBAGE_THRESHOLD = 100_000
+
+
+def predict(
+    points: records.Points,
+    out: Annotated[Path, typer.Option("--out", help="File to write: one line per record, in order.")],
+    profile: options.Profile = None,
+    hardware: records.PointsHardware = None,
+    sglang_version: records.PointsVersion = None,
+    launch_args: records.LaunchArgs = None,
+) -> None:
+    """Predict TTFT, TPOT, output tok/s and KV tokens of every record, with a 90 % band and what was assumed."""
+    from hwprobe.files import encode_json, write_atomic
+    from tuner.cases import read_cases
+    from tuner.foresight import foresee
+
+    gc.set_threshold(GARBAGE_THRESHOLD)  # a short process that keeps nearly all it makes
+    setting = records.setting_of(hardware, sglang_version, launch_args, records.profile_option(profile))
+    lines = list(read_cases(points, setting))
+    cases = [line.case for line in lines if line.case is not None]
+    answers = iter([_answer(case, *found) for case, found in zip(cases, foresee(cases), strict=True)])
+    documents = [{"id": line.id, "error": line.error} if line.case is None else next(answers) for line in lines]
+    write_atomic(out, "".join(encode_json(document, indent=0) + "\n" for document in documents))
+    typer.echo(f"wrote {len(cases)} predictions and {len(lines) - len(cases)} errors to {out}", err=True)
+    if lines and not cases:
+        raise typer.Exit(1)
+
+
+def _answer(case: Case, predicted: Expected, errors: Errors) -> dict[str, Any]:
+    ttft_ms = predicted.ttft_mean_ms
+    band = errors.around(ttft_ms or 1.0, predicted.tpot_mean_ms, predicted.output_tok_s)
+    if ttft_ms is None:
+        del band["ttft_mean_ms"]
+    return {
+        "id": case.id,
+        "ttft_mean_ms": ttft_ms,
+        "ttft_median_ms": predicted.ttft_median_ms,
+        "tpot_mean_ms": predicted.tpot_mean_ms,
+        "tpot_median_ms": predicted.tpot_median_ms,
+        "output_tok_s": predicted.output_tok_s,
+        "kv_tokens": int(case.kv_tokens),
+        "band": {name: list(interval) for name, interval in band.items()},
+        "profile": case.context.engine.name,
+        "warnings": list(case.warnings),
+    }

@@ -1,0 +1,38 @@
+"""Predictions of many cases: equal questions are answered once, and many of them on all cores."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Sequence
+
+from models.case import Case, Expected, foreseen
+from models.uncertainty import Errors
+
+Foreseen = tuple[Expected, Errors]
+# Fewer questions than this are answered before other processes would have started.
+WORTH_PROCESSES = 48
+MOST_PROCESSES = 8
+
+
+def foresee(cases: Sequence[Case]) -> list[Foreseen]:
+    """Return the prediction of every case and its errors, in order."""
+    keys = [_question(case) for case in cases]
+    different = dict(zip(keys, cases, strict=True))
+    processes = min(MOST_PROCESSES, os.cpu_count() or 1)
+    if len(different) < WORTH_PROCESSES or processes < 2 or "fork" not in multiprocessing.get_all_start_methods():
+        answers = list(map(foreseen, different.values()))
+    else:
+        with multiprocessing.get_context("fork").Pool(processes) as pool:
+            answers = list(pool.imap(foreseen, different.values(), chunksize=2))
+    known = dict(zip(different, answers, strict=True))
+    return [known[key] for key in keys]
+
+
+def _question(case: Case) -> tuple[object, ...]:
+    """Return all that a prediction depends on: repeats of a sweep ask the same question again."""
+    context = case.context
+    return (
+        context.version, id(context.engine), id(context.machine), context.acceptance, context.independence,
+        case.config, case.run, case.kv_tokens, case.kv_known,
+    )  # fmt: skip
