@@ -10,9 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+from packaging.version import Version
+
 from hwprobe.expected import EXPECTED
-from hwprobe.profile import Basis, GpuProfile, Quantity
-from models.engine_profile import EngineParameters
+from hwprobe.profile import Basis, GpuProfile, HardwareProfile, Quantity
+from models.engine_profile import FITTED, EngineParameters, EngineProfile, as_matrix
+from models.versions_between import profile_for
 
 # Small-GEMM streaming over large-buffer reads on the reference (H200): 0.84 to 0.90 of the sheet for BF16
 # and FP8 GEMMs of few rows over 0.91 for reads. Assumed until an H200 has been probed; error about 6 %.
@@ -69,6 +73,30 @@ def transfer(
         notes.append(f"tau {parameters.tau_us:.2f} to {node.value:.2f} us: what one graph node costs here")
         parameters = replace(parameters, tau_us=node.value)
     return Transferred(parameters=parameters, notes=tuple(notes), eta_w_error=error)
+
+
+def profile_on(hardware: HardwareProfile, version: Version) -> EngineProfile:
+    """Return the shipped profile of a version, moved to a measured machine (its slowest GPU as to weights).
+
+    The error that the transfer adds to eta_w goes into the covariance; what was changed is in the warnings.
+    """
+    shipped = profile_for(version)
+    found = min(
+        (transfer(shipped.parameters, gpu) for gpu in hardware.gpus),
+        key=lambda moved: (moved.parameters.eta_w, -moved.parameters.tau_us),
+    )
+    if not found.notes:
+        return shipped
+    covariance = np.array(shipped.covariance)
+    place = FITTED.index("eta_w")
+    covariance[place, place] += found.eta_w_error**2
+    return replace(
+        shipped,
+        name=f"{shipped.name}-on-{hardware.name}",
+        parameters=found.parameters,
+        covariance=as_matrix(covariance),
+        warnings=(*shipped.warnings, *(f"engine profile moved to this machine: {note}" for note in found.notes)),
+    )
 
 
 def _beyond(ratio: float, error: float) -> float:

@@ -12,7 +12,7 @@ from models.architecture import ModelArchitecture
 from models.engine_profile import EngineProfile
 from models.estimate import DEFAULT_ACCEPTANCE, Context, Prediction
 from models.machine import machine_of
-from models.versions_between import profile_for
+from models.transfer import profile_on
 from models.workload import Workload
 from planner.advice import Advice, advise
 from planner.arguments import read_arguments
@@ -71,7 +71,7 @@ class CheckAnswer:
 def answer_check(question: CheckQuestion) -> CheckAnswer:
     """Read, resolve, judge, weigh and predict one launch line."""
     machine = machine_of(question.hardware)
-    engine = question.engine or profile_for(question.version)
+    engine = question.engine or profile_on(question.hardware, question.version)
     context = Context(
         arch=question.arch,
         machine=machine,

@@ -12,7 +12,7 @@ from models.architecture import ModelArchitecture
 from models.engine_profile import EngineProfile
 from models.estimate import DEFAULT_ACCEPTANCE, Context
 from models.machine import machine_of
-from models.versions_between import profile_for
+from models.transfer import profile_on
 from models.workload import Metric, Slo, Statistic, Workload
 from planner.capacity import concurrency_for_rate, users_per_server
 from planner.dialects import to_argv
@@ -88,7 +88,7 @@ class PlanQuestion:
 
     def context(self) -> Context:
         """Return what predictions depend on, with the engine profile of the version asked for."""
-        engine = self.engine or profile_for(self.version)
+        engine = self.engine or profile_on(self.hardware, self.version)
         return Context(
             arch=self.arch,
             machine=machine_of(self.hardware),

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.version import Version
 
 from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.expected import EXPECTED
 from hwprobe.profile import Basis, GpuProfile, HardwareProfile, Quantity
 from models.engine_profile import shipped_profiles
 from models.machine import machine_of
-from models.transfer import sheet_equivalent, transfer
+from models.transfer import profile_on, sheet_equivalent, transfer
+from models.versions_between import profile_for
 
 PARAMETERS = shipped_profiles()[-1].parameters
 
@@ -112,3 +115,17 @@ def test_transferred_parameters_stay_possible(read: float, stream: float, node_u
     moved = transfer(PARAMETERS, card(hbm_gb_s=read, stream_gb_s=stream, graph_node_us=node_us)).parameters
     assert 0 < moved.eta_w <= 1
     assert moved.tau_us >= max(PARAMETERS.tau_us, node_us)
+
+
+def test_a_plan_on_a_slow_streaming_machine_uses_a_moved_profile_and_says_so() -> None:
+    version = Version("0.5.12")
+    sheet = hardware_from_catalogue("h200x8")
+    assert profile_on(sheet, version) is profile_for(version)
+    slow = {"hbm_gb_s": measured(4370.0), "stream_gb_s": measured(3000.0), "graph_node_us": measured(1.5)}
+    worst = replace(sheet.gpus[3], measured=slow)
+    moved = profile_on(replace(sheet, gpus=(*sheet.gpus[:3], worst, *sheet.gpus[4:])), version)
+    shipped = profile_for(version)
+    assert moved.parameters.eta_w < 0.9 * shipped.parameters.eta_w
+    assert moved.parameters.tau_us == shipped.parameters.tau_us
+    assert np.trace(np.array(moved.covariance)) > np.trace(np.array(shipped.covariance))
+    assert any("moved to this machine" in said for said in moved.warnings)
