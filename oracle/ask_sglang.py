@@ -13,7 +13,10 @@ import json
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is told to keep it off (PYTHONSAFEPATH)
 
 from stand_ins import pretend_gpu, replace_kernels
 

@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH keeps it off
+
 from environment import HERE, HOME, python_of, sources_of
 from merge_flags import TARGET, main, order
 
