@@ -128,12 +128,9 @@ def run_child(task: Task, *, command: Sequence[str] | None = None, deadline_s: f
     try:
         out, err = child.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        _end(child)
         return Outcome(task=task, seconds=time.monotonic() - begin, failure=f"not done within {limit:.0f} s; stopped")
-    except BaseException:  # an interrupt must not leave a child computing on the GPU
+    finally:  # nor may an interrupt leave a child computing on the GPU
         _end(child)
-        raise
-    _end(child)
     seconds = time.monotonic() - begin
     lines = out.strip().splitlines()
     if child.returncode or not lines:
