@@ -43,7 +43,7 @@ class Score:
     largest: float
     bias: float
     in_band: float
-    fitted: bool
+    kind: str
 
 
 def residuals_of(case: Case, predicted: Expected, errors: Errors) -> list[Residual]:
@@ -99,8 +99,13 @@ def _score(group: str, clients: str, metric: str, found: list[Residual]) -> Scor
         largest=max(errors, key=abs),
         bias=sum(errors) / len(errors),
         in_band=100.0 * sum(residual.in_band for residual in found) / len(found),
-        fitted=all(residual.fitted for residual in found),
+        kind=_kind([residual.fitted for residual in found]),
     )
+
+
+def _kind(fitted: list[bool]) -> str:
+    """Name what a score is: `fitted` says nothing about unseen data, `prediction` does."""
+    return "fitted" if all(fitted) else "mixed" if any(fitted) else "prediction"
 
 
 def _group(case: Case) -> str:

@@ -105,7 +105,7 @@ def _show(groups: list[Score], title: str) -> None:
         table.add_row(
             score.group, score.concurrency, score.metric, str(score.count), f"{score.mape:.1f}",
             f"{score.largest:+.1f}", f"{score.bias:+.1f}", f"{score.in_band:.0f}",
-            "fitted" if score.fitted else "prediction", bar(score.bias),
+            score.kind, bar(score.bias),
         )  # fmt: skip
     console().print(table)
 
