@@ -23,8 +23,6 @@ from models.workload import Statistic, Workload
 
 # Published R1 acceptance with a chain of one to three drafts gives 1.7-1.8, 2.2-2.4, 2.5-2.8 tokens a step.
 DEFAULT_ACCEPTANCE = 0.7
-# Spread of expert popularity in natural text (fitted to decode logs of 8xH200).
-TEXT_SIGMA = 0.45
 # Warm-up and measured requests per client of a replay, and the most requests replayed.
 REPLAY_WAVES = 4
 LONGEST_REPLAY = 3000
@@ -33,14 +31,17 @@ MOST_CLIENTS = 2048
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """Everything a prediction depends on beside the configuration and the workload."""
+    """Everything a prediction depends on beside the configuration and the workload.
+
+    `sigma` is the spread of expert popularity, the engine profile's unless given.
+    """
 
     arch: ModelArchitecture
     machine: Machine
     engine: EngineProfile
     version: Version
     acceptance: float = DEFAULT_ACCEPTANCE
-    sigma: float = TEXT_SIGMA
+    sigma: float | None = None
     independence: float = 1.0
 
     def system(self, table: ConfigTable) -> System:
@@ -50,7 +51,7 @@ class Context:
             machine=self.machine,
             table=table,
             engine=self.engine.parameters,
-            sigma=self.sigma,
+            sigma=self.engine.sigma if self.sigma is None else self.sigma,
             independence=self.independence,
         )
 

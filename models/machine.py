@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from hwprobe.profile import Basis, HardwareProfile, Quantity
 from models.transfer import sheet_equivalent
@@ -31,7 +31,7 @@ class Machine:
     nodes: int
     sm_count: int
     compute_capability: str | None
-    basis: dict[str, Basis]
+    basis: dict[str, Basis] = field(hash=False)
 
     @property
     def gpu_count(self) -> int:

@@ -42,7 +42,8 @@ class Limits:
 class Request:
     """One request on its way; `generated` counts its output tokens as of the step it last joined.
 
-    `prompt` is what there is to prefill: the input, and after a retraction what was generated too.
+    `prompt` is what there is to prefill: the input, and after a retraction what was generated too. While it runs,
+    `left` is the output that was still to come when it joined, `due` the step of its last token.
     """
 
     index: int
@@ -55,6 +56,8 @@ class Request:
     generated: float = 0.0
     first_token_s: float = -1.0
     start_step: float = 0.0
+    left: float = 0.0
+    due: float = 0.0
 
 
 @dataclass(slots=True)
@@ -189,9 +192,10 @@ def _join(server: Scheduler, request: Request) -> None:
     server.running[request.index] = request
     server.sum_prompt += request.prompt
     server.sum_start += server.step
-    left = max(0.0, request.osl - request.generated)
-    server.sum_osl_left += left
-    heapq.heappush(server.finishing, (server.step + left / times.accepted, request.index))
+    request.left = max(0.0, request.osl - request.generated)
+    request.due = server.step + request.left / times.accepted
+    server.sum_osl_left += request.left
+    heapq.heappush(server.finishing, (request.due, request.index))
 
 
 def _run_decode(server: Scheduler) -> None:
@@ -239,24 +243,19 @@ def take_finished(server: Scheduler) -> list[Request]:
     while server.finishing and server.finishing[0][0] <= server.step + DUE:
         due, index = heapq.heappop(server.finishing)
         request = server.running.get(index)
-        if request is None or abs(request.start_step + _steps_left(server, request) - due) > 1e-6:
-            continue
+        if request is None or request.due != due:
+            continue  # retracted since
         _leave(server, request)
         request.generated = float(request.osl)
         found.append(request)
     return found
 
 
-def _steps_left(server: Scheduler, request: Request) -> float:
-    """Decode steps from joining to the last token."""
-    return max(0.0, request.osl - request.generated) / server.times.accepted
-
-
 def _leave(server: Scheduler, request: Request) -> None:
     del server.running[request.index]
     server.sum_prompt -= request.prompt
     server.sum_start -= request.start_step
-    server.sum_osl_left -= max(0.0, request.osl - request.generated)
+    server.sum_osl_left -= request.left
 
 
 def _retract(server: Scheduler) -> None:

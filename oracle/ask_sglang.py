@@ -20,6 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is
 
 from stand_ins import pretend_gpu, replace_kernels
 
+# What SGLang raises when it refuses a launch; anything else is a defect of this script and ends it.
+REFUSALS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError,
+            TypeError, ValueError)  # fmt: skip
+
 
 def main(gpu: dict[str, Any]) -> None:
     replace_kernels()
@@ -48,7 +52,7 @@ def ask(argv: list[str]) -> dict[str, Any]:
     except SystemExit:
         lines = said.getvalue().strip().splitlines()
         return {"accepted": False, "stage": stage, "error": lines[-1][:300] if lines else ""}
-    except Exception as error:  # noqa: BLE001 -- whatever SGLang raises is its answer
+    except REFUSALS as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{frame.filename.rpartition('sglang/')[2]}:{frame.lineno} {frame.name}"
         return {"accepted": False, "stage": stage, "error": f"{type(error).__name__}: {error}"[:300], "where": where}

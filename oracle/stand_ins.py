@@ -66,7 +66,7 @@ def replace_kernels(*more: str) -> None:
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    replace_kernels.library = library  # type: ignore[attr-defined]  # kept alive: the operators go with it
+    replace_kernels.operators = library  # type: ignore[attr-defined]  # kept alive: the operators go with it
 
 
 def pretend_gpu(name: str, memory_mib: float, capability: tuple[int, int]) -> None:

@@ -78,7 +78,6 @@ def answer_check(question: CheckQuestion) -> CheckAnswer:
         engine=engine,
         version=question.version,
         acceptance=question.acceptance,
-        sigma=engine.sigma,
     )
     words = list(question.launch.words)
     if "--nnodes" in question.launch.left_out and machine.nodes > 1:

@@ -95,7 +95,7 @@ class PlanQuestion:
             engine=engine,
             version=self.version,
             acceptance=self.acceptance,
-            sigma=engine.sigma if self.sigma is None else self.sigma,
+            sigma=self.sigma,
         )
 
 

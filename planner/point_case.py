@@ -63,17 +63,15 @@ def case_of(
     version = _version(point, guesses)
     engine = engine or profile_for(version)
     machine = machine or _machine(point)
-    config = resolve(_config(point, machine, version, guesses), arch, machine, version).config
+    config, ledger_tokens = _settled(_config(point, machine, version, guesses), arch, machine, version)
     context = Context(
         arch=arch,
         machine=machine,
         engine=engine,
         version=version,
         acceptance=_acceptance(point, config, guesses),
-        sigma=engine.sigma,
         independence=engine.random_independence if _random_tokens(point) else 1.0,
     )
-    ledger_tokens = float(memory(arch, machine, table_of([config]), version).kv_tokens[0])
     if ledger_tokens < 1 and point.max_total_num_tokens is None:
         raise InputError(f"{config.label} does not fit: no memory is left for the KV cache")
     known = point.max_total_num_tokens
@@ -87,6 +85,15 @@ def case_of(
         measured=point.measured,
         warnings=(*engine.warnings, *guesses.said),
     )
+
+
+@cache
+def _settled(
+    typed: ServerConfig, arch: ModelArchitecture, machine: Machine, version: Version
+) -> tuple[ServerConfig, float]:
+    """Return the configuration with its defaults, and the KV tokens its ledger leaves. Sweeps share theirs."""
+    config = resolve(typed, arch, machine, version).config
+    return config, float(memory(arch, machine, table_of([config]), version).kv_tokens[0])
 
 
 def _refuse(point: Point) -> None:
@@ -155,16 +162,23 @@ def _config(point: Point, machine: Machine, version: Version, guesses: _Guesses)
         attn_dp_size=point.attn_dp or 1,
         ep_size=ep,
         nnodes=max(1, -(-tp * pp // machine.gpus_per_node)),
-        moe_a2a_backend="deepep" if ep > 1 and point.metric_kind == "decode_step" else "none",
+        moe_a2a_backend=_a2a_backend(point, ep, guesses),
         mem_fraction_static=point.mem_fraction_static,
         kv_cache_dtype=_kv_dtype(point.kv_dtype),
         attention_backend=_first_word(point.attention_backend),
         speculative=_speculative(point, guesses),
-        enable_dp_lm_head=(point.attn_dp or 1) > 1,
     )
     if config.tp_size % config.attn_dp_size or config.tp_size % ep:
         raise InputError(f"attn_dp {config.attn_dp_size} and ep {ep} must divide tp {tp}")
     return _with_flags(config, point.launch_args or "", version, guesses)
+
+
+def _a2a_backend(point: Point, ep: int, guesses: _Guesses) -> str:
+    """Return how experts exchange tokens: who publishes a pure decode under EP runs DeepEP for it."""
+    if ep == 1 or point.metric_kind != "decode_step" or "--moe-a2a-backend" in (point.launch_args or ""):
+        return "none"
+    guesses.said.append("moe_a2a_backend not given: deepep assumed for a decode step under EP")
+    return "deepep"
 
 
 def _speculative(point: Point, guesses: _Guesses) -> Speculative | None:

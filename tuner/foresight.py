@@ -21,11 +21,12 @@ def foresee(cases: Sequence[Case]) -> list[Foreseen]:
     different = dict(zip(keys, cases, strict=True))
     processes = min(MOST_PROCESSES, os.cpu_count() or 1)
     if len(different) < WORTH_PROCESSES or processes < 2 or "fork" not in multiprocessing.get_all_start_methods():
-        answers = list(map(foreseen, different.values()))
+        known = {key: foreseen(case) for key, case in different.items()}
     else:
+        longest_first = sorted(different, key=lambda key: -different[key].run.requests)
         with multiprocessing.get_context("fork").Pool(processes) as pool:
-            answers = list(pool.imap(foreseen, different.values(), chunksize=2))
-    known = dict(zip(different, answers, strict=True))
+            answers = pool.map(foreseen, [different[key] for key in longest_first], chunksize=1)
+        known = dict(zip(longest_first, answers, strict=True))
     return [known[key] for key in keys]
 
 
@@ -33,6 +34,6 @@ def _question(case: Case) -> tuple[object, ...]:
     """Return all that a prediction depends on: repeats of a sweep ask the same question again."""
     context = case.context
     return (
-        context.version, id(context.engine), id(context.machine), context.acceptance, context.independence,
+        context.version, id(context.engine), context.machine, context.acceptance, context.independence,
         case.config, case.run, case.kv_tokens, case.kv_known,
     )  # fmt: skip

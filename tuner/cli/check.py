@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gc
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tuner.cli import options
-from tuner.cli.common import console, print_json, read_hardware, read_model
+from tuner.cli.common import console, print_json, read_hardware, read_model, start_fast
 
 if TYPE_CHECKING:
     from packaging.version import Version
@@ -26,7 +24,6 @@ EXAMPLE = (
 DEFAULT_GPU = "h200"
 GPUS_IN_A_NODE = 8
 INFEASIBLE = 3
-GARBAGE_THRESHOLD = 100_000
 
 Line = Annotated[
     list[str] | None,
@@ -65,7 +62,7 @@ def check(
     json: options.Json = False,
 ) -> None:
     """Explain any SGLang launch line: what SGLang refuses or changes, memory, KV tokens, speed, and what to change."""
-    _start_fast()
+    start_fast()
     from models.workload import Workload
     from planner.check_answer import answer_check
 
@@ -90,12 +87,6 @@ def check(
         show_check(answer, console())
     if answer.verdict != "runs":
         raise typer.Exit(INFEASIBLE)
-
-
-def _start_fast() -> None:
-    """Leave out what a process of half a second never profits from: early garbage collection, maths threads."""
-    gc.set_threshold(GARBAGE_THRESHOLD)
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def _question(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,13 +9,13 @@ import typer
 
 from tuner.cli import options
 from tuner.cli import points as records
+from tuner.cli.common import start_fast
 
 if TYPE_CHECKING:
     from models.case import Case, Expected
     from models.uncertainty import Errors
 
 EXAMPLE = "Example: sgtune predict --points asked.jsonl --out predicted.jsonl"
-GARBAGE_THRESHOLD = 100_000
 
 
 def predict(
@@ -28,11 +27,11 @@ def predict(
     launch_args: records.LaunchArgs = None,
 ) -> None:
     """Predict TTFT, TPOT, output tok/s and KV tokens of every record, with a 90 % band and what was assumed."""
+    start_fast()
     from hwprobe.files import encode_json, write_atomic
     from tuner.cases import read_cases
     from tuner.foresight import foresee
 
-    gc.set_threshold(GARBAGE_THRESHOLD)  # a short process that keeps nearly all it makes
     setting = records.setting_of(hardware, sglang_version, launch_args, records.profile_option(profile))
     lines = list(read_cases(points, setting))
     cases = [line.case for line in lines if line.case is not None]
