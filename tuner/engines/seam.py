@@ -11,11 +11,31 @@ from models.workload import Workload
 
 
 class FailureKind(StrEnum):
-    """Why a launch or a measurement did not work. `oom_*` are caused by the configuration."""
+    """Why a launch or a measurement did not work; `tuner.server.failure` says what each one asks for."""
 
+    # caused by the configuration: completed trials with a violated constraint
+    OOM_WEIGHTS = "oom_weights"
     OOM_KV = "oom_kv"
     OOM_GRAPHS = "oom_graphs"
     OOM_LOAD = "oom_load"
+    UNSUPPORTED = "unsupported"
+    WRONG_OUTPUT = "wrong_output"
+    # caused by the machine or the moment: tried again
+    HOST_OOM = "host_oom"
+    PORT = "port"
+    LAUNCH_TIMEOUT = "launch_timeout"
+    NCCL = "nccl"
+    WATCHDOG = "watchdog"
+    STALLED = "stalled"
+    KILLED = "killed"
+    SUPERVISOR = "supervisor"
+    UNKNOWN = "unknown"
+    # for the operator: the run stops and can be resumed
+    BAD_FLAG = "bad_flag"
+    WEIGHTS_MISSING = "weights_missing"
+    GPU_BUSY = "gpu_busy"
+    GPU_LOST = "gpu_lost"
+    SHM_FULL = "shm_full"
 
 
 class LaunchFailed(Exception):
@@ -32,6 +52,14 @@ class Verdict(StrEnum):
     """Whether a point may teach anything: only `ok` does."""
 
     OK = "ok"
+    CLIENT_LIMITED = "client_limited"
+    CACHE_POLLUTED = "cache_polluted"
+    ERRORS = "errors"
+    LENGTHS_OFF = "lengths_off"
+    UNSTEADY = "unsteady"
+    THROTTLED = "throttled"
+    CLOCK_JUMP = "clock_jump"
+    IMPOSSIBLE = "impossible"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
