@@ -6,6 +6,7 @@
     python3 dev.py check           formatting, lint, types
     python3 dev.py oracle          sgtune's reading of launch lines against SGLang's own (--help)
     python3 dev.py flags 0.5.24    read a release's command-line flags into planner/flags.json
+    python3 dev.py sglang-cpu      the real SGLang on this machine's CPU, with a tiny DeepSeek-V3 (--help)
     python3 dev.py install         only make the environment, with the development tools
 
 Needs Python 3.11 or newer with pip; nothing else. Standard library only.
@@ -40,6 +41,8 @@ def main(arguments: list[str]) -> int:
     if command in ("oracle", "flags"):
         script = ROOT / "oracle" / ("run.py" if command == "oracle" else "flags.py")
         return install("dev") or subprocess.run([str(PYTHON), str(script), *rest], check=False).returncode
+    if command == "sglang-cpu":
+        return subprocess.run([sys.executable, str(ROOT / "sglang_cpu" / "run.py"), *rest], check=False).returncode
     if command == "install":
         return install("dev")
     sys.stdout.write((__doc__ or "") + "\n")

@@ -14,9 +14,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH keeps it off
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "sglang_cpu")]  # PYTHONSAFEPATH keeps it off
 
-from environment import HERE, HOME, python_of, sources_of
+from environment import HOME, python_of, sources_of
 from merge_flags import TARGET, main, order
 
 NEWEST = "0.5.23"

@@ -16,10 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "sglang_cpu")]
 
 from compare import Tally, compare, report
-from environment import HERE, HOME, python_of
+from environment import HOME, python_of
 from generate import command_lines
 from packaging.version import Version
 

@@ -1,7 +1,7 @@
-"""Builds the environments SGLang's argument code runs in: one folder per release under .oracle/.
+"""Builds environments that hold the real SGLang without a GPU: one folder per release under .sglang/.
 
 Standard library only. Wheels are installed without their dependencies: SGLang asks for gigabytes of GPU packages,
-none of which decides an argument.
+none of which decides an argument or runs on a CPU.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-HOME = HERE.parent / ".oracle"
+HOME = HERE.parent / ".sglang"
 PINS = HERE / "requirements.txt"
 BUILD_SECONDS = 900
 
@@ -30,7 +30,7 @@ def python_of(release: str) -> Path:
     wanted = hashlib.sha256(PINS.read_bytes() + sys.version.encode()).hexdigest()
     if mark.is_file() and mark.read_text(encoding="utf-8") == wanted:
         return python
-    sys.stderr.write(f"oracle: building an environment with SGLang {release} (once, about two minutes)\n")
+    sys.stderr.write(f"building an environment with SGLang {release} (once, about two minutes)\n")
     venv.create(home, with_pip=False, symlinks=True, clear=True)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
     install = [*pip, "install", "--quiet", "--no-deps", "--no-compile", "-r", str(PINS), f"sglang=={release}"]

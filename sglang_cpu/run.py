@@ -1,0 +1,73 @@
+"""The real SGLang on this machine's CPU, serving a tiny DeepSeek-V3.
+
+    python3 dev.py sglang-cpu                   install it (once, about two minutes) and say how to start it
+    python3 dev.py sglang-cpu --port 30000      and start a server; further SGLang flags may follow
+
+Standard library only: it runs with any Python.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+from environment import HOME, python_of
+from model import write_model
+
+RELEASE = "0.5.23"
+# What SGLang needs to know to run on a CPU at all, and limits that keep its request table small.
+FLAGS = (
+    "--load-format", "dummy", "--device", "cpu", "--attention-backend", "torch_native",
+    "--context-length", "4096", "--max-total-tokens", "16384", "--max-running-requests", "64",
+)  # fmt: skip
+# The environment: the CPU engine; one model file instead of 240; no torch.compile (20-30 s at the first request);
+# one OpenMP thread (spinning threads on a busy small machine cost a factor of five); no hub.
+VARIABLES = {
+    "SGLANG_USE_CPU_ENGINE": "1",
+    "SGLANG_EXTERNAL_MODEL_PACKAGE": "sglang_cpu_models",
+    "TORCHDYNAMO_DISABLE": "1",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONPATH": str(HERE / "site"),
+}
+
+
+@dataclass(frozen=True)
+class Installed:
+    """An interpreter that can run SGLang here (a script that sets the environment), and a model for it."""
+
+    python: Path
+    model: Path
+
+
+def install(release: str = RELEASE) -> Installed:
+    """Build the environment if it is missing. Raises subprocess.CalledProcessError when pip fails."""
+    real = python_of(release)
+    model = write_model(HOME / "tiny-deepseek-v3")
+    wrapper = real.parent / "sglang-python"
+    settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in VARIABLES.items())
+    wrapper.write_text(f'#!/bin/sh\nunset PYTHONSAFEPATH\nexec env {settings} {shlex.quote(str(real))} "$@"\n')
+    wrapper.chmod(0o755)
+    return Installed(python=wrapper, model=model)
+
+
+def main(arguments: list[str]) -> int:
+    if arguments[:1] in (["-h"], ["--help"]):
+        sys.stdout.write((__doc__ or "") + "\n")
+        return 0
+    installed = install()
+    command = [str(installed.python), "-m", "sglang.launch_server", "--model-path", str(installed.model), *FLAGS]
+    if not arguments:
+        sys.stdout.write(shlex.join(command) + "\n")
+        return 0
+    os.execv(command[0], [*command, *arguments])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
