@@ -1,0 +1,100 @@
+"""A server's process tree as the tuner holds it: started under the shim, read, stopped, and surely gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tuner.server.shim import descendants, older_of, tail_of
+
+LOG_CAP_BYTES = 50 << 20
+READ_BYTES = 4 << 20
+DRAIN_S = 20.0
+KILL_S = 10.0
+
+
+class ServerProcess:
+    """A command running under the lifeline: it cannot outlive this process, whatever happens to either."""
+
+    def __init__(
+        self, command: Sequence[str], folder: Path, environment: Mapping[str, str], *, drain_s: float = DRAIN_S
+    ) -> None:
+        """Start the command; its output goes to `folder`/server.log. Raises OSError when the shim cannot start."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log, self._record = folder / "server.log", folder / "exit.json"
+        for stale in (self.log, tail_of(self.log), older_of(self.log), self._record):
+            stale.unlink(missing_ok=True)
+        self._drain_s = drain_s
+        self.started = time.monotonic()
+        ours, self._lifeline = os.pipe()
+        try:
+            words = [sys.executable, "-m", "tuner.server.shim", "--lifeline", str(ours), "--log", str(self.log),
+                     "--record", str(self._record), "--cap-bytes", str(LOG_CAP_BYTES), "--drain-s", str(drain_s),
+                     "--", *command]  # fmt: skip
+            self._shim = subprocess.Popen(
+                words, env={**os.environ, **environment}, pass_fds=(ours,), start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+        except BaseException:
+            os.close(self._lifeline)
+            raise
+        finally:
+            os.close(ours)
+
+    @property
+    def alive(self) -> bool:
+        return self._shim.poll() is None
+
+    @property
+    def returncode(self) -> int | None:
+        """The server's exit code (negative: the signal), None while it runs or when the shim itself was killed."""
+        try:
+            return int(json.loads(self._record.read_text())["returncode"])
+        except FileNotFoundError:
+            return None
+
+    def pids(self) -> list[int]:
+        """Return the living processes of the server, the shim not among them."""
+        return descendants(self._shim.pid)
+
+    def log_text(self) -> str:
+        """Return the log: its beginning and its end, of bounded size."""
+        parts = [part for part in (self.log, older_of(self.log), tail_of(self.log)) if part.exists()]
+        return "".join(_read_bounded(part) for part in parts)
+
+    def stop(self) -> None:
+        """SIGTERM, a bounded wait, then SIGKILL to all of it. Never raises for one that is gone."""
+        if self.alive:
+            self._shim.send_signal(signal.SIGTERM)
+            try:
+                self._shim.wait(timeout=self._drain_s + KILL_S)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        self._close()
+
+    def kill(self) -> None:
+        """End the whole tree now: closing the lifeline is what the shim takes for the tuner's death."""
+        self._close()
+        try:
+            self._shim.wait(timeout=KILL_S)
+        except subprocess.TimeoutExpired:
+            self._shim.kill()  # its server dies with it, and SGLang's workers with the server
+            self._shim.wait()
+
+    def _close(self) -> None:
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+
+
+def _read_bounded(path: Path) -> str:
+    with path.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - READ_BYTES))
+        return stream.read(READ_BYTES).decode(errors="replace")

@@ -1,0 +1,142 @@
+"""Waiting for a server by its progress: phases read from the log, a limit for each, and proof that it is this one."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from tuner.engines.seam import FailureKind, LaunchFailed
+from tuner.server.failure import LAST_LINES, classify
+from tuner.server.process import ServerProcess
+
+POLL_S = 0.25
+REQUEST_S = 5.0
+FIRST_TOKEN_S = 60.0
+SMOKE_TOKENS = 4
+SMOKE_PROMPT = (5, 6, 7, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of a start: the log line that opens it, seconds without a new line before it counts as stalled, and
+    the most it may take."""
+
+    name: str
+    marker: str
+    stall_s: float
+    cap_s: float
+
+
+# Order and markers as SGLang prints them. Loading 671B from a network disk is silent for minutes; DeepGEMM compiles
+# before capture.
+PHASES = (
+    Phase("import", "", 180.0, 300.0),
+    Phase("distributed", "Init parallel begin", 120.0, 600.0),
+    Phase("weights", "Load weight begin", 900.0, 3600.0),
+    Phase("kv pool", "Load weight end", 120.0, 300.0),
+    Phase("graphs", "Memory pool end", 900.0, 1800.0),
+    Phase("warm-up", "Application startup complete", 300.0, 600.0),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """A server that answered for itself: seconds to ready, and its own words."""
+
+    boot_s: float
+    server_info: dict[str, Any]
+
+
+def wait_until_ready(process: ServerProcess, port: int, served_name: str, phases: tuple[Phase, ...] = PHASES) -> Ready:
+    """Wait until the server has generated tokens. Raises LaunchFailed with class and evidence; the caller stops it.
+
+    `served_name` is what the launch passed as --served-model-name: an answer with another name comes from a stranger.
+    """
+    size, phase, since, moved = -1, phases[0], time.monotonic(), time.monotonic()
+    while True:
+        if not process.alive:
+            raise died(process)
+        log = process.log_text()
+        now = time.monotonic()
+        if len(log) != size:
+            size, moved = len(log), now
+        reached = max((p for p in phases if p.marker in log), key=phases.index)
+        if reached is not phase:
+            phase, since = reached, now
+        if now - moved > phase.stall_s or now - since > phase.cap_s:
+            raise _too_slow(process, phase, log)
+        if _health(port):
+            info = _ask(port, "GET", "/server_info", REQUEST_S)
+            _check_identity(process, info, served_name)
+            _check_output(process, port)
+            return Ready(boot_s=time.monotonic() - process.started, server_info=info)
+        time.sleep(POLL_S)
+
+
+def died(process: ServerProcess) -> LaunchFailed:
+    """Return the failure of a server that has ended."""
+    failure = classify(process.log_text())
+    code = process.returncode
+    evidence = "\n".join((*failure.evidence, f"exit code {code}" if code is not None else "its supervisor was killed"))
+    kind = failure.kind
+    if code is None and kind is FailureKind.UNKNOWN:
+        kind = FailureKind.SUPERVISOR
+    return LaunchFailed(kind, evidence, time.monotonic() - process.started)
+
+
+def _too_slow(process: ServerProcess, phase: Phase, log: str) -> LaunchFailed:
+    kind = FailureKind.NCCL if phase.name == "distributed" else FailureKind.LAUNCH_TIMEOUT
+    last = "\n".join(log.splitlines()[-LAST_LINES:])
+    return LaunchFailed(kind, f"no progress in phase '{phase.name}'\n{last}", time.monotonic() - process.started)
+
+
+def _health(port: int) -> bool:
+    try:
+        _ask(port, "GET", "/health", REQUEST_S)
+    except (OSError, http.client.HTTPException, ValueError):
+        return False
+    return True
+
+
+def _check_identity(process: ServerProcess, info: dict[str, Any], served_name: str) -> None:
+    if info.get("served_model_name") != served_name:
+        raise LaunchFailed(
+            FailureKind.PORT,
+            f"another server answers on the port: it serves '{info.get('served_model_name')}', not '{served_name}'",
+            time.monotonic() - process.started,
+        )
+
+
+def _check_output(process: ServerProcess, port: int) -> None:
+    """One real generation: health alone does not prove that tokens come."""
+    sampling = {"max_new_tokens": SMOKE_TOKENS, "ignore_eos": True, "temperature": 0}
+    body = {"input_ids": SMOKE_PROMPT, "sampling_params": sampling}
+    spent = time.monotonic() - process.started
+    try:
+        answer = _ask(port, "POST", "/generate", FIRST_TOKEN_S, body)
+    except TimeoutError:
+        reason = f"healthy, but no token within {FIRST_TOKEN_S:.0f} s"
+        raise LaunchFailed(FailureKind.STALLED, reason, spent + FIRST_TOKEN_S) from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise LaunchFailed(FailureKind.WRONG_OUTPUT, f"the first generation failed: {error}", spent) from error
+    if len(answer.get("output_ids", ())) != SMOKE_TOKENS:
+        raise LaunchFailed(FailureKind.WRONG_OUTPUT, f"{SMOKE_TOKENS} tokens asked, got: {answer}"[:500], spent)
+
+
+def _ask(port: int, method: str, path: str, timeout_s: float, body: Any = None) -> dict[str, Any]:
+    """Return the JSON answer, {} for an empty one. Raises OSError, HTTPException or ValueError."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
+    try:
+        data = None if body is None else json.dumps(body)
+        connection.request(method, path, body=data, headers={"Content-Type": "application/json"})
+        response = connection.getresponse()
+        text = response.read()
+        if response.status != http.client.OK:
+            raise ValueError(f"HTTP {response.status}: {text[:300]!r}")
+        answer = json.loads(text) if text.strip() else {}
+        return answer if isinstance(answer, dict) else {"answer": answer}
+    finally:
+        connection.close()
