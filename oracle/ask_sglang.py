@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is told to keep it off (PYTHONSAFEPATH)
 
-from stand_ins import pretend_gpu, replace_kernels
+from pretend import pretend_gpu, replace_kernels
 
 # What SGLang raises when it refuses a launch; anything else is a defect of this script and ends it.
 REFUSALS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError,

@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is told to keep it off (PYTHONSAFEPATH)
 
-from stand_ins import replace_kernels
+from pretend import replace_kernels
 
 
 def main(folder: str, wanted: list[str]) -> None:

@@ -1,0 +1,59 @@
+"""Lets SGLang's argument code run on a machine without a GPU: kernel packages replaced, one GPU pretended.
+
+Runs inside the environment that `environment.py` builds, never in sgtune's own. Only what SGLang asks the
+machine is replaced (compute capability, memory, device count); its parser, resolver and checks are its own.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "sglang_cpu" / "site"))
+
+from stand_ins import Finder, StandIn, declare_torchvision
+
+# Compiled for a GPU, or only needed once a model runs. None of them decides an argument.
+KERNELS = ("sgl_kernel", "flashinfer", "deep_gemm", "deep_ep", "triton", "quack", "cutlass", "tilelang")
+
+
+class Silent(StandIn):
+    """Answers anything: the oracle imports more of SGLang than a server on a CPU does."""
+
+    def attribute(self, name: str) -> Any:
+        return MagicMock(name=f"{self.__name__}.{name}")
+
+
+def replace_kernels(*more: str) -> None:
+    """Put stand-ins before the kernel packages, and before the modules named in `more`."""
+    sys.meta_path.insert(0, Finder((*KERNELS, *more), Silent))
+    declare_torchvision()
+
+
+def pretend_gpu(name: str, memory_mib: float, capability: tuple[int, int]) -> None:
+    """Make torch and SGLang's probes answer as a node of eight of these GPUs would. Before importing sglang."""
+    import torch
+
+    class Properties:
+        major, minor = capability
+        total_memory = int(memory_mib) << 20
+        multi_processor_count = 132
+
+    Properties.name = name  # type: ignore[attr-defined]
+    torch.version.cuda = "13.0"
+    for probe, answer in {
+        "is_available": True,
+        "device_count": 8,
+        "current_device": 0,
+        "get_device_capability": capability,
+        "get_device_name": name,
+        "get_device_properties": Properties,
+        "mem_get_info": (Properties.total_memory, Properties.total_memory),
+    }.items():
+        setattr(torch.cuda, probe, lambda *args, _answer=answer, **kwargs: _answer)
+    from sglang.srt.utils import common
+
+    common.get_nvgpu_memory_capacity = lambda: float(memory_mib)
+    common.is_flashinfer_available = lambda: True
