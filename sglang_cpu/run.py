@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,13 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] in (["-h"], ["--help"]):
         sys.stdout.write((__doc__ or "") + "\n")
         return 0
-    installed = install()
+    try:
+        installed = install()
+    except subprocess.SubprocessError as error:
+        sys.stderr.write(
+            f"sglang-cpu: error: SGLang {RELEASE} could not be installed ({error}); pip's message is above\n"
+        )
+        return 1
     command = [str(installed.python), "-m", "sglang.launch_server", "--model-path", str(installed.model), *FLAGS]
     if not arguments:
         sys.stdout.write(shlex.join(command) + "\n")

@@ -52,14 +52,6 @@ class Verdict(StrEnum):
     """Whether a point may teach anything: only `ok` does."""
 
     OK = "ok"
-    CLIENT_LIMITED = "client_limited"
-    CACHE_POLLUTED = "cache_polluted"
-    ERRORS = "errors"
-    LENGTHS_OFF = "lengths_off"
-    UNSTEADY = "unsteady"
-    THROTTLED = "throttled"
-    CLOCK_JUMP = "clock_jump"
-    IMPOSSIBLE = "impossible"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from tuner.server.shim import descendants, older_of, tail_of
 
 LOG_CAP_BYTES = 50 << 20
-READ_BYTES = 4 << 20
+READ_BYTES = 2 << 20
 DRAIN_S = 20.0
 KILL_S = 10.0
 
@@ -33,7 +34,10 @@ class ServerProcess:
         self._drain_s = drain_s
         self.started = time.monotonic()
         ours, self._lifeline = os.pipe()
-        try:
+        with ExitStack() as undo:
+            undo.callback(os.close, ours)
+            failed = undo.enter_context(ExitStack())
+            failed.callback(self._close)
             words = [sys.executable, "-m", "tuner.server.shim", "--lifeline", str(ours), "--log", str(self.log),
                      "--record", str(self._record), "--cap-bytes", str(LOG_CAP_BYTES), "--drain-s", str(drain_s),
                      "--", *command]  # fmt: skip
@@ -41,15 +45,19 @@ class ServerProcess:
                 words, env={**os.environ, **environment}, pass_fds=(ours,), start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
-        except BaseException:
-            os.close(self._lifeline)
-            raise
-        finally:
-            os.close(ours)
+            failed.pop_all()
 
     @property
     def alive(self) -> bool:
         return self._shim.poll() is None
+
+    def dies_within(self, seconds: float) -> bool:
+        """Wait for the server's end; return whether it came."""
+        try:
+            self._shim.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     @property
     def returncode(self) -> int | None:
@@ -63,10 +71,16 @@ class ServerProcess:
         """Return the living processes of the server, the shim not among them."""
         return descendants(self._shim.pid)
 
+    def log_size(self) -> tuple[int, ...]:
+        """Return the bytes of the log's parts: equal while nothing was written."""
+        return tuple(part.stat().st_size for part in self._log_parts())
+
     def log_text(self) -> str:
-        """Return the log: its beginning and its end, of bounded size."""
-        parts = [part for part in (self.log, older_of(self.log), tail_of(self.log)) if part.exists()]
-        return "".join(_read_bounded(part) for part in parts)
+        """Return the log, of bounded size: of each part the beginning and the end."""
+        return "".join(_read_bounded(part) for part in self._log_parts())
+
+    def _log_parts(self) -> list[Path]:
+        return [part for part in (self.log, older_of(self.log), tail_of(self.log)) if part.exists()]
 
     def stop(self) -> None:
         """SIGTERM, a bounded wait, then SIGKILL to all of it. Never raises for one that is gone."""
@@ -95,6 +109,9 @@ class ServerProcess:
 
 def _read_bounded(path: Path) -> str:
     with path.open("rb") as stream:
+        data = stream.read(READ_BYTES)
         size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(0, size - READ_BYTES))
-        return stream.read(READ_BYTES).decode(errors="replace")
+        if size > READ_BYTES:
+            stream.seek(max(READ_BYTES, size - READ_BYTES))
+            data += stream.read(READ_BYTES)
+    return data.decode(errors="replace")

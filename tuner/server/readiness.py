@@ -13,7 +13,13 @@ from tuner.server.failure import LAST_LINES, classify
 from tuner.server.process import ServerProcess
 
 POLL_S = 0.25
+# SGLang's /health may generate a token, a second's work; a server that dies breaks the connection off at once.
 REQUEST_S = 5.0
+INFO_S = 10.0
+# How long a server whose answer broke off is given to die, so that its log can say why; SGLang takes 5 s.
+DYING_S = 15.0
+# Our own polling shows in the server's log: not progress.
+OUR_LINES = "GET /health"
 FIRST_TOKEN_S = 60.0
 SMOKE_TOKENS = 4
 SMOKE_PROMPT = (5, 6, 7, 8)
@@ -55,21 +61,25 @@ def wait_until_ready(process: ServerProcess, port: int, served_name: str, phases
 
     `served_name` is what the launch passed as --served-model-name: an answer with another name comes from a stranger.
     """
-    size, phase, since, moved = -1, phases[0], time.monotonic(), time.monotonic()
+    size: tuple[int, ...] | None = None
+    log, last = "", ""
+    phase, since, moved = phases[0], time.monotonic(), time.monotonic()
     while True:
         if not process.alive:
             raise died(process)
-        log = process.log_text()
         now = time.monotonic()
-        if len(log) != size:
-            size, moved = len(log), now
-        reached = max((p for p in phases if p.marker in log), key=phases.index)
-        if reached is not phase:
-            phase, since = reached, now
+        if process.log_size() != size:
+            size, log = process.log_size(), process.log_text()
+            line = next((line for line in reversed(log.splitlines()) if OUR_LINES not in line), "")
+            if line != last:
+                last, moved = line, now
+            reached = max((p for p in phases if p.marker in log), key=phases.index)
+            if reached is not phase:
+                phase, since = reached, now
         if now - moved > phase.stall_s or now - since > phase.cap_s:
             raise _too_slow(process, phase, log)
-        if _health(port):
-            info = _ask(port, "GET", "/server_info", REQUEST_S)
+        info = _healthy(port)
+        if info is not None:
             _check_identity(process, info, served_name)
             _check_output(process, port)
             return Ready(boot_s=time.monotonic() - process.started, server_info=info)
@@ -93,12 +103,13 @@ def _too_slow(process: ServerProcess, phase: Phase, log: str) -> LaunchFailed:
     return LaunchFailed(kind, f"no progress in phase '{phase.name}'\n{last}", time.monotonic() - process.started)
 
 
-def _health(port: int) -> bool:
+def _healthy(port: int) -> dict[str, Any] | None:
+    """Return what a healthy server says of itself, None while there is none."""
     try:
         _ask(port, "GET", "/health", REQUEST_S)
+        return _ask(port, "GET", "/server_info", INFO_S)
     except (OSError, http.client.HTTPException, ValueError):
-        return False
-    return True
+        return None
 
 
 def _check_identity(process: ServerProcess, info: dict[str, Any], served_name: str) -> None:
@@ -121,6 +132,8 @@ def _check_output(process: ServerProcess, port: int) -> None:
         reason = f"healthy, but no token within {FIRST_TOKEN_S:.0f} s"
         raise LaunchFailed(FailureKind.STALLED, reason, spent + FIRST_TOKEN_S) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
+        if process.dies_within(DYING_S):
+            raise died(process) from error
         raise LaunchFailed(FailureKind.WRONG_OUTPUT, f"the first generation failed: {error}", spent) from error
     if len(answer.get("output_ids", ())) != SMOKE_TOKENS:
         raise LaunchFailed(FailureKind.WRONG_OUTPUT, f"{SMOKE_TOKENS} tokens asked, got: {answer}"[:500], spent)

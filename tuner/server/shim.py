@@ -40,8 +40,11 @@ class CappedLog:
         while data:
             if self._room == 0:
                 self._turn_over()
-            self._file.write(data[: self._room])
-            data, self._room = data[self._room :], max(0, self._room - len(data))
+            try:
+                written = self._file.write(data[: self._room])
+            except OSError:  # a full disk costs log lines, never the server
+                return
+            data, self._room = data[written:], self._room - written
 
     def _turn_over(self) -> None:
         self._file.close()
