@@ -29,13 +29,17 @@ DUE = 1e-9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What the scheduler may hold: KV tokens and requests over all ranks, prefill tokens per pass."""
+    """What the scheduler may hold: KV tokens and requests over all ranks, prefill tokens per pass.
+
+    `longest_stride`: decode steps that may be run as one; a driver in real time takes them one by one.
+    """
 
     kv_tokens: int
     max_running: int
     chunk: int
     max_prefill: int = MAX_PREFILL_TOKENS
     conservativeness: float = 1.0
+    longest_stride: float = math.inf
 
 
 @dataclass(slots=True)
@@ -219,7 +223,7 @@ def _run_decode(server: Scheduler) -> None:
     floor = initial * MINIMUM_RATIO_FACTOR
     if server.waiting and server.ratio > floor:
         stride = min(stride, LONGEST_STRIDE)
-    stride = min(stride, max(1.0, free_steps))
+    stride = min(stride, max(1.0, free_steps), limits.longest_stride)
     step_s = times.decode_s(batch, (used + 0.5 * stride * tokens_a_step) / batch)
     if server.arriving and not server.waiting:
         lag = 1.0 if times.overlap else 0.0
@@ -245,13 +249,14 @@ def take_finished(server: Scheduler) -> list[Request]:
         request = server.running.get(index)
         if request is None or request.due != due:
             continue  # retracted since
-        _leave(server, request)
+        leave(server, request)
         request.generated = float(request.osl)
         found.append(request)
     return found
 
 
-def _leave(server: Scheduler, request: Request) -> None:
+def leave(server: Scheduler, request: Request) -> None:
+    """Take a running request out of the batch and its sums."""
     del server.running[request.index]
     server.sum_prompt -= request.prompt
     server.sum_start -= request.start_step
@@ -266,7 +271,7 @@ def _retract(server: Scheduler) -> None:
         if room >= RETRACT_DECODE_STEPS or len(server.running) == 1:
             break
         since = (server.step - request.start_step) * server.times.accepted
-        _leave(server, request)
+        leave(server, request)
         request.generated = min(request.osl - 1.0, request.generated + since)
         request.prompt = request.isl + int(request.generated)
         request.prefilled = 0

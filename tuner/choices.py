@@ -9,6 +9,9 @@ class EngineName(StrEnum):
     """Where configurations run."""
 
     SIMULATED = "simulated"
+    EMULATED = "emulated"
+    LOCAL = "local"
+    DOCKER = "docker"
 
 
 class Objective(StrEnum):
@@ -23,3 +26,19 @@ class SamplerName(StrEnum):
 
     TPE = "tpe"
     RANDOM = "random"
+
+
+class Backend(StrEnum):
+    """Which API a load generator speaks."""
+
+    SGLANG = "sglang"
+    OPENAI = "openai"
+    OPENAI_CHAT = "openai-chat"
+
+
+class Arrival(StrEnum):
+    """How requests come: a closed loop of clients, or an open loop at a rate."""
+
+    CLOSED = "closed"
+    POISSON = "poisson"
+    CONSTANT = "constant"

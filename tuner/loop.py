@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from hwprobe.errors import SgtuneError
 from hwprobe.files import encode_json
 from models.config import ServerConfig
 from models.estimate import Context, Prediction, predict
@@ -16,8 +17,9 @@ from planner.launch import launch_spec
 from planner.rules import Question, first_error
 from planner.search import SAFE_FREE_GIB
 from tuner.choices import Objective
-from tuner.engines.seam import Engine, LaunchFailed, Measurement, Server
+from tuner.engines.seam import Engine, LaunchFailed, Measurement, Server, Verdict
 from tuner.record import Outcome, TrialRecord, best_of
+from tuner.server.failure import Policy, policy_of
 from tuner.store import RunFolder
 from tuner.study import StudyIndex
 from tuner.tuning_space import TuningSpace
@@ -26,6 +28,18 @@ from tuner.tuning_space import TuningSpace
 MOST_RULED_OUT = 150
 # Two configurations of one family predicted closer than this differ by less than measurements do.
 INDISTINCT = 0.01
+# Further launches of a configuration that failed through no fault of its own.
+RETRIES = 1
+
+
+class OperatorNeeded(SgtuneError):
+    """Nothing the tuner could launch would fare better: the run stops and can be resumed."""
+
+    def __init__(self, failure: LaunchFailed, number: int) -> None:
+        super().__init__(
+            f"trial {number} stopped the run ({failure.kind}): {failure.evidence}\n"
+            "see to it, then go on with --resume: nothing measured is lost"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +220,17 @@ class Loop:
         return None
 
     def _launch(self, draft: TrialRecord) -> TrialRecord:
+        """Launch, and once more where the machine or the moment was at fault. Raises OperatorNeeded."""
+        record = self._attempt(draft)
+        spent = 0.0
+        for _ in range(RETRIES):
+            if record.outcome is not Outcome.FAILED:
+                break
+            spent += record.spent_s
+            record = self._attempt(draft)
+        return replace(record, spent_s=record.spent_s + spent)
+
+    def _attempt(self, draft: TrialRecord) -> TrialRecord:
         """Start the server, climb the ladder, and say what came of it. The server is stopped in any case."""
         points: list[Measurement] = []
         boot_s = 0.0
@@ -217,27 +242,40 @@ class Loop:
             finally:
                 server.stop()
         except LaunchFailed as failure:
-            spent = failure.seconds + sum(point.duration_s for point in points)
+            policy = policy_of(failure.kind)
+            if policy is Policy.STOP:
+                raise OperatorNeeded(failure, draft.number) from failure
+            ours = policy is Policy.CONFIGURATION
             return replace(
                 draft,
-                outcome=Outcome.INFEASIBLE,
+                outcome=Outcome.INFEASIBLE if ours else Outcome.FAILED,
                 failure=failure.kind,
                 reason=failure.evidence,
                 points=tuple(points),
-                constraints={**draft.constraints, "memory": 1.0},
+                constraints={**draft.constraints, "memory": 1.0 if ours else 0.0},
                 boot_s=boot_s,
-                spent_s=spent,
+                spent_s=failure.seconds + sum(point.duration_s for point in points),
             )
         return self._measured(draft, points, boot_s)
 
     def _climb(self, server: Server, number: int, keep: Callable[[Measurement], None]) -> None:
+        """Measure the ladder; a point nobody may use is measured once more on the same server."""
         for concurrency in self.task.ladder():
-            measured = server.measure(replace(self.task.workload, concurrency=concurrency))
+            workload = replace(self.task.workload, concurrency=concurrency)
+            measured = server.measure(workload)
+            if measured.verdict is not Verdict.OK:
+                measured = server.measure(workload)
             keep(measured)
             self.reporter.point(number, measured)
 
     def _measured(self, draft: TrialRecord, points: Sequence[Measurement], boot_s: float) -> TrialRecord:
         target = points[-1]
+        spent_s = boot_s + sum(point.duration_s for point in points)
+        if target.verdict is not Verdict.OK:
+            reason = f"the point at {target.concurrency} clients is {target.verdict}: {target.why}"
+            return replace(
+                draft, outcome=Outcome.FAILED, reason=reason, points=tuple(points), boot_s=boot_s, spent_s=spent_s
+            )
         violated = {_key(slo): slo.excess(target) for slo in self.task.slos}
         return replace(
             draft,
@@ -247,8 +285,13 @@ class Loop:
             constraints={"memory": -1.0, **violated},
             misses=missed(self.task.slos, target),
             boot_s=boot_s,
-            spent_s=boot_s + sum(point.duration_s for point in points),
+            spent_s=spent_s,
         )
+
+    def close(self) -> None:
+        """Let go of the machine and the run folder; the records stay."""
+        self.engine.close()
+        self.folder.release()
 
 
 def _key(slo: Slo) -> str:

@@ -13,10 +13,15 @@ from tuner.engines.seam import FailureKind, Measurement
 
 
 class Outcome(StrEnum):
-    """`ruled_out` was never launched: a rule, the ledger or the optimistic bound decided."""
+    """`ruled_out` was never launched: a rule, the ledger or the optimistic bound decided.
+
+    `infeasible` is the configuration's fault; `failed` is the machine's, or a measurement nobody may use: it teaches
+    nothing.
+    """
 
     MEASURED = "measured"
     INFEASIBLE = "infeasible"
+    FAILED = "failed"
     RULED_OUT = "ruled_out"
 
 
@@ -45,6 +50,7 @@ class Manifest:
     seed: int
     sampler: str
     mtp: bool
+    server_flags: tuple[str, ...] = ()
     schema_version: int = 1
 
     def differences(self, other: Manifest) -> list[str]:

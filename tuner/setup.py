@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 from hwprobe.errors import InputError
 from hwprobe.files import encode_json
 from hwprobe.profile import HardwareProfile
+from planner.arguments import read_arguments
+from planner.launch import DEFAULT_MODEL_PATH
 from planner.plan import Plan, PlanQuestion, make_plan
 from planner.seeds import recipe, sglang_default, spread_seeds
 from planner.space import default_space
 from tuner.choices import EngineName, Objective, SamplerName
-from tuner.engines.simulated import SimulatedEngine
+from tuner.engines.choose import engine_of
 from tuner.loop import Loop, Reporter, Task
 from tuner.record import Manifest
 from tuner.store import RunFolder
@@ -41,6 +44,11 @@ class TuneQuestion:
     run: str | None
     runs: Path
     resume: bool
+    python: str = "python3"
+    image: str | None = None
+    model_path: str = DEFAULT_MODEL_PATH
+    server_flags: tuple[str, ...] = ()
+    point_s: float = 10.0
 
     def checked(self) -> TuneQuestion:
         """Raise InputError for a question that has no meaning; return the question otherwise."""
@@ -51,7 +59,31 @@ class TuneQuestion:
         if self.run is not None and (not self.run or self.run in (".", "..") or Path(self.run).name != self.run):
             raise InputError(f"--run is '{self.run}'; it must be a plain folder name (its place is --runs)")
         self.plan.checked()
+        self._check_engine()
         return self
+
+    def _check_engine(self) -> None:
+        """Raise InputError for an engine that could not start, before anything is written."""
+        if self.engine is EngineName.SIMULATED:
+            if self.server_flags:
+                raise InputError("SGLang flags after `--` need a server: --engine emulated, local or docker")
+            return
+        if self.plan.hardware.nodes > 1:
+            raise InputError(
+                f"--engine {self.engine} starts servers on this machine; --hardware {self.plan.hardware.name} is "
+                f"{self.plan.hardware.nodes} machines: plan them, or tune one with --engine simulated"
+            )
+        if self.engine is EngineName.DOCKER and not self.image:
+            raise InputError("--engine docker needs --image, as in --image lmsysorg/sglang:v0.5.23")
+        program = {EngineName.LOCAL: self.python, EngineName.DOCKER: "docker"}.get(self.engine)
+        if program is not None and shutil.which(program) is None:
+            flag = "--python" if self.engine is EngineName.LOCAL else "--engine docker"
+            raise InputError(f"{flag}: no program '{program}' here that could be started")
+        faults = [fault for fault in read_arguments(self.server_flags, self.plan.version).faults if fault.refused]
+        if faults:
+            raise InputError(
+                f"SGLang {self.plan.version} refuses a flag after `--`: {faults[0].message}; {faults[0].fix}"
+            )
 
     @property
     def base_name(self) -> str:
@@ -79,6 +111,7 @@ class TuneQuestion:
             seed=self.seed,
             sampler=str(self.sampler),
             mtp=plan.mtp,
+            server_flags=self.server_flags,
         )
 
     def folder(self) -> Path:
@@ -158,6 +191,7 @@ def open_loop(prepared: Prepared, reporter: Reporter) -> tuple[Loop, bool]:
     with ExitStack() as undo:  # whatever fails from here on lets go of the folder
         undo.callback(folder.release)
         index = StudyIndex(folder.study_file, prepared.space, records, sampler=question.sampler, seed=question.seed)
+        engine = engine_of(question, plan.context, folder)
         undo.pop_all()
     task = Task(
         context=plan.context,
@@ -169,5 +203,4 @@ def open_loop(prepared: Prepared, reporter: Reporter) -> tuple[Loop, bool]:
         trials=question.trials,
         budget_s=question.budget_s,
     )
-    engine = SimulatedEngine(question.world, plan.context, question.seed)
     return Loop(task=task, engine=engine, folder=folder, index=index, reporter=reporter, records=records), torn

@@ -15,7 +15,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 
 from tuner.choices import SamplerName
-from tuner.record import TrialRecord
+from tuner.record import Outcome, TrialRecord
 from tuner.tuning_space import TuningSpace
 
 TPE_STARTUP_TRIALS = 6
@@ -55,7 +55,9 @@ class StudyIndex:
         return params
 
     def tell(self, record: TrialRecord) -> None:
-        """Add a finished trial, with every constraint under a sorted key."""
+        """Add a finished trial, with every constraint under a sorted key; one that failed says nothing."""
+        if record.outcome is Outcome.FAILED:
+            return
         self._study.add_trial(
             optuna.trial.create_trial(
                 params=record.params,

@@ -1,4 +1,4 @@
-"""World: the truth of the simulated engine, apart from the planner's belief. The tuner never reads it."""
+"""World: the truth of the simulated and emulated engines, apart from the planner's belief. The tuner never reads it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from hwprobe.files import read_bytes
 from models.config import ServerConfig
 from models.engine_profile import EngineParameters
 from models.estimate import Context
+from tuner.faults import PHASES, Fault
 
 Positive = Annotated[float, Meta(gt=0)]
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
@@ -38,7 +39,8 @@ class World:
     """What is true where the engine runs.
 
     `parameters` multiplies engine parameters; `extra_memory_gib` is used beyond the ledger; `noise` is the
-    relative standard deviation of a measurement; `boot_s` is what one launch costs.
+    relative standard deviation of a measurement; `boot_s` is what one launch costs; `faults` happen in the
+    emulated server only.
     """
 
     name: str = "unnamed"
@@ -49,6 +51,7 @@ class World:
     noise: Annotated[float, Meta(ge=0, le=0.5)] = 0.015
     boot_s: Positive = 420.0
     effects: tuple[Effect, ...] = ()
+    faults: tuple[Fault, ...] = ()
 
     def truth(self, belief: Context, config: ServerConfig) -> Context:
         """Return the context that is true for this configuration, starting from the planner's belief."""
@@ -105,6 +108,9 @@ def _check_names(world: World, where: str) -> None:
     for name in world.parameters:
         if name not in parameters:
             raise InputError(f"{where}: unknown engine parameter '{name}'; {did_you_mean(name, parameters)}")
+    for fault in world.faults:
+        if fault.phase not in PHASES:
+            raise InputError(f"{where}: unknown phase '{fault.phase}' of a fault; {did_you_mean(fault.phase, PHASES)}")
     for effect in world.effects:
         for name in effect.when:
             if name not in knobs:

@@ -58,8 +58,24 @@ PlanOut = Annotated[Path | None, typer.Option("--out", help="Write the JSON docu
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
 
 ObjectiveChoice = Annotated[Objective, typer.Option("--objective", help="What to improve.")]
-Engine = Annotated[EngineName, typer.Option("--engine", help="Where configurations run.")]
-WorldFile = Annotated[Path | None, typer.Option("--world", help="World file: the simulated engine's truth.")]
+Engine = Annotated[
+    EngineName,
+    typer.Option(
+        "--engine",
+        help="Where configurations run: simulated (virtual time), emulated (our own server in real time), local (an "
+        "interpreter with sglang), docker (an image).",
+    ),
+]
+PointTime = Annotated[str, typer.Option("--point-time", help="Measure each point at least so long: 10s, 1m.")]
+Python = Annotated[str, typer.Option("--python", help="Interpreter with sglang, for --engine local.")]
+Image = Annotated[str | None, typer.Option("--image", help="Image with sglang, for --engine docker.")]
+ServerFlags = Annotated[
+    list[str] | None,
+    typer.Argument(help="SGLang flags for every launch, verbatim, after `--`.", show_default=False),
+]
+WorldFile = Annotated[
+    Path | None, typer.Option("--world", help="World file: the truth of the simulated and emulated engines.")
+]
 Trials = Annotated[int, typer.Option("--trials", help="Launches to spend.")]
 Budget = Annotated[str | None, typer.Option("--budget", help="Engine time to spend: 45m, 4h.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of sampler and simulated engine.")]

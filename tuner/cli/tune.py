@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,9 +29,13 @@ def tune(
     isl: options.Isl,
     osl: options.Osl,
     concurrency: options.Concurrency,
+    server_flags: options.ServerFlags = None,
     slo: options.SloTexts = None,
     objective: options.ObjectiveChoice = Objective.OUTPUT_TOK_S,
     engine: options.Engine = EngineName.SIMULATED,
+    point_time: options.PointTime = "10s",
+    python: options.Python = "python3",
+    image: options.Image = None,
     world: options.WorldFile = None,
     trials: options.Trials = 12,
     budget: options.Budget = None,
@@ -61,7 +66,8 @@ def tune(
     question = TuneQuestion(
         plan=asked, objective=objective, engine=engine, world=load_world(world), trials=trials,
         budget_s=parse_duration_s(budget) if budget else float("inf"), seed=seed, sampler=sampler,
-        run=run, runs=runs, resume=resume,
+        run=run, runs=runs, resume=resume, python=python, image=image, model_path=model_path,
+        point_s=parse_duration_s(point_time, "--point-time"), server_flags=tuple(server_flags or ()),
     )  # fmt: skip
     _tune(question, model_path=model_path, dry_run=dry_run, json=json)
 
@@ -86,7 +92,8 @@ def _tune(question: TuneQuestion, *, model_path: str, dry_run: bool, json: bool)
 
 
 def _run(loop: Loop) -> None:
-    """Run the loop; an interrupt leaves a run that --resume continues."""
+    """Run the loop; an interrupt (Ctrl-C, or SIGTERM of a batch system) leaves a run that --resume continues."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         loop.run()
     except KeyboardInterrupt:
@@ -95,7 +102,7 @@ def _run(loop: Loop) -> None:
         )
         raise typer.Exit(130) from None
     finally:
-        loop.folder.release()
+        loop.close()
 
 
 def _finish(loop: Loop, prepared: Prepared, *, model_path: str, json: bool) -> None:
@@ -126,12 +133,12 @@ def command_line() -> str:
     return shlex.join(["sgtune", *sys.argv[1:]])
 
 
-def parse_duration_s(text: str) -> float:
+def parse_duration_s(text: str, flag: str = "--budget") -> float:
     """Parse '45m', '4h', '1h30m', '90s'. Raises InputError with an example."""
     from hwprobe.errors import InputError
 
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
     if not match or not any(match.groups()):
-        raise InputError(f"--budget is '{text}'; write a duration as in --budget 4h or --budget 1h30m")
+        raise InputError(f"{flag} is '{text}'; write a duration as in {flag} 4h, {flag} 1h30m or {flag} 90s")
     hours, minutes, seconds = (float(part or 0) for part in match.groups())
     return hours * 3600 + minutes * 60 + seconds

@@ -45,7 +45,11 @@ class LiveReporter:
         """Say what runs where, and what an earlier session has done already."""
         question = prepared.question
         world = (
-            f" (world '{question.world.name}', virtual time: no GPU is used)" if question.engine == "simulated" else ""
+            f" (world '{question.world.name}', virtual time: no GPU is used)"
+            if question.engine == "simulated"
+            else f" (world '{question.world.name}')"
+            if question.engine == "emulated"
+            else ""
         )
         self._screen.print(f"engine {question.engine}{world}; run folder {loop.folder.path}")
         for warning in prepared.plan.warnings:
@@ -81,10 +85,16 @@ def _trial_line(record: TrialRecord) -> str:
     flags = f"frac {config.mem_fraction_static:.3f}, chunk {config.chunked_prefill_size}"
     head = f"trial {record.number} {record.label} ({record.source}; {flags}): "
     if record.target is None:
-        return f"{head}{record.failure}: {record.reason}"
+        return f"{head}{_why(record)}"
     measured, predicted = record.target.output_tok_s, record.predicted["output_tok_s"]
     text = f"{head}{measured:,.0f} tok/s, predicted {predicted:,.0f} ({100 * (predicted / measured - 1):+.1f} %)"
     return text + ("; " + "; ".join(record.misses) if record.misses else "")
+
+
+def _why(record: TrialRecord) -> str:
+    """The failure in one line; all of the evidence is in the record."""
+    said = record.reason.strip().splitlines() or [""]
+    return f"{record.failure or record.outcome}: {said[0]}"
 
 
 def _best_mark(record: TrialRecord, best: TrialRecord | None) -> str:
@@ -160,7 +170,7 @@ def _ranking(records: Sequence[TrialRecord]) -> Table:
                     "per user", "TPOT ms", "TTFT ms", "note"):  # fmt: skip
         table.add_column(heading, justify="left" if heading in ("source", "configuration", "note") else "right")
     measured = sorted((r for r in records if r.target), key=lambda r: (not r.feasible, -r.objective))
-    for record in [*measured, *(r for r in records if r.outcome is Outcome.INFEASIBLE)]:
+    for record in [*measured, *(r for r in records if r.launched and not r.target)]:
         config, target = record.config, record.target
         figures = (
             (f"{target.output_tok_s:,.0f}", f"{record.predicted['output_tok_s']:,.0f}", f"{target.user_tok_s:.1f}",
@@ -168,7 +178,7 @@ def _ranking(records: Sequence[TrialRecord]) -> Table:
             if target
             else ("-", f"{record.predicted['output_tok_s']:,.0f}", "-", "-", "-")
         )  # fmt: skip
-        note = "; ".join(record.misses) if target else f"{record.failure}: {record.reason}"
+        note = "; ".join(record.misses) if target else _why(record)
         table.add_row(
             str(record.number), record.source, record.label, f"{config.mem_fraction_static:.3f}",
             str(config.chunked_prefill_size), str(config.cuda_graph_max_bs_decode), *figures, note,

@@ -49,9 +49,17 @@ class LaunchFailed(Exception):
 
 
 class Verdict(StrEnum):
-    """Whether a point may teach anything: only `ok` does."""
+    """Whether a point may teach anything: only `ok` does. In order of severity."""
 
     OK = "ok"
+    UNSTEADY = "unsteady"
+    THROTTLED = "throttled"
+    LENGTHS_OFF = "lengths_off"
+    CACHE_POLLUTED = "cache_polluted"
+    CLIENT_LIMITED = "client_limited"
+    ERRORS = "errors"
+    CLOCK_JUMP = "clock_jump"
+    IMPOSSIBLE = "impossible"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +84,7 @@ class Measurement:
     duration_s: float
     retractions: int = 0
     verdict: Verdict = field(default=Verdict.OK)
+    why: str = ""
 
     @property
     def user_tok_s(self) -> float:
@@ -105,3 +114,6 @@ class Engine(Protocol):
 
     def launch(self, config: ServerConfig, number: int) -> Server:
         """Start trial `number` and wait until it is ready. Raises LaunchFailed when it does not start."""
+
+    def close(self) -> None:
+        """Let go of the machine: locks on its GPUs."""

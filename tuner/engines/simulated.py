@@ -14,13 +14,16 @@ from models.layout import table_of
 from models.memory import Memory
 from models.workload import Statistic, Workload
 from tuner.engines.seam import FailureKind, LaunchFailed, Measurement, ServerInfo
+from tuner.engines.world_memory import OOM_BOOT_SHARE, boot_failure, fails_under_load
 from tuner.world import World
 
 # Windows of one measurement: their spread gives the interval (Student's t for 3 windows, 95 %).
 WINDOWS = 3
 STUDENT_T_95 = 4.303
-# How long a server runs before an out-of-memory error shows: capture comes late in the boot.
-OOM_BOOT_SHARE = {FailureKind.OOM_KV: 0.6, FailureKind.OOM_GRAPHS: 0.9}
+OOM_TEXTS = {
+    FailureKind.OOM_KV: "Loaded weights leave no GPU memory for the KV cache",
+    FailureKind.OOM_GRAPHS: "Capture cuda graph failed: CUDA out of memory",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +39,16 @@ class SimulatedEngine:
         """Start the configuration in the world. Raises LaunchFailed when the world's memory does not hold it."""
         context = self.world.truth(self.belief, config)
         filled = context.memory(table_of([config]))
-        self._check_memory(filled)
+        failure = boot_failure(self.world, filled)
+        if failure is not None:
+            raise LaunchFailed(failure, OOM_TEXTS[failure], self.world.boot_s * OOM_BOOT_SHARE[failure])
         seed = _seed(self.seed, number, config)
         jitter = 1.0 + 0.1 * float(np.random.default_rng(seed).standard_normal())
         boot_s = self.world.boot_s * max(0.5, jitter)
         return SimulatedServer(self.world, context, config, seed, int(filled.kv_tokens[0]), boot_s, filled)
 
-    def _check_memory(self, filled: Memory) -> None:
-        """Memory beyond the ledger eats the slack: first activations under load fail, then graph capture."""
-        kind = evidence = None
-        free = float(filled.free[0]) - self.world.extra_memory_gib
-        if float(filled.kv_pool[0]) <= 0.0:
-            kind, evidence = FailureKind.OOM_KV, "Loaded weights leave no GPU memory for the KV cache"
-        elif free + float(filled.activations[0]) < 0.0:
-            kind, evidence = FailureKind.OOM_GRAPHS, "Capture cuda graph failed: CUDA out of memory"
-        if kind is not None and evidence is not None:
-            raise LaunchFailed(kind, evidence, self.world.boot_s * OOM_BOOT_SHARE[kind])
+    def close(self) -> None:
+        """Nothing was held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +68,7 @@ class SimulatedServer:
 
     def measure(self, workload: Workload) -> Measurement:
         """Replay the clients, and add the world's noise. Raises LaunchFailed when activations do not fit."""
-        if float(self.memory.free[0]) < self.world.extra_memory_gib:
+        if fails_under_load(self.world, self.memory):
             raise LaunchFailed(
                 FailureKind.OOM_LOAD,
                 f"CUDA out of memory in prefill at concurrency {workload.concurrency}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from tuner.server.host_memory import oom_kills
 from tuner.server.shim import descendants, older_of, tail_of
+from tuner.server.strays import MARK, end_marked
 
 LOG_CAP_BYTES = 50 << 20
 READ_BYTES = 2 << 20
@@ -24,14 +27,20 @@ class ServerProcess:
     """A command running under the lifeline: it cannot outlive this process, whatever happens to either."""
 
     def __init__(
-        self, command: Sequence[str], folder: Path, environment: Mapping[str, str], *, drain_s: float = DRAIN_S
-    ) -> None:
-        """Start the command; its output goes to `folder`/server.log. Raises OSError when the shim cannot start."""
+        self, command: Sequence[str], folder: Path, environment: Mapping[str, str], *, drain_s: float = DRAIN_S,
+        after: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """Start the command; its output goes to `folder`/server.log; `after` runs when it has ended, in any case.
+
+        Raises OSError when the shim cannot start.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self.log, self._record = folder / "server.log", folder / "exit.json"
         for stale in (self.log, tail_of(self.log), older_of(self.log), self._record):
             stale.unlink(missing_ok=True)
         self._drain_s = drain_s
+        self._mark = secrets.token_hex(8)
+        self._oom_kills = oom_kills()
         self.started = time.monotonic()
         ours, self._lifeline = os.pipe()
         with ExitStack() as undo:
@@ -40,9 +49,9 @@ class ServerProcess:
             failed.callback(self._close)
             words = [sys.executable, "-m", "tuner.server.shim", "--lifeline", str(ours), "--log", str(self.log),
                      "--record", str(self._record), "--cap-bytes", str(LOG_CAP_BYTES), "--drain-s", str(drain_s),
-                     "--", *command]  # fmt: skip
+                     "--after", json.dumps(list(after)), "--", *command]  # fmt: skip
             self._shim = subprocess.Popen(
-                words, env={**os.environ, **environment}, pass_fds=(ours,), start_new_session=True,
+                words, env={**os.environ, **environment, MARK: self._mark}, pass_fds=(ours,), start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
             failed.pop_all()
@@ -66,6 +75,14 @@ class ServerProcess:
             return int(json.loads(self._record.read_text())["returncode"])
         except FileNotFoundError:
             return None
+
+    @property
+    def host_oom(self) -> str | None:
+        """The kernel's word that it killed for memory since the start, or None."""
+        now, then = oom_kills(), self._oom_kills
+        if now is None or then is None or now <= then:
+            return None
+        return f"the kernel killed {now - then} process(es) for memory since the server started"
 
     def pids(self) -> list[int]:
         """Return the living processes of the server, the shim not among them."""
@@ -91,6 +108,7 @@ class ServerProcess:
             except subprocess.TimeoutExpired:
                 self.kill()
         self._close()
+        end_marked(self._mark)
 
     def kill(self) -> None:
         """End the whole tree now: closing the lifeline is what the shim takes for the tuner's death."""
@@ -100,6 +118,7 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             self._shim.kill()  # its server dies with it, and SGLang's workers with the server
             self._shim.wait()
+        end_marked(self._mark)
 
     def _close(self) -> None:
         if self._lifeline >= 0:

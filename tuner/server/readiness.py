@@ -88,7 +88,7 @@ def wait_until_ready(process: ServerProcess, port: int, served_name: str, phases
 
 def died(process: ServerProcess) -> LaunchFailed:
     """Return the failure of a server that has ended."""
-    failure = classify(process.log_text())
+    failure = classify(process.log_text(), host_oom=process.host_oom)
     code = process.returncode
     evidence = "\n".join((*failure.evidence, f"exit code {code}" if code is not None else "its supervisor was killed"))
     kind = failure.kind

@@ -26,6 +26,7 @@ from pathlib import Path
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 CHUNK_BYTES = 1 << 20
 LAST_WORDS_S = 0.2
+AFTER_S = 30.0
 
 
 class CappedLog:
@@ -168,9 +169,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--cap-bytes", type=int, required=True)
     parser.add_argument("--drain-s", type=float, required=True)
     parser.add_argument("command", nargs="+")
+    parser.add_argument("--after", type=json.loads, default=[])
     asked = parser.parse_args(arguments)
     shim = Shim(asked.command, asked.lifeline, CappedLog(asked.log, asked.cap_bytes), asked.drain_s)
     code = shim.run()
+    if asked.after:
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(asked.after, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                           timeout=AFTER_S, check=False)  # fmt: skip
     part = asked.record.with_name(asked.record.name + ".part")
     part.write_text(json.dumps({"returncode": code}))
     part.replace(asked.record)

@@ -1,0 +1,104 @@
+"""`sgtune bench`: measure any running SGLang (or OpenAI-compatible) server, with a verdict on every point."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tuner.choices import Arrival, Backend
+from tuner.cli import options
+from tuner.cli.common import console, print_json
+from tuner.cli.tune import command_line, parse_duration_s
+
+if TYPE_CHECKING:
+    from tuner.cli.bench_run import BenchQuestion
+
+EXAMPLE = "Example: sgtune bench --url http://127.0.0.1:30000 --isl 1000 --osl 1000 --concurrency 1,16,64"
+KEY_VARIABLE = "SGTUNE_API_KEY"
+NOT_USABLE = 1
+
+
+def bench(
+    url: Annotated[str, typer.Option("--url", help="Address of the server.", show_default=False)],
+    isl: Annotated[int, typer.Option("--isl", help="Input tokens per request.")] = 1000,
+    osl: Annotated[int, typer.Option("--osl", help="Output tokens per request.")] = 1000,
+    concurrency: Annotated[str, typer.Option("--concurrency", help="Clients in a closed loop: 1,16,64.")] = "1,16,64",
+    request_rate: Annotated[
+        str | None, typer.Option("--request-rate", help="Requests per second instead of clients: 0.5,1,2.")
+    ] = None,
+    arrival: Annotated[Arrival, typer.Option("--arrival", help="How requests of a rate are spaced.")] = Arrival.POISSON,
+    range_ratio: options.RangeRatio = 1.0,
+    lognormal: Annotated[
+        float | None, typer.Option("--lognormal", help="Spread of the lengths' logarithms; means are --isl, --osl.")
+    ] = None,
+    lengths: Annotated[
+        Path | None, typer.Option("--lengths", help='Recorded lengths: lines of {"isl": N, "osl": N}.')
+    ] = None,
+    dataset: Annotated[
+        Path | None,
+        typer.Option("--dataset", help="Prompts as text (ShareGPT JSON): what MTP should be measured with."),
+    ] = None,
+    shared_prefix: Annotated[int, typer.Option("--shared-prefix", help="Leading tokens all prompts share.")] = 0,
+    backend: Annotated[Backend, typer.Option("--backend", help="Which API to speak.")] = Backend.SGLANG,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Model name for the OpenAI APIs; default: the first.")
+    ] = None,
+    slo: options.SloTexts = None,
+    until_knee: Annotated[
+        bool, typer.Option("--until-knee", help="Find the most clients within the SLOs, by bisection.")
+    ] = False,
+    point_time: options.PointTime = "10s",
+    duration: Annotated[str, typer.Option("--duration", help="Longest a point may take, after its warm-up.")] = "10m",
+    waves: Annotated[float, typer.Option("--waves", help="Window: requests per client.")] = 5.0,
+    vocab_size: Annotated[int, typer.Option("--vocab-size", help="Token ids are drawn below this.")] = 32_000,
+    workers: Annotated[int, typer.Option("--workers", help="Load generator processes; 0: as many as it takes.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of lengths, arrivals and prompts.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Append points as JSON lines (sgtune calibrate reads them).")
+    ] = None,
+    sglang_jsonl: Annotated[
+        Path | None, typer.Option("--sglang-jsonl", help="Append points in sglang.benchmark.serving's format.")
+    ] = None,
+    requests: Annotated[Path | None, typer.Option("--requests", help="Append every request as a JSON line.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Write a throughput-latency plot as HTML.")] = None,
+    cross_check: Annotated[
+        str | None,
+        typer.Option("--cross-check", help="Interpreter with sglang: run sglang.benchmark.serving beside each point."),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Measure a running server: closed or open loop, steady-state windows, and a verdict on every point."""
+    from models.workload import Slo, Workload
+    from tuner.cli.bench_run import BenchQuestion
+
+    question = BenchQuestion(
+        url=url, workload=Workload.checked(isl, osl, 1, range_ratio), concurrency=concurrency,
+        request_rate=request_rate, arrival=arrival, lognormal=lognormal, lengths=lengths, dataset=dataset,
+        shared_prefix=shared_prefix, backend=backend, model=model, slos=tuple(Slo.parse(text) for text in slo or []),
+        until_knee=until_knee, point_s=parse_duration_s(point_time, "--point-time"),
+        most_s=parse_duration_s(duration, "--duration"), waves=waves, vocabulary=vocab_size, workers=workers, seed=seed,
+        out=out, sglang_jsonl=sglang_jsonl, requests=requests, plot=plot, cross_check=cross_check,
+        command=command_line(), key=os.environ.get(KEY_VARIABLE),
+    )  # fmt: skip
+    _bench(question, json=json)
+
+
+def _bench(question: BenchQuestion, *, json: bool) -> None:
+    from tuner.cli.bench_run import run_bench
+    from tuner.cli.bench_view import BenchScreen, show_bench
+
+    try:
+        with BenchScreen(console(stderr=True)) as screen:
+            answer = run_bench(question, screen)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; points already measured are in the files you named", err=True)
+        raise typer.Exit(130) from None
+    if json:
+        print_json(answer.document())
+    else:
+        show_bench(answer, console())
+    if not answer.usable:
+        raise typer.Exit(NOT_USABLE)

@@ -1,0 +1,220 @@
+"""What `sgtune bench` does: reads the question, measures point by point, writes each before the next."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from hwprobe.errors import InputError
+from hwprobe.files import write_atomic
+from models.workload import Slo, Workload
+from tuner.engines.seam import LaunchFailed, Verdict
+from tuner.load.cross_check import Theirs, run_theirs
+from tuner.load.formats import json_lines, point_document, point_record, request_lines, sglang_record
+from tuner.load.knee import Knee, find_knee
+from tuner.load.plot import plot_html
+from tuner.load.point import Live, Point, Settings, measure_point
+from tuner.load.server_side import Address, ServerFacts, read_facts
+from tuner.load.sources import dataset_prompts, lognormal_lengths, recorded_lengths
+from tuner.choices import Arrival, Backend
+
+MOST_CLIENTS = 65_536
+SPARE_FILES = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchQuestion:
+    """What is asked of `sgtune bench`; texts as they were typed."""
+
+    url: str
+    workload: Workload
+    concurrency: str
+    request_rate: str | None
+    arrival: Arrival
+    lognormal: float | None
+    lengths: Path | None
+    dataset: Path | None
+    shared_prefix: int
+    backend: Backend
+    model: str | None
+    slos: tuple[Slo, ...]
+    until_knee: bool
+    point_s: float
+    most_s: float
+    waves: float
+    vocabulary: int
+    workers: int
+    seed: int
+    out: Path | None
+    sglang_jsonl: Path | None
+    requests: Path | None
+    plot: Path | None
+    cross_check: str | None
+    command: str
+    key: str | None = field(repr=False, default=None)
+
+    def loads(self) -> list[float]:
+        """Return the concurrencies or rates. Raises InputError naming the flag."""
+        flag, text = ("--request-rate", self.request_rate) if self.request_rate else ("--concurrency", self.concurrency)
+        try:
+            found = [float(part) for part in text.split(",")] if text else []
+        except ValueError:
+            found = []
+        whole = self.request_rate is None
+        if not found or any(load <= 0 or (whole and (load != int(load) or load > MOST_CLIENTS)) for load in found):
+            raise InputError(f"{flag} is '{text}'; write numbers as in {flag} {'1,16,64' if whole else '0.5,1,2'}")
+        return found
+
+    def checked(self, facts: ServerFacts) -> BenchQuestion:
+        """Raise InputError for what this server or this machine cannot do; return the question otherwise."""
+        if self.until_knee and (not self.slos or self.request_rate):
+            raise InputError(
+                "--until-knee looks for the clients at which an SLO breaks: give --slo, not --request-rate"
+            )
+        if sum(given is not None for given in (self.lognormal, self.lengths, self.dataset)) > 1:
+            raise InputError("--lognormal, --lengths and --dataset exclude each other: lengths come from one place")
+        if self.request_rate and self.arrival == Arrival.CLOSED:
+            raise InputError("--arrival closed has no rate: leave out --request-rate, or take poisson or constant")
+        if self.waves < 1 or self.vocabulary < 16 or self.shared_prefix < 0:
+            raise InputError("--waves must be at least 1, --vocab-size at least 16, --shared-prefix not negative")
+        if self.shared_prefix >= self.workload.isl.shortest:
+            raise InputError(
+                f"--shared-prefix {self.shared_prefix} leaves nothing of --isl {self.workload.isl.nominal}"
+            )
+        longest = self.workload.longest_request
+        if facts.context_length and not self.dataset and longest > facts.context_length:
+            raise InputError(
+                f"--isl and --osl make {longest:,} tokens; the server's context length is {facts.context_length:,}"
+            )
+        most = int(max(self.loads())) if not self.request_rate else 1024
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        if hard != resource.RLIM_INFINITY and most + SPARE_FILES > hard:
+            raise InputError(
+                f"{most} connections need more open files than the hard limit of {hard}: raise it with `ulimit -n`"
+            )
+        return self
+
+    def settings(self, facts: ServerFacts) -> Settings:
+        model = self.model or facts.served_model
+        if self.backend is not Backend.SGLANG and not model:
+            raise InputError("the server names no model; give it with --model")
+        longest = facts.context_length
+        lengths: tuple[tuple[int, int], ...] = ()
+        if self.lognormal is not None:
+            nominal = self.workload.isl.nominal, self.workload.osl.nominal
+            lengths = lognormal_lengths(*nominal, self.lognormal, longest, self.seed)
+        elif self.lengths is not None:
+            lengths = recorded_lengths(self.lengths)
+        prompts = dataset_prompts(self.dataset) if self.dataset else ()
+        return Settings(
+            backend=self.backend, model=model, waves=self.waves, least_s=self.point_s, most_s=self.most_s,
+            vocabulary=self.vocabulary, shared_prefix=self.shared_prefix, prompts=prompts, lengths=lengths,
+            workers=self.workers, key=self.key,
+        )  # fmt: skip
+
+
+class Screen(Protocol):
+    """Shows what goes on."""
+
+    def live(self, live: Live) -> None: ...
+
+    def point(self, point: Point) -> None: ...
+
+
+@dataclass(slots=True)
+class BenchAnswer:
+    """The points, and what was made of them."""
+
+    facts: ServerFacts
+    points: list[Point] = field(default_factory=list)
+    theirs: list[Theirs] = field(default_factory=list)
+    knee: Knee | None = None
+    written: list[Path] = field(default_factory=list)
+
+    @property
+    def usable(self) -> bool:
+        return all(point.verdict is Verdict.OK for point in self.points)
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON answer."""
+        return {
+            "server": {"model": self.facts.served_model, "version": self.facts.version},
+            "points": [point_document(point) for point in self.points],
+            "knee": None if self.knee is None else {"best": self.knee.best, "broken": self.knee.broken,
+                                                    "misses": self.knee.misses},
+            "sglang_benchmark": [{name: getattr(their, name) for name in Theirs.__slots__} for their in self.theirs],
+            "files": [str(path) for path in self.written],
+        }  # fmt: skip
+
+
+def run_bench(question: BenchQuestion, screen: Screen) -> BenchAnswer:
+    """Measure what was asked. Raises InputError or SgtuneError; a point is on disk before the next one starts."""
+    facts = read_facts(Address.parse(question.url), question.key)
+    settings = question.checked(facts).settings(facts)
+    answer = BenchAnswer(facts=facts)
+
+    def measure(load: float) -> Point:
+        clients = 1 if question.request_rate else int(load)
+        chosen = settings
+        if question.request_rate:
+            chosen = replace(settings, arrival=question.arrival, request_rate=load)
+        seed = question.seed * 1_000_003 + len(answer.points)
+        try:
+            point = measure_point(
+                question.url, replace(question.workload, concurrency=clients), slos=question.slos, seed=seed,
+                settings=chosen, watch=screen.live,
+            )  # fmt: skip
+        except LaunchFailed as failure:
+            raise InputError(f"the server stopped answering: {failure.evidence}") from failure
+        answer.points.append(point)
+        _write(question, answer, point)
+        screen.point(point)
+        if question.cross_check:
+            isl, osl = question.workload.isl.nominal, question.workload.osl.nominal
+            model = str(facts.info.get("model_path") or facts.served_model)
+            answer.theirs.append(run_theirs(question.cross_check, question.url, point, isl, osl, model, seed + 1))
+        return point
+
+    _measure_all(question, answer, measure)
+    if question.plot is not None:
+        title = f"{facts.served_model or question.url}: {question.workload.isl.nominal} in, {question.workload.osl.nominal} out"
+        write_atomic(question.plot, plot_html(answer.points, title, question.command))
+        answer.written.append(question.plot)
+    return answer
+
+
+def _measure_all(question: BenchQuestion, answer: BenchAnswer, measure: Callable[[float], Point]) -> None:
+    loads = question.loads()
+    if question.until_knee:
+        answer.knee = find_knee(
+            measure, question.slos, int(loads[0]), MOST_CLIENTS if len(loads) == 1 else int(loads[-1])
+        )
+        return
+    for load in loads:
+        measure(load)
+
+
+def _write(question: BenchQuestion, answer: BenchAnswer, point: Point) -> None:
+    """Append the point to the files asked for."""
+    isl, osl = question.workload.isl.nominal, question.workload.osl.nominal
+    load = f"r{point.settings.request_rate:g}" if point.settings.request_rate else f"c{point.workload.concurrency}"
+    name = f"bench-{isl}-{osl}-{load}-s{question.seed}"
+    texts = (
+        (question.out, lambda: json_lines([point_record(point, answer.facts, isl, osl, name)])),
+        (question.sglang_jsonl, lambda: json_lines([sglang_record(point, answer.facts, isl, osl, name)])),
+        (question.requests, lambda: request_lines(point)),
+    )
+    for path, text in texts:
+        if path is None:
+            continue
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write(text())
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+        if path not in answer.written:
+            answer.written.append(path)

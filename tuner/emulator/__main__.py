@@ -1,0 +1,92 @@
+"""`python -m tuner.emulator [--hardware H] [--world W.toml] ... -- SGLANG FLAGS` behaves like SGLang with these flags.
+
+Exit codes are SGLang's: 2 for a flag its parser refuses, 1 for a refused configuration or a port in use, death by
+SIGKILL when a scheduler fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from hwprobe.errors import SgtuneError
+from hwprobe.files import decode_json, read_bytes
+from models.architecture import ModelArchitecture, deepseek_r1
+from models.engine_profile import load_engine_profile
+from models.estimate import DEFAULT_ACCEPTANCE, Context
+from models.version import NEWEST, parse_version
+from planner.check import Checked, check_arguments
+from planner.plan import PlanQuestion
+from tuner.cli.common import read_hardware
+from tuner.emulator.boot import Machine, boot
+from tuner.emulator.log import say, write
+from tuner.world import load_world
+
+
+def main(arguments: list[str]) -> int:
+    """Run the server until it is told to stop; return its exit code."""
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    asked = _parser().parse_args(arguments[:split])
+    try:
+        context, world = _context(asked), load_world(asked.world)
+    except SgtuneError as error:
+        sys.stderr.write(f"emulator: error: {error}\n")
+        return 2
+    checked = check_arguments(arguments[split + 1 :], context.arch, context.machine, context.version)
+    refusal = _refusal(checked)
+    if refusal is not None:
+        return refusal
+    faults = tuple(fault for fault in world.faults if not fault.launches or asked.launch in fault.launches)
+    return boot(Machine(context=context, world=world, checked=checked, faults=faults, seed=asked.seed))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tuner.emulator", description=__doc__)
+    parser.add_argument("--hardware", default="h200x8", help="catalogue name or hardware.json")
+    parser.add_argument("--world", type=Path, help="world file: what is true here")
+    parser.add_argument("--profile", type=Path, help="engine profile file")
+    parser.add_argument("--architecture", type=Path, help="model architecture as JSON; default: DeepSeek-R1")
+    parser.add_argument("--sglang-version", default=str(NEWEST))
+    parser.add_argument("--mtp-acceptance", type=float, default=DEFAULT_ACCEPTANCE)
+    parser.add_argument("--expert-skew", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--launch", type=int, default=0, help="number of this launch, for the world's faults")
+    return parser
+
+
+def _context(asked: argparse.Namespace) -> Context:
+    arch = deepseek_r1()
+    if asked.architecture is not None:
+        arch = decode_json(read_bytes(asked.architecture, "architecture"), ModelArchitecture, str(asked.architecture))
+    question = PlanQuestion(
+        hardware=read_hardware(asked.hardware),
+        arch=arch,
+        version=parse_version(asked.sglang_version),
+        isl=1,
+        osl=1,
+        concurrency=1,
+        acceptance=asked.mtp_acceptance,
+        sigma=asked.expert_skew,
+        engine=load_engine_profile(asked.profile) if asked.profile else None,
+    )
+    return question.context()
+
+
+def _refusal(checked: Checked) -> int | None:
+    """Say what SGLang would and return its exit code, or None when it would start."""
+    faults = [fault for fault in checked.arguments.faults if fault.refused]
+    if faults:
+        write("usage: sglang serve [-h] --model-path MODEL_PATH ...\n")
+        write(f"sglang serve: error: unrecognized arguments: {faults[0].message}\n")
+        return 2
+    refused = [violation for violation in checked.violations if violation.refused]
+    if refused:
+        write(f"Traceback (most recent call last):\n  ...\nValueError: {refused[0].message}\n")
+        return 1
+    say(f"server_args={checked.arguments.values}")
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

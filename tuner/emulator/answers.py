@@ -1,0 +1,230 @@
+"""What the emulated server answers to each request, in SGLang's words."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from tuner.emulator import family
+from tuner.emulator.driver import Driver, Live
+from tuner.faults import Fault, FaultKind
+
+if TYPE_CHECKING:
+    from tuner.emulator.serving import Serving
+
+# A prompt this short never fills the activations a full prefill needs.
+SMALL_PROMPT = 64
+DEFAULT_OUTPUT = 128
+CHARACTERS_PER_TOKEN = 4
+DONE = b"data: [DONE]\n\n"
+
+
+class Answers:
+    """The handlers; faults of the phase `serving` happen here."""
+
+    def __init__(self, asked: Serving, driver: Driver) -> None:
+        self._asked, self._driver = asked, driver
+        self.ready = False
+        self._requests = 0
+
+    # -- faults ------------------------------------------------------------------------------------------------
+
+    def _due(self, kind: FaultKind) -> Fault | None:
+        faults = self._asked.faults
+        return next((fault for fault in faults if fault.kind is kind and self._requests > fault.requests), None)
+
+    def fails_now(self) -> bool:
+        """Count a request and let the faults that are due happen; say whether this one gets HTTP 500."""
+        self._requests += 1
+        if self._due(FaultKind.EXIT) is not None:
+            os._exit(1)
+        if self._due(FaultKind.FREEZE) is not None:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if self._due(FaultKind.KILL_SCHEDULER) is not None:
+            os.kill(self._asked.children[0], signal.SIGKILL)
+        self._driver.mute = self._due(FaultKind.MUTE) is not None
+        slow = self._due(FaultKind.SLOW)
+        self._driver.slower = slow.factor if slow else 1.0
+        oom = self._due(FaultKind.OOM)
+        if oom is not None and len(self._driver.live) + 1 >= oom.count:
+            self._out_of_memory()
+        errors = self._due(FaultKind.ERRORS)
+        return errors is not None and self._requests % errors.count == 0
+
+    def _out_of_memory(self) -> None:
+        family.die_of_scheduler("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    # -- state -------------------------------------------------------------------------------------------------
+
+    async def is_ready(self, request: web.Request) -> web.Response:
+        return web.Response(status=200 if self.ready else 503)
+
+    async def health(self, request: web.Request) -> web.Response:
+        return web.Response(status=200 if self.ready else 503)
+
+    async def model_info(self, request: web.Request) -> web.Response:
+        return web.json_response({"model_path": self._argument("model_path"), "is_generation": True,
+                                  "served_model_name": self._name(), "model_type": "deepseek_v3"})  # fmt: skip
+
+    async def models(self, request: web.Request) -> web.Response:
+        model = {"id": self._name(), "object": "model", "max_model_len": self._asked.config.context_length}
+        return web.json_response({"object": "list", "data": [model]})
+
+    async def server_info(self, request: web.Request) -> web.Response:
+        config, asked = self._asked.config, self._asked
+        state = {"last_gen_throughput": 0.0, "avg_spec_accept_length": asked.times.accepted}
+        boot_s = asked.boot_s
+        answer = {
+            **{name: value for name, value in asked.arguments.items() if isinstance(value, str | int | float | None)},
+            "served_model_name": self._name(),
+            "tp_size": config.tp_size,
+            "attn_dp_size": config.attn_dp_size,
+            "ep_size": config.ep_size,
+            "mem_fraction_static": config.mem_fraction_static,
+            "max_running_requests": config.max_running_requests,
+            "chunked_prefill_size": config.chunked_prefill_size,
+            "context_length": config.context_length,
+            "stream_interval": config.stream_interval or 1,
+            "status": "ready",
+            "version": asked.version,
+            "max_total_num_tokens": asked.kv_tokens_per_rank,
+            "startup_time": {"load_weight": 0.5 * boot_s, "kv_cache_allocation": 0.05 * boot_s,
+                             "cuda_graph": {"decode": 0.25 * boot_s}},
+            "internal_states": [state],
+        }  # fmt: skip
+        return web.json_response(answer)
+
+    async def loads(self, request: web.Request) -> web.Response:
+        server, asked = self._driver.server, self._asked
+        load = {
+            "dp_rank": 0,
+            "num_running_reqs": len(server.running),
+            "num_waiting_reqs": len(server.waiting),
+            "num_used_tokens": int(server.used),
+            "max_total_num_tokens": asked.limits.kv_tokens,
+            "token_usage": server.used / max(1, asked.limits.kv_tokens),
+            "speculative": {"accept_length": asked.times.accepted},
+            "queues": {"waiting": len(server.waiting), "retracted": server.retractions},
+        }
+        return web.json_response({"version": asked.version, "loads": [load]})
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        server = self._driver.server
+        lines = {
+            "sglang:num_running_reqs": len(server.running),
+            "sglang:num_queue_reqs": len(server.waiting),
+            "sglang:token_usage": server.used / max(1, self._asked.limits.kv_tokens),
+            "sglang:num_retracted_requests_total": server.retractions,
+        }
+        return web.Response(text="".join(f"{name} {value}\n" for name, value in lines.items()))
+
+    async def flush_cache(self, request: web.Request) -> web.Response:
+        flushed = self._driver.flush()
+        return web.Response(status=200 if flushed else 400, text="Cache flushed.\n" if flushed else "busy\n")
+
+    async def abort(self, request: web.Request) -> web.Response:
+        for live in list(self._driver.live.values()):
+            self._driver.abort(live)
+        return web.Response()
+
+    def _argument(self, name: str) -> Any:
+        return self._asked.arguments.get(name)
+
+    def _name(self) -> str:
+        return str(self._argument("served_model_name") or self._argument("model_path"))
+
+    # -- generation --------------------------------------------------------------------------------------------
+
+    def _submit(self, prompt: tuple[int, ...] | int, osl: int) -> Live:
+        isl = prompt if isinstance(prompt, int) else len(prompt)
+        if self._asked.oom_under_load and isl > SMALL_PROMPT:
+            self._out_of_memory()
+        short = self._due(FaultKind.SHORT)
+        return self._driver.submit(prompt, max(1, osl - (short.count if short else 0)))
+
+    async def generate(self, request: web.Request) -> web.StreamResponse:
+        """Answer SGLang's own endpoint."""
+        body = await request.json()
+        ids = body.get("input_ids")
+        prompt = tuple(ids) if ids else max(1, len(body.get("text", "")) // CHARACTERS_PER_TOKEN)
+        osl = int(body.get("sampling_params", {}).get("max_new_tokens", DEFAULT_OUTPUT))
+        isl = prompt if isinstance(prompt, int) else len(prompt)
+        longest = self._asked.config.context_length or 0
+        if longest and isl + osl > longest:
+            text = f"Requested token count exceeds the model's maximum context length of {longest} tokens."
+            return web.json_response({"error": {"message": text}}, status=400)
+        live = self._submit(prompt, osl)
+        if body.get("stream"):
+            return await self._stream(request, live, lambda: self._generated(live, isl))
+        await self._finished(live)
+        return web.json_response(self._generated(live, isl))
+
+    def _generated(self, live: Live, isl: int) -> dict[str, Any]:
+        reason = None
+        if live.done:
+            reason = {"type": "abort"} if live.aborted else {"type": "length", "length": live.tokens}
+        meta = {"id": str(live.request.index), "prompt_tokens": isl, "completion_tokens": live.tokens,
+                "cached_tokens": live.cached, "finish_reason": reason}  # fmt: skip
+        return {"text": "", "output_ids": [7] * live.tokens, "meta_info": meta}
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        """Answer the OpenAI endpoints; a prompt of text counts four characters a token."""
+        body = await request.json()
+        chat = request.path.endswith("chat/completions")
+        prompt = body.get("prompt") or json.dumps(body.get("messages", ""))
+        given = tuple(prompt) if isinstance(prompt, list) else max(1, len(prompt) // CHARACTERS_PER_TOKEN)
+        isl = given if isinstance(given, int) else len(given)
+        osl = int(body.get("max_tokens") or body.get("max_completion_tokens") or DEFAULT_OUTPUT)
+        live = self._submit(given, osl)
+        told = 0
+
+        def chunk() -> dict[str, Any]:
+            nonlocal told
+            text, told = "a " * (live.tokens - told), live.tokens
+            reason = "length" if live.done else None
+            part: dict[str, Any] = {"delta": {"content": text}} if chat else {"text": text}
+            usage = {"prompt_tokens": isl, "completion_tokens": live.tokens,
+                     "prompt_tokens_details": {"cached_tokens": live.cached}}  # fmt: skip
+            choice = {"index": 0, "finish_reason": reason, **part}
+            return {"id": "1", "created": int(time.time()), "model": self._name(), "choices": [choice], "usage": usage}
+
+        if body.get("stream"):
+            return await self._stream(request, live, chunk)
+        await self._finished(live)
+        answer = chunk()
+        if chat:
+            answer["choices"][0]["message"] = {"role": "assistant", **answer["choices"][0].pop("delta")}
+        return web.json_response(answer)
+
+    async def _stream(self, request: web.Request, live: Live, chunk: Any) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        interval = self._asked.config.stream_interval or 1
+        sent = 0
+        try:
+            while not live.done or sent == 0:
+                await live.news.wait()
+                live.news.clear()
+                if live.done or sent == 0 or live.tokens - sent >= interval:
+                    sent = live.tokens or 1
+                    await response.write(b"data: " + json.dumps(chunk()).encode() + b"\n\n")
+            await response.write(DONE)
+        except (asyncio.CancelledError, ConnectionError):
+            self._driver.abort(live)
+            raise
+        return response
+
+    async def _finished(self, live: Live) -> None:
+        try:
+            while not live.done:
+                await live.news.wait()
+                live.news.clear()
+        except asyncio.CancelledError:
+            self._driver.abort(live)
+            raise

@@ -1,0 +1,125 @@
+"""SGLang's HTTP API over the driver, from the bound port to the end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from models.config import ServerConfig
+from models.scheduler import Limits
+from models.step_times import StepTimes
+from tuner.emulator import family
+from tuner.emulator.answers import Answers
+from tuner.emulator.driver import Driver
+from tuner.emulator.log import say
+from tuner.faults import Fault
+
+HOST, PORT = "127.0.0.1", 30000
+POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """Everything the HTTP side needs to know; `boot_s` is the world's, `started` a monotonic time."""
+
+    times: StepTimes
+    limits: Limits
+    config: ServerConfig
+    arguments: dict[str, Any]
+    version: str
+    kv_tokens_per_rank: int
+    noise: float
+    seed: int
+    oom_under_load: bool
+    faults: tuple[Fault, ...]
+    warm_up: Callable[[], None]
+    boot_s: float
+    started: float
+    children: tuple[int, ...]
+
+
+def serve(asked: Serving) -> int:
+    """Serve until SIGTERM has been drained; return the exit code."""
+    return asyncio.run(_serve(asked))
+
+
+async def _serve(asked: Serving) -> int:
+    driver = Driver(asked.times, asked.limits, noise=asked.noise, seed=asked.seed)
+    answers = Answers(asked, driver)
+    runner = web.AppRunner(application(answers), access_log=None, handler_cancellation=True)
+    await runner.setup()
+    host, port = str(asked.arguments.get("host", HOST)), int(asked.arguments.get("port", PORT))
+    say("INFO:     Application startup complete.")
+    try:
+        await web.TCPSite(runner, host, port, backlog=4096).start()
+    except OSError as error:
+        text = "address already in use" if error.errno == errno.EADDRINUSE else str(error.strerror)
+        say(f"ERROR:    [Errno {error.errno}] error while attempting to bind on address ('{host}', {port}): {text}")
+        return 1
+    say(f"INFO:     Uvicorn running on http://{host}:{port} (Press CTRL+C to quit)")
+    await asyncio.to_thread(asked.warm_up)
+    answers.ready = True
+    stopping = asyncio.Event()
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    for pid in asked.children:
+        _watch(pid)
+    say("The server is fired up and ready to roll!")
+    running = asyncio.ensure_future(driver.run())
+    await stopping.wait()
+    say("SIGTERM received. signum=None frame=None. Draining requests and shutting down...")
+    while driver.live:
+        await asyncio.sleep(POLL_S)
+    say("Gracefully exiting... Remaining number of requests 0.")
+    running.cancel()
+    await runner.cleanup()
+    return 0
+
+
+def _watch(pid: int) -> None:
+    """Die, as SGLang does, when this child does."""
+    handle = os.pidfd_open(pid)
+
+    def gone() -> None:
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        family.die_of_lost_child(pid, code)
+
+    asyncio.get_running_loop().add_reader(handle, gone)
+
+
+def application(answers: Answers) -> web.Application:
+    """Return the routes SGLang has and a load generator or a supervisor may call."""
+
+    @web.middleware
+    async def faults(request: web.Request, handler: Callable[[web.Request], Awaitable[Any]]) -> web.StreamResponse:
+        if request.method == "POST" and request.path in GENERATING and answers.fails_now():
+            return web.json_response({"error": {"message": "Internal Server Error"}}, status=500)
+        return await handler(request)  # type: ignore[no-any-return]
+
+    app = web.Application(middlewares=[faults], client_max_size=1 << 28)
+    for path in ("/health", "/health_generate"):
+        app.router.add_get(path, answers.health)
+    app.router.add_get("/ready", answers.is_ready)
+    for path in ("/model_info", "/get_model_info"):
+        app.router.add_get(path, answers.model_info)
+    for path in ("/server_info", "/get_server_info"):
+        app.router.add_get(path, answers.server_info)
+    app.router.add_get("/v1/models", answers.models)
+    app.router.add_get("/v1/loads", answers.loads)
+    app.router.add_get("/metrics", answers.metrics)
+    app.router.add_route("*", "/flush_cache", answers.flush_cache)
+    app.router.add_post("/abort_request", answers.abort)
+    app.router.add_post("/generate", answers.generate)
+    app.router.add_post("/v1/completions", answers.completions)
+    app.router.add_post("/v1/chat/completions", answers.completions)
+    return app
+
+
+GENERATING = ("/generate", "/v1/completions", "/v1/chat/completions")

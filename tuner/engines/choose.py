@@ -1,0 +1,77 @@
+"""The engine of a tuning question."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import tomli_w
+
+from hwprobe.files import encode_json
+from hwprobe.nvml import read_inventory
+from models.estimate import Context
+from tuner.choices import EngineName
+from tuner.engines.live import LiveEngine
+from tuner.engines.runners import DockerRunner, EmulatedRunner, LocalRunner, Runner
+from tuner.engines.seam import Engine
+from tuner.engines.simulated import SimulatedEngine
+from tuner.load.point import Settings, measure_for_tuner
+from tuner.server.gate import Gate, GpuLocks
+from tuner.store import RunFolder
+from tuner.world import World
+
+if TYPE_CHECKING:
+    from tuner.setup import TuneQuestion
+
+
+def engine_of(question: TuneQuestion, context: Context, folder: RunFolder) -> Engine:
+    """Build the engine of --engine. Raises InputError when another tuner holds one of this machine's GPUs."""
+    if question.engine is EngineName.SIMULATED:
+        return SimulatedEngine(question.world, context, question.seed)
+    closing = ExitStack()
+    if question.engine is not EngineName.EMULATED:
+        uuids = [gpu.uuid for gpu in read_inventory().gpus if gpu.uuid]
+        closing.callback(GpuLocks(uuids).release)
+    return LiveEngine(
+        runner=_runner(question, context, folder),
+        context=context,
+        model_path=question.model_path,
+        trials=folder.path / "trials",
+        measure=measure_for_tuner(
+            question.plan.slos, question.seed, context.arch.vocab_size, Settings(least_s=question.point_s)
+        ),
+        extra_flags=question.server_flags,
+        gate=Gate(),
+        closing=closing,
+    )
+
+
+def _runner(question: TuneQuestion, context: Context, folder: RunFolder) -> Runner:
+    if question.engine is EngineName.LOCAL:
+        return LocalRunner(python=question.python)
+    if question.engine is EngineName.DOCKER:
+        return DockerRunner(image=str(question.image), model_path=question.model_path)
+    return EmulatedRunner(options=_emulated(question, context, folder))
+
+
+def _emulated(question: TuneQuestion, context: Context, folder: RunFolder) -> tuple[str, ...]:
+    """Write what the emulated server has to know into the run folder, and name it."""
+    folder.write("emulated/world.toml", world_toml(question.world))
+    folder.write("emulated/profile.json", encode_json(context.engine) + "\n")
+    folder.write("emulated/model.json", encode_json(context.arch) + "\n")
+    where: Path = folder.path.absolute()
+    skew = () if context.sigma is None else ("--expert-skew", str(context.sigma))
+    return (
+        "--hardware", str(where / "hardware.json"), "--world", str(where / "emulated/world.toml"),
+        "--profile", str(where / "emulated/profile.json"), "--architecture", str(where / "emulated/model.json"),
+        "--sglang-version", str(context.version), "--mtp-acceptance", str(context.acceptance), *skew,
+        "--seed", str(question.seed),
+    )  # fmt: skip
+
+
+def world_toml(world: World) -> str:
+    """Return a world as the file it could have been read from."""
+    found = msgspec.to_builtins(world)
+    return tomli_w.dumps({name: value for name, value in found.items() if value is not None})

@@ -1,0 +1,156 @@
+"""Live engines: one server at a time, supervised from the gate before it starts to the memory it gives back."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hwprobe.files import encode_json, write_atomic
+from models.config import ServerConfig
+from models.estimate import Context
+from models.layout import table_of
+from models.memory import ledger_of
+from models.workload import Workload
+from planner.launch import launch_spec
+from tuner.engines.runners import Runner
+from tuner.engines.seam import FailureKind, LaunchFailed, Measurement, ServerInfo
+from tuner.server.figures import BootFigures, boot_figures
+from tuner.server.gate import Gate
+from tuner.server.ports import Ports
+from tuner.server.process import ServerProcess
+from tuner.server.readiness import PHASES, Phase, Ready, died, wait_until_ready
+
+HOST = "127.0.0.1"
+PORT_TRIES = 3
+GPU_CHECK_S = 5.0
+ABORT_S = 5.0
+DRAIN_S = 20.0
+
+Alive = Callable[[], None]
+Measure = Callable[[str, Workload, Alive], Measurement]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveEngine:
+    """Starts real processes through `runner`; what a point measures comes from `measure(url, workload, alive)`.
+
+    `alive` raises LaunchFailed when the server has died; a measurement calls it at least once a second.
+    """
+
+    runner: Runner
+    context: Context
+    model_path: str
+    trials: Path
+    measure: Measure
+    extra_flags: tuple[str, ...] = ()
+    gate: Gate = field(default_factory=Gate)
+    ports: Ports = field(default_factory=Ports)
+    phases: tuple[Phase, ...] = PHASES
+    drain_s: float = DRAIN_S
+    closing: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def name(self) -> str:
+        return self.runner.name
+
+    def launch(self, config: ServerConfig, number: int) -> LiveServer:
+        """Pass the gate, start, wait until ready. A port somebody took costs another try, never the trial."""
+        self.gate.pass_through()
+        for tries_left in reversed(range(PORT_TRIES)):
+            try:
+                return self._start(config, number, self.ports.next())
+            except LaunchFailed as failure:
+                if failure.kind is not FailureKind.PORT or not tries_left:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _start(self, config: ServerConfig, number: int, port: int) -> LiveServer:
+        nonce = f"sgtune-{number}-{secrets.token_hex(4)}"
+        spec = launch_spec(config, self.context.version, model_path=self.model_path, host=HOST, port=port)
+        flags = [*spec.argv()[3:], "--served-model-name", nonce, *self.extra_flags]
+        command = self.runner.command(flags, spec.environment, nonce, number)
+        folder = self.trials / str(number)
+        process = ServerProcess(command.words, folder, command.environment, drain_s=self.drain_s, after=command.after)
+        with ExitStack() as undo:
+            undo.callback(process.stop)
+            ready = wait_until_ready(process, port, nonce, self.phases)
+            table = table_of([config])
+            ledger = ledger_of(self.context.memory(table), table, 0)
+            figures = boot_figures(process.log_text(), ready.server_info, ledger)
+            write_atomic(folder / "server_info.json", encode_json({"figures": figures, **ready.server_info}) + "\n")
+            undo.pop_all()
+        return LiveServer(engine=self, process=process, config=config, port=port, ready=ready, figures=figures)
+
+    def close(self) -> None:
+        """Let go of the machine."""
+        self.closing.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveServer:
+    """A server that is ready."""
+
+    engine: LiveEngine
+    process: ServerProcess
+    config: ServerConfig
+    port: int
+    ready: Ready
+    figures: BootFigures
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    def info(self) -> ServerInfo:
+        per_rank = int(self.figures.kv_tokens_per_rank.measured or 0)
+        return ServerInfo(kv_tokens=per_rank * self.config.attn_dp_size, boot_s=self.ready.boot_s)
+
+    def measure(self, workload: Workload) -> Measurement:
+        """Measure one point. Raises LaunchFailed, naming the concurrency, when the server or a GPU is lost."""
+        try:
+            return self.engine.measure(self.url, workload, _Watch(self.process, self.engine.gate).check)
+        except LaunchFailed as failure:
+            evidence = f"at concurrency {workload.concurrency}: {failure.evidence}"
+            raise LaunchFailed(failure.kind, evidence, time.monotonic() - self.process.started) from failure
+
+    def stop(self) -> None:
+        """Abort what runs, stop the tree, and wait for the GPU memory it held."""
+        try:
+            if self.process.alive:
+                abort_all(self.port)
+        finally:
+            self.process.stop()
+        self.engine.gate.wait_released()
+
+
+def abort_all(port: int) -> None:
+    """Ask the server to drop its requests: SGLang drains on SIGTERM, however long they are."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=ABORT_S)
+    try:
+        body = json.dumps({"abort_all": True})
+        connection.request("POST", "/abort_request", body=body, headers={"Content-Type": "application/json"})
+        connection.getresponse().read()
+    except (OSError, http.client.HTTPException):
+        return  # it will be killed instead
+    finally:
+        connection.close()
+
+
+class _Watch:
+    """Asked often, looks at the process every time and at the GPUs every few seconds."""
+
+    def __init__(self, process: ServerProcess, gate: Gate) -> None:
+        self._process, self._gate, self._looked = process, gate, time.monotonic()
+
+    def check(self) -> None:
+        if not self._process.alive:
+            raise died(self._process)
+        if time.monotonic() - self._looked > GPU_CHECK_S:
+            self._looked = time.monotonic()
+            self._gate.check_gpus()

@@ -1,0 +1,1 @@
+"""The load generator: exact traffic, steady-state windows, and a verdict on every point."""

@@ -1,0 +1,95 @@
+"""The worker processes of one point: started together, heard, stopped, and their outcomes read."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+
+from hwprobe.errors import SgtuneError
+from tuner.load.traffic import Outcome, Progress, Share
+
+STOP_S = 30.0
+
+
+class Crew:
+    """Worker processes; leaving the context ends them however it is left."""
+
+    def __init__(self, shares: list[Share]) -> None:
+        self._stack = ExitStack()
+        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="sgtune-load-")))
+        self._workers: list[subprocess.Popen[bytes]] = []
+        self._results = [self._folder / f"{number}.msgpack" for number in range(len(shares))]
+        self._heard = [Progress(done=0, errors=0, in_flight=0, tokens=0, silent_s=0.0) for _ in shares]
+        self._pending = [b"" for _ in shares]
+        self._shares = shares
+
+    def __enter__(self) -> Crew:
+        environment = {**os.environ, "PYTHONSAFEPATH": "1", "OPENBLAS_NUM_THREADS": "1"}
+        for share, result in zip(self._shares, self._results, strict=True):
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "tuner.load.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                env=environment, start_new_session=True,
+            )  # fmt: skip
+            self._stack.callback(worker.wait)
+            self._stack.callback(worker.kill)
+            self._workers.append(worker)
+            assert worker.stdin is not None
+            worker.stdin.write(msgspec.json.encode(msgspec.structs.replace(share, result=str(result))) + b"\n")
+            worker.stdin.flush()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+        for worker in self._workers:
+            for pipe in (worker.stdin, worker.stdout):
+                if pipe is not None:
+                    pipe.close()
+
+    def listen(self, seconds: float) -> Progress:
+        """Wait this long for news; return the sum of what the workers last said.
+
+        Raises SgtuneError when a worker has ended or cannot go on.
+        """
+        pipes = {worker.stdout.fileno(): n for n, worker in enumerate(self._workers) if worker.stdout is not None}
+        ready, _, _ = select.select(list(pipes), [], [], seconds)
+        for descriptor in ready:
+            number = pipes[descriptor]
+            data = os.read(descriptor, 65536)
+            if not data:
+                raise SgtuneError(f"a load generator process ended with exit code {self._workers[number].wait()}")
+            *lines, self._pending[number] = (self._pending[number] + data).split(b"\n")
+            if lines:
+                self._heard[number] = msgspec.json.decode(lines[-1], type=Progress)
+        broken = next((word.broken for word in self._heard if word.broken), "")
+        if broken:
+            raise SgtuneError(broken)
+        return Progress(
+            done=sum(word.done for word in self._heard),
+            errors=sum(word.errors for word in self._heard),
+            in_flight=sum(word.in_flight for word in self._heard),
+            tokens=sum(word.tokens for word in self._heard),
+            silent_s=min(word.silent_s for word in self._heard),
+            exhausted=all(word.exhausted for word in self._heard),
+        )
+
+    def stop(self) -> list[Outcome]:
+        """End the traffic and return what each worker has seen. Raises SgtuneError when one does not answer."""
+        for worker in self._workers:
+            assert worker.stdin is not None
+            worker.stdin.write(b"stop\n")
+            worker.stdin.flush()
+        outcomes = []
+        for worker, result in zip(self._workers, self._results, strict=True):
+            try:
+                worker.communicate(timeout=STOP_S)
+            except subprocess.TimeoutExpired:
+                raise SgtuneError("a load generator process did not stop: this machine is overloaded") from None
+            outcomes.append(msgspec.msgpack.decode(result.read_bytes(), type=Outcome))
+        return outcomes

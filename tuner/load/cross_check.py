@@ -1,0 +1,71 @@
+"""The field's own benchmark, run against the same server as a child process, beside our figures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from hwprobe.errors import InputError, SgtuneError
+from tuner.load.point import Point
+from tuner.load.server_side import Address
+
+MODULES = ("sglang.benchmark.serving", "sglang.bench_serving")
+LIMIT_S = 3600.0
+LAST_LINES = 15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Theirs:
+    """What sglang.benchmark.serving measured over its whole finite run, ramp-up and drain among it."""
+
+    output_tok_s: float
+    tpot_mean_ms: float
+    ttft_mean_ms: float
+    completed: int
+    duration_s: float
+    total_output_tokens: int
+
+
+def run_theirs(python: str, url: str, point: Point, isl: int, osl: int, model: str, seed: int) -> Theirs:
+    """Run it with the same lengths and as many prompts as our point had. Raises SgtuneError with its last lines."""
+    if shutil.which(python) is None:
+        raise InputError(f"--cross-check: no program '{python}' here that could be started")
+    address = Address.parse(url)
+    with tempfile.TemporaryDirectory(prefix="sgtune-cross-") as folder:
+        out = Path(folder) / "out.jsonl"
+        clients = point.workload.concurrency
+        words = [
+            "--backend", "sglang", "--base-url", f"http://{address.host}:{address.port}", "--dataset-name", "random-ids",
+            "--random-input-len", str(isl), "--random-output-len", str(osl),
+            "--random-range-ratio", str(point.workload.isl.range_ratio), "--max-concurrency", str(clients),
+            "--num-prompts", str(max(clients, point.window.requests)), "--seed", str(seed), "--tokenize-prompt",
+            "--flush-cache", "--disable-tqdm", "--output-file", str(out), *(("--model", model) if model else ()),
+        ]  # fmt: skip
+        said = ""
+        for module in MODULES:
+            done = subprocess.run(
+                [python, "-m", module, *words], capture_output=True, text=True, timeout=LIMIT_S, check=False
+            )
+            said = done.stdout + done.stderr
+            if done.returncode == 0 and out.exists():
+                return _read(out)
+            if f"No module named '{module.rpartition('.')[0]}" not in said and "No module named" not in said:
+                break
+    tail = "\n".join(said.splitlines()[-LAST_LINES:])
+    raise SgtuneError(f"--cross-check: sglang's benchmark failed:\n{tail}")
+
+
+def _read(path: Path) -> Theirs:
+    record = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+    return Theirs(
+        output_tok_s=record["output_throughput"],
+        tpot_mean_ms=record["mean_tpot_ms"],
+        ttft_mean_ms=record["mean_ttft_ms"],
+        completed=record["completed"],
+        duration_s=record["duration"],
+        total_output_tokens=record["total_output_tokens"],
+    )

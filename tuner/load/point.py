@@ -1,0 +1,291 @@
+"""One point: flush, warm up, measure a steady window, judge. `measure_point` is all that the rest of sgtune calls."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from hwprobe.errors import InputError, SgtuneError
+from models.workload import Slo, Workload
+from tuner.engines.seam import FailureKind, LaunchFailed, Measurement, Verdict
+from tuner.load.crew import Crew
+from tuner.load.server_side import Address, Load, flush_cache, mean_load, read_load
+from tuner.choices import Arrival, Backend
+from tuner.load.traffic import Outcome, Progress, Share
+from tuner.load.verdict import Asked, judge
+from tuner.load.window import Window, window_of
+
+# Streams one process carries without being the limit itself (docs/bench.md).
+STREAMS_PER_WORKER = 2048
+STALLED_S = 60.0
+POLL_S = 0.2
+LOAD_POLL_S = 1.0
+START_DELAY_S = 1.0
+OPEN_WARM_UP = 0.2  # of the window, before it
+
+Alive = Callable[[], None]
+Watcher = Callable[["Live"], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a point is measured. Durations in seconds.
+
+    The window takes `waves` times the clients' requests, no less than `least_s`, no more than `most_s` after the
+    warm-up of one wave; an open loop takes `least_s` at least and 20 % more before it.
+    """
+
+    backend: Backend = Backend.SGLANG
+    model: str = ""
+    arrival: Arrival = Arrival.CLOSED
+    request_rate: float = 0.0
+    waves: float = 5.0
+    least_s: float = 10.0
+    most_s: float = 600.0
+    vocabulary: int = 32_000
+    shared_prefix: int = 0
+    prompts: tuple[str, ...] = ()
+    lengths: tuple[tuple[int, int], ...] = ()
+    workers: int = 0
+    key: str | None = None
+    flush: bool = True
+    roofline_tok_s: float = math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Live:
+    """What is going on, for whoever shows it."""
+
+    concurrency: int
+    phase: str
+    done: int
+    wanted: int
+    in_flight: int
+    tok_s: float
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One measured point: what was asked, the window, the server's own figures, and the verdict."""
+
+    workload: Workload
+    settings: Settings
+    window: Window
+    server: Load
+    verdict: Verdict
+    why: str
+    flushed: bool
+    warm_up_s: float
+    outcomes: tuple[Outcome, ...] = field(repr=False)
+
+    def measurement(self) -> Measurement:
+        """Return it as the tuner knows points."""
+        window = self.window
+        return Measurement(
+            concurrency=self.workload.concurrency,
+            achieved_in_flight=window.in_flight,
+            output_tok_s=window.output_tok_s,
+            output_tok_s_interval=window.output_tok_s_interval,
+            ttft_ms=window.ttft.by,
+            tpot_ms=window.tpot.by,
+            e2e_ms=window.e2e.by,
+            duration_s=self.warm_up_s + window.seconds,
+            verdict=self.verdict,
+            why=self.why,
+        )
+
+
+def measure_for_tuner(
+    slos: Sequence[Slo], seed: int, vocabulary: int, settings: Settings | None = None
+) -> Callable[[str, Workload, Alive], Measurement]:
+    """Return what a live engine calls for each point of its ladder."""
+    chosen = replace(settings or Settings(), vocabulary=vocabulary)
+
+    def measure(url: str, workload: Workload, alive: Alive) -> Measurement:
+        own = zlib.crc32(f"{seed}/{workload.concurrency}/{time.time_ns()}".encode())
+        return measure_point(url, workload, slos=slos, seed=own, settings=chosen, alive=alive).measurement()
+
+    return measure
+
+
+def measure_point(
+    url: str,
+    workload: Workload,
+    *,
+    slos: Sequence[Slo] = (),
+    seed: int = 0,
+    settings: Settings | None = None,
+    alive: Alive | None = None,
+    watch: Watcher | None = None,
+    throttles: Callable[[], Sequence[str]] = tuple,
+) -> Point:
+    """Measure one point of a running server. Prompts are unique by `seed`.
+
+    `alive` is called every fifth of a second and may raise; `throttles` names what held the GPUs back, asked at the
+    end. Raises LaunchFailed (stalled) when no token has come for a minute, SgtuneError when no request succeeds.
+    """
+    chosen, address = settings or Settings(), Address.parse(url)
+    flushed = flush_cache(address, chosen.key) if chosen.flush else False
+    shares = shares_of(address, workload, chosen, seed)
+    run = _Run(workload, chosen, address, alive or _nothing, watch)
+    with Crew(shares) as crew:
+        start, end = run.drive(crew)
+        outcomes = crew.stop()
+    window = window_of(outcomes, start, end, slos, chosen.shared_prefix, seed)
+    if window.requests == window.errors:
+        why = window.error_example or "none came to its end in time; raise --duration or ask for fewer output tokens"
+        raise SgtuneError(f"no request succeeded at concurrency {workload.concurrency}: {why}")
+    asked = Asked(
+        clients=workload.concurrency if chosen.arrival is Arrival.CLOSED else 0,
+        rate=chosen.request_rate,
+        text=bool(chosen.prompts),
+        roofline_tok_s=chosen.roofline_tok_s,
+    )
+    verdict, why = judge(asked, window, outcomes, list(throttles()))
+    return Point(
+        workload=workload,
+        settings=chosen,
+        window=window,
+        server=mean_load(run.loads),
+        verdict=verdict,
+        why=why,
+        flushed=flushed,
+        warm_up_s=start - run.started,
+        outcomes=tuple(outcomes),
+    )
+
+
+def _nothing() -> None:
+    """Nobody asked to be asked."""
+
+
+def shares_of(address: Address, workload: Workload, chosen: Settings, seed: int) -> list[Share]:
+    """Split the traffic over as many processes as it takes, never more than there are cores."""
+    cores = os.cpu_count() or 1
+    clients = workload.concurrency
+    count = chosen.workers or max(1, min(cores, -(-clients // STREAMS_PER_WORKER)))
+    count = max(1, min(count, clients))
+    isl, osl = _lengths(workload, chosen, seed)
+    arrivals = arrivals_s(chosen, seed)
+    base = Share(
+        host=address.host,
+        port=address.port,
+        secure=address.secure,
+        backend=chosen.backend,
+        model=chosen.model,
+        seed=0,
+        prefix_seed=seed,
+        vocabulary=chosen.vocabulary,
+        shared_prefix=chosen.shared_prefix,
+        isl=tuple(isl),
+        osl=tuple(osl),
+        prompts=chosen.prompts,
+        start=time.monotonic() + START_DELAY_S,
+        headers=(("Authorization", f"Bearer {chosen.key}"),) if chosen.key else (),
+    )
+    fields = [
+        {
+            "seed": zlib.crc32(f"{seed}/{number}".encode()),
+            "clients": clients // count + (number < clients % count) if chosen.arrival is Arrival.CLOSED else 0,
+            "arrivals_s": tuple(arrivals[number::count]),
+            "isl": base.isl[number:] + base.isl[:number],
+            "osl": base.osl[number:] + base.osl[:number],
+        }
+        for number in range(count)
+    ]
+    return [Share(**{**{name: getattr(base, name) for name in Share.__struct_fields__}, **own}) for own in fields]
+
+
+def _lengths(workload: Workload, chosen: Settings, seed: int) -> tuple[list[int], list[int]]:
+    if chosen.lengths:
+        return [isl for isl, _ in chosen.lengths], [osl for _, osl in chosen.lengths]
+    rng = np.random.default_rng(seed)
+    count = 1 if workload.isl.range_ratio == workload.osl.range_ratio == 1.0 else 8192
+    return workload.isl.sample(count, rng).tolist(), workload.osl.sample(count, rng).tolist()
+
+
+def arrivals_s(chosen: Settings, seed: int) -> list[float]:
+    """Return the send times of an open loop over warm-up and window, in seconds; none for a closed loop."""
+    if chosen.arrival is Arrival.CLOSED:
+        return []
+    if chosen.request_rate <= 0.0:
+        raise InputError(f"--request-rate is {chosen.request_rate:g}; it must be positive (requests per second)")
+    count = max(2, math.ceil(chosen.request_rate * chosen.least_s * (1.0 + OPEN_WARM_UP)))
+    if chosen.arrival is Arrival.CONSTANT:
+        return [number / chosen.request_rate for number in range(count)]
+    gaps = np.random.default_rng((seed, 1)).exponential(1.0 / chosen.request_rate, size=count)
+    return np.cumsum(gaps).tolist()  # type: ignore[no-any-return]
+
+
+class _Run:
+    """The clock of one point: when the warm-up ends, when the window does."""
+
+    def __init__(
+        self, workload: Workload, chosen: Settings, address: Address, alive: Alive, watch: Watcher | None
+    ) -> None:
+        self._clients, self._chosen, self._address = workload.concurrency, chosen, address
+        self._alive, self._watch = alive, watch
+        self.started = time.monotonic()
+        self._polled = 0.0
+        self.loads: list[Load] = []
+
+    def drive(self, crew: Crew) -> tuple[float, float]:
+        """Run warm-up and window; return the window's start and end."""
+        if self._chosen.arrival is not Arrival.CLOSED:
+            return self._drive_open(crew)
+        warm = self._until(crew, "warm-up", 0, self._clients, 0.0)
+        self.loads.clear()
+        start = time.monotonic()
+        self._until(crew, "window", warm.done, math.ceil(self._chosen.waves * self._clients), self._chosen.least_s)
+        return start, time.monotonic()
+
+    def _drive_open(self, crew: Crew) -> tuple[float, float]:
+        start = time.monotonic() + START_DELAY_S + OPEN_WARM_UP * self._chosen.least_s
+        until = time.monotonic() + self._chosen.most_s
+        while time.monotonic() < until:
+            word = crew.listen(POLL_S)
+            self._look(word, "open loop", word.done, 0)
+            if word.exhausted:
+                break
+        return start, time.monotonic()
+
+    def _until(self, crew: Crew, phase: str, before: int, wanted: int, least_s: float) -> Progress:
+        """Go on until `wanted` more requests are done and `least_s` are over, or the time box is used up."""
+        began = time.monotonic()
+        while True:
+            word = crew.listen(POLL_S)
+            self._look(word, phase, word.done - before, wanted)
+            spent = time.monotonic() - began
+            if (word.done - before >= wanted and spent >= least_s) or spent >= self._chosen.most_s:
+                return word
+
+    def _look(self, word: Progress, phase: str, done: int, wanted: int) -> None:
+        self._alive()
+        now = time.monotonic()
+        if word.in_flight and word.silent_s > STALLED_S:
+            reason = f"{word.in_flight} requests in flight and no token for {word.silent_s:.0f} s"
+            raise LaunchFailed(FailureKind.STALLED, reason, now - self.started)
+        if now - self._polled > LOAD_POLL_S:
+            self._polled = now
+            self.loads.append(read_load(self._address, self._chosen.key))
+        if self._watch is not None:
+            elapsed = now - self.started
+            rate = word.tokens / max(elapsed - START_DELAY_S, 1.0)
+            self._watch(
+                Live(
+                    concurrency=self._clients,
+                    phase=phase,
+                    done=done,
+                    wanted=wanted,
+                    in_flight=word.in_flight,
+                    tok_s=rate,
+                    elapsed_s=elapsed,
+                )
+            )

@@ -1,0 +1,143 @@
+"""Traffic: what is sent, how it arrives, and what was seen of each request. Values that cross process boundaries."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+
+from tuner.choices import Backend
+
+FIRST_TOKEN_ID = 10  # below are a vocabulary's special tokens
+
+
+PATHS = {Backend.SGLANG: "/generate", Backend.OPENAI: "/v1/completions", Backend.OPENAI_CHAT: "/v1/chat/completions"}
+
+
+class Share(msgspec.Struct, frozen=True, kw_only=True):
+    """What one worker process sends: its lengths (taken in turn, from the start again when used up) and arrivals.
+
+    `start` is a CLOCK_MONOTONIC time all workers share; `arrivals_s` are seconds after it (open loop). `prompts` are
+    texts; without them token ids are drawn, unique by `seed`, after `shared_prefix` tokens that all requests share.
+    """
+
+    host: str
+    port: int
+    secure: bool
+    backend: Backend
+    model: str
+    seed: int
+    prefix_seed: int
+    vocabulary: int
+    shared_prefix: int
+    isl: tuple[int, ...]
+    osl: tuple[int, ...]
+    prompts: tuple[str, ...] = ()
+    clients: int = 0
+    arrivals_s: tuple[float, ...] = ()
+    start: float = 0.0
+    ignore_eos: bool = True
+    headers: tuple[tuple[str, str], ...] = ()
+    result: str = ""
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker's word every quarter of a second."""
+
+    done: int
+    errors: int
+    in_flight: int
+    tokens: int
+    silent_s: float
+    exhausted: bool = False
+    broken: str = ""
+
+
+class Seen(msgspec.Struct, frozen=True, array_like=True):
+    """One finished request. Times are CLOCK_MONOTONIC; `planned` is when it should have been sent."""
+
+    index: int
+    planned: float
+    sent: float
+    first: float
+    last: float
+    ended: float
+    isl: int
+    osl: int
+    prompt_tokens: int
+    tokens: int
+    cached: int
+    chunks: int
+    error: str = ""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """All a worker has seen. `lags_s` are overshoots of a 10 ms sleep; `cpu_s` over `wall_s` is its CPU share."""
+
+    seen: list[Seen]
+    unfinished: list[tuple[float, float]]
+    tokens_by_bin: dict[int, int]
+    gaps_s: list[float]
+    lags_s: list[tuple[float, float]]
+    cpu: list[tuple[float, float]]
+    longest_gap_s: float
+    suspended_s: float
+
+
+def prompt_ids(share: Share, index: int) -> np.ndarray:
+    """Return the token ids of request `index`: the shared prefix, then ids no other request has."""
+    length = share.isl[index % len(share.isl)]
+    shared = min(share.shared_prefix, max(0, length - 1))
+    high = max(FIRST_TOKEN_ID + 1, share.vocabulary)
+    head = np.random.default_rng(share.prefix_seed).integers(FIRST_TOKEN_ID, high, size=shared)
+    tail = np.random.default_rng((share.seed, index)).integers(FIRST_TOKEN_ID, high, size=length - shared)
+    return np.concatenate([head, tail])
+
+
+class Payloads:
+    """Requests as bytes, ready to be written to a socket."""
+
+    def __init__(self, share: Share) -> None:
+        self._share = share
+        self._ids = [str(number).encode() for number in range(max(FIRST_TOKEN_ID + 1, share.vocabulary))]
+        lines = [f"POST {PATHS[share.backend]} HTTP/1.1", f"Host: {share.host}:{share.port}",
+                 "Content-Type: application/json", "Accept: text/event-stream",
+                 *(f"{name}: {value}" for name, value in share.headers), "Content-Length: "]  # fmt: skip
+        self._head = "\r\n".join(lines).encode()
+
+    def lengths(self, index: int) -> tuple[int, int]:
+        """Return input (0: a text, unknown) and output tokens asked of request `index`."""
+        share = self._share
+        isl = 0 if share.prompts else share.isl[index % len(share.isl)]
+        return isl, share.osl[index % len(share.osl)]
+
+    def request(self, index: int) -> bytes:
+        """Return request `index`, head and body."""
+        body = self._sglang(index) if self._share.backend is Backend.SGLANG else self._openai(index)
+        return self._head + str(len(body)).encode() + b"\r\n\r\n" + body
+
+    def _prompt(self, index: int) -> bytes:
+        if self._share.prompts:
+            return msgspec.json.encode(self._share.prompts[index % len(self._share.prompts)])
+        ids = self._ids
+        return b"[" + b",".join([ids[i] for i in prompt_ids(self._share, index).tolist()]) + b"]"
+
+    def _sglang(self, index: int) -> bytes:
+        _, osl = self.lengths(index)
+        key = b"text" if self._share.prompts else b"input_ids"
+        sampling = msgspec.json.encode(
+            {"temperature": 0.0, "max_new_tokens": osl, "ignore_eos": self._share.ignore_eos}
+        )
+        return b'{"%s":%s,"sampling_params":%s,"stream":true}' % (key, self._prompt(index), sampling)
+
+    def _openai(self, index: int) -> bytes:
+        _, osl = self.lengths(index)
+        asked = msgspec.json.encode(
+            {"model": self._share.model, "max_tokens": osl, "ignore_eos": self._share.ignore_eos, "temperature": 0.0,
+             "stream": True, "stream_options": {"include_usage": True}}
+        )  # fmt: skip
+        if self._share.backend is Backend.OPENAI:
+            return asked[:-1] + b',"prompt":%s}' % self._prompt(index)
+        text = self._prompt(index)
+        if not self._share.prompts:  # chat has no token ids: numbers as words, about as many tokens
+            text = msgspec.json.encode(" ".join(map(str, prompt_ids(self._share, index).tolist())))
+        return asked[:-1] + b',"messages":[{"role":"user","content":%s}]}' % text

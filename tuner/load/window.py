@@ -1,0 +1,196 @@
+"""From what the workers saw to the figures of a steady-state window, with bootstrap intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.layout import Array
+from models.workload import Slo, Statistic
+from tuner.load.traffic import Outcome, Seen
+from tuner.load.wire import BIN_S
+
+RESAMPLES = 400
+# Blocks of the window that are resampled for the interval of a rate: longer than a request's own rhythm would need
+# more of them than a short window has.
+BLOCKS = 16
+STATISTICS = {Statistic.P50: 50.0, Statistic.P90: 90.0, Statistic.P95: 95.0, Statistic.P99: 99.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """A latency in ms by statistic, and the 95 % bootstrap interval of its mean; empty where nothing was seen."""
+
+    by: dict[str, float]
+    mean_interval: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """What came back between two instants (CLOCK_MONOTONIC seconds). Rates in tokens per second."""
+
+    start: float
+    end: float
+    requests: int
+    errors: int
+    error_example: str
+    output_tok_s: float
+    output_tok_s_interval: tuple[float, float]
+    total_tok_s: float
+    request_rate: float
+    goodput_rps: float
+    in_flight: float
+    ttft: Spread
+    tpot: Spread
+    e2e: Spread
+    chunk_gap: Spread
+    tokens_per_chunk: float
+    cached_share: float
+    wrong_lengths: float
+    sent_late_p99_ms: float
+    loop_lag_p99_ms: float
+    cpu_share: float
+    cpu_s_per_1000_tokens: float
+    drift: float
+    drift_error: float
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+
+def window_of(
+    outcomes: Sequence[Outcome], start: float, end: float, slos: Sequence[Slo], shared_prefix: int, seed: int
+) -> Window:
+    """Return the figures of [start, end]: latencies of the requests that ended in it, tokens that came in it."""
+    rng = np.random.default_rng(seed)
+    ended = sorted((s for o in outcomes for s in o.seen if start <= s.ended <= end), key=lambda s: s.ended)
+    good = [seen for seen in ended if not seen.error]
+    ttft = np.array([seen.first - seen.sent for seen in good])
+    e2e = np.array([seen.last - seen.sent for seen in good])
+    tpot = np.array([tpot_s(seen) for seen in good if seen.tokens > 1])
+    rates = _block_rates(outcomes, start, end)
+    rate = float(rates.mean()) if len(rates) else 0.0
+    seconds = max(end - start, 1e-9)
+    prompt = float(sum(seen.prompt_tokens or seen.isl for seen in good))
+    tokens = rate * seconds
+    drift, drift_error = _drift(tpot if len(tpot) else e2e)
+    lags = np.array([lag for o in outcomes for at, lag in o.lags_s if start <= at <= end] or [0.0])
+    cpu = _cpu(outcomes, start, end)
+    chunks = sum(seen.chunks for seen in good)
+    return Window(
+        start=start,
+        end=end,
+        requests=len(ended),
+        errors=len(ended) - len(good),
+        error_example=next((seen.error for seen in ended if seen.error), ""),
+        output_tok_s=rate,
+        output_tok_s_interval=_interval(rates, rng),
+        total_tok_s=rate + prompt / seconds,
+        request_rate=len(good) / seconds,
+        goodput_rps=sum(_within(seen, slos) for seen in good) / seconds,
+        in_flight=_in_flight(outcomes, start, end),
+        ttft=spread_ms(ttft, rng),
+        tpot=spread_ms(tpot if len(tpot) else np.zeros(len(good)), rng),
+        e2e=spread_ms(e2e, rng),
+        chunk_gap=spread_ms(np.concatenate([np.array(o.gaps_s) for o in outcomes] or [np.zeros(0)]), rng),
+        tokens_per_chunk=sum(seen.tokens for seen in good) / max(1, chunks),
+        cached_share=sum(max(0, seen.cached - shared_prefix) for seen in good) / max(1.0, prompt),
+        wrong_lengths=sum(_wrong_length(seen) for seen in good) / max(1, len(good)),
+        sent_late_p99_ms=float(np.percentile([(s.sent - s.planned) * 1e3 for s in ended] or [0.0], 99)),
+        loop_lag_p99_ms=float(np.percentile(lags, 99)) * 1e3,
+        cpu_share=cpu / max(1, len(outcomes)),
+        cpu_s_per_1000_tokens=1e3 * cpu * seconds / max(1.0, tokens),
+        drift=drift,
+        drift_error=drift_error,
+    )
+
+
+def tpot_s(seen: Seen) -> float:
+    """Return (last token - first token) / (tokens - 1) in seconds: the field's definition, whatever a chunk holds."""
+    return (seen.last - seen.first) / (seen.tokens - 1)
+
+
+def spread_ms(seconds: Array, rng: np.random.Generator) -> Spread:
+    """Return mean and percentiles in ms, with the bootstrap interval of the mean."""
+    if not len(seconds):
+        return Spread(by={}, mean_interval=(math.nan, math.nan))
+    found = np.percentile(seconds, list(STATISTICS.values())) * 1e3
+    by = {str(Statistic.MEAN): float(seconds.mean() * 1e3)}
+    by |= {str(name): float(value) for name, value in zip(STATISTICS, found, strict=True)}
+    low, high = _interval(seconds[:: max(1, len(seconds) // 5000)], rng)
+    return Spread(by=by, mean_interval=(low * 1e3, high * 1e3))
+
+
+def _interval(values: Array, rng: np.random.Generator) -> tuple[float, float]:
+    if len(values) < 2:
+        only = float(values[0]) if len(values) else math.nan
+        return only, only
+    means = rng.choice(values, size=(RESAMPLES, len(values))).mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _block_rates(outcomes: Sequence[Outcome], start: float, end: float) -> Array:
+    """Return tokens per second of equal blocks of the window, of whole bins."""
+    first, last = math.ceil(start / BIN_S), math.floor(end / BIN_S)
+    bins = np.zeros(max(0, last - first))
+    for outcome in outcomes:
+        for number, tokens in outcome.tokens_by_bin.items():
+            if first <= number < last:
+                bins[number - first] += tokens
+    if not len(bins):
+        return bins
+    blocks = min(BLOCKS, len(bins))
+    length = len(bins) // blocks
+    rates: Array = bins[: blocks * length].reshape(blocks, length).sum(axis=1) / (length * BIN_S)
+    return rates
+
+
+def _in_flight(outcomes: Sequence[Outcome], start: float, end: float) -> float:
+    """Return how many requests were in flight on average."""
+    busy = 0.0
+    for outcome in outcomes:
+        busy += sum(max(0.0, min(seen.ended, end) - max(seen.sent, start)) for seen in outcome.seen)
+        busy += sum(max(0.0, end - max(sent, start)) for sent, _ in outcome.unfinished)
+    return busy / max(end - start, 1e-9)
+
+
+def _cpu(outcomes: Sequence[Outcome], start: float, end: float) -> float:
+    """Return cores used by all workers together."""
+    total = 0.0
+    for outcome in outcomes:
+        shares = [share for at, share in outcome.cpu if start <= at <= end]
+        total += sum(shares) / len(shares) if shares else 0.0
+    return total
+
+
+def _drift(values: Array) -> tuple[float, float]:
+    """Return by what ratio the last third of the requests was slower than the first, less one, and its error."""
+    third = len(values) // 3
+    if third < 3:
+        return 0.0, math.inf
+    early, late = values[:third], values[-third:]
+    means = float(early.mean()), float(late.mean())
+    ratio = means[1] / max(means[0], 1e-12)
+    relative = [float(part.std(ddof=1)) / max(mean, 1e-12) for part, mean in zip((early, late), means, strict=True)]
+    error = ratio * math.hypot(*relative) / math.sqrt(third)
+    return ratio - 1.0, error
+
+
+def _wrong_length(seen: Seen) -> bool:
+    """Another output length than asked, or another prompt length than sent where token ids were."""
+    return seen.tokens != seen.osl or bool(seen.isl and seen.prompt_tokens and seen.prompt_tokens != seen.isl)
+
+
+def _within(seen: Seen, slos: Sequence[Slo]) -> bool:
+    """Say whether a request kept every limit, whatever statistic the objective is about."""
+    ms = {
+        "ttft": (seen.first - seen.sent) * 1e3,
+        "tpot": tpot_s(seen) * 1e3 if seen.tokens > 1 else 0.0,
+        "e2e": (seen.last - seen.sent) * 1e3,
+    }
+    return all(ms[str(slo.metric)] <= slo.limit_ms for slo in slos)

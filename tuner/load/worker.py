@@ -1,0 +1,265 @@
+"""`python -m tuner.load.worker`: one process of the load generator.
+
+Reads its Share as one line on stdin, prints Progress lines, and writes its Outcome to the file the Share names when
+stdin says `stop`. The end of stdin is the parent's death: it exits at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import resource
+import ssl
+import sys
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tuner.choices import Backend
+from tuner.load.traffic import Outcome, Payloads, Progress, Seen, Share
+from tuner.load.wire import Stream, Tally
+
+PROGRESS_S = 0.25
+TICK_S = 0.01
+RECONNECT_S = 0.2
+MOST_RECONNECTS = 50
+# Connections opened at once: a listen queue of a server holds 128 by default.
+OPENING = 64
+CPU_S = 0.5
+
+
+class Worker:
+    """Sends a Share's requests over as many connections as it takes."""
+
+    def __init__(self, share: Share) -> None:
+        self._share = share
+        self._payloads = Payloads(share)
+        self._tally = Tally()
+        self._seen: list[Seen] = []
+        self._streams: dict[Stream, tuple[int, float, bytes]] = {}
+        self._idle: list[Stream] = []
+        self._opening = asyncio.Semaphore(OPENING)
+        self._next = 0
+        self._errors = self._failed_opens = 0
+        self._exhausted = False
+        self._broken = ""
+        self._lags: list[tuple[float, float]] = []
+        self._cpu: list[tuple[float, float]] = []
+        self._gap_s = self._suspended_s = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # -- sending -----------------------------------------------------------------------------------------------
+
+    async def _open(self) -> Stream | None:
+        share = self._share
+        context = ssl.create_default_context() if share.secure else None
+        loop = asyncio.get_running_loop()
+        for _ in range(MOST_RECONNECTS):
+            try:
+                async with self._opening:
+                    _, stream = await loop.create_connection(
+                        lambda: Stream(self._tally, self._finished), share.host, share.port, ssl=context
+                    )
+                return stream
+            except OSError as error:
+                self._failed_opens += 1
+                if error.errno == 24:
+                    self._broken = "too many open files: raise the limit with `ulimit -n`"
+                    return None
+                await asyncio.sleep(RECONNECT_S)
+        self._broken = f"cannot connect to {share.host}:{share.port}"
+        return None
+
+    def _send(self, stream: Stream, index: int, planned: float, payload: bytes) -> None:
+        self._streams[stream] = (index, planned, b"")
+        stream.send(payload)
+
+    def _finished(self, stream: Stream) -> None:
+        index, planned, _ = self._streams.pop(stream)
+        now = time.monotonic()
+        error = stream.error or ("" if stream.tokens else f"no tokens: {stream.final[:200].decode(errors='replace')}")
+        self._errors += bool(error)
+        self._seen.append(self._record(stream, index, planned, now, error))
+        self._after(stream, failed=bool(error))
+
+    def _record(self, stream: Stream, index: int, planned: float, now: float, error: str) -> Seen:
+        isl, osl = self._payloads.lengths(index)
+        prompt, tokens, cached = closing_figures(self._share.backend, stream.final, stream.tokens)
+        times = (planned, stream.sent, stream.first, stream.last, now)
+        return Seen(index, *times, isl, osl, prompt, tokens, cached, stream.chunks, error)
+
+    def _after(self, stream: Stream, *, failed: bool) -> None:
+        if self._share.arrivals_s:
+            if not stream.closed:
+                self._idle.append(stream)
+        elif stream.closed or failed:
+            self._spawn(self._client(pause_s=RECONNECT_S if failed else 0.0, old=None if stream.closed else stream))
+        else:
+            self._go_on(stream)
+
+    def _go_on(self, stream: Stream) -> None:
+        index, self._next = self._next, self._next + 1
+        self._send(stream, index, time.monotonic(), self._payloads.request(index))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _client(self, *, pause_s: float = 0.0, old: Stream | None = None) -> None:
+        """Start a closed-loop client, or let it go on after a failure."""
+        await asyncio.sleep(pause_s)
+        stream = old or await self._open()
+        if stream is not None:
+            self._go_on(stream)
+
+    async def _arrivals(self) -> None:
+        """Send at the planned times, whatever is still in flight."""
+        for offset in self._share.arrivals_s:
+            index, self._next = self._next, self._next + 1
+            payload = self._payloads.request(index)
+            planned = self._share.start + offset
+            await asyncio.sleep(max(0.0, planned - time.monotonic()))
+            self._spawn(self._one(index, planned, payload))
+        self._exhausted = True
+
+    async def _one(self, index: int, planned: float, payload: bytes) -> None:
+        stream = None
+        while self._idle and stream is None:
+            candidate = self._idle.pop()
+            stream = None if candidate.closed else candidate
+        stream = stream or await self._open()
+        if stream is not None:
+            self._send(stream, index, planned, payload)
+
+    # -- watching ----------------------------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        """Measure how late the loop is, whether the machine slept, and this process's share of a core."""
+        before, told = time.monotonic(), 0.0
+        booted = time.clock_gettime(time.CLOCK_BOOTTIME) - before
+        cpu_at, cpu = before, time.process_time()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = time.monotonic()
+            self._lags.append((now, now - before - TICK_S))
+            self._gap_s = max(self._gap_s, now - before)
+            self._suspended_s = max(self._suspended_s, time.clock_gettime(time.CLOCK_BOOTTIME) - now - booted)
+            before = now
+            if now - cpu_at >= CPU_S:
+                spent = time.process_time()
+                self._cpu.append((now, (spent - cpu) / (now - cpu_at)))
+                cpu_at, cpu = now, spent
+            if now - told >= PROGRESS_S:
+                told = now
+                self._report(now)
+
+    def _report(self, now: float) -> None:
+        word = Progress(
+            done=len(self._seen),
+            errors=self._errors,
+            in_flight=len(self._streams),
+            tokens=sum(self._tally.tokens_by_bin.values()),
+            silent_s=now - self._tally.last_event,
+            exhausted=self._exhausted and not self._streams,
+            broken=self._broken,
+        )
+        sys.stdout.buffer.write(msgspec.json.encode(word) + b"\n")
+        sys.stdout.buffer.flush()
+
+    async def run(self) -> None:
+        """Send until stdin says stop."""
+        reader = asyncio.StreamReader()
+        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+        ticking = asyncio.ensure_future(self._tick())
+        if self._share.arrivals_s:
+            self._spawn(self._arrivals())
+        else:
+            await asyncio.sleep(max(0.0, self._share.start - time.monotonic()))
+            for _ in range(self._share.clients):
+                self._spawn(self._client())
+        word = await reader.readline()
+        ticking.cancel()
+        unfinished = [(stream.sent, stream.first) for stream in self._streams]
+        for stream in [*self._streams, *self._idle]:
+            stream.close()
+        if word:
+            self._write(unfinished)
+
+    def _write(self, unfinished: list[tuple[float, float]]) -> None:
+        outcome = Outcome(
+            seen=self._seen,
+            unfinished=unfinished,
+            tokens_by_bin=self._tally.tokens_by_bin,
+            gaps_s=self._tally.gaps_s.tolist(),
+            lags_s=self._lags,
+            cpu=self._cpu,
+            longest_gap_s=self._gap_s,
+            suspended_s=self._suspended_s,
+        )
+        Path(self._share.result).write_bytes(msgspec.msgpack.encode(outcome))
+
+
+def closing_figures(backend: Backend, final: bytes, counted: int) -> tuple[int, int, int]:
+    """Return prompt tokens, output tokens and cached tokens as the last event states them; 0 where it does not."""
+    _, _, text = final.partition(b"data:")
+    try:
+        answer = msgspec.json.decode(text) if text.strip() else {}
+    except msgspec.DecodeError:
+        return 0, counted, 0
+    if backend is Backend.SGLANG:
+        meta = answer.get("meta_info") or {}
+        return (
+            int(meta.get("prompt_tokens", 0)),
+            int(meta.get("completion_tokens", 0)),
+            int(meta.get("cached_tokens", 0)),
+        )
+    usage = answer.get("usage") or {}
+    details = usage.get("prompt_tokens_details") or {}
+    return (
+        int(usage.get("prompt_tokens", 0)),
+        int(usage.get("completion_tokens", counted)),
+        int(details.get("cached_tokens") or 0),
+    )
+
+
+def allow_files(wanted: int) -> int:
+    """Raise the soft limit of open files as far as needed and allowed; return what it is then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return soft
+
+
+def _first_line() -> bytes:
+    """Read the Share; the next line comes only when it is time to stop, so nothing of it is taken along."""
+    line = b""
+    while not line.endswith(b"\n"):
+        data = os.read(0, 1 << 20)
+        if not data:
+            sys.exit(0)
+        line += data
+    return line
+
+
+def main() -> int:
+    share = msgspec.json.decode(_first_line(), type=Share)
+    allow_files(share.clients + len(share.arrivals_s) + 64)
+    gc.freeze()
+    gc.set_threshold(100_000)
+
+    async def work() -> None:
+        await Worker(share).run()
+
+    asyncio.run(work())
+    sys.stdout.flush()
+    os._exit(0)  # nothing left to tidy that a socket's close would not
+
+
+if __name__ == "__main__":
+    sys.exit(main())

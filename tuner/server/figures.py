@@ -1,0 +1,74 @@
+"""What a server said of its memory and its start, beside what the ledger had predicted."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from models.memory import MemoryLedger
+
+# SGLang prints GiB and calls them GB. 0.4.3 prints no "mem usage": then the difference of what was available.
+WEIGHTS = re.compile(r"Load weight end\..*?mem usage=([\d.]+) GB")
+BEFORE = re.compile(r"Load weight begin\. avail mem=([\d.]+) GB")
+AFTER = re.compile(r"Load weight end\..*?avail mem=([\d.]+) GB")
+POOL_END = re.compile(r"Memory pool end\. avail mem=([\d.]+) GB")
+LAST_FREE = re.compile(r"available_gpu_mem=([\d.]+) GB")
+GRAPHS = re.compile(r"Capture .*?(?:CUDA|cuda) graph end.*?mem usage=([\d.]+) GB")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One quantity, predicted by the ledger and read from the server; None where it was not printed."""
+
+    predicted: float
+    measured: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootFigures:
+    """Memory of one GPU in GiB, KV tokens of one rank, and seconds of the start by SGLang's own names."""
+
+    weights_gib: Figure
+    graphs_gib: Figure
+    free_gib: Figure
+    kv_tokens_per_rank: Figure
+    timings_s: dict[str, float]
+
+
+def boot_figures(log: str, info: dict[str, Any], ledger: MemoryLedger) -> BootFigures:
+    """Read a ready server's log and `/server_info`. What was not printed stays None."""
+    weights = _last(WEIGHTS, log)
+    before, after = _first(BEFORE, log), _first(AFTER, log)
+    if weights is None and before is not None and after is not None:
+        weights = before - after
+    graphs = [float(text) for text in GRAPHS.findall(log)]
+    free = _last(LAST_FREE, log)
+    return BootFigures(
+        weights_gib=Figure(predicted=ledger.weights_gib, measured=weights),
+        graphs_gib=Figure(predicted=ledger.per_gpu_gib.get("CUDA graphs", 0.0), measured=sum(graphs) or None),
+        free_gib=Figure(predicted=ledger.free_gib, measured=free if free is not None else _last(POOL_END, log)),
+        kv_tokens_per_rank=Figure(predicted=ledger.kv_tokens_per_rank, measured=info.get("max_total_num_tokens")),
+        timings_s=_timings(info.get("startup_time")),
+    )
+
+
+def _timings(found: Any) -> dict[str, float]:
+    """Flatten `startup_time`; phases of graph capture become `cuda_graph.decode` and so on."""
+    flat: dict[str, float] = {}
+    for name, value in (found or {}).items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{part}": float(seconds) for part, seconds in value.items()}
+        elif isinstance(value, int | float):
+            flat[name] = float(value)
+    return flat
+
+
+def _first(pattern: re.Pattern[str], log: str) -> float | None:
+    found = pattern.search(log)
+    return float(found.group(1)) if found else None
+
+
+def _last(pattern: re.Pattern[str], log: str) -> float | None:
+    found = pattern.findall(log)
+    return float(found[-1]) if found else None
