@@ -16,6 +16,7 @@ import random
 import re
 import sys
 from collections.abc import Callable
+from typing import cast
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 TAIL = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
@@ -62,8 +63,7 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is not an instance of it
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._timer is not None:

@@ -49,6 +49,7 @@ class TuneQuestion:
     model_path: str = DEFAULT_MODEL_PATH
     server_flags: tuple[str, ...] = ()
     point_s: float = 10.0
+    smoke: str | None = None
 
     def checked(self) -> TuneQuestion:
         """Raise InputError for a question that has no meaning; return the question otherwise."""
@@ -73,6 +74,8 @@ class TuneQuestion:
                 f"--engine {self.engine} starts servers on this machine; --hardware {self.plan.hardware.name} is "
                 f"{self.plan.hardware.nodes} machines: plan them, or tune one with --engine simulated"
             )
+        if self.smoke is not None and not all(self.smoke.partition("=")):
+            raise InputError(f"--smoke is '{self.smoke}'; write it as in --smoke 'The capital of France is=Paris'")
         if self.engine is EngineName.DOCKER and not self.image:
             raise InputError("--engine docker needs --image, as in --image lmsysorg/sglang:v0.5.23")
         program = {EngineName.LOCAL: self.python, EngineName.DOCKER: "docker"}.get(self.engine)

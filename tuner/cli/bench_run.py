@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from hwprobe.errors import InputError
 from hwprobe.files import write_atomic
 from models.workload import Slo, Workload
+from tuner.choices import Arrival, Backend
 from tuner.engines.seam import LaunchFailed, Verdict
 from tuner.load.cross_check import Theirs, run_theirs
 from tuner.load.formats import json_lines, point_document, point_record, request_lines, sglang_record
@@ -19,7 +20,6 @@ from tuner.load.plot import plot_html
 from tuner.load.point import Live, Point, Settings, measure_point
 from tuner.load.server_side import Address, ServerFacts, read_facts
 from tuner.load.sources import dataset_prompts, lognormal_lengths, recorded_lengths
-from tuner.choices import Arrival, Backend
 
 MOST_CLIENTS = 65_536
 SPARE_FILES = 128
@@ -180,7 +180,8 @@ def run_bench(question: BenchQuestion, screen: Screen) -> BenchAnswer:
 
     _measure_all(question, answer, measure)
     if question.plot is not None:
-        title = f"{facts.served_model or question.url}: {question.workload.isl.nominal} in, {question.workload.osl.nominal} out"
+        lengths = f"{question.workload.isl.nominal} in, {question.workload.osl.nominal} out"
+        title = f"{facts.served_model or question.url}: {lengths}"
         write_atomic(question.plot, plot_html(answer.points, title, question.command))
         answer.written.append(question.plot)
     return answer
@@ -189,9 +190,8 @@ def run_bench(question: BenchQuestion, screen: Screen) -> BenchAnswer:
 def _measure_all(question: BenchQuestion, answer: BenchAnswer, measure: Callable[[float], Point]) -> None:
     loads = question.loads()
     if question.until_knee:
-        answer.knee = find_knee(
-            measure, question.slos, int(loads[0]), MOST_CLIENTS if len(loads) == 1 else int(loads[-1])
-        )
+        most = MOST_CLIENTS if len(loads) == 1 else int(loads[-1])
+        answer.knee = find_knee(measure, question.slos, int(loads[0]), most)
         return
     for load in loads:
         measure(load)
@@ -202,7 +202,7 @@ def _write(question: BenchQuestion, answer: BenchAnswer, point: Point) -> None:
     isl, osl = question.workload.isl.nominal, question.workload.osl.nominal
     load = f"r{point.settings.request_rate:g}" if point.settings.request_rate else f"c{point.workload.concurrency}"
     name = f"bench-{isl}-{osl}-{load}-s{question.seed}"
-    texts = (
+    texts: tuple[tuple[Path | None, Callable[[], str]], ...] = (
         (question.out, lambda: json_lines([point_record(point, answer.facts, isl, osl, name)])),
         (question.sglang_jsonl, lambda: json_lines([sglang_record(point, answer.facts, isl, osl, name)])),
         (question.requests, lambda: request_lines(point)),

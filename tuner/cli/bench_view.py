@@ -36,7 +36,7 @@ class BenchScreen:
     def live(self, live: Live) -> None:
         self._progress.update(
             self._bar,
-            description=f"{live.concurrency} clients, {live.phase}: {live.in_flight} in flight, {live.tok_s:,.0f} tok/s",
+            description=f"{live.concurrency} clients, {live.phase}: {live.in_flight} running, {live.tok_s:,.0f} tok/s",
             total=live.wanted or None,
             completed=min(live.done, live.wanted) if live.wanted else live.done,
         )

@@ -67,6 +67,10 @@ Engine = Annotated[
     ),
 ]
 PointTime = Annotated[str, typer.Option("--point-time", help="Measure each point at least so long: 10s, 1m.")]
+SmokeText = Annotated[
+    str | None,
+    typer.Option("--smoke", help="PROMPT=EXPECTED: a server whose answer lacks EXPECTED counts as broken."),
+]
 Python = Annotated[str, typer.Option("--python", help="Interpreter with sglang, for --engine local.")]
 Image = Annotated[str | None, typer.Option("--image", help="Image with sglang, for --engine docker.")]
 ServerFlags = Annotated[

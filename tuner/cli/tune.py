@@ -34,6 +34,7 @@ def tune(
     objective: options.ObjectiveChoice = Objective.OUTPUT_TOK_S,
     engine: options.Engine = EngineName.SIMULATED,
     point_time: options.PointTime = "10s",
+    smoke: options.SmokeText = None,
     python: options.Python = "python3",
     image: options.Image = None,
     world: options.WorldFile = None,
@@ -66,7 +67,7 @@ def tune(
     question = TuneQuestion(
         plan=asked, objective=objective, engine=engine, world=load_world(world), trials=trials,
         budget_s=parse_duration_s(budget) if budget else float("inf"), seed=seed, sampler=sampler,
-        run=run, runs=runs, resume=resume, python=python, image=image, model_path=model_path,
+        smoke=smoke, run=run, runs=runs, resume=resume, python=python, image=image, model_path=model_path,
         point_s=parse_duration_s(point_time, "--point-time"), server_flags=tuple(server_flags or ()),
     )  # fmt: skip
     _tune(question, model_path=model_path, dry_run=dry_run, json=json)

@@ -69,11 +69,12 @@ async def _serve(asked: Serving) -> int:
     stopping = asyncio.Event()
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
-    for pid in asked.children:
-        _watch(pid)
+    watched = [_watch(pid) for pid in asked.children]
     say("The server is fired up and ready to roll!")
     running = asyncio.ensure_future(driver.run())
     await stopping.wait()
+    for handle in watched:
+        asyncio.get_running_loop().remove_reader(handle)
     say("SIGTERM received. signum=None frame=None. Draining requests and shutting down...")
     while driver.live:
         await asyncio.sleep(POLL_S)
@@ -83,7 +84,7 @@ async def _serve(asked: Serving) -> int:
     return 0
 
 
-def _watch(pid: int) -> None:
+def _watch(pid: int) -> int:
     """Die, as SGLang does, when this child does."""
     handle = os.pidfd_open(pid)
 
@@ -92,6 +93,7 @@ def _watch(pid: int) -> None:
         family.die_of_lost_child(pid, code)
 
     asyncio.get_running_loop().add_reader(handle, gone)
+    return handle
 
 
 def application(answers: Answers) -> web.Application:

@@ -19,6 +19,7 @@ from tuner.engines.seam import Engine
 from tuner.engines.simulated import SimulatedEngine
 from tuner.load.point import Settings, measure_for_tuner
 from tuner.server.gate import Gate, GpuLocks
+from tuner.server.readiness import Smoke
 from tuner.store import RunFolder
 from tuner.world import World
 
@@ -43,9 +44,17 @@ def engine_of(question: TuneQuestion, context: Context, folder: RunFolder) -> En
             question.plan.slos, question.seed, context.arch.vocab_size, Settings(least_s=question.point_s)
         ),
         extra_flags=question.server_flags,
+        smoke=_smoke(question.smoke),
         gate=Gate(),
         closing=closing,
     )
+
+
+def _smoke(text: str | None) -> Smoke | None:
+    if text is None:
+        return None
+    prompt, _, expected = text.partition("=")
+    return Smoke(prompt, expected)
 
 
 def _runner(question: TuneQuestion, context: Context, folder: RunFolder) -> Runner:

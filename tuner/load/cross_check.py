@@ -39,7 +39,8 @@ def run_theirs(python: str, url: str, point: Point, isl: int, osl: int, model: s
         out = Path(folder) / "out.jsonl"
         clients = point.workload.concurrency
         words = [
-            "--backend", "sglang", "--base-url", f"http://{address.host}:{address.port}", "--dataset-name", "random-ids",
+            "--backend", "sglang", "--base-url", f"http://{address.host}:{address.port}",
+            "--dataset-name", "random-ids",
             "--random-input-len", str(isl), "--random-output-len", str(osl),
             "--random-range-ratio", str(point.workload.isl.range_ratio), "--max-concurrency", str(clients),
             "--num-prompts", str(max(clients, point.window.requests)), "--seed", str(seed), "--tokenize-prompt",

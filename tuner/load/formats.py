@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from tuner.choices import Arrival
 from tuner.load.point import Point
 from tuner.load.server_side import ServerFacts
-from tuner.choices import Arrival
 from tuner.load.traffic import Seen
 from tuner.load.window import tpot_s
 

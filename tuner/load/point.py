@@ -13,10 +13,10 @@ import numpy as np
 
 from hwprobe.errors import InputError, SgtuneError
 from models.workload import Slo, Workload
+from tuner.choices import Arrival, Backend
 from tuner.engines.seam import FailureKind, LaunchFailed, Measurement, Verdict
 from tuner.load.crew import Crew
 from tuner.load.server_side import Address, Load, flush_cache, mean_load, read_load
-from tuner.choices import Arrival, Backend
 from tuner.load.traffic import Outcome, Progress, Share
 from tuner.load.verdict import Asked, judge
 from tuner.load.window import Window, window_of

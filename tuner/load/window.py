@@ -51,6 +51,7 @@ class Window:
     cached_share: float
     wrong_lengths: float
     sent_late_p99_ms: float
+    loop_lag_mean_ms: float
     loop_lag_p99_ms: float
     cpu_share: float
     cpu_s_per_1000_tokens: float
@@ -101,6 +102,7 @@ def window_of(
         cached_share=sum(max(0, seen.cached - shared_prefix) for seen in good) / max(1.0, prompt),
         wrong_lengths=sum(_wrong_length(seen) for seen in good) / max(1, len(good)),
         sent_late_p99_ms=float(np.percentile([(s.sent - s.planned) * 1e3 for s in ended] or [0.0], 99)),
+        loop_lag_mean_ms=float(lags.mean()) * 1e3,
         loop_lag_p99_ms=float(np.percentile(lags, 99)) * 1e3,
         cpu_share=cpu / max(1, len(outcomes)),
         cpu_s_per_1000_tokens=1e3 * cpu * seconds / max(1.0, tokens),

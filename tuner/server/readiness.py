@@ -22,6 +22,7 @@ DYING_S = 15.0
 OUR_LINES = "GET /health"
 FIRST_TOKEN_S = 60.0
 SMOKE_TOKENS = 4
+SMOKE_ANSWER_TOKENS = 32
 SMOKE_PROMPT = (5, 6, 7, 8)
 
 
@@ -56,7 +57,17 @@ class Ready:
     server_info: dict[str, Any]
 
 
-def wait_until_ready(process: ServerProcess, port: int, served_name: str, phases: tuple[Phase, ...] = PHASES) -> Ready:
+@dataclass(frozen=True, slots=True)
+class Smoke:
+    """A prompt and a text that a sound model's greedy answer contains."""
+
+    prompt: str
+    expected: str
+
+
+def wait_until_ready(
+    process: ServerProcess, port: int, served_name: str, phases: tuple[Phase, ...] = PHASES, smoke: Smoke | None = None
+) -> Ready:
     """Wait until the server has generated tokens. Raises LaunchFailed with class and evidence; the caller stops it.
 
     `served_name` is what the launch passed as --served-model-name: an answer with another name comes from a stranger.
@@ -82,6 +93,8 @@ def wait_until_ready(process: ServerProcess, port: int, served_name: str, phases
         if info is not None:
             _check_identity(process, info, served_name)
             _check_output(process, port)
+            if smoke is not None:
+                _check_answer(process, port, smoke)
             return Ready(boot_s=time.monotonic() - process.started, server_info=info)
         time.sleep(POLL_S)
 
@@ -137,6 +150,20 @@ def _check_output(process: ServerProcess, port: int) -> None:
         raise LaunchFailed(FailureKind.WRONG_OUTPUT, f"the first generation failed: {error}", spent) from error
     if len(answer.get("output_ids", ())) != SMOKE_TOKENS:
         raise LaunchFailed(FailureKind.WRONG_OUTPUT, f"{SMOKE_TOKENS} tokens asked, got: {answer}"[:500], spent)
+
+
+def _check_answer(process: ServerProcess, port: int, smoke: Smoke) -> None:
+    """NaN logits and broken kernels make tokens too: only a known answer tells."""
+    sampling = {"max_new_tokens": SMOKE_ANSWER_TOKENS, "temperature": 0}
+    spent = time.monotonic() - process.started
+    try:
+        answer = _ask(port, "POST", "/generate", FIRST_TOKEN_S, {"text": smoke.prompt, "sampling_params": sampling})
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise LaunchFailed(FailureKind.WRONG_OUTPUT, f"the smoke prompt failed: {error}", spent) from error
+    text = str(answer.get("text", ""))
+    if smoke.expected not in text:
+        reason = f"the answer to '{smoke.prompt}' lacks '{smoke.expected}': {text[:200]!r}"
+        raise LaunchFailed(FailureKind.WRONG_OUTPUT, reason, spent)
 
 
 def _ask(port: int, method: str, path: str, timeout_s: float, body: Any = None) -> dict[str, Any]:
