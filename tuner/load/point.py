@@ -26,7 +26,7 @@ STREAMS_PER_WORKER = 2048
 STALLED_S = 60.0
 POLL_S = 0.2
 LOAD_POLL_S = 1.0
-START_DELAY_S = 1.0
+START_DELAY_S = 0.5
 OPEN_WARM_UP = 0.2  # of the window, before it
 
 Alive = Callable[[], None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 import subprocess
 import sys
@@ -103,7 +104,7 @@ def test_an_open_loop_has_its_rate_and_its_law() -> None:
     constant = arrivals_s(Settings(arrival=Arrival.CONSTANT, request_rate=50.0, least_s=100.0), seed=0)
     assert len(poisson) == len(constant) == 6000
     assert poisson[-1] == pytest.approx(120.0, rel=0.05)
-    gaps = [b - a for a, b in zip(constant, constant[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(constant)]
     assert max(gaps) == pytest.approx(min(gaps))
 
 
@@ -115,9 +116,8 @@ def test_lengths_and_prompts_come_from_files_as_people_have_them(tmp_path: Path)
     with pytest.raises(InputError, match="line 1"):
         recorded_lengths(lengths)
     chats = tmp_path / "sharegpt.json"
-    chats.write_text(
-        '[{"conversations": [{"from": "human", "value": "Why is the sky blue?"}]}, {"prompt": "Hello there"}]'
-    )
+    chat = '{"conversations": [{"from": "human", "value": "Why is the sky blue?"}]}'
+    chats.write_text(f'[{chat}, {{"prompt": "Hello there"}}]')
     assert dataset_prompts(chats) == ("Why is the sky blue?", "Hello there")
     chats.write_text("[]")
     with pytest.raises(InputError, match="no prompts"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 
 import pytest
@@ -18,11 +19,8 @@ HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nTransfer-Encoding
 
 def event(tokens: int) -> bytes:
     meta = {"prompt_tokens": 9, "completion_tokens": tokens, "cached_tokens": 3}
-    return (
-        b"data: "
-        + json.dumps({"text": "a\nb", "output_ids": list(range(tokens)), "meta_info": meta}).encode()
-        + b"\n\n"
-    )
+    body = json.dumps({"text": "a\nb", "output_ids": list(range(tokens)), "meta_info": meta})
+    return b"data: " + body.encode() + b"\n\n"
 
 
 def chunked(*parts: bytes) -> bytes:
@@ -67,7 +65,7 @@ def test_however_three_answers_on_one_connection_are_cut_they_are_read_whole(cut
     data = ANSWER * 3
     edges = [0, *sorted(set(cuts)), len(data)]
     # a server answers only what it was asked: no piece spans two answers
-    pieces = [piece for a, b in zip(edges, edges[1:], strict=False) for piece in split_at_answers(data, a, b)]
+    pieces = [piece for a, b in itertools.pairwise(edges) for piece in split_at_answers(data, a, b)]
     for piece in pieces:
         stream.data_received(piece)
     assert [(tokens, error) for tokens, _, error in ends] == [(5, "")] * 3
@@ -76,11 +74,11 @@ def test_however_three_answers_on_one_connection_are_cut_they_are_read_whole(cut
 
 def split_at_answers(data: bytes, start: int, end: int) -> list[bytes]:
     edges = [start, *(n * len(ANSWER) for n in (1, 2) if start < n * len(ANSWER) < end), end]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in itertools.pairwise(edges)]
 
 
 def test_an_error_keeps_the_servers_words() -> None:
-    stream, ends, wire = stream_and_ends()
+    stream, ends, _wire = stream_and_ends()
     stream.data_received(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 9\r\n\r\ntoo long!")
     assert ends == [(0, 0, "HTTP 400: too long!")]
 
