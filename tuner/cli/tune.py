@@ -35,7 +35,7 @@ def tune(
     trials: options.Trials = 12,
     budget: options.Budget = None,
     seed: options.Seed = 0,
-    sampler: options.Sampler = SamplerName.TPE,
+    sampler: options.Sampler = SamplerName.MODEL,
     run: options.Run = None,
     runs: options.Runs = Path("runs"),
     resume: options.Resume = False,
