@@ -14,6 +14,7 @@ HEAVY = {
     "torch": ("hwprobe",),
     "pynvml": ("hwprobe",),
     "optuna": ("tuner/study.py", "tuner/sampler.py"),
+    "sklearn": ("tuner/sampler.py",),
     "streamlit": ("dashboard",),
     "plotly": ("dashboard",),
     "pandas": ("dashboard",),

@@ -24,8 +24,11 @@ class Objective(StrEnum):
 class SamplerName(StrEnum):
     """Which sampler proposes after the seeds."""
 
+    MODEL = "model"
     TPE = "tpe"
+    GP = "gp"
     RANDOM = "random"
+    GRID = "grid"
 
 
 class Backend(StrEnum):

@@ -18,6 +18,7 @@ from planner.rules import Question, first_error
 from planner.search import SAFE_FREE_GIB
 from tuner.choices import Objective
 from tuner.engines.seam import Engine, LaunchFailed, Measurement, Server, Verdict
+from tuner.memory_offset import evidence, known_missing_gib
 from tuner.record import Outcome, TrialRecord, best_of
 from tuner.server.failure import Policy, policy_of
 from tuner.store import RunFolder
@@ -195,6 +196,9 @@ class Loop:
             return f"memory: {int(filled.kv_tokens_per_rank[0]):,} KV tokens cannot hold one request"
         if float(filled.free[0]) < SAFE_FREE_GIB:
             return f"memory: {float(filled.free[0]):.1f} GiB would be left free per GPU, {SAFE_FREE_GIB} are needed"
+        missing = known_missing_gib(evidence(self.records, context))
+        if float(filled.free[0]) <= missing:
+            return f"memory: {float(filled.free[0]):.1f} GiB left free per GPU; a launch with {missing:.1f} ran out"
         return None
 
     def _cannot_win(self, config: ServerConfig, predicted: Prediction) -> str | None:
@@ -211,10 +215,10 @@ class Loop:
         return f"bound: at best {100 * math.expm1(optimistic - best.objective):+.0f} % of the best measured"
 
     def _twin(self, config: ServerConfig, predicted: Prediction) -> TrialRecord | None:
-        """Return a launched trial of the same family whose prediction could not be told apart, or None."""
+        """Return a measured trial of the same family whose prediction could not be told apart, or None."""
         rate = predicted.output_tok_s
         for record in self.records:
-            same = record.launched and record.label == config.label
+            same = record.outcome is Outcome.MEASURED and record.label == config.label
             if same and abs(record.predicted["output_tok_s"] / rate - 1.0) < INDISTINCT:
                 return record
         return None

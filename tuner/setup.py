@@ -27,6 +27,8 @@ from tuner.tuning_space import TuningSpace, tuning_space
 from tuner.world import World
 
 SPREAD_SEEDS = 6
+# The model-guided sampler spreads by itself where that teaches most.
+SPREAD_SEEDS_GUIDED = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,17 +166,18 @@ def prepare(question: TuneQuestion) -> Prepared:
     unfit = {item.config.layout for item in plan.found.rejected if not item.config.speculative}
     kept = {layout.layout: layout for layout in space.layouts if layout.layout not in unfit}
     study_space = tuning_space(space, kept, context, workload)
-    return Prepared(question=question, plan=plan, space=study_space, seeds=tuple(_seeds(plan, study_space)))
+    count = SPREAD_SEEDS_GUIDED if question.sampler is SamplerName.MODEL else SPREAD_SEEDS
+    return Prepared(question=question, plan=plan, space=study_space, seeds=tuple(_seeds(plan, study_space, count)))
 
 
-def _seeds(plan: Plan, space: TuningSpace) -> list[tuple[str, dict[str, Any]]]:
+def _seeds(plan: Plan, space: TuningSpace, count: int) -> list[tuple[str, dict[str, Any]]]:
     """The default (the baseline of every claim), the recipe, then margin and spread; none twice."""
     machine = plan.context.machine
     wanted: list[tuple[str, dict[str, Any]]] = []
     for source, layout in (("SGLang default", sglang_default(machine)), ("recipe", recipe(machine))):
         if layout.layout in space.layouts:
             wanted.append((source, space.default_params(layout)))
-    chosen = spread_seeds(plan.found.candidates, machine.memory_gib, SPREAD_SEEDS)
+    chosen = spread_seeds(plan.found.candidates, machine.memory_gib, count)
     wanted += [("seed", space.params_of(candidate.config)) for candidate in chosen]
     unique: list[tuple[str, dict[str, Any]]] = []
     for source, params in wanted:
@@ -193,7 +196,10 @@ def open_loop(prepared: Prepared, reporter: Reporter) -> tuple[Loop, bool]:
         folder, records, torn = RunFolder.create(path, manifest, question.plan.hardware), [], False
     with ExitStack() as undo:  # whatever fails from here on lets go of the folder
         undo.callback(folder.release)
-        index = StudyIndex(folder.study_file, prepared.space, records, sampler=question.sampler, seed=question.seed)
+        index = StudyIndex(
+            folder.study_file, prepared.space, records, sampler=question.sampler, seed=question.seed,
+            objective=question.objective, slos=question.plan.slos,
+        )  # fmt: skip
         engine = engine_of(question, plan.context, folder)
         undo.pop_all()
     task = Task(

@@ -6,19 +6,23 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, GridSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 
-from tuner.choices import SamplerName
+from models.workload import Slo
+from tuner.choices import Objective, SamplerName
 from tuner.record import Outcome, TrialRecord
 from tuner.tuning_space import TuningSpace
 
 TPE_STARTUP_TRIALS = 6
+
+if TYPE_CHECKING:
+    from tuner.sampler import ModelGuidedSampler
 
 
 class StudyIndex:
@@ -30,15 +34,26 @@ class StudyIndex:
     """
 
     def __init__(
-        self, file: Path, space: TuningSpace, records: Sequence[TrialRecord], *, sampler: SamplerName, seed: int
+        self,
+        file: Path,
+        space: TuningSpace,
+        records: Sequence[TrialRecord],
+        *,
+        sampler: SamplerName,
+        seed: int,
+        objective: Objective = Objective.OUTPUT_TOK_S,
+        slos: Sequence[Slo] = (),
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.simplefilter("ignore", ExperimentalWarning)
         file.unlink(missing_ok=True)
-        self._sampler, self._seed = sampler, seed
+        self._sampler, self._seed, self._space = sampler, seed, space
         self._distributions: dict[str, BaseDistribution] = {
             name: CategoricalDistribution(values) for name, values in space.choices.items()
         }
+        self._guide = (
+            _guide(space, self._distributions, objective, slos, seed) if sampler is SamplerName.MODEL else None
+        )
         self._study = optuna.create_study(
             storage=RDBStorage(f"sqlite:///{file}"), study_name="sgtune", direction="maximize"
         )
@@ -56,6 +71,8 @@ class StudyIndex:
 
     def tell(self, record: TrialRecord) -> None:
         """Add a finished trial, with every constraint under a sorted key; one that failed says nothing."""
+        if self._guide is not None:
+            self._guide.observe(record)
         if record.outcome is Outcome.FAILED:
             return
         self._study.add_trial(
@@ -69,8 +86,26 @@ class StudyIndex:
         )
 
     def _fresh_sampler(self) -> BaseSampler:
+        if self._guide is not None:
+            return self._guide
         told = sum(t.state == optuna.trial.TrialState.COMPLETE for t in self._study.get_trials(deepcopy=False))
         seed = zlib.crc32(f"{self._seed}/{told}".encode())
         if self._sampler is SamplerName.RANDOM:
             return RandomSampler(seed=seed)
+        if self._sampler is SamplerName.GRID:
+            return GridSampler({name: list(values) for name, values in self._space.choices.items()}, seed=seed)
+        if self._sampler is SamplerName.GP:
+            return GPSampler(seed=seed, n_startup_trials=TPE_STARTUP_TRIALS, deterministic_objective=False)
         return TPESampler(seed=seed, n_startup_trials=TPE_STARTUP_TRIALS)
+
+
+def _guide(
+    space: TuningSpace,
+    distributions: dict[str, BaseDistribution],
+    objective: Objective,
+    slos: Sequence[Slo],
+    seed: int,
+) -> ModelGuidedSampler:
+    from tuner.sampler import ModelGuidedSampler  # scikit-learn is needed, and paid for, only here
+
+    return ModelGuidedSampler(space, distributions, objective=objective, slos=slos, seed=seed)

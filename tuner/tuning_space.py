@@ -15,7 +15,7 @@ DEFAULT = "default"
 CLIENTS = "clients"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TuningSpace:
     """Choices per parameter. `default` means SGLang's default; `clients` means just enough for the clients."""
 

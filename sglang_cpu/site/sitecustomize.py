@@ -26,3 +26,6 @@ sys.meta_path.insert(0, Torchvision())  # type: ignore[arg-type]
 # Triton compiles for GPUs and weighs 690 MiB; SGLang's torch_native backend launches none of its kernels.
 if importlib.util.find_spec("triton") is None:
     sys.meta_path.append(Finder(("triton",)))  # type: ignore[arg-type]
+# SGLang's benchmark imports it at the top, and uses it only to download data sets.
+if importlib.util.find_spec("datasets") is None:
+    sys.meta_path.append(Finder(("datasets",)))  # type: ignore[arg-type]

@@ -83,7 +83,12 @@ WorldFile = Annotated[
 Trials = Annotated[int, typer.Option("--trials", help="Launches to spend.")]
 Budget = Annotated[str | None, typer.Option("--budget", help="Engine time to spend: 45m, 4h.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of sampler and simulated engine.")]
-Sampler = Annotated[SamplerName, typer.Option("--sampler", help="Who proposes after the seeds.")]
+Sampler = Annotated[
+    SamplerName | None,
+    typer.Option(
+        "--sampler", help="Who proposes after the seeds; default: model where scikit-learn is installed, else tpe."
+    ),
+]
 Run = Annotated[str | None, typer.Option("--run", help="Name of the run folder.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]

@@ -6,6 +6,7 @@ import re
 import shlex
 import signal
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ def tune(
     trials: options.Trials = 12,
     budget: options.Budget = None,
     seed: options.Seed = 0,
-    sampler: options.Sampler = SamplerName.TPE,
+    sampler: options.Sampler = None,
     run: options.Run = None,
     runs: options.Runs = Path("runs"),
     resume: options.Resume = False,
@@ -66,7 +67,7 @@ def tune(
     )  # fmt: skip
     question = TuneQuestion(
         plan=asked, objective=objective, engine=engine, world=load_world(world), trials=trials,
-        budget_s=parse_duration_s(budget) if budget else float("inf"), seed=seed, sampler=sampler,
+        budget_s=parse_duration_s(budget) if budget else float("inf"), seed=seed, sampler=sampler or default_sampler(),
         smoke=smoke, run=run, runs=runs, resume=resume, python=python, image=image, model_path=model_path,
         point_s=parse_duration_s(point_time, "--point-time"), server_flags=tuple(server_flags or ()),
     )  # fmt: skip
@@ -132,6 +133,14 @@ def _finish(loop: Loop, prepared: Prepared, *, model_path: str, json: bool) -> N
 def command_line() -> str:
     """Return the command as typed, for the provenance of what it writes."""
     return shlex.join(["sgtune", *sys.argv[1:]])
+
+
+def default_sampler() -> SamplerName:
+    """Return the best sampler that can run here, and say what a better one would need."""
+    if find_spec("sklearn") is not None:
+        return SamplerName.MODEL
+    typer.echo("note: without scikit-learn Optuna's TPE proposes; better: pip install 'sgtune[tune]'", err=True)
+    return SamplerName.TPE
 
 
 def parse_duration_s(text: str, flag: str = "--budget") -> float:

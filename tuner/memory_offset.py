@@ -1,0 +1,57 @@
+"""What the machine needs beyond the ledger, learned from launches that held and launches that did not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from models.estimate import Context
+from models.layout import Array, table_of
+from tuner.engines.seam import FailureKind
+from tuner.record import Outcome, TrialRecord
+
+# GiB per GPU that may be missing, the spread of the ledger's error before any launch, and how sharp the edge is.
+GRID_GIB = np.arange(-3.0, 20.0, 0.05)
+PRIOR_GIB = 2.0
+EDGE_GIB = 0.35
+OOM = (FailureKind.OOM_WEIGHTS, FailureKind.OOM_KV, FailureKind.OOM_GRAPHS, FailureKind.OOM_LOAD)
+
+
+def evidence(records: Sequence[TrialRecord], context: Context) -> list[tuple[float, bool]]:
+    """Return, per launch that says something of memory, GiB left free by the ledger and whether it held."""
+    telling = [r for r in records if r.outcome is Outcome.MEASURED or (r.launched and r.failure in OOM)]
+    if not telling:
+        return []
+    filled = context.memory(table_of([record.config for record in telling]))
+    slack = filled.free + np.array([_unused_activations(r) for r in telling]) * filled.activations
+    return [(float(gib), record.outcome is Outcome.MEASURED) for gib, record in zip(slack, telling, strict=True)]
+
+
+def _unused_activations(record: TrialRecord) -> float:
+    """A server that dies while it captures graphs has not yet allocated the activations of prefill."""
+    return 1.0 if record.failure is FailureKind.OOM_GRAPHS else 0.0
+
+
+def chance_it_holds(free_gib: Array, seen: Sequence[tuple[float, bool]]) -> Array:
+    """Return the probability that each amount of free memory (GiB per GPU) suffices, after what was seen.
+
+    The offset is normal around the ledger beforehand; every launch bounds it from one side, softly.
+    """
+    weight = np.exp(-0.5 * np.square(GRID_GIB / PRIOR_GIB))
+    for free, held in seen:
+        weight = weight * np.maximum(_held(free - GRID_GIB) if held else 1.0 - _held(free - GRID_GIB), 1e-9)
+    weight = weight / weight.sum()
+    below = np.cumsum(weight)
+    chance: Array = np.interp(free_gib - EDGE_GIB, GRID_GIB, below, left=0.0, right=1.0)
+    return chance
+
+
+def known_missing_gib(seen: Sequence[tuple[float, bool]]) -> float:
+    """Return the GiB per GPU that a failed launch proves to be missing: nothing with less free can hold."""
+    return max((free for free, held in seen if not held), default=0.0)
+
+
+def _held(margin: Array) -> Array:
+    chance: Array = 1.0 / (1.0 + np.exp(-margin / (0.25 * EDGE_GIB)))
+    return chance
