@@ -1,59 +1,48 @@
-#!/usr/bin/env python3
-"""How near the tuner comes to the true optimum of generated worlds, beside other samplers, in virtual time.
+"""How near to a world's true optimum a sampler comes with a few launches, in worlds the planner does not know.
 
-    OMP_NUM_THREADS=1 python benchmarks/search.py [--worlds 12] [--first 0] [--seeds 10] [--samplers model,tpe]
+    python benchmarks/search.py --worlds 0-11 --seeds 10 --samplers model,tpe,random
 
-The true optimum of a world is noiseless: every allowed configuration in closed form under the world's truth, the
-leaders replayed. A run's figure is the noiseless rate of the configuration it ends with over that optimum (0 where
-it ends with none). `infeasible` counts launches that failed. One concurrency is measured per launch.
+Virtual time. The optimum of a world is the best of its whole space under its truth, without noise: all rows in closed
+form, the best SHORTLIST of them replayed. Worlds from 1000 on are for a last look, not for development.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import multiprocessing
 import sys
 import tempfile
-import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from packaging.version import Version
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-from worlds import Problem, problem
+from worlds import world
 
 from hwprobe.catalogue import hardware_from_catalogue
 from models.architecture import deepseek_r1
 from models.config import ServerConfig
-from models.estimate import Prediction, predict_many, replay_workload
+from models.estimate import Context, Prediction, predict_many, replay_workload
 from models.layout import table_of
+from models.version import parse_version
+from models.workload import Workload
 from planner.plan import PlanQuestion
 from tuner.candidates import candidates_of
 from tuner.choices import EngineName, Objective, SamplerName
 from tuner.engines.seam import Measurement
-from tuner.engines.simulated import SimulatedEngine
-from tuner.loop import Loop, Task
-from tuner.record import TrialRecord
-from tuner.setup import Prepared, TuneQuestion, prepare
-from tuner.store import RunFolder
-from tuner.study import StudyIndex
+from tuner.engines.world_memory import boot_failure, fails_under_load
+from tuner.record import Outcome, TrialRecord
+from tuner.setup import Prepared, TuneQuestion, open_loop, prepare
+from tuner.world import World
 
 LAUNCHES = 12
-LEADERS = 60
-
-
-class OnePoint(Task):
-    """Only the asked concurrency is measured: the score does not depend on the others."""
-
-    def ladder(self) -> list[int]:
-        return [self.workload.concurrency]
+SHORTLIST = 40
+FULL_LAUNCHES = (4, 8, 12)
 
 
 class Silent:
-    """A reporter that shows nothing."""
+    """Shows nothing."""
 
     def launching(self, number: int, source: str, config: ServerConfig, predicted: Prediction) -> None: ...
 
@@ -62,115 +51,121 @@ class Silent:
     def finished(self, record: TrialRecord, best: TrialRecord | None) -> None: ...
 
 
-@dataclass
-class Truth:
-    """What a world really delivers, without noise."""
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Best feasible over optimum after 4, 8 and 12 launches, and launches that ran out of memory."""
 
-    prepared: Prepared
-    known: dict[ServerConfig, float] = field(default_factory=dict)
-
-    def rate(self, config: ServerConfig) -> float:
-        """Return output tokens per second of a configuration."""
-        if config not in self.known:
-            world, workload = self.prepared.question.world, self.prepared.space.workload
-            context = world.truth(self.prepared.plan.context, config)
-            filled = context.memory(table_of([config]))
-            self.known[config] = replay_workload(context, config, workload, filled).output_tok_s
-        return self.known[config]
-
-    def optimum(self) -> float:
-        """Return the best rate that the world's memory allows."""
-        rows, world = candidates_of(self.prepared.space), self.prepared.question.world
-        holds = [c for c, free in zip(rows.configs, rows.memory.free, strict=True) if free >= world.extra_memory_gib]
-        groups: dict[float, list[ServerConfig]] = {}
-        for config in holds:
-            tau = world.truth(self.prepared.plan.context, config).engine.parameters.tau_us
-            groups.setdefault(tau, []).append(config)
-        scored = [pair for group in groups.values() for pair in self._closed(group)]
-        leaders = sorted(scored, key=lambda pair: -pair[0])[:LEADERS]
-        return max(self.rate(config) for _, config in leaders)
-
-    def _closed(self, group: list[ServerConfig]) -> list[tuple[float, ServerConfig]]:
-        """Closed form of configurations that share one truth."""
-        context = self.prepared.question.world.truth(self.prepared.plan.context, group[0])
-        table = table_of(group)
-        steady = predict_many(context, table, self.prepared.space.workload, context.memory(table))
-        return list(zip(steady.output_tok_s.tolist(), group, strict=True))
+    sampler: str
+    world: int
+    seed: int
+    ratios: tuple[float, ...]
+    infeasible: int
+    launches: int
 
 
-def prepared_for(asked: Problem, sampler: SamplerName) -> Prepared:
-    """Plan a problem for one sampler."""
+def question(number: int, seed: int, sampler: SamplerName, runs: Path, concurrency: int) -> TuneQuestion:
     plan = PlanQuestion(
-        hardware=hardware_from_catalogue(asked.machine), arch=deepseek_r1(), version=Version("0.5.12"),
-        isl=asked.isl, osl=asked.osl, concurrency=asked.concurrency,
+        hardware=hardware_from_catalogue("h200x8"), arch=deepseek_r1(), version=parse_version("0.5.12"), isl=1000,
+        osl=1000, concurrency=concurrency,
     )  # fmt: skip
-    return prepare(
-        TuneQuestion(
-            plan=plan, objective=Objective.OUTPUT_TOK_S, engine=EngineName.SIMULATED, world=asked.world,
-            trials=LAUNCHES, budget_s=float("inf"), seed=0, sampler=sampler, run=None, runs=Path(), resume=False,
-        )
+    return TuneQuestion(
+        plan=plan, objective=Objective.OUTPUT_TOK_S, engine=EngineName.SIMULATED, world=world(number), trials=LAUNCHES,
+        budget_s=math.inf, seed=seed, sampler=sampler, run=f"{number}-{seed}-{sampler}-{concurrency}", runs=runs,
+        resume=False,
     )  # fmt: skip
 
 
-def one_run(prepared: Prepared, sampler: SamplerName, seed: int, folder: Path) -> list[TrialRecord]:
-    """Tune once and return the records."""
-    question = replace(prepared.question, seed=seed)
-    task = OnePoint(
-        context=prepared.plan.context, workload=prepared.space.workload, slos=(), objective=question.objective,
-        space=prepared.space, seeds=prepared.seeds, trials=LAUNCHES,
-    )  # fmt: skip
-    run = RunFolder.create(folder, question.manifest(), question.plan.hardware)
-    index = StudyIndex(run.study_file, prepared.space, [], sampler=sampler, seed=seed)
-    engine = SimulatedEngine(question.world, prepared.plan.context, seed)
-    loop = Loop(task=task, engine=engine, folder=run, index=index, reporter=Silent())
-    loop.run()
-    run.release()
-    return loop.records
+def true_rate(truth: World, belief: Context, config: ServerConfig, workload: Workload) -> float:
+    """Return tok/s of a configuration in the world without noise; 0 where it runs out of memory."""
+    context = truth.truth(belief, config)
+    filled = context.memory(table_of([config]))
+    if boot_failure(truth, filled) is not None or fails_under_load(truth, filled):
+        return 0.0
+    return replay_workload(context, config, workload, filled, seed=1).output_tok_s
 
 
-def one_world(number: int, sampler: SamplerName, seeds: int, truths: dict[int, Truth]) -> tuple[list[float], list[int]]:
-    """Return the score and the failed launches of every seed."""
-    prepared = prepared_for(problem(number), sampler)
-    if number in truths:  # equal spaces: the rows and the truth are found once
-        prepared = replace(prepared, space=truths[number].prepared.space)
-    truth = truths.setdefault(number, Truth(prepared))
-    optimum, scores, failed = truth.optimum(), [], []
+def optimum(truth: World, prepared: Prepared) -> float:
+    """Return the best true rate over the space."""
+    belief, workload = prepared.plan.context, prepared.space.workload
+    rows = candidates_of(prepared.space).configs
+    groups: dict[tuple[object, ...], list[ServerConfig]] = {}
+    for config in rows:  # an effect depends on these knobs only, so that each group shares one truth
+        steps = config.speculative.num_steps if config.speculative else 0
+        key = (config.attn_dp_size, config.ep_size, config.pp_size, steps, config.chunked_prefill_size)
+        groups.setdefault(key, []).append(config)
+    rated: list[tuple[float, ServerConfig]] = []
+    for members in groups.values():
+        context = truth.truth(belief, members[0])
+        table = table_of(members)
+        filled = context.memory(table)
+        rates = predict_many(context, table, workload, filled).output_tok_s
+        holds = (filled.free >= truth.extra_memory_gib) & (filled.kv_pool > 0)
+        rated += [(float(rate), config) for rate, config, ok in zip(rates, members, holds, strict=True) if ok]
+    rated.sort(key=lambda item: -item[0])
+    return max(true_rate(truth, belief, config, workload) for _, config in rated[:SHORTLIST])
+
+
+def score_world(number: int, samplers: list[SamplerName], seeds: int, concurrency: int) -> list[Score]:
+    """Tune one world with every sampler and seed."""
+    found = []
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(seeds):
-            records = one_run(prepared, sampler, seed, Path(folder) / str(seed))
-            feasible = [record for record in records if record.feasible]
-            best = max(feasible, key=lambda record: record.objective, default=None)
-            scores.append(truth.rate(best.config) / optimum if best else 0.0)
-            failed.append(sum(record.launched and not record.feasible for record in records))
-    return scores, failed
+        prepared = prepare(question(number, 0, samplers[0], Path(folder), concurrency))
+        truth, belief = world(number), prepared.plan.context
+        best = optimum(truth, prepared)
+        for sampler in samplers:
+            for seed in range(seeds):
+                asked = question(number, seed, sampler, Path(folder), concurrency)
+                loop, _ = open_loop(prepare(replace(asked)), Silent())
+                loop.run()
+                loop.close()
+                found.append(_score(loop.records, sampler, number, seed, best, truth, belief, prepared))
+    return found
 
 
-def main() -> int:
-    """Run every sampler in every world and print the table."""
+def _score(
+    records: list[TrialRecord], sampler: str, number: int, seed: int, best: float, truth: World, belief: Context,
+    prepared: Prepared,
+) -> Score:  # fmt: skip
+    launched = [record for record in records if record.launched]
+    ratios = []
+    for count in FULL_LAUNCHES:
+        good = [record for record in launched[:count] if record.outcome is Outcome.MEASURED]
+        chosen = max(good, key=lambda record: record.objective, default=None)
+        rate = true_rate(truth, belief, chosen.config, prepared.space.workload) if chosen else 0.0
+        ratios.append(rate / best)
+    bad = sum(record.outcome is Outcome.INFEASIBLE for record in launched)
+    return Score(sampler, number, seed, tuple(ratios), bad, len(launched))
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--worlds", type=int, default=12)
-    parser.add_argument("--first", type=int, default=0, help="number of the first world")
+    parser.add_argument("--worlds", default="0-11")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--samplers", default="model,tpe,gp,random,grid")
+    parser.add_argument("--samplers", default="model,tpe,random")
+    parser.add_argument("--concurrency", type=int, default=256)
+    parser.add_argument("--processes", type=int, default=2)
     asked = parser.parse_args()
-    truths: dict[int, Truth] = {}
-    print("sampler   median  worst quarter  infeasible of 12   worst  seconds a run")
-    for name in asked.samplers.split(","):
-        scores, failed, began = [], [], time.monotonic()
-        for number in range(asked.first, asked.first + asked.worlds):
-            got, lost = one_world(number, SamplerName(name), asked.seeds, truths)
-            print(f"  {name} world {number}: median {np.median(got):.3f}, {np.mean(lost):.1f} infeasible",
-                  file=sys.stderr, flush=True)  # fmt: skip
-            scores += got
-            failed += lost
-        spent = (time.monotonic() - began) / len(scores)
-        print(
-            f"{name:8s} {np.median(scores):7.3f} {np.quantile(scores, 0.25):14.3f} {np.mean(failed):17.2f} "
-            f"{min(scores):7.3f} {spent:14.1f}",
-            flush=True,
-        )
-    return 0
+    first, _, last = asked.worlds.partition("-")
+    numbers = range(int(first), int(last or first) + 1)
+    samplers = [SamplerName(name) for name in asked.samplers.split(",")]
+    work = partial(score_world, samplers=samplers, seeds=asked.seeds, concurrency=asked.concurrency)
+    scores: list[Score] = []
+    with multiprocessing.Pool(asked.processes) as pool:
+        for part in pool.imap_unordered(work, numbers):
+            scores += part
+            sys.stderr.write(f"world {part[0].world} done\n")
+    sys.stdout.write(f"{len(numbers)} worlds ({asked.worlds}), {asked.seeds} seeds, {asked.concurrency} clients\n")
+    sys.stdout.write(
+        "sampler | median at 4 | at 8 | at 12 | worst quarter at 12 | worst | infeasible of 12 | launches\n"
+    )
+    for sampler in samplers:
+        mine = [score for score in scores if score.sampler == sampler]
+        by = np.array([score.ratios for score in mine])
+        cells = [f"{value:.3f}" for value in np.median(by, axis=0)]
+        cells += [f"{np.percentile(by[:, -1], 25):.3f}", f"{by[:, -1].min():.3f}"]
+        cells += [f"{np.mean([score.infeasible for score in mine]):.2f}", f"{np.mean([s.launches for s in mine]):.1f}"]
+        sys.stdout.write(" | ".join([str(sampler), *cells]) + "\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
