@@ -155,9 +155,7 @@ def main() -> None:
             scores += part
             sys.stderr.write(f"world {part[0].world} done\n")
     sys.stdout.write(f"{len(numbers)} worlds ({asked.worlds}), {asked.seeds} seeds, {asked.concurrency} clients\n")
-    sys.stdout.write(
-        "sampler | median at 4 | at 8 | at 12 | worst quarter at 12 | worst | infeasible of 12 | launches\n"
-    )
+    sys.stdout.write("sampler | median at 4 | at 8 | at 12 | worst quarter at 12 | worst | infeasible | launches\n")
     for sampler in samplers:
         mine = [score for score in scores if score.sampler == sampler]
         by = np.array([score.ratios for score in mine])

@@ -31,6 +31,7 @@ MOST_RULED_OUT = 150
 INDISTINCT = 0.01
 # Further launches of a configuration that failed through no fault of its own.
 RETRIES = 1
+SAMPLER = "sampler"
 
 
 class OperatorNeeded(SgtuneError):
@@ -137,7 +138,11 @@ class Loop:
             if ruled_out >= MOST_RULED_OUT:
                 self.stop_reason = "no proposal is left that could beat the best measured and is worth a launch"
                 return
-            yield "sampler", self.index.propose()
+            params = self.index.propose()
+            if params is None:
+                self.stop_reason = "no launch is expected to improve on the best by more than measurements scatter"
+                return
+            yield SAMPLER, params
         self.stop_reason = f"{self.task.trials} launches done"
 
     def _try(self, source: str, params: dict[str, Any]) -> TrialRecord:
@@ -149,7 +154,7 @@ class Loop:
             return replace(blank, outcome=Outcome.RULED_OUT, reason=reason)
         predicted = predict(self.task.context, config, self.task.workload)
         draft = self._predicted(blank, predicted)
-        reason = self._cannot_win(config, predicted)
+        reason = None if self.index.guided and source == SAMPLER else self._cannot_win(config, predicted)
         if reason is not None:
             return replace(draft, outcome=Outcome.RULED_OUT, reason=reason)
         self.reporter.launching(draft.number, source, config, predicted)

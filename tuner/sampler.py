@@ -51,6 +51,8 @@ MOST_ROWS = 1500
 REPLAYED = 6
 # A configuration likelier than this to run out of memory is not launched while others are left.
 LEAST_CHANCE = 0.85
+# Expected improvement, in log units, below which no measurement could tell the difference.
+LEAST_IMPROVEMENT = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ class ModelGuidedSampler(BaseSampler):
         self._belief = log_figure(self._rows.steady(np.zeros(len(PHYSICS))), self._metric)
         self._knobs, self._knob_features = knob_features(self._rows.configs)
         self._replay_gap: dict[int, float] = {}
+        self._next, self._expected, self._chosen_after = -1, 0.0, -1
 
     def observe(self, record: TrialRecord) -> None:
         """Take a finished trial into account."""
@@ -101,16 +104,22 @@ class ModelGuidedSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return the parameters of the row with the most expected feasible improvement."""
-        rows = self._untried()
-        if not len(rows):
-            return {}
-        return dict(self._rows.params[self._choose(rows)])
+        return dict(self._rows.params[self._next]) if self.worth_a_launch() else {}
+
+    def worth_a_launch(self) -> bool:
+        """Choose the next row; say whether there is one that may improve by more than nobody could measure."""
+        if self._chosen_after != len(self._records):
+            rows = self._untried()
+            self._next, self._expected = self._choose(rows) if len(rows) else (-1, 0.0)
+            self._chosen_after = len(self._records)
+        return self._next >= 0 and self._expected >= LEAST_IMPROVEMENT
 
     def _untried(self) -> Array:
         tried = {record.config for record in self._records}
         return np.array([i for i, config in enumerate(self._rows.configs) if config not in tried], dtype=np.intp)
 
-    def _choose(self, rows: Array) -> int:
+    def _choose(self, rows: Array) -> tuple[int, float]:
+        """Return the row to launch and its expected feasible improvement in log units."""
         holds = chance_it_holds(self._rows.memory.free[rows], evidence(self._records, self._space.context))
         safe = holds >= min(LEAST_CHANCE, float(holds.max()))
         rows, holds = rows[safe], holds[safe]
@@ -125,7 +134,9 @@ class ModelGuidedSampler(BaseSampler):
         leaders = np.argsort(-value, kind="stable")[:REPLAYED]
         gaps = np.array([self._gap(int(rows[i])) for i in leaders])
         exact = _improvement(sign * (learned.mean[leaders] + gaps), learned.deviation[leaders], floor)
-        return int(rows[leaders[int(np.argmax(exact * feasible[leaders]))]])
+        gain = exact * feasible[leaders]
+        first = int(np.argmax(gain))
+        return int(rows[leaders[first]]), float(gain[first])
 
     def _measured(self) -> list[TrialRecord]:
         return [record for record in self._records if record.outcome is Outcome.MEASURED]

@@ -60,8 +60,15 @@ class StudyIndex:
         for record in records:
             self.tell(record)
 
-    def propose(self) -> dict[str, Any]:
-        """Return the next parameters the sampler would try."""
+    @property
+    def guided(self) -> bool:
+        """Whether the sampler judges by the calibrated model itself what could still win."""
+        return self._guide is not None
+
+    def propose(self) -> dict[str, Any] | None:
+        """Return the next parameters the sampler would try, None when none is worth a launch."""
+        if self._guide is not None and not self._guide.worth_a_launch():
+            return None
         self._study.sampler = self._fresh_sampler()
         trial = self._study.ask(self._distributions)
         params = dict(trial.params)

@@ -85,9 +85,7 @@ Budget = Annotated[str | None, typer.Option("--budget", help="Engine time to spe
 Seed = Annotated[int, typer.Option("--seed", help="Seed of sampler and simulated engine.")]
 Sampler = Annotated[
     SamplerName | None,
-    typer.Option(
-        "--sampler", help="Who proposes after the seeds; default: model where scikit-learn is installed, else tpe."
-    ),
+    typer.Option("--sampler", help="Who proposes after the seeds; default: model with scikit-learn here, else tpe."),
 ]
 Run = Annotated[str | None, typer.Option("--run", help="Name of the run folder.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
