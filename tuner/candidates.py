@@ -17,7 +17,7 @@ from models.memory import Memory
 from models.serving import Serving
 from planner.rules import Question, first_error
 from planner.search import SAFE_FREE_GIB
-from tuner.tuning_space import TuningSpace
+from tuner.tuning_space import DEFAULT, TuningSpace
 
 # What a machine may differ by from the belief: one standard deviation of the natural logarithm of each figure.
 # The first four are models.calibration's spread of a machine, widened; costs of EP and attention DP are known
@@ -27,6 +27,7 @@ PHYSICS = {
     "token_us": 0.25, "host_ms": 0.30, "ep_layer_us": 0.50, "dp_layer_us": 0.50, "acceptance": 0.12, "sigma": 0.30,
 }  # fmt: skip
 STEP = 0.05
+FRACTION = "mem_fraction_static"
 LARGEST_ACCEPTANCE = 0.97
 
 
@@ -52,8 +53,17 @@ class Candidates:
 def candidates_of(space: TuningSpace) -> Candidates:
     """Return the allowed part of the space, each configuration once."""
     seen: dict[ServerConfig, dict[str, Any]] = {}
+    resolved: dict[tuple[Any, ...], ServerConfig] = {}
     for params in _allowed(space):
-        seen.setdefault(space.config(params), params)
+        fraction = params[FRACTION]
+        key = tuple(value for name, value in params.items() if name != FRACTION)
+        if fraction == DEFAULT:
+            config = space.config(params)
+        else:  # nothing else depends on a fraction that was given, and resolving takes a millisecond
+            if key not in resolved:
+                resolved[key] = space.config(params)
+            config = replace(resolved[key], mem_fraction_static=fraction)
+        seen.setdefault(config, params)
     configs = list(seen)
     filled = space.context.memory(table_of(configs))
     fits = (filled.free >= SAFE_FREE_GIB) & (filled.kv_tokens_per_rank >= space.workload.longest_request)

@@ -1,0 +1,96 @@
+"""The model-guided sampler: what it knows beforehand, what it learns, and when it stops."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hwprobe.catalogue import hardware_from_catalogue
+from models.architecture import deepseek_r1
+from models.version import parse_version
+from planner.plan import PlanQuestion
+from planner.search import SAFE_FREE_GIB
+from tuner.candidates import PHYSICS, Candidates, candidates_of, log_figure, slopes
+from tuner.choices import EngineName, Objective, SamplerName
+from tuner.memory_offset import chance_it_holds, known_missing_gib
+from tuner.setup import Prepared, TuneQuestion, prepare
+from tuner.world import World
+
+Sgtune = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    plan = PlanQuestion(
+        hardware=hardware_from_catalogue("h200x8"), arch=deepseek_r1(), version=parse_version("0.5.12"), isl=200,
+        osl=200, concurrency=16,
+    )  # fmt: skip
+    return prepare(
+        TuneQuestion(
+            plan=plan,
+            objective=Objective.OUTPUT_TOK_S,
+            engine=EngineName.SIMULATED,
+            world=World(),
+            trials=3,
+            budget_s=1e9,
+            seed=0,
+            sampler=SamplerName.MODEL,
+            run="a",
+            runs=tmp_path_factory.mktemp("runs"),
+            resume=False,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def rows(prepared: Prepared) -> Candidates:
+    return candidates_of(prepared.space)
+
+
+def test_every_candidate_is_what_its_parameters_stand_for_and_has_room(prepared: Prepared, rows: Candidates) -> None:
+    assert len(rows.configs) == len(set(rows.configs)) > 1000
+    assert float(rows.memory.free.min()) >= SAFE_FREE_GIB
+    for index in random.Random(0).sample(range(len(rows.configs)), 60):
+        assert prepared.space.config(rows.params[index]) == rows.configs[index]
+
+
+def test_the_slopes_are_the_equations_own(rows: Candidates) -> None:
+    nothing = np.zeros(len(PHYSICS))
+    here, by = slopes(rows, nothing, "tpot")
+    assert here == pytest.approx(log_figure(rows.steady(nothing), "tpot"))
+    aside = nothing.copy()
+    aside[list(PHYSICS).index("tau_us")] = 1.0
+    change = log_figure(rows.steady(aside), "tpot") - here
+    assert by[:, list(PHYSICS).index("tau_us")] == pytest.approx(change, abs=0.02)
+    assert float(change.min()) >= 0.0, "slower launches never make a token faster"
+
+
+def test_memory_learns_from_both_sides() -> None:
+    free = np.array([1.0, 3.0, 8.0])
+    blank = chance_it_holds(free, [])
+    assert list(blank) == sorted(blank)
+    held = chance_it_holds(free, [(3.0, True)])
+    assert held[1] > 0.9
+    assert held[0] > blank[0]
+    failed = chance_it_holds(free, [(3.0, False)])
+    assert failed[1] < 0.1
+    assert failed[2] > failed[1]
+    assert known_missing_gib([(3.0, False), (5.0, True), (4.0, False)]) == 4.0
+
+
+def test_it_stops_by_itself_when_nothing_is_worth_a_launch(sgtune: Sgtune, tmp_path: Path) -> None:
+    ran = sgtune(
+        "tune", "--hardware", "h200x1", "--model", str(Path(__file__).parents[2] / "tests/data/small_model.json"),
+        "--isl", "200", "--osl", "200", "--concurrency", "4", "--engine", "simulated", "--sglang-version", "0.5.12",
+        "--no-mtp", "--trials", "60", "--runs", str(tmp_path), "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    document = json.loads(ran.out)
+    assert document["launches"] < 60
+    assert "no launch is expected to improve" in (ran.out + ran.err)
