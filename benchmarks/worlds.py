@@ -7,8 +7,8 @@ import numpy as np
 from tuner.world import Effect, World
 
 # Spread (log) of each figure of the machine around the belief.
-FIGURES = {"tau_us": 0.15, "eta_w": 0.1, "eta_pf": 0.15, "eta_kv": 0.15, "host_ms": 0.3, "t_pf0_ms": 0.25,
-           "token_us": 0.2, "ep_layer_us": 0.6, "dp_layer_us": 0.6}  # fmt: skip
+FIGURES = {"tau_us": 0.25, "eta_w": 0.2, "eta_pf": 0.25, "eta_kv": 0.25, "host_ms": 0.4, "t_pf0_ms": 0.3,
+           "token_us": 0.3, "ep_layer_us": 0.8, "dp_layer_us": 0.8}  # fmt: skip
 KNOBS = {
     "attn_dp_size": (1, 8),
     "ep_size": (1, 8),
@@ -31,12 +31,12 @@ def world(seed: int) -> World:
         extra_memory_gib=float(rng.choice([-0.5, 0.5, 1.5, 3.0, 6.0])),
         noise=NOISE,
         boot_s=BOOT_S,
-        effects=tuple(_effect(rng) for _ in range(int(rng.integers(2, 6)))),
+        effects=tuple(_effect(rng) for _ in range(int(rng.integers(4, 11)))),
     )
 
 
 def _effect(rng: np.random.Generator) -> Effect:
-    """One knob's effect, or an interaction of two: 0.8 to 1.35 times as long a step."""
+    """One knob's effect, or an interaction of two: 0.7 to 1.6 times as long a step."""
     names = rng.choice(list(KNOBS), size=int(rng.integers(1, 3)), replace=False)
     when: dict[str, int | float | str | bool] = {str(name): int(rng.choice(KNOBS[str(name)])) for name in names}
-    return Effect(when=when, time_factor=float(rng.uniform(0.8, 1.35)))
+    return Effect(when=when, time_factor=float(rng.uniform(0.7, 1.6)))

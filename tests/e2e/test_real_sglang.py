@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -148,18 +147,6 @@ def test_two_ranks_start_on_another_port_when_the_first_is_taken(
     assert marked() == []
 
 
-SPACE = """
-[fix]
-mtp_steps = 0
-chunked_prefill_size = "default"
-mem_fraction_static = "default"
-cuda_graph = "default"
-
-[choices]
-max_running_requests = [1, 8]
-"""
-
-
 def tune(sglang: Installed, folder: Path, *more: str) -> list[str]:
     return [
         sys.executable, "-m", "tuner.cli.main", "tune", "--hardware", "h200x1", "--model", str(sglang.model),
@@ -182,9 +169,3 @@ def test_a_killed_tuner_takes_its_sglang_with_it(sglang: Installed, tmp_path: Pa
     tuner.wait()
     time.sleep(3.0)
     assert marked() == []
-
-
-def ran(command: list[str]) -> dict[str, Any]:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)  # type: ignore[no-any-return]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -96,23 +94,6 @@ def test_the_death_of_the_supervisor_takes_the_server_along(tmp_path: Path) -> N
     assert gone(mark, 3.0)
     assert (server.alive, server.returncode) == (False, None)
     server.stop()
-
-
-@pytest.mark.slow
-def test_sixty_kills_of_the_tuner_at_random_moments_leave_nothing(tmp_path: Path) -> None:
-    moments = random.Random(20)
-    left = 0
-    for number in range(60):
-        mark = f"mark-{os.getpid()}-{number}"
-        script = tmp_path / "tree.py"
-        script.write_text(tree(mark))
-        words = [sys.executable, "-c", TUNER, str(script), str(tmp_path / str(number)), mark]
-        tuner = subprocess.Popen(words, start_new_session=True)
-        time.sleep(moments.uniform(0.05, 0.8))
-        tuner.kill()
-        tuner.wait()
-        left += not gone(mark, 3.0)
-    assert left == 0
 
 
 def test_a_flood_of_output_stays_below_the_cap_and_keeps_both_ends(

@@ -1,0 +1,109 @@
+"""`sgtune bench` as a user meets it, against a server of a known schedule."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.points import parse_point
+
+Sgtune = Callable[..., Any]
+STUB = Path(__file__).parents[2] / "benchmarks" / "load_stub.py"
+QUICK = ("--isl", "20", "--osl", "10", "--point-time", "0.5s", "--waves", "2")
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [sys.executable, str(STUB), "--port", str(port), "--ttft-ms", "50", "--tpot-ms", "5"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as stub:
+        assert stub.stdout is not None
+        stub.stdout.readline()
+        yield f"http://127.0.0.1:{port}"
+        stub.kill()
+
+
+def test_points_come_back_as_one_json_line_and_in_every_file_asked_for(
+    sgtune: Sgtune, url: str, tmp_path: Path
+) -> None:
+    ours, theirs, every, plot = (tmp_path / name for name in ("a.jsonl", "b.jsonl", "c.jsonl", "d.html"))
+    ran = sgtune(
+        "bench", "--url", url, *QUICK, "--concurrency", "1,4", "--out", str(ours), "--sglang-jsonl", str(theirs),
+        "--requests", str(every), "--plot", str(plot), "--slo", "tpot:p99<50ms", "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert ran.out.count("\n") == 1
+    points = json.loads(ran.out)["points"]
+    assert [point["concurrency"] for point in points] == [1, 4]
+    for point in points:
+        assert point["verdict"] == "ok", point["why"]
+        assert point["tpot_ms"]["mean"] == pytest.approx(5.0, rel=0.1)
+        assert set(point["ttft_ms"]) >= {"mean", "p50", "p99"}
+        assert point["goodput_rps"] == pytest.approx(point["completed_per_s"])
+    read = [parse_point(line, 1) for line in ours.read_text().splitlines()]
+    assert [point.concurrency for point in read] == [1, 4]
+    assert read[0].tpot_mean_ms == pytest.approx(points[0]["tpot_ms"]["mean"])
+    benchmark = [parse_point(line, 1) for line in theirs.read_text().splitlines()]
+    assert benchmark[1].output_tok_s == pytest.approx(points[1]["output_tok_s"])
+    assert (benchmark[1].isl, benchmark[1].osl) == (20, 10)
+    requests = [json.loads(line) for line in every.read_text().splitlines()]
+    assert sum(request["in_window"] for request in requests) == sum(point["requests"] for point in points)
+    page = plot.read_text()
+    assert page.count("<circle") == 2
+    assert "http://" not in page.replace(url, ""), "the page loads nothing"
+
+
+def test_an_open_loop_sends_at_its_rate(sgtune: Sgtune, url: str) -> None:
+    ran = sgtune("bench", "--url", url, "--isl", "20", "--osl", "10", "--point-time", "4s", "--request-rate", "20",
+                 "--arrival", "constant", "--json")  # fmt: skip
+    assert ran.code == 0, ran.err
+    point = json.loads(ran.out)["points"][0]
+    assert point["concurrency"] is None
+    assert point["completed_per_s"] == pytest.approx(20.0, rel=0.1)
+
+
+def test_the_knee_is_named(sgtune: Sgtune, url: str) -> None:
+    ran = sgtune(
+        "bench", "--url", url, *QUICK, "--concurrency", "1,2", "--until-knee", "--slo", "tpot:p50<1s", "--json"
+    )
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["knee"] == {"best": 2, "broken": None, "misses": []}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--concurrency", "0"), "--concurrency is '0'"),
+        (("--concurrency", "two"), "1,16,64"),
+        (("--request-rate", "-1"), "--request-rate is '-1'"),
+        (("--until-knee",), "--until-knee looks for"),
+        (("--shared-prefix", "2000"), "leaves nothing of --isl"),
+        (("--lognormal", "0.5", "--lengths", "x.jsonl"), "exclude each other"),
+        (("--lengths", "missing.jsonl"), "missing.jsonl"),
+        (("--point-time", "soon"), "--point-time is 'soon'"),
+        (("--request-rate", "1", "--arrival", "closed"), "--arrival closed"),
+        (("--cross-check", "/no/python", *QUICK, "--concurrency", "1"), "no program '/no/python'"),
+    ],
+)
+def test_a_question_without_a_meaning_is_refused_with_its_flag(
+    sgtune: Sgtune, url: str, arguments: tuple[str, ...], said: str
+) -> None:
+    ran = sgtune("bench", "--url", url, *arguments)
+    assert ran.code == 2
+    assert said in ran.err
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "ftp://x", "http://127.0.0.1:99999", "http://a/b/c"])
+def test_an_address_where_nobody_answers_is_named(sgtune: Sgtune, address: str) -> None:
+    ran = sgtune("bench", "--url", address)
+    assert ran.code == 2
+    assert "--url" in ran.err
