@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from tuner.cli.bench_run import BenchAnswer
+from tuner.cli.progress import ProgressScreen
 from tuner.engines.seam import Verdict
 from tuner.load.point import Live, Point
 
 
-class BenchScreen:
+class BenchScreen(ProgressScreen):
     """A progress bar on a terminal, a line per point everywhere."""
 
     def __init__(self, screen: Console) -> None:
-        self._screen = screen
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-            console=screen, transient=True, disable=not screen.is_terminal,
-        )  # fmt: skip
-        self._bar = self._progress.add_task("connecting", total=None)
-
-    def __enter__(self) -> BenchScreen:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        super().__init__(screen, "connecting", *columns, total=None)
 
     def live(self, live: Live) -> None:
         self._progress.update(

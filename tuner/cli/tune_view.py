@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from models.config import ServerConfig
 from models.estimate import Prediction
+from tuner.cli.progress import ProgressScreen
 from tuner.engines.seam import Measurement
 from tuner.loop import Loop
 from tuner.record import Manifest, Outcome, TrialRecord, best_of
@@ -19,27 +19,14 @@ from tuner.report import baseline_of, nearest_of, spec_of
 from tuner.setup import Prepared
 
 
-class LiveReporter:
+class LiveReporter(ProgressScreen):
     """A progress bar on a terminal, one line per trial everywhere."""
 
     def __init__(self, screen: Console, launches: int) -> None:
-        self._screen = screen
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        super().__init__(screen, "launches", *columns, total=launches)
         self._launches = launches
         self._done = 0
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            console=screen, transient=True, disable=not screen.is_terminal,
-        )  # fmt: skip
-        self._bar = self._progress.add_task("launches", total=launches)
-
-    def __enter__(self) -> LiveReporter:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
 
     def begin(self, loop: Loop, prepared: Prepared) -> None:
         """Say what runs where, and what an earlier session has done already."""
