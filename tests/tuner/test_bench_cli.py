@@ -71,6 +71,17 @@ def test_an_open_loop_sends_at_its_rate(sgtune: Sgtune, url: str) -> None:
     assert point["completed_per_s"] == pytest.approx(20.0, rel=0.1)
 
 
+def test_the_rate_of_an_open_loop_is_that_of_a_steady_stretch_however_long_its_requests_are(
+    sgtune: Sgtune, url: str
+) -> None:
+    ran = sgtune("bench", "--url", url, "--isl", "20", "--osl", "400", "--point-time", "8s", "--request-rate", "10",
+                 "--arrival", "constant", "--json")  # fmt: skip
+    assert ran.code in (0, 1), ran.err
+    point = json.loads(ran.out)["points"][0]
+    assert point["output_tok_s"] == pytest.approx(4000.0, rel=0.15), "2.05 s of ramp and of drain are not in it"
+    assert point["achieved_in_flight"] == pytest.approx(20.5, rel=0.15)
+
+
 def test_the_knee_is_named(sgtune: Sgtune, url: str) -> None:
     ran = sgtune(
         "bench", "--url", url, *QUICK, "--concurrency", "1,2", "--until-knee", "--slo", "tpot:p50<1s", "--json"
@@ -91,6 +102,8 @@ def test_the_knee_is_named(sgtune: Sgtune, url: str) -> None:
         (("--lengths", "missing.jsonl"), "missing.jsonl"),
         (("--point-time", "soon"), "--point-time is 'soon'"),
         (("--request-rate", "1", "--arrival", "closed"), "--arrival closed"),
+        (("--request-rate", "0.01", "--duration", "60s"), "fewer than 20 requests within --duration"),
+        (("--cross-check", "python3", "--lognormal", "0.5"), "compares like with like"),
         (("--cross-check", "/no/python", *QUICK, "--concurrency", "1"), "no program '/no/python'"),
     ],
 )

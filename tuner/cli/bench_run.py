@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from hwprobe.errors import InputError
+from hwprobe.errors import InputError, SgtuneError
 from hwprobe.files import write_atomic
 from models.workload import Slo, Workload
 from tuner.choices import Arrival, Backend
@@ -78,6 +78,15 @@ class BenchQuestion:
             raise InputError("--lognormal, --lengths and --dataset exclude each other: lengths come from one place")
         if self.request_rate and self.arrival == Arrival.CLOSED:
             raise InputError("--arrival closed has no rate: leave out --request-rate, or take poisson or constant")
+        if self.cross_check and (
+            self.lognormal or self.lengths or self.dataset or self.shared_prefix or self.backend is not Backend.SGLANG
+        ):
+            raise InputError(
+                "--cross-check compares like with like only on --backend sglang with --isl, --osl and --range-ratio: "
+                "leave out --lognormal, --lengths, --dataset and --shared-prefix"
+            )
+        if self.request_rate and self.cross_check and self.arrival is not Arrival.POISSON:
+            raise InputError("--cross-check knows rates with --arrival poisson only, as sglang.benchmark.serving does")
         if self.waves < 1 or self.vocabulary < 16 or self.shared_prefix < 0:
             raise InputError("--waves must be at least 1, --vocab-size at least 16, --shared-prefix not negative")
         if self.shared_prefix >= self.workload.isl.shortest:
@@ -108,6 +117,9 @@ class BenchQuestion:
             lengths = lognormal_lengths(*nominal, self.lognormal, longest, self.seed)
         elif self.lengths is not None:
             lengths = recorded_lengths(self.lengths)
+            most = max(isl + osl for isl, osl in lengths)
+            if longest and most > longest:
+                raise InputError(f"--lengths asks for {most:,} tokens; the server's context length is {longest:,}")
         prompts = dataset_prompts(self.dataset) if self.dataset else ()
         return Settings(
             backend=self.backend, model=model, waves=self.waves, least_s=self.point_s, most_s=self.most_s,
@@ -168,7 +180,7 @@ def run_bench(question: BenchQuestion, screen: Screen) -> BenchAnswer:
                 settings=chosen, watch=screen.live,
             )  # fmt: skip
         except LaunchFailed as failure:
-            raise InputError(f"the server stopped answering: {failure.evidence}") from failure
+            raise SgtuneError(f"the server stopped answering: {failure.evidence}") from failure
         answer.points.append(point)
         _write(question, answer, point)
         screen.point(point)

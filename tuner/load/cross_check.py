@@ -37,20 +37,24 @@ def run_theirs(python: str, url: str, point: Point, isl: int, osl: int, model: s
     address = Address.parse(url)
     with tempfile.TemporaryDirectory(prefix="sgtune-cross-") as folder:
         out = Path(folder) / "out.jsonl"
-        clients = point.workload.concurrency
+        clients, rate = point.workload.concurrency, point.settings.request_rate
+        load = ("--request-rate", str(rate)) if rate else ("--max-concurrency", str(clients))
         words = [
-            "--backend", "sglang", "--base-url", f"http://{address.host}:{address.port}",
+            "--backend", "sglang", "--base-url", f"{'https' if address.secure else 'http'}://{address.host}:{address.port}",
             "--dataset-name", "random-ids",
             "--random-input-len", str(isl), "--random-output-len", str(osl),
-            "--random-range-ratio", str(point.workload.isl.range_ratio), "--max-concurrency", str(clients),
+            "--random-range-ratio", str(point.workload.isl.range_ratio), *load,
             "--num-prompts", str(max(clients, point.window.requests)), "--seed", str(seed), "--tokenize-prompt",
             "--flush-cache", "--disable-tqdm", "--output-file", str(out), *(("--model", model) if model else ()),
         ]  # fmt: skip
         said = ""
         for module in MODULES:
-            done = subprocess.run(
-                [python, "-m", module, *words], capture_output=True, text=True, timeout=LIMIT_S, check=False
-            )
+            try:
+                done = subprocess.run(
+                    [python, "-m", module, *words], capture_output=True, text=True, timeout=LIMIT_S, check=False
+                )
+            except subprocess.TimeoutExpired:
+                raise SgtuneError(f"--cross-check: sglang's benchmark was not done after {LIMIT_S:.0f} s") from None
             said = done.stdout + done.stderr
             if done.returncode == 0 and out.exists():
                 return _read(out)

@@ -33,6 +33,7 @@ def point_document(point: Point) -> dict[str, Any]:
         "achieved_in_flight": window.in_flight,
         "requests": window.requests,
         "errors": window.errors,
+        "unended": window.unended,
         "duration_s": window.seconds,
         "warm_up_s": point.warm_up_s,
         "output_tok_s": window.output_tok_s,
@@ -133,12 +134,8 @@ def _statistics(name: str, ms: np.ndarray) -> dict[str, float]:
 
 
 def in_window(point: Point) -> list[Seen]:
-    """Return the requests that succeeded and ended in the window, in the order they ended."""
-    window = point.window
-    found = [
-        seen for outcome in point.outcomes for seen in outcome.seen
-        if not seen.error and window.start <= seen.ended <= window.end
-    ]  # fmt: skip
+    """Return the requests that succeeded and count in the window, in the order they ended."""
+    found = [seen for outcome in point.outcomes for seen in outcome.seen if not seen.error and point.window.has(seen)]
     return sorted(found, key=lambda seen: seen.ended)
 
 
@@ -163,7 +160,7 @@ def request_lines(point: Point) -> str:
                     "cached_tokens": seen.cached,
                     "chunks": seen.chunks,
                     "error": seen.error or None,
-                    "in_window": window.start <= seen.ended <= window.end,
+                    "in_window": window.has(seen),
                     "concurrency": point.workload.concurrency,
                 }
             )

@@ -17,6 +17,7 @@ from tuner.choices import Arrival, Backend
 from tuner.engines.seam import FailureKind, LaunchFailed, Measurement, Verdict
 from tuner.load.crew import Crew
 from tuner.load.server_side import Address, Load, flush_cache, mean_load, read_load
+from tuner.load.sources import arrivals_s
 from tuner.load.traffic import Outcome, Progress, Share
 from tuner.load.verdict import Asked, judge
 from tuner.load.window import Window, window_of
@@ -28,6 +29,8 @@ POLL_S = 0.2
 LOAD_POLL_S = 1.0
 START_DELAY_S = 0.5
 OPEN_WARM_UP = 0.2  # of the window, before it
+OPEN_LEAST = 20  # requests in the window of an open loop
+OPEN_AFTER = 2.0  # windows for which requests keep coming, so that the last that count do not see an empty server
 
 Alive = Callable[[], None]
 Watcher = Callable[["Live"], None]
@@ -38,7 +41,8 @@ class Settings:
     """How a point is measured. Durations in seconds.
 
     The window takes `waves` times the clients' requests, no less than `least_s`, no more than `most_s` after the
-    warm-up of one wave; an open loop takes `least_s` at least and 20 % more before it.
+    warm-up of one wave. An open loop's takes `least_s`, or 20 requests, after 20 % more; requests keep coming until
+    those due in the window have ended, for `most_s` in all.
     """
 
     backend: Backend = Backend.SGLANG
@@ -56,6 +60,23 @@ class Settings:
     key: str | None = None
     flush: bool = True
     roofline_tok_s: float = math.inf
+
+    @property
+    def open_loop(self) -> bool:
+        return self.arrival is not Arrival.CLOSED
+
+    @property
+    def open_window_s(self) -> float:
+        """Return the length of an open loop's window. Raises InputError for a rate that fills none."""
+        if self.request_rate <= 0.0:
+            raise InputError(f"--request-rate is {self.request_rate:g}; it must be positive (requests per second)")
+        length = max(self.least_s, OPEN_LEAST / self.request_rate)
+        if length * (1.0 + OPEN_WARM_UP) > self.most_s:
+            raise InputError(
+                f"--request-rate {self.request_rate:g} sends fewer than {OPEN_LEAST} requests within --duration "
+                f"{self.most_s:g}s: raise one of them"
+            )
+        return length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,16 +155,16 @@ def measure_point(
     chosen, address = settings or Settings(), Address.parse(url)
     flushed = flush_cache(address, chosen.key) if chosen.flush else False
     shares = shares_of(address, workload, chosen, seed)
-    run = _Run(workload, chosen, address, alive or _nothing, watch)
+    run = _Run(workload, chosen, address, alive or _nothing, watch, shares[0].start)
     with Crew(shares) as crew:
         start, end = run.drive(crew)
         outcomes = crew.stop()
-    window = window_of(outcomes, start, end, slos, chosen.shared_prefix, seed)
+    window = window_of(outcomes, start, end, slos, chosen.shared_prefix, seed, open_loop=chosen.open_loop)
     if window.requests == window.errors:
         why = window.error_example or "none came to its end in time; raise --duration or ask for fewer output tokens"
         raise SgtuneError(f"no request succeeded at concurrency {workload.concurrency}: {why}")
     asked = Asked(
-        clients=workload.concurrency if chosen.arrival is Arrival.CLOSED else 0,
+        clients=0 if chosen.open_loop else workload.concurrency,
         rate=chosen.request_rate,
         text=bool(chosen.prompts),
         roofline_tok_s=chosen.roofline_tok_s,
@@ -171,9 +192,11 @@ def shares_of(address: Address, workload: Workload, chosen: Settings, seed: int)
     cores = os.cpu_count() or 1
     clients = workload.concurrency
     count = chosen.workers or max(1, min(cores, -(-clients // STREAMS_PER_WORKER)))
-    count = max(1, min(count, clients))
+    count = count if chosen.open_loop else min(count, clients)
     isl, osl = _lengths(workload, chosen, seed)
-    arrivals = arrivals_s(chosen, seed)
+    due_s = (1.0 + OPEN_WARM_UP) * chosen.open_window_s if chosen.open_loop else 0.0
+    horizon_s = min(chosen.most_s, due_s + OPEN_AFTER * (due_s / (1.0 + OPEN_WARM_UP)))
+    arrivals = arrivals_s(chosen.arrival, chosen.request_rate, horizon_s, seed) if chosen.open_loop else ()
     base = Share(
         host=address.host,
         port=address.port,
@@ -187,14 +210,15 @@ def shares_of(address: Address, workload: Workload, chosen: Settings, seed: int)
         isl=tuple(isl),
         osl=tuple(osl),
         prompts=chosen.prompts,
+        due_s=due_s,
         start=time.monotonic() + START_DELAY_S,
         headers=(("Authorization", f"Bearer {chosen.key}"),) if chosen.key else (),
     )
     fields = [
         {
             "seed": zlib.crc32(f"{seed}/{number}".encode()),
-            "clients": clients // count + (number < clients % count) if chosen.arrival is Arrival.CLOSED else 0,
-            "arrivals_s": tuple(arrivals[number::count]),
+            "clients": 0 if chosen.open_loop else clients // count + (number < clients % count),
+            "arrivals_s": arrivals[number::count],
             "isl": base.isl[number:] + base.isl[:number],
             "osl": base.osl[number:] + base.osl[:number],
         }
@@ -211,34 +235,21 @@ def _lengths(workload: Workload, chosen: Settings, seed: int) -> tuple[list[int]
     return workload.isl.sample(count, rng).tolist(), workload.osl.sample(count, rng).tolist()
 
 
-def arrivals_s(chosen: Settings, seed: int) -> list[float]:
-    """Return the send times of an open loop over warm-up and window, in seconds; none for a closed loop."""
-    if chosen.arrival is Arrival.CLOSED:
-        return []
-    if chosen.request_rate <= 0.0:
-        raise InputError(f"--request-rate is {chosen.request_rate:g}; it must be positive (requests per second)")
-    count = max(2, math.ceil(chosen.request_rate * chosen.least_s * (1.0 + OPEN_WARM_UP)))
-    if chosen.arrival is Arrival.CONSTANT:
-        return [number / chosen.request_rate for number in range(count)]
-    gaps = np.random.default_rng((seed, 1)).exponential(1.0 / chosen.request_rate, size=count)
-    return np.cumsum(gaps).tolist()  # type: ignore[no-any-return]
-
-
 class _Run:
     """The clock of one point: when the warm-up ends, when the window does."""
 
     def __init__(
-        self, workload: Workload, chosen: Settings, address: Address, alive: Alive, watch: Watcher | None
+        self, workload: Workload, chosen: Settings, address: Address, alive: Alive, watch: Watcher | None, start: float
     ) -> None:
         self._clients, self._chosen, self._address = workload.concurrency, chosen, address
-        self._alive, self._watch = alive, watch
+        self._alive, self._watch, self._start = alive, watch, start
         self.started = time.monotonic()
         self._polled = 0.0
         self.loads: list[Load] = []
 
     def drive(self, crew: Crew) -> tuple[float, float]:
         """Run warm-up and window; return the window's start and end."""
-        if self._chosen.arrival is not Arrival.CLOSED:
+        if self._chosen.open_loop:
             return self._drive_open(crew)
         warm = self._until(crew, "warm-up", 0, self._clients, 0.0)
         self.loads.clear()
@@ -247,14 +258,17 @@ class _Run:
         return start, time.monotonic()
 
     def _drive_open(self, crew: Crew) -> tuple[float, float]:
-        start = time.monotonic() + START_DELAY_S + OPEN_WARM_UP * self._chosen.least_s
-        until = time.monotonic() + self._chosen.most_s
-        while time.monotonic() < until:
+        length = self._chosen.open_window_s
+        start = self._start + OPEN_WARM_UP * length
+        end, wanted = start + length, math.ceil((1.0 + OPEN_WARM_UP) * length * self._chosen.request_rate)
+        while (now := time.monotonic()) < self._start + self._chosen.most_s:
             word = crew.listen(POLL_S)
-            self._look(word, "open loop", word.done, 0)
-            if word.exhausted:
+            if now < start:
+                self.loads.clear()
+            self._look(word, "open loop", word.done, wanted)
+            if word.exhausted and now > end:
                 break
-        return start, time.monotonic()
+        return start, end
 
     def _until(self, crew: Crew, phase: str, before: int, wanted: int, least_s: float) -> Progress:
         """Go on until `wanted` more requests are done and `least_s` are over, or the time box is used up."""

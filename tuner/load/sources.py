@@ -1,4 +1,4 @@
-"""Where lengths and prompts come from when they are not plain numbers: distributions and recorded files."""
+"""Where arrivals, lengths and prompts come from when they are not plain numbers: laws and recorded files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,21 @@ import numpy as np
 
 from hwprobe.errors import InputError
 from hwprobe.files import read_bytes
+from tuner.choices import Arrival
 
 DRAWN = 8192
 SHORTEST_PROMPT = 4  # characters
+
+
+def arrivals_s(arrival: Arrival, rate: float, horizon_s: float, seed: int) -> tuple[float, ...]:
+    """Return the send times of an open loop of `rate` requests per second, in seconds from 0 to `horizon_s`."""
+    if arrival is Arrival.CONSTANT:
+        return tuple(number / rate for number in range(math.ceil(rate * horizon_s)))
+    rng, found = np.random.default_rng((seed, 1)), np.zeros(0)
+    while not len(found) or found[-1] < horizon_s:
+        gaps = rng.exponential(1.0 / rate, size=math.ceil(rate * horizon_s) + 16)
+        found = np.concatenate([found, np.cumsum(gaps) + (found[-1] if len(found) else 0.0)])
+    return tuple(found[found < horizon_s].tolist())
 
 
 def lognormal_lengths(isl: int, osl: int, sigma: float, longest: int | None, seed: int) -> tuple[tuple[int, int], ...]:

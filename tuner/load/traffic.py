@@ -16,8 +16,9 @@ PATHS = {Backend.SGLANG: "/generate", Backend.OPENAI: "/v1/completions", Backend
 class Share(msgspec.Struct, frozen=True, kw_only=True):
     """What one worker process sends: its lengths (taken in turn, from the start again when used up) and arrivals.
 
-    `start` is a CLOCK_MONOTONIC time all workers share; `arrivals_s` are seconds after it (open loop). `prompts` are
-    texts; without them token ids are drawn, unique by `seed`, after `shared_prefix` tokens that all requests share.
+    `start` is a CLOCK_MONOTONIC time all workers share; `arrivals_s` are seconds after it (open loop), and those up to
+    `due_s` are waited for. `prompts` are texts; without them token ids are drawn, unique by `seed`, after
+    `shared_prefix` tokens that all requests share.
     """
 
     host: str
@@ -34,6 +35,7 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     prompts: tuple[str, ...] = ()
     clients: int = 0
     arrivals_s: tuple[float, ...] = ()
+    due_s: float = 0.0
     start: float = 0.0
     ignore_eos: bool = True
     headers: tuple[tuple[str, str], ...] = ()
@@ -41,7 +43,7 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker's word every quarter of a second."""
+    """A worker's word every quarter of a second; `exhausted` once every arrival that is due has come to its end."""
 
     done: int
     errors: int
@@ -71,12 +73,18 @@ class Seen(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """All a worker has seen. `lags_s` are overshoots of a 10 ms sleep; `cpu_s` over `wall_s` is its CPU share."""
+    """All a worker has seen.
+
+    `unfinished` are send times, planned and actual; `tokens_by_bin` counts tokens by tenth of a second, and `gap_marks`
+    says how many of `gaps_s` were there when such a bin began; `lags_s` are overshoots of a 10 ms sleep and `cpu`
+    shares of a core, each with its time.
+    """
 
     seen: list[Seen]
     unfinished: list[tuple[float, float]]
     tokens_by_bin: dict[int, int]
     gaps_s: list[float]
+    gap_marks: list[tuple[int, int]]
     lags_s: list[tuple[float, float]]
     cpu: list[tuple[float, float]]
     longest_gap_s: float
@@ -105,9 +113,10 @@ class Payloads:
         self._head = "\r\n".join(lines).encode()
 
     def lengths(self, index: int) -> tuple[int, int]:
-        """Return input (0: a text, unknown) and output tokens asked of request `index`."""
+        """Return input (0: unknown, as it is a text) and output tokens asked of request `index`."""
         share = self._share
-        isl = 0 if share.prompts else share.isl[index % len(share.isl)]
+        text = share.prompts or share.backend is Backend.OPENAI_CHAT
+        isl = 0 if text else share.isl[index % len(share.isl)]
         return isl, share.osl[index % len(share.osl)]
 
     def request(self, index: int) -> bytes:

@@ -17,8 +17,10 @@ LAG_MS, LAG_P99_MS = 2.0, 20.0  # never a complaint
 MOST_CPU = 0.95
 MOST_LATE_MS = 50.0
 MOST_CACHED, CACHED_BY_CHANCE = 0.01, 1.0  # tokens a request: a first token may repeat by chance
+MOST_CACHED_TEXT = 0.1  # people begin alike
 MOST_ERRORS = 0.01
 MOST_WRONG_LENGTHS = 0.01
+MOST_UNENDED = 0.01
 MOST_DRIFT, SURE = 0.1, 3.0
 LONGEST_GAP_S = 5.0
 SUSPENDED_S = 1.0
@@ -92,19 +94,23 @@ def _cache(asked: Asked, window: Window, outcomes: Sequence[Outcome]) -> str:
     good = max(1, window.requests - window.errors)
     prompt = window.total_tok_s - window.output_tok_s
     per_request = window.cached_share * prompt * window.seconds / good
-    if asked.text or window.cached_share <= MOST_CACHED or per_request <= CACHED_BY_CHANCE:
+    if window.cached_share <= (MOST_CACHED_TEXT if asked.text else MOST_CACHED) or per_request <= CACHED_BY_CHANCE:
         return ""
     share = 100 * window.cached_share
+    if asked.text:
+        return f"{share:.1f} % of the prompt tokens came from the prefix cache: the dataset repeats itself"
     return f"{share:.1f} % of the prompt tokens came from the prefix cache, though no two prompts agree"
 
 
 def _lengths(asked: Asked, window: Window, outcomes: Sequence[Outcome]) -> str:
-    if asked.text or window.wrong_lengths <= MOST_WRONG_LENGTHS:
+    if window.wrong_lengths <= MOST_WRONG_LENGTHS:
         return ""
     return f"{100 * window.wrong_lengths:.1f} % of the requests have other lengths than asked"
 
 
 def _unsteady(asked: Asked, window: Window, outcomes: Sequence[Outcome]) -> str:
+    if window.unended > MOST_UNENDED * (window.requests + window.unended):
+        return f"{window.unended} requests had not come to their end in time: more arrive than the server serves"
     drift = window.drift
     if abs(drift) <= MOST_DRIFT or abs(drift) < SURE * window.drift_error:
         return ""

@@ -30,10 +30,15 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """What came back between two instants (CLOCK_MONOTONIC seconds). Rates in tokens per second."""
+    """What came back between two instants (CLOCK_MONOTONIC seconds). Rates in tokens per second.
+
+    `unended` requests of an open loop were due in the window and had not come to their end when the time box was.
+    """
 
     start: float
     end: float
+    open_loop: bool
+    unended: int
     requests: int
     errors: int
     error_example: str
@@ -62,13 +67,31 @@ class Window:
     def seconds(self) -> float:
         return self.end - self.start
 
+    def has(self, seen: Seen) -> bool:
+        """Say whether the latencies of a request count here."""
+        return _counts(seen, self.start, self.end, open_loop=self.open_loop)
+
+
+def _counts(seen: Seen, start: float, end: float, *, open_loop: bool) -> bool:
+    """A closed loop's requests count where they end. An open loop's where they were due, or a slow one never would."""
+    return start <= (seen.planned if open_loop else seen.ended) <= end
+
 
 def window_of(
-    outcomes: Sequence[Outcome], start: float, end: float, slos: Sequence[Slo], shared_prefix: int, seed: int
+    outcomes: Sequence[Outcome],
+    start: float,
+    end: float,
+    slos: Sequence[Slo],
+    shared_prefix: int,
+    seed: int,
+    *,
+    open_loop: bool = False,
 ) -> Window:
-    """Return the figures of [start, end]: latencies of the requests that ended in it, tokens that came in it."""
+    """Return the figures of [start, end]: latencies of the requests that count there, tokens that came in it."""
     rng = np.random.default_rng(seed)
-    ended = sorted((s for o in outcomes for s in o.seen if start <= s.ended <= end), key=lambda s: s.ended)
+    everything = [seen for outcome in outcomes for seen in outcome.seen]
+    ended = [seen for seen in everything if _counts(seen, start, end, open_loop=open_loop)]
+    ended.sort(key=lambda seen: seen.planned if open_loop else seen.ended)
     good = [seen for seen in ended if not seen.error]
     ttft = np.array([seen.first - seen.sent for seen in good])
     e2e = np.array([seen.last - seen.sent for seen in good])
@@ -78,26 +101,30 @@ def window_of(
     seconds = max(end - start, 1e-9)
     prompt = float(sum(seen.prompt_tokens or seen.isl for seen in good))
     tokens = rate * seconds
-    drift, drift_error = _drift(tpot if len(tpot) else e2e)
+    # a queue that grows is how an open loop drifts; in a closed one lengths and slots make E2E vary
+    drift, drift_error = _drift(tpot if len(tpot) and not open_loop else e2e)
+    done = sum(start <= seen.ended <= end and not seen.error for seen in everything)
     lags = np.array([lag for o in outcomes for at, lag in o.lags_s if start <= at <= end] or [0.0])
     cpu = _cpu(outcomes, start, end)
     chunks = sum(seen.chunks for seen in good)
     return Window(
         start=start,
         end=end,
+        open_loop=open_loop,
+        unended=sum(start <= planned <= end for o in outcomes for planned, _ in o.unfinished) if open_loop else 0,
         requests=len(ended),
         errors=len(ended) - len(good),
         error_example=next((seen.error for seen in ended if seen.error), ""),
         output_tok_s=rate,
         output_tok_s_interval=_interval(rates, rng),
         total_tok_s=rate + prompt / seconds,
-        request_rate=len(good) / seconds,
+        request_rate=done / seconds,
         goodput_rps=sum(_within(seen, slos) for seen in good) / seconds,
         in_flight=_in_flight(outcomes, start, end),
         ttft=spread_ms(ttft, rng),
         tpot=spread_ms(tpot if len(tpot) else np.zeros(len(good)), rng),
         e2e=spread_ms(e2e, rng),
-        chunk_gap=spread_ms(np.concatenate([np.array(o.gaps_s) for o in outcomes] or [np.zeros(0)]), rng),
+        chunk_gap=spread_ms(np.concatenate([_gaps(o, start, end) for o in outcomes] or [np.zeros(0)]), rng),
         tokens_per_chunk=sum(seen.tokens for seen in good) / max(1, chunks),
         cached_share=sum(max(0, seen.cached - shared_prefix) for seen in good) / max(1.0, prompt),
         wrong_lengths=sum(_wrong_length(seen) for seen in good) / max(1, len(good)),
@@ -157,8 +184,14 @@ def _in_flight(outcomes: Sequence[Outcome], start: float, end: float) -> float:
     busy = 0.0
     for outcome in outcomes:
         busy += sum(max(0.0, min(seen.ended, end) - max(seen.sent, start)) for seen in outcome.seen)
-        busy += sum(max(0.0, end - max(sent, start)) for sent, _ in outcome.unfinished)
+        busy += sum(max(0.0, end - max(sent, start)) for _, sent in outcome.unfinished)
     return busy / max(end - start, 1e-9)
+
+
+def _gaps(outcome: Outcome, start: float, end: float) -> Array:
+    """Return the gaps between chunks that fell into the window, to a tenth of a second."""
+    marks = [mark for mark in outcome.gap_marks if start <= mark[0] * BIN_S <= end]
+    return np.array(outcome.gaps_s[marks[0][1] : marks[-1][1]] if marks else [])
 
 
 def _cpu(outcomes: Sequence[Outcome], start: float, end: float) -> float:

@@ -25,10 +25,15 @@ class Tally:
     def __init__(self) -> None:
         self.tokens_by_bin: dict[int, int] = {}
         self.gaps_s = array("f")
+        self.gap_marks: list[tuple[int, int]] = []
+        self._bin = -1
         self.last_event = time.monotonic()
 
     def add(self, now: float, tokens: int) -> None:
         bin_ = int(now / BIN_S)
+        if bin_ != self._bin:
+            self._bin = bin_
+            self.gap_marks.append((bin_, len(self.gaps_s)))
         self.tokens_by_bin[bin_] = self.tokens_by_bin.get(bin_, 0) + tokens
         self.last_event = now
 
@@ -174,12 +179,12 @@ class Stream(asyncio.Protocol):
         at = self.final.rfind(TOKENS)
         self.tokens = _number(self.final, at + len(TOKENS)) if at >= 0 else before + len(events)
         if self.tokens > before:
+            tally.add(now, self.tokens - before)
             if before == 0:
                 self.first = now
             else:
                 tally.gaps_s.append(now - self.last)
             self.last = now
-            tally.add(now, self.tokens - before)
 
     def _end(self, error: str) -> None:
         self.busy = False

@@ -40,12 +40,12 @@ class Worker:
         self._payloads = Payloads(share)
         self._tally = Tally()
         self._seen: list[Seen] = []
-        self._streams: dict[Stream, tuple[int, float, bytes]] = {}
+        self._streams: dict[Stream, tuple[int, float]] = {}
         self._idle: list[Stream] = []
         self._opening = asyncio.Semaphore(OPENING)
         self._next = 0
         self._errors = self._failed_opens = 0
-        self._exhausted = False
+        self._due = sum(arrival <= share.due_s for arrival in share.arrivals_s)
         self._broken = ""
         self._lags: list[tuple[float, float]] = []
         self._cpu: list[tuple[float, float]] = []
@@ -75,11 +75,14 @@ class Worker:
         return None
 
     def _send(self, stream: Stream, index: int, planned: float, payload: bytes) -> None:
-        self._streams[stream] = (index, planned, b"")
+        if not self._streams:
+            self._tally.last_event = time.monotonic()  # an idle server was not silent
+        self._streams[stream] = (index, planned)
         stream.send(payload)
 
     def _finished(self, stream: Stream) -> None:
-        index, planned, _ = self._streams.pop(stream)
+        index, planned = self._streams.pop(stream)
+        self._due -= planned <= self._share.start + self._share.due_s
         now = time.monotonic()
         error = stream.error or ("" if stream.tokens else f"no tokens: {stream.final[:200].decode(errors='replace')}")
         self._errors += bool(error)
@@ -125,7 +128,6 @@ class Worker:
             planned = self._share.start + offset
             await asyncio.sleep(max(0.0, planned - time.monotonic()))
             self._spawn(self._one(index, planned, payload))
-        self._exhausted = True
 
     async def _one(self, index: int, planned: float, payload: bytes) -> None:
         stream = None
@@ -165,7 +167,7 @@ class Worker:
             in_flight=len(self._streams),
             tokens=sum(self._tally.tokens_by_bin.values()),
             silent_s=now - self._tally.last_event,
-            exhausted=self._exhausted and not self._streams,
+            exhausted=self._due <= 0,
             broken=self._broken,
         )
         sys.stdout.buffer.write(msgspec.json.encode(word) + b"\n")
@@ -184,7 +186,7 @@ class Worker:
                 self._spawn(self._client())
         word = await reader.readline()
         ticking.cancel()
-        unfinished = [(stream.sent, stream.first) for stream in self._streams]
+        unfinished = [(planned, stream.sent) for stream, (_, planned) in self._streams.items()]
         for stream in [*self._streams, *self._idle]:
             stream.close()
         if word:
@@ -196,6 +198,7 @@ class Worker:
             unfinished=unfinished,
             tokens_by_bin=self._tally.tokens_by_bin,
             gaps_s=self._tally.gaps_s.tolist(),
+            gap_marks=self._tally.gap_marks,
             lags_s=self._lags,
             cpu=self._cpu,
             longest_gap_s=self._gap_s,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import resource
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,9 @@ from models.workload import Workload
 from tuner.choices import Arrival
 from tuner.engines.seam import Verdict
 from tuner.load.knee import find_knee
-from tuner.load.point import Point, Settings, arrivals_s, shares_of
+from tuner.load.point import Point, Settings, shares_of
 from tuner.load.server_side import Address
-from tuner.load.sources import dataset_prompts, lognormal_lengths, recorded_lengths
+from tuner.load.sources import arrivals_s, dataset_prompts, lognormal_lengths, recorded_lengths
 from tuner.load.traffic import Payloads, prompt_ids
 
 ADDRESS = Address(host="127.0.0.1", port=1, secure=False)
@@ -100,10 +101,13 @@ def test_a_payload_is_a_whole_request_with_its_exact_length() -> None:
 
 
 def test_an_open_loop_has_its_rate_and_its_law() -> None:
-    poisson = arrivals_s(Settings(arrival=Arrival.POISSON, request_rate=50.0, least_s=100.0), seed=0)
-    constant = arrivals_s(Settings(arrival=Arrival.CONSTANT, request_rate=50.0, least_s=100.0), seed=0)
-    assert len(poisson) == len(constant) == 6000
-    assert poisson[-1] == pytest.approx(120.0, rel=0.05)
+    poisson = arrivals_s(Arrival.POISSON, 50.0, 120.0, seed=0)
+    constant = arrivals_s(Arrival.CONSTANT, 50.0, 120.0, seed=0)
+    assert len(constant) == 6000
+    assert len(poisson) == pytest.approx(6000, abs=4 * 6000**0.5)
+    assert poisson[-1] < 120.0
+    spaces = [b - a for a, b in itertools.pairwise(poisson)]
+    assert statistics.stdev(spaces) == pytest.approx(statistics.mean(spaces), rel=0.05), "exponential gaps"
     gaps = [b - a for a, b in itertools.pairwise(constant)]
     assert max(gaps) == pytest.approx(min(gaps))
 

@@ -29,6 +29,7 @@ def outcome(requests: list[Seen], **changes: object) -> Outcome:
             at = int((request.first + number * (request.last - request.first) / max(1, request.tokens - 1)) / 0.1)
             bins[at] = bins.get(at, 0) + 1
     fields = {"seen": requests, "unfinished": [], "tokens_by_bin": bins, "gaps_s": [0.02] * 10,
+              "gap_marks": [(10, 0), (20, 10)],
               "lags_s": [(float(at), 0.001) for at in range(100)], "cpu": [(float(at), 0.1) for at in range(100)],
               "longest_gap_s": 0.02, "suspended_s": 0.0}  # fmt: skip
     return Outcome(**(fields | changes))  # type: ignore[arg-type]
@@ -118,6 +119,40 @@ def test_fault_17_prompts_served_from_the_cache_are_not_throughput() -> None:
     assert "64.0 %" in why
     shared = window_of([cached], 0.5, 12.0, (), 64, 0)
     assert judge(Asked(clients=2), shared, [cached], [])[0] is Verdict.OK, "a prefix shared on purpose is no leak"
+
+
+def test_fault_13_a_text_may_be_of_any_length_its_answer_may_not() -> None:
+    asked = Asked(clients=2, text=True)
+    assert judged(outcome(closed_loop(request=lambda at: seen(at, isl=0))), asked=asked)[0] is Verdict.OK
+    short = outcome(closed_loop(request=lambda at: seen(at, isl=0, osl=12)))
+    assert judged(short, asked=asked)[0] is Verdict.LENGTHS_OFF
+
+
+def test_fault_17_a_dataset_that_repeats_itself_is_not_throughput() -> None:
+    asked = Asked(clients=2, text=True)
+    alike = outcome(closed_loop(request=lambda at: seen(at, isl=0, cached=5)))
+    assert judged(alike, asked=asked)[0] is Verdict.OK, "people begin alike"
+    verdict, why = judged(outcome(closed_loop(request=lambda at: seen(at, isl=0, cached=64))), asked=asked)
+    assert verdict is Verdict.CACHE_POLLUTED
+    assert "dataset" in why
+
+
+def test_an_open_loop_is_judged_by_the_requests_due_in_its_window() -> None:
+    slow = [seen(0.5 * number, ttft=30.0) for number in range(20)]
+    window = window_of([outcome(slow)], 1.0, 5.0, (), 0, 0, open_loop=True)
+    assert window.requests == 9, "their ends lie behind the window"
+    assert window.ttft.by["mean"] == pytest.approx(30e3)
+    queued = [(1.0 + 0.5 * number, 1.0 + 0.5 * number) for number in range(8)]
+    overrun = outcome(slow[:2], unfinished=queued)
+    window = window_of([overrun], 0.0, 5.0, (), 0, 0, open_loop=True)
+    verdict, why = judge(Asked(clients=0, rate=2.0), window, [overrun], [])
+    assert (window.unended, verdict) == (8, Verdict.UNSTEADY)
+    assert "more arrive than the server serves" in why
+
+
+def test_chunk_gaps_are_those_of_the_window() -> None:
+    found = outcome(closed_loop(), gaps_s=[9.0] * 10 + [0.02] * 50 + [9.0] * 5, gap_marks=[(2, 0), (5, 10), (120, 60)])
+    assert window_of([found], 0.5, 12.0, (), 0, 0).chunk_gap.by["mean"] == pytest.approx(20.0)
 
 
 def test_throttled_gpus_are_named() -> None:
