@@ -55,14 +55,14 @@ def main() -> None:
         if asked.streams not in (None, streams):
             continue
         point = measure(streams, ttft, tpot, jitter, osl)
-        window = point.window
+        window, own = point.window, point.window.generator
         late = jitter * (2 / 3.141592653589793) ** 0.5  # mean of the half-normal delay of each token
         seen_ttft, seen_tpot = window.ttft.by["mean"], window.tpot.by["mean"]
         row = (
             f"{streams:,}", f"{window.in_flight:,.1f}", f"{ttft + late:.1f}", f"{seen_ttft:.1f}",
             f"{100 * (seen_ttft / (ttft + late) - 1):+.2f} %", f"{tpot:.2f}", f"{seen_tpot:.3f}",
             f"{100 * (seen_tpot / tpot - 1):+.2f} %", f"{window.output_tok_s:,.0f}",
-            f"{window.cpu_s_per_1000_tokens:.4f}", f"{window.cpu_share:.2f}", f"{window.loop_lag_p99_ms:.1f}",
+            f"{own.cpu_s_per_1000_tokens:.4f}", f"{own.cpu_share:.2f}", f"{own.loop_lag_p99_ms:.1f}",
             f"{point.verdict} {point.why}",
         )  # fmt: skip
         sys.stdout.write(" | ".join(row) + "\n")

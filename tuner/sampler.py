@@ -84,7 +84,6 @@ class ModelGuidedSampler(BaseSampler):
         self._records: list[TrialRecord] = []
         self._rows = candidates_of(space)
         self._belief = log_figure(self._rows.steady(np.zeros(len(PHYSICS))), self._metric)
-        self._knobs, self._knob_features = knob_features(self._rows.configs)
         self._replay_gap: dict[int, float] = {}
         self._next, self._expected, self._chosen_after = -1, 0.0, -1
 
@@ -126,7 +125,7 @@ class ModelGuidedSampler(BaseSampler):
         sign = 1.0 if self._metric == "output_tok_s" else -1.0
         leading = np.argsort(-sign * self._belief[rows], kind="stable")[:MOST_ROWS]
         rows, holds = rows[leading], holds[leading]
-        learned = self._learn(rows, self._metric, [(r, _objective_log(r, sign)) for r in self._measured()], COMMON)
+        learned = self._learn(rows, self._metric, [(r, sign * r.objective) for r in self._measured()], COMMON)
         feasible = holds * self._within_limits(rows)
         best = best_of(self._records)
         floor = best.objective if best else -math.inf
@@ -201,10 +200,6 @@ def _ledger(space: TuningSpace, configs: list[ServerConfig]) -> Memory:
 def _one(space: TuningSpace, record: TrialRecord, metric: str) -> float:
     row = Candidates(params=(), configs=(record.config,), memory=_ledger(space, [record.config]), space=space)
     return float(log_figure(row.steady(np.zeros(len(PHYSICS))), metric)[0])
-
-
-def _objective_log(record: TrialRecord, sign: float) -> float:
-    return sign * record.objective
 
 
 def _improvement(mean: Array, deviation: Array, floor: float) -> Array:

@@ -59,7 +59,7 @@ def launch(sglang: Installed, context: Callable[..., Context], tmp_path: Path) -
             context=where,
             model_path=str(sglang.model),
             trials=tmp_path / "trials",
-            measure=measure_for_tuner((), 0, VOCABULARY, Settings(least_s=1.0, waves=2.0)),
+            measure=measure_for_tuner(0, Settings(least_s=1.0, waves=2.0, vocabulary=VOCABULARY)),
             extra_flags=(*FLAGS, *flags),
             gate=Gate(read=lambda: Inventory(absent="none", software={})),
             ports=ports or Ports(),

@@ -59,7 +59,7 @@ def engine(newest: Context, tmp_path: Path) -> Iterator[Launcher]:
                 context=newest,
                 model_path="test/model",
                 trials=tmp_path / "trials",
-                measure=measure_for_tuner((), 0, 1000, Settings(least_s=0.3, waves=2.0, most_s=20.0)),
+                measure=measure_for_tuner(0, Settings(least_s=0.3, waves=2.0, most_s=20.0, vocabulary=1000)),
                 gate=gate,
                 ports=ports or Ports(),
                 phases=QUICK_PHASES,

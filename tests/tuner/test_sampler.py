@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,24 @@ def test_memory_learns_from_both_sides() -> None:
     assert failed[1] < 0.1
     assert failed[2] > failed[1]
     assert known_missing_gib([(3.0, False), (5.0, True), (4.0, False)]) == 4.0
+
+
+def test_without_scikit_learn_tpe_proposes_and_asking_for_the_model_names_the_extra(
+    sgtune: Sgtune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name == "tuner.sampler" or name.split(".")[0] == "sklearn"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    asked = (
+        "tune", "--hardware", "h200x8", "--isl", "200", "--osl", "200", "--concurrency", "16", "--engine", "simulated",
+        "--trials", "1", "--runs", str(tmp_path),
+    )  # fmt: skip
+    silent = sgtune(*asked, "--run", "a", "--json")
+    assert silent.code == 0, silent.err
+    assert "pip install 'sgtune[tune]'" in silent.err
+    named = sgtune(*asked, "--run", "b", "--sampler", "model")
+    assert named.code == 2
+    assert "pip install 'sgtune[tune]'" in named.err
 
 
 def test_it_stops_by_itself_when_nothing_is_worth_a_launch(sgtune: Sgtune, tmp_path: Path) -> None:

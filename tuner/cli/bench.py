@@ -21,53 +21,65 @@ KEY_VARIABLE = "SGTUNE_API_KEY"
 NOT_USABLE = 1
 
 
+Url = Annotated[str, typer.Option("--url", help="Address of the server.", show_default=False)]
+Concurrencies = Annotated[str, typer.Option("--concurrency", help="Clients in a closed loop: 1,16,64.")]
+Rates = Annotated[str | None, typer.Option("--request-rate", help="Requests per second instead of clients: 0.5,1,2.")]
+ArrivalLaw = Annotated[Arrival, typer.Option("--arrival", help="How requests of a rate are spaced.")]
+Lognormal = Annotated[
+    float | None, typer.Option("--lognormal", help="Spread of the lengths' logarithms; means are --isl, --osl.")
+]
+LengthsFile = Annotated[Path | None, typer.Option("--lengths", help='Recorded lengths: lines of {"isl": N, "osl": N}.')]
+Dataset = Annotated[
+    Path | None, typer.Option("--dataset", help="Prompts as text (ShareGPT JSON): what MTP should be measured with.")
+]
+SharedPrefix = Annotated[int, typer.Option("--shared-prefix", help="Leading tokens all prompts share.")]
+Api = Annotated[Backend, typer.Option("--backend", help="Which API to speak.")]
+ModelName = Annotated[str | None, typer.Option("--model", help="Model name for the OpenAI APIs; default: the first.")]
+UntilKnee = Annotated[bool, typer.Option("--until-knee", help="Find the most clients within the SLOs, by bisection.")]
+Longest = Annotated[str, typer.Option("--duration", help="Longest a point may take, after its warm-up.")]
+Waves = Annotated[float, typer.Option("--waves", help="Window: requests per client.")]
+Vocabulary = Annotated[int, typer.Option("--vocab-size", help="Token ids are drawn below this.")]
+Workers = Annotated[int, typer.Option("--workers", help="Load generator processes; 0: as many as it takes.")]
+TrafficSeed = Annotated[int, typer.Option("--seed", help="Seed of lengths, arrivals and prompts.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Append points as JSON lines (sgtune calibrate reads them).")]
+SglangJsonl = Annotated[
+    Path | None, typer.Option("--sglang-jsonl", help="Append points in sglang.benchmark.serving's format.")
+]
+Requests = Annotated[Path | None, typer.Option("--requests", help="Append every request as a JSON line.")]
+Plot = Annotated[Path | None, typer.Option("--plot", help="Write a throughput-latency plot as HTML.")]
+CrossCheck = Annotated[
+    str | None,
+    typer.Option("--cross-check", help="Interpreter with sglang: run sglang.benchmark.serving beside each point."),
+]
+
+
 def bench(
-    url: Annotated[str, typer.Option("--url", help="Address of the server.", show_default=False)],
+    url: Url,
     isl: Annotated[int, typer.Option("--isl", help="Input tokens per request.")] = 1000,
     osl: Annotated[int, typer.Option("--osl", help="Output tokens per request.")] = 1000,
-    concurrency: Annotated[str, typer.Option("--concurrency", help="Clients in a closed loop: 1,16,64.")] = "1,16,64",
-    request_rate: Annotated[
-        str | None, typer.Option("--request-rate", help="Requests per second instead of clients: 0.5,1,2.")
-    ] = None,
-    arrival: Annotated[Arrival, typer.Option("--arrival", help="How requests of a rate are spaced.")] = Arrival.POISSON,
+    concurrency: Concurrencies = "1,16,64",
+    request_rate: Rates = None,
+    arrival: ArrivalLaw = Arrival.POISSON,
     range_ratio: options.RangeRatio = 1.0,
-    lognormal: Annotated[
-        float | None, typer.Option("--lognormal", help="Spread of the lengths' logarithms; means are --isl, --osl.")
-    ] = None,
-    lengths: Annotated[
-        Path | None, typer.Option("--lengths", help='Recorded lengths: lines of {"isl": N, "osl": N}.')
-    ] = None,
-    dataset: Annotated[
-        Path | None,
-        typer.Option("--dataset", help="Prompts as text (ShareGPT JSON): what MTP should be measured with."),
-    ] = None,
-    shared_prefix: Annotated[int, typer.Option("--shared-prefix", help="Leading tokens all prompts share.")] = 0,
-    backend: Annotated[Backend, typer.Option("--backend", help="Which API to speak.")] = Backend.SGLANG,
-    model: Annotated[
-        str | None, typer.Option("--model", help="Model name for the OpenAI APIs; default: the first.")
-    ] = None,
+    lognormal: Lognormal = None,
+    lengths: LengthsFile = None,
+    dataset: Dataset = None,
+    shared_prefix: SharedPrefix = 0,
+    backend: Api = Backend.SGLANG,
+    model: ModelName = None,
     slo: options.SloTexts = None,
-    until_knee: Annotated[
-        bool, typer.Option("--until-knee", help="Find the most clients within the SLOs, by bisection.")
-    ] = False,
+    until_knee: UntilKnee = False,
     point_time: options.PointTime = "10s",
-    duration: Annotated[str, typer.Option("--duration", help="Longest a point may take, after its warm-up.")] = "10m",
-    waves: Annotated[float, typer.Option("--waves", help="Window: requests per client.")] = 5.0,
-    vocab_size: Annotated[int, typer.Option("--vocab-size", help="Token ids are drawn below this.")] = 32_000,
-    workers: Annotated[int, typer.Option("--workers", help="Load generator processes; 0: as many as it takes.")] = 0,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of lengths, arrivals and prompts.")] = 0,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Append points as JSON lines (sgtune calibrate reads them).")
-    ] = None,
-    sglang_jsonl: Annotated[
-        Path | None, typer.Option("--sglang-jsonl", help="Append points in sglang.benchmark.serving's format.")
-    ] = None,
-    requests: Annotated[Path | None, typer.Option("--requests", help="Append every request as a JSON line.")] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Write a throughput-latency plot as HTML.")] = None,
-    cross_check: Annotated[
-        str | None,
-        typer.Option("--cross-check", help="Interpreter with sglang: run sglang.benchmark.serving beside each point."),
-    ] = None,
+    duration: Longest = "10m",
+    waves: Waves = 5.0,
+    vocab_size: Vocabulary = 32_000,
+    workers: Workers = 0,
+    seed: TrafficSeed = 0,
+    out: Out = None,
+    sglang_jsonl: SglangJsonl = None,
+    requests: Requests = None,
+    plot: Plot = None,
+    cross_check: CrossCheck = None,
     json: options.Json = False,
 ) -> None:
     """Measure a running server: closed or open loop, steady-state windows, and a verdict on every point."""

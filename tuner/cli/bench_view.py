@@ -73,7 +73,7 @@ def _table(answer: BenchAnswer) -> Table:
             load, f"{window.in_flight:.1f}", f"{window.output_tok_s:,.1f}", f"{low:,.1f} to {high:,.1f}",
             f"{point.measurement().user_tok_s:.1f}", f"{window.ttft.by['mean']:,.1f}", f"{window.ttft.by['p99']:,.1f}",
             f"{window.tpot.by['mean']:,.2f}", f"{window.tpot.by['p99']:,.2f}", f"{window.e2e.by['mean']:,.0f}",
-            f"{window.goodput_rps:.2f}", running, f"{window.cpu_s_per_1000_tokens:.3f}", str(point.verdict),
+            f"{window.goodput_rps:.2f}", running, f"{window.generator.cpu_s_per_1000_tokens:.3f}", str(point.verdict),
         )  # fmt: skip
     return table
 

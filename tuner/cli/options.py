@@ -25,7 +25,7 @@ Hardware = Annotated[
 Isl = Annotated[int, typer.Option("--isl", help="Input tokens per request.", show_default=False)]
 Osl = Annotated[int, typer.Option("--osl", help="Output tokens per request.", show_default=False)]
 RangeRatio = Annotated[
-    float, typer.Option("--range-ratio", help="Lengths are uniform on [ratio x length, length]; 1 fixes them.")
+    float, typer.Option("--range-ratio", help="Lengths are uniform from ratio x length to length; 1 fixes them.")
 ]
 Concurrency = Annotated[int, typer.Option("--concurrency", help="Clients in a closed loop.", show_default=False)]
 MaybeConcurrency = Annotated[int | None, typer.Option("--concurrency", help="Clients in a closed loop.")]

@@ -10,7 +10,7 @@ import msgspec
 import tomli_w
 
 from hwprobe.files import encode_json
-from hwprobe.nvml import read_inventory
+from hwprobe.nvml import read_inventory, read_throttles
 from models.estimate import Context
 from tuner.choices import EngineName
 from tuner.engines.live import LiveEngine
@@ -18,7 +18,7 @@ from tuner.engines.runners import DockerRunner, EmulatedRunner, LocalRunner, Run
 from tuner.engines.seam import Engine
 from tuner.engines.simulated import SimulatedEngine
 from tuner.load.point import Settings, measure_for_tuner
-from tuner.server.gate import Gate, GpuLocks
+from tuner.server.gate import GpuLocks
 from tuner.server.readiness import Smoke
 from tuner.store import RunFolder
 from tuner.world import World
@@ -32,20 +32,23 @@ def engine_of(question: TuneQuestion, context: Context, folder: RunFolder) -> En
     if question.engine is EngineName.SIMULATED:
         return SimulatedEngine(question.world, context, question.seed)
     closing = ExitStack()
+    uuids: list[str] = []
     if question.engine is not EngineName.EMULATED:
         uuids = [gpu.uuid for gpu in read_inventory().gpus if gpu.uuid]
         closing.callback(GpuLocks(uuids).release)
+
+    def throttles() -> list[str]:
+        return sorted({reason for reasons in read_throttles(uuids).values() for reason in reasons}) if uuids else []
+
+    settings = Settings(least_s=question.point_s, vocabulary=context.arch.vocab_size)
     return LiveEngine(
         runner=_runner(question, context, folder),
         context=context,
         model_path=question.model_path,
         trials=folder.path / "trials",
-        measure=measure_for_tuner(
-            question.plan.slos, question.seed, context.arch.vocab_size, Settings(least_s=question.point_s)
-        ),
+        measure=measure_for_tuner(question.seed, settings, throttles),
         extra_flags=question.server_flags,
         smoke=_smoke(question.smoke),
-        gate=Gate(),
         closing=closing,
     )
 

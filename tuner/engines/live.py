@@ -63,13 +63,13 @@ class LiveEngine:
     def launch(self, config: ServerConfig, number: int) -> LiveServer:
         """Pass the gate, start, wait until ready. A port somebody took costs another try, never the trial."""
         self.gate.pass_through()
-        for tries_left in reversed(range(PORT_TRIES)):
+        for _ in range(PORT_TRIES - 1):
             try:
                 return self._start(config, number, self.ports.next())
             except LaunchFailed as failure:
-                if failure.kind is not FailureKind.PORT or not tries_left:
+                if failure.kind is not FailureKind.PORT:
                     raise
-        raise AssertionError("unreachable")
+        return self._start(config, number, self.ports.next())
 
     def _start(self, config: ServerConfig, number: int, port: int) -> LiveServer:
         nonce = f"sgtune-{number}-{secrets.token_hex(4)}"

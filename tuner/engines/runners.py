@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 CONTAINER_PORTS = ("--network", "host")
+CONTAINER_CACHE = "/sglang-cache"
 SHM = "32g"
 
 
@@ -54,7 +55,8 @@ class DockerRunner:
     name: str = "docker"
 
     def command(self, flags: Sequence[str], environment: dict[str, str], nonce: str, number: int) -> Command:
-        mounts = ["-v", f"{self.cache.expanduser()}:/root/.cache/sglang"]  # compiled kernels outlive the container
+        # compiled kernels outlive the container, whoever its user is
+        mounts = ["-v", f"{self.cache.expanduser()}:{CONTAINER_CACHE}", "-e", f"SGLANG_CACHE_DIR={CONTAINER_CACHE}"]
         if self.model_path.startswith("/"):
             mounts += ["-v", f"{self.model_path}:{self.model_path}:ro"]
         settings = [word for key, value in environment.items() for word in ("-e", f"{key}={value}")]

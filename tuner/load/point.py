@@ -7,8 +7,9 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 from hwprobe.errors import InputError, SgtuneError
@@ -124,14 +125,13 @@ class Point:
 
 
 def measure_for_tuner(
-    slos: Sequence[Slo], seed: int, vocabulary: int, settings: Settings | None = None
+    seed: int, settings: Settings, throttles: Callable[[], Sequence[str]] = tuple
 ) -> Callable[[str, Workload, Alive], Measurement]:
-    """Return what a live engine calls for each point of its ladder."""
-    chosen = replace(settings or Settings(), vocabulary=vocabulary)
+    """Return what a live engine calls for each point of its ladder; prompts are new ones whenever it is asked."""
 
     def measure(url: str, workload: Workload, alive: Alive) -> Measurement:
         own = zlib.crc32(f"{seed}/{workload.concurrency}/{time.time_ns()}".encode())
-        return measure_point(url, workload, slos=slos, seed=own, settings=chosen, alive=alive).measurement()
+        return measure_point(url, workload, seed=own, settings=settings, alive=alive, throttles=throttles).measurement()
 
     return measure
 
@@ -214,17 +214,17 @@ def shares_of(address: Address, workload: Workload, chosen: Settings, seed: int)
         start=time.monotonic() + START_DELAY_S,
         headers=(("Authorization", f"Bearer {chosen.key}"),) if chosen.key else (),
     )
-    fields = [
-        {
-            "seed": zlib.crc32(f"{seed}/{number}".encode()),
-            "clients": 0 if chosen.open_loop else clients // count + (number < clients % count),
-            "arrivals_s": arrivals[number::count],
-            "isl": base.isl[number:] + base.isl[:number],
-            "osl": base.osl[number:] + base.osl[:number],
-        }
+    return [
+        msgspec.structs.replace(
+            base,
+            seed=zlib.crc32(f"{seed}/{number}".encode()),
+            clients=0 if chosen.open_loop else clients // count + (number < clients % count),
+            arrivals_s=arrivals[number::count],
+            isl=base.isl[number:] + base.isl[:number],
+            osl=base.osl[number:] + base.osl[:number],
+        )
         for number in range(count)
     ]
-    return [Share(**{**{name: getattr(base, name) for name in Share.__struct_fields__}, **own}) for own in fields]
 
 
 def _lengths(workload: Workload, chosen: Settings, seed: int) -> tuple[list[int], list[int]]:

@@ -37,7 +37,6 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     arrivals_s: tuple[float, ...] = ()
     due_s: float = 0.0
     start: float = 0.0
-    ignore_eos: bool = True
     headers: tuple[tuple[str, str], ...] = ()
     result: str = ""
 
@@ -91,22 +90,14 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     suspended_s: float
 
 
-def prompt_ids(share: Share, index: int) -> np.ndarray:
-    """Return the token ids of request `index`: the shared prefix, then ids no other request has."""
-    length = share.isl[index % len(share.isl)]
-    shared = min(share.shared_prefix, max(0, length - 1))
-    high = max(FIRST_TOKEN_ID + 1, share.vocabulary)
-    head = np.random.default_rng(share.prefix_seed).integers(FIRST_TOKEN_ID, high, size=shared)
-    tail = np.random.default_rng((share.seed, index)).integers(FIRST_TOKEN_ID, high, size=length - shared)
-    return np.concatenate([head, tail])
-
-
 class Payloads:
     """Requests as bytes, ready to be written to a socket."""
 
     def __init__(self, share: Share) -> None:
         self._share = share
-        self._ids = [str(number).encode() for number in range(max(FIRST_TOKEN_ID + 1, share.vocabulary))]
+        self._high = max(FIRST_TOKEN_ID + 1, share.vocabulary)
+        prefix = np.random.default_rng(share.prefix_seed)
+        self._prefix: list[int] = prefix.integers(FIRST_TOKEN_ID, self._high, size=share.shared_prefix).tolist()
         lines = [f"POST {PATHS[share.backend]} HTTP/1.1", f"Host: {share.host}:{share.port}",
                  "Content-Type: application/json", "Accept: text/event-stream",
                  *(f"{name}: {value}" for name, value in share.headers), "Content-Length: "]  # fmt: skip
@@ -124,29 +115,32 @@ class Payloads:
         body = self._sglang(index) if self._share.backend is Backend.SGLANG else self._openai(index)
         return self._head + str(len(body)).encode() + b"\r\n\r\n" + body
 
-    def _prompt(self, index: int) -> bytes:
-        if self._share.prompts:
-            return msgspec.json.encode(self._share.prompts[index % len(self._share.prompts)])
-        ids = self._ids
-        return b"[" + b",".join([ids[i] for i in prompt_ids(self._share, index).tolist()]) + b"]"
+    def ids(self, index: int) -> list[int]:
+        """Return the token ids of request `index`: the shared prefix, then ids no other request has."""
+        length = self._share.isl[index % len(self._share.isl)]
+        head = self._prefix[: length - 1]
+        own = np.random.default_rng((self._share.seed, index))
+        tail: list[int] = own.integers(FIRST_TOKEN_ID, self._high, size=length - len(head)).tolist()
+        return head + tail
+
+    def _text(self, index: int) -> str | None:
+        prompts = self._share.prompts
+        return prompts[index % len(prompts)] if prompts else None
 
     def _sglang(self, index: int) -> bytes:
         _, osl = self.lengths(index)
-        key = b"text" if self._share.prompts else b"input_ids"
-        sampling = msgspec.json.encode(
-            {"temperature": 0.0, "max_new_tokens": osl, "ignore_eos": self._share.ignore_eos}
-        )
-        return b'{"%s":%s,"sampling_params":%s,"stream":true}' % (key, self._prompt(index), sampling)
+        text = self._text(index)
+        sampling = {"temperature": 0.0, "max_new_tokens": osl, "ignore_eos": True}
+        prompt = {"input_ids": self.ids(index)} if text is None else {"text": text}
+        return msgspec.json.encode({**prompt, "sampling_params": sampling, "stream": True})
 
     def _openai(self, index: int) -> bytes:
         _, osl = self.lengths(index)
-        asked = msgspec.json.encode(
-            {"model": self._share.model, "max_tokens": osl, "ignore_eos": self._share.ignore_eos, "temperature": 0.0,
-             "stream": True, "stream_options": {"include_usage": True}}
-        )  # fmt: skip
+        text = self._text(index)
+        asked = {"model": self._share.model, "max_tokens": osl, "ignore_eos": True, "temperature": 0.0, "stream": True,
+                 "stream_options": {"include_usage": True}}  # fmt: skip
         if self._share.backend is Backend.OPENAI:
-            return asked[:-1] + b',"prompt":%s}' % self._prompt(index)
-        text = self._prompt(index)
-        if not self._share.prompts:  # chat has no token ids: numbers as words, about as many tokens
-            text = msgspec.json.encode(" ".join(map(str, prompt_ids(self._share, index).tolist())))
-        return asked[:-1] + b',"messages":[{"role":"user","content":%s}]}' % text
+            return msgspec.json.encode({**asked, "prompt": self.ids(index) if text is None else text})
+        # chat takes no token ids: numbers as words, about as many tokens
+        content = " ".join(map(str, self.ids(index))) if text is None else text
+        return msgspec.json.encode({**asked, "messages": [{"role": "user", "content": content}]})

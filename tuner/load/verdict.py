@@ -76,14 +76,14 @@ def _errors(asked: Asked, window: Window, outcomes: Sequence[Outcome]) -> str:
 
 
 def _client(asked: Asked, window: Window, outcomes: Sequence[Outcome]) -> str:
-    lag, lag_p99 = window.loop_lag_mean_ms, window.loop_lag_p99_ms
+    lag, lag_p99 = window.generator.loop_lag_mean_ms, window.generator.loop_lag_p99_ms
     ttft = window.ttft.by.get("mean", 0.0)
-    if window.cpu_share > MOST_CPU:
-        return f"the load generator used {100 * window.cpu_share:.0f} % of its core"
+    if window.generator.cpu_share > MOST_CPU:
+        return f"the load generator used {100 * window.generator.cpu_share:.0f} % of its core"
     if lag > max(LAG_MS, MOST_LAG_SHARE * ttft) or lag_p99 > max(LAG_P99_MS, MOST_LAG_P99_SHARE * ttft):
         return f"the load generator was {lag:.1f} ms late on average, {lag_p99:.0f} ms at its 99th percentile"
     if asked.rate:
-        late = window.sent_late_p99_ms
+        late = window.generator.sent_late_p99_ms
         return f"requests were sent {late:.0f} ms late at the 99th percentile" if late > MOST_LATE_MS else ""
     if window.in_flight < LEAST_IN_FLIGHT * asked.clients:
         return f"{window.in_flight:.1f} of {asked.clients} requests were in flight"

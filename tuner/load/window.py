@@ -29,6 +29,17 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Generator:
+    """What the load generator itself was like: lateness in ms, and its use of a core and in all."""
+
+    sent_late_p99_ms: float
+    loop_lag_mean_ms: float
+    loop_lag_p99_ms: float
+    cpu_share: float
+    cpu_s_per_1000_tokens: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
     """What came back between two instants (CLOCK_MONOTONIC seconds). Rates in tokens per second.
 
@@ -55,11 +66,7 @@ class Window:
     tokens_per_chunk: float
     cached_share: float
     wrong_lengths: float
-    sent_late_p99_ms: float
-    loop_lag_mean_ms: float
-    loop_lag_p99_ms: float
-    cpu_share: float
-    cpu_s_per_1000_tokens: float
+    generator: Generator
     drift: float
     drift_error: float
 
@@ -100,12 +107,9 @@ def window_of(
     rate = float(rates.mean()) if len(rates) else 0.0
     seconds = max(end - start, 1e-9)
     prompt = float(sum(seen.prompt_tokens or seen.isl for seen in good))
-    tokens = rate * seconds
     # a queue that grows is how an open loop drifts; in a closed one lengths and slots make E2E vary
     drift, drift_error = _drift(tpot if len(tpot) and not open_loop else e2e)
     done = sum(start <= seen.ended <= end and not seen.error for seen in everything)
-    lags = np.array([lag for o in outcomes for at, lag in o.lags_s if start <= at <= end] or [0.0])
-    cpu = _cpu(outcomes, start, end)
     chunks = sum(seen.chunks for seen in good)
     return Window(
         start=start,
@@ -128,13 +132,23 @@ def window_of(
         tokens_per_chunk=sum(seen.tokens for seen in good) / max(1, chunks),
         cached_share=sum(max(0, seen.cached - shared_prefix) for seen in good) / max(1.0, prompt),
         wrong_lengths=sum(_wrong_length(seen) for seen in good) / max(1, len(good)),
-        sent_late_p99_ms=float(np.percentile([(s.sent - s.planned) * 1e3 for s in ended] or [0.0], 99)),
-        loop_lag_mean_ms=float(lags.mean()) * 1e3,
-        loop_lag_p99_ms=float(np.percentile(lags, 99)) * 1e3,
-        cpu_share=cpu / max(1, len(outcomes)),
-        cpu_s_per_1000_tokens=1e3 * cpu * seconds / max(1.0, tokens),
+        generator=_generator(outcomes, ended, start, end, rate * seconds),
         drift=drift,
         drift_error=drift_error,
+    )
+
+
+def _generator(
+    outcomes: Sequence[Outcome], ended: Sequence[Seen], start: float, end: float, tokens: float
+) -> Generator:
+    lags = np.array([lag for o in outcomes for at, lag in o.lags_s if start <= at <= end] or [0.0]) * 1e3
+    cpu = _cpu(outcomes, start, end)
+    return Generator(
+        sent_late_p99_ms=float(np.percentile([(s.sent - s.planned) * 1e3 for s in ended] or [0.0], 99)),
+        loop_lag_mean_ms=float(lags.mean()),
+        loop_lag_p99_ms=float(np.percentile(lags, 99)),
+        cpu_share=cpu / max(1, len(outcomes)),
+        cpu_s_per_1000_tokens=1e3 * cpu * (end - start) / max(1.0, tokens),
     )
 
 

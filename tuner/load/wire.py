@@ -1,7 +1,6 @@
 """One HTTP/1.1 connection that reads server-sent events: as little work per event as Python allows.
 
-A general client spends ten times as long on an event (docs/decisions/0005-own-stream-reader.md), which is what made
-other load generators deliver a part of the streams they were asked for.
+Why not a library: docs/decisions/0005-own-stream-reader.md.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from collections.abc import Callable
 from typing import Final
 
 TOKENS: Final = b'"completion_tokens":'
-DATA: Final = b"data:"
 DONE: Final = b"[DONE]"
 BIN_S: Final = 0.1
 LONGEST_HEAD: Final = 65536

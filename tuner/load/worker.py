@@ -7,6 +7,7 @@ stdin says `stop`. The end of stdin is the parent's death: it exits at once.
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import resource
@@ -44,7 +45,7 @@ class Worker:
         self._idle: list[Stream] = []
         self._opening = asyncio.Semaphore(OPENING)
         self._next = 0
-        self._errors = self._failed_opens = 0
+        self._errors = 0
         self._due = sum(arrival <= share.due_s for arrival in share.arrivals_s)
         self._broken = ""
         self._lags: list[tuple[float, float]] = []
@@ -66,8 +67,7 @@ class Worker:
                     )
                 return stream
             except OSError as error:
-                self._failed_opens += 1
-                if error.errno == 24:
+                if error.errno == errno.EMFILE:
                     self._broken = "too many open files: raise the limit with `ulimit -n`"
                     return None
                 await asyncio.sleep(RECONNECT_S)
@@ -255,11 +255,7 @@ def main() -> int:
     allow_files(share.clients + len(share.arrivals_s) + 64)
     gc.freeze()
     gc.set_threshold(100_000)
-
-    async def work() -> None:
-        await Worker(share).run()
-
-    asyncio.run(work())
+    asyncio.run(Worker(share).run())
     sys.stdout.flush()
     os._exit(0)  # nothing left to tidy that a socket's close would not
 

@@ -113,7 +113,9 @@ class GpuLocks:
     def __init__(self, uuids: Sequence[str], folder: Path | None = None) -> None:
         """Take the locks. Raises InputError naming the holder's pid, host and command."""
         folder = folder or LOCKS
-        folder.mkdir(mode=0o1777, parents=True, exist_ok=True)
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            folder.chmod(0o1777)  # every user of the machine takes its locks here
         with ExitStack() as undo:
             for uuid in uuids:
                 lock = FileLock(folder / f"{uuid}.lock", mode=0o666)
@@ -123,6 +125,8 @@ class GpuLocks:
                     raise InputError(
                         f"GPU {uuid} is in use by another sgtune: {_read_holder(folder, uuid)}; wait for it to end"
                     ) from None
+                except OSError as error:
+                    raise InputError(f"cannot lock GPU {uuid} in '{folder}': {error.strerror or error}") from error
                 undo.callback(lock.release)
                 words = shlex.join(sys.argv)
                 holder = {"pid": os.getpid(), "host": socket.gethostname(), "command": words}

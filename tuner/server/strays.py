@@ -5,38 +5,43 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from pathlib import Path
 
 MARK = "SGTUNE_SERVER"
+GIVE_UP_S = 10.0
+PAUSE_S = 0.02  # a killed process takes a moment to lose its environment
 
 
 def marked(value: str | None = None) -> list[int]:
     """Return the processes of this user that carry our mark (with this value, or any)."""
-    wanted = f"{MARK}={value or ''}".encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):  # gone, or somebody else's
-                words = (entry / "environ").read_bytes().split(b"\0")
-                if any(word == wanted if value else word.startswith(wanted) for word in words):
-                    found.append(int(entry.name))
-    return found
+    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return [pid for pid in pids if pid != os.getpid() and _carries(pid, value)]
 
 
-def end_marked(value: str) -> int:
-    """SIGKILL every process that carries this mark; return how many there were."""
-    ended = 0
-    while pids := marked(value):
+def end_marked(value: str) -> None:
+    """SIGKILL every process that carries this mark, and those it started meanwhile.
+
+    One that even SIGKILL does not end (it waits in the kernel) is left after some seconds; the gate will name it.
+    """
+    until = time.monotonic() + GIVE_UP_S
+    while (pids := marked(value)) and time.monotonic() < until:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 # the pidfd pins the process, so that a number used again meets the second look at the mark
                 handle = os.pidfd_open(pid)
                 try:
-                    if pid in marked(value):
+                    if _carries(pid, value):
                         signal.pidfd_send_signal(handle, signal.SIGKILL)
-                        ended += 1
                 finally:
                     os.close(handle)
-        if ended > 10_000:
-            break
-    return ended
+        time.sleep(PAUSE_S)
+
+
+def _carries(pid: int, value: str | None) -> bool:
+    wanted = f"{MARK}={value or ''}".encode()
+    try:
+        words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # gone, or somebody else's
+        return False
+    return any(word == wanted if value else word.startswith(wanted) for word in words)

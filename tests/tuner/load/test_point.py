@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import resource
 import statistics
 import subprocess
@@ -20,7 +21,7 @@ from tuner.load.knee import find_knee
 from tuner.load.point import Point, Settings, shares_of
 from tuner.load.server_side import Address
 from tuner.load.sources import arrivals_s, dataset_prompts, lognormal_lengths, recorded_lengths
-from tuner.load.traffic import Payloads, prompt_ids
+from tuner.load.traffic import Payloads
 
 ADDRESS = Address(host="127.0.0.1", port=1, secure=False)
 HALF_NORMAL_MEAN = 0.79788  # of |N(0, 1)|
@@ -86,7 +87,7 @@ def test_prompts_are_unique_by_request_seed_and_worker_but_for_the_shared_prefix
     settings = Settings(shared_prefix=10, workers=2)
     shares = shares_of(ADDRESS, Workload.checked(50, 5, 4), settings, seed=1)
     other = shares_of(ADDRESS, Workload.checked(50, 5, 4), settings, seed=2)
-    prompts = [tuple(prompt_ids(share, n)) for share in [*shares, *other] for n in range(20)]
+    prompts = [tuple(Payloads(share).ids(n)) for share in [*shares, *other] for n in range(20)]
     assert len(set(prompts)) == 80
     assert all(len(prompt) == 50 for prompt in prompts)
     assert len({prompt[:10] for prompt in prompts}) == 2
@@ -97,7 +98,10 @@ def test_a_payload_is_a_whole_request_with_its_exact_length() -> None:
     share = shares_of(ADDRESS, Workload.checked(3, 5, 1), Settings(vocabulary=100), seed=0)[0]
     head, _, body = Payloads(share).request(0).partition(b"\r\n\r\n")
     assert b"Content-Length: %d" % len(body) in head
-    assert b'"max_new_tokens":5' in body
+    sent = json.loads(body)
+    assert sent["input_ids"] == Payloads(share).ids(0)
+    assert len(sent["input_ids"]) == 3
+    assert sent["sampling_params"]["max_new_tokens"] == 5
 
 
 def test_an_open_loop_has_its_rate_and_its_law() -> None:
