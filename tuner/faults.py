@@ -10,7 +10,7 @@ class FaultKind(StrEnum):
     """What goes wrong. Those of the start come at `phase`; those of serving after `requests` requests."""
 
     EXIT = "exit"  # print `text`, exit with `code` (a negative one is a signal to itself)
-    HANG = "hang"  # no further progress, for ever
+    HANG = "hang"  # print `text`, then no further progress, for ever
     FREEZE = "freeze"  # SIGSTOP to itself: not even the sockets answer
     FLOOD = "flood"  # print `count` MiB of log at once
     IGNORE_SIGTERM = "ignore_sigterm"

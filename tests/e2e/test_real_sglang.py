@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -38,7 +40,7 @@ from run import FLAGS, Installed, install  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 VOCABULARY = 512
-PAIRS = 3
+PAIRS = 4
 Launch = Callable[..., LiveServer]
 
 
@@ -78,17 +80,22 @@ def test_it_is_measured_to_the_token_and_agrees_with_sglangs_own_benchmark(
         assert server.figures.timings_s["load_weight"] > 0
         stored = json.loads((tmp_path / "trials" / "0" / "server_info.json").read_text())
         assert stored["figures"]["kv_tokens_per_rank"]["measured"] == 16384
-        settings = Settings(vocabulary=VOCABULARY, waves=25.0, least_s=10.0)
-        ours, others = [], []
-        for seed in range(PAIRS):  # in turn and pooled: a machine of two cores has moods
-            point = measure_point(server.url, Workload.checked(40, 16, 4), settings=settings, seed=seed)
-            assert all(seen.tokens == 16 and seen.prompt_tokens == 40 for seen in in_window(point))
-            assert point.window.errors == 0
+        settings = Settings(vocabulary=VOCABULARY, waves=15.0, least_s=6.0)
+        workload = Workload.checked(40, 16, 4)
+        point = measure_point(server.url, workload, settings=settings, seed=PAIRS)  # a server's first seconds are slow
+        ratios = []
+        for seed in range(PAIRS):  # first the one, then the other: what drifts cancels
+            before = measure_point(server.url, workload, settings=settings, seed=seed) if seed % 2 else None
             theirs = run_theirs(str(sglang.python), server.url, point, 40, 16, str(sglang.model), seed)
             assert theirs.total_output_tokens == 16 * theirs.completed
-            ours.append(point.window.output_tok_s)
-            others.append(theirs.output_tok_s)
-        assert sum(ours) == pytest.approx(sum(others), rel=0.05), (ours, others)
+            point = before or measure_point(server.url, workload, settings=settings, seed=seed)
+            assert all(seen.tokens == 16 and seen.prompt_tokens == 40 for seen in in_window(point))
+            assert point.window.errors == 0
+            ratios.append(math.log(point.window.output_tok_s / theirs.output_tok_s))
+        # A small machine has moods: what counts is a difference beyond what the pairs themselves scatter.
+        error = statistics.stdev(ratios) / math.sqrt(PAIRS)
+        assert abs(statistics.mean(ratios)) <= 0.05 + 2.0 * error, ratios
+        assert error < 0.15, ratios
         assert point.verdict in (Verdict.OK, Verdict.UNSTEADY), point.why
         scheduler = [pid for pid in server.process.pids() if b"scheduler" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         os.kill(scheduler[0], signal.SIGKILL)

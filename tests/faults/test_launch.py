@@ -301,3 +301,12 @@ def test_fault_30_a_flood_of_a_gigabyte_neither_fills_the_disk_nor_slows_the_sta
     assert "Load weight begin" in server.process.log_text(), "the beginning is lost"
     assert "fired up" in server.process.log_text(), "the end is lost"
     assert took < 60.0
+
+
+def test_fault_09_a_web_server_without_its_port_is_not_waited_for(engine: Launcher, config: ServerConfig) -> None:
+    """SGLang 0.5.23 with two ranks prints this and stays alive, so that waiting would take the phase's whole limit."""
+    text = "ERROR:    [Errno 98] error while attempting to bind on address ('127.0.0.1', 46775): address already in use"
+    failure = fails(lambda: engine(Fault(kind=FaultKind.HANG, phase="warm-up", text=text)).launch(config, 0))
+    assert failure.kind is FailureKind.PORT
+    assert "46775" in failure.evidence
+    assert failure.seconds < 10.0

@@ -164,11 +164,18 @@ def _flood(fault: Fault) -> None:
         write(FLOOD_LINE * 1024)
 
 
+def _hang(fault: Fault) -> None:
+    """Say the text, then make no further progress."""
+    if fault.text:
+        write(fault.text + "\n")
+    family.idle()
+
+
 DEEDS: dict[FaultKind, Callable[[Fault], object]] = {
     FaultKind.EXIT: _exit,
     FaultKind.PORT_TAKEN: _port_taken,
     FaultKind.FLOOD: _flood,
-    FaultKind.HANG: lambda _: family.idle(),
+    FaultKind.HANG: _hang,
     FaultKind.FREEZE: lambda _: os.kill(os.getpid(), signal.SIGSTOP),
     FaultKind.IGNORE_SIGTERM: lambda _: signal.signal(signal.SIGTERM, signal.SIG_IGN),
     FaultKind.ESCAPE: lambda _: family.start_escapee(),

@@ -113,6 +113,8 @@ OOM = re.compile(r"torch\.(cuda\.)?OutOfMemoryError|CUDA out of memory", re.IGNO
 REFUSAL = re.compile(
     r"^(AssertionError|ValueError|NotImplementedError|KeyError|TypeError|RuntimeError)\b.*", re.MULTILINE
 )
+# SGLang says so and then waits for ever: its ranks live on behind a web server that has no port.
+PORT_LOST = re.compile(r"error while attempting to bind on address .*address already in use", re.IGNORECASE)
 RAISE_ABOVE = re.compile(r"Raise --mem-fraction-static above (\d*\.\d+)")
 READY = "The server is fired up and ready to roll!"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuner.engines.seam import FailureKind, LaunchFailed
-from tuner.server.failure import LAST_LINES, classify
+from tuner.server.failure import LAST_LINES, PORT_LOST, classify
 from tuner.server.process import ServerProcess
 
 POLL_S = 0.25
@@ -87,6 +87,9 @@ def wait_until_ready(
             reached = max((p for p in phases if p.marker in log), key=phases.index)
             if reached is not phase:
                 phase, since = reached, now
+            lost = PORT_LOST.search(log)
+            if lost is not None:
+                raise LaunchFailed(FailureKind.PORT, lost.group(0), now - process.started)
         if now - moved > phase.stall_s or now - since > phase.cap_s:
             raise _too_slow(process, phase, log)
         info = _healthy(port)
