@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hwprobe.errors import InputError
 from models.config import ServerConfig
 from models.estimate import Context, predict_many
 from models.layout import Array, table_of
@@ -65,9 +66,13 @@ def candidates_of(space: TuningSpace) -> Candidates:
             config = replace(resolved[key], mem_fraction_static=fraction)
         seen.setdefault(config, params)
     configs = list(seen)
+    if not configs:
+        raise InputError("the rules forbid every configuration of the space; widen --space")
     filled = space.context.memory(table_of(configs))
     fits = (filled.free >= SAFE_FREE_GIB) & (filled.kv_tokens_per_rank >= space.workload.longest_request)
     kept = [config for config, fit in zip(configs, fits, strict=True) if fit]
+    if not kept:
+        raise InputError("no configuration of the space fits this machine and holds one request; widen --space")
     return Candidates(
         params=tuple(seen[config] for config in kept),
         configs=tuple(kept),

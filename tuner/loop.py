@@ -17,6 +17,7 @@ from planner.launch import launch_spec
 from planner.rules import Question, first_error
 from planner.search import SAFE_FREE_GIB
 from tuner.choices import Objective
+from tuner.confirm import to_confirm
 from tuner.engines.seam import Engine, LaunchFailed, Measurement, Server, Verdict
 from tuner.memory_offset import evidence, known_missing_gib
 from tuner.record import Outcome, TrialRecord, best_of
@@ -56,6 +57,7 @@ class Task:
     seeds: tuple[tuple[str, dict[str, Any]], ...]
     trials: int
     budget_s: float = math.inf
+    confirm: int = 0
 
     def score(self, output_tok_s: float, tpot_mean_ms: float) -> float:
         """Return the objective as a number to maximise (logarithmic: ratios matter)."""
@@ -93,7 +95,8 @@ class Loop:
 
     @property
     def launches(self) -> int:
-        return sum(record.launched for record in self.records)
+        """Launches of the search; confirmations are not counted."""
+        return sum(record.launched and record.repeats is None for record in self.records)
 
     @property
     def spent_s(self) -> float:
@@ -105,15 +108,39 @@ class Loop:
         return best_of(self.records)
 
     def run(self) -> None:
-        """Go on until launches, budget or proposals are used up; every record is on disk before the next."""
+        """Go on until launches, budget or proposals are used up, then launch the best again.
+
+        Every record is on disk before the next begins.
+        """
         for source, params in self._proposals():
-            record = self._try(source, params)
-            self.folder.append(record)
-            if record.launched:
-                self._write_trial(record)
-            self.index.tell(record)
-            self.records.append(record)
-            self.reporter.finished(record, self.best)
+            self._keep(self._try(source, params))
+        self._confirm()
+
+    def _keep(self, record: TrialRecord) -> None:
+        self.folder.append(record)
+        if record.launched:
+            self._write_trial(record)
+        self.index.tell(record)
+        self.records.append(record)
+        self.reporter.finished(record, self.best)
+
+    def _confirm(self) -> None:
+        """Launch the best and the baseline once more: one measurement may be lucky, and machines drift."""
+        for first in to_confirm(self.records, self.task.confirm):
+            if self.spent_s >= self.task.budget_s:
+                self.stop_reason += "; no budget was left to launch the best again"
+                return
+            predicted = predict(self.task.context, first.config, self.task.workload)
+            blank = self._blank(f"again {first.number}", first.params, first.config)
+            draft = self._predicted(replace(blank, repeats=first.number), predicted)
+            self.reporter.launching(draft.number, draft.source, first.config, predicted)
+            self._keep(self._launch(draft))
+
+    def _reserved_s(self) -> float:
+        """Return the part of the budget that launching the best again will take."""
+        if not self.task.confirm or not self.launches:
+            return 0.0
+        return (self.task.confirm + 1) * self.spent_s / self.launches
 
     def _write_trial(self, record: TrialRecord) -> None:
         """Put what a person wants to look at into the trial's own folder."""
@@ -127,10 +154,10 @@ class Loop:
         """Yield seeds first, then the sampler's proposals that were not tried before."""
         ruled_out = 0
         while self.launches < self.task.trials:
-            if self.spent_s >= self.task.budget_s:
+            if self.spent_s + self._reserved_s() >= self.task.budget_s:
                 self.stop_reason = "the budget is spent"
                 return
-            number = len(self.records)
+            number = sum(record.repeats is None for record in self.records)
             if number < len(self.task.seeds):
                 yield self.task.seeds[number]
                 continue

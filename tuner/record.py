@@ -51,6 +51,7 @@ class Manifest:
     sampler: str
     mtp: bool
     server_flags: tuple[str, ...] = ()
+    space_hash: str = ""
     schema_version: int = 1
 
     def differences(self, other: Manifest) -> list[str]:
@@ -67,7 +68,7 @@ class TrialRecord:
     """One trial as evidence: what was tried and why, what was predicted, what came back.
 
     `config` is resolved; `params` are the study's; `spent_s` is the engine time of this trial;
-    `constraints` are <= 0 where feasible.
+    `constraints` are <= 0 where feasible; `repeats` is the trial whose configuration was launched again.
     """
 
     number: int
@@ -84,6 +85,7 @@ class TrialRecord:
     boot_s: float = 0.0
     spent_s: float = 0.0
     misses: tuple[str, ...] = field(default_factory=tuple)
+    repeats: int | None = None
 
     @property
     def label(self) -> str:
@@ -105,5 +107,5 @@ class TrialRecord:
 
 
 def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
-    """Return the best feasible trial; ties go to the earlier one."""
-    return max((r for r in records if r.feasible), key=lambda r: r.objective, default=None)
+    """Return the best feasible trial, by its first launch; ties go to the earlier one."""
+    return max((r for r in records if r.feasible and r.repeats is None), key=lambda r: r.objective, default=None)

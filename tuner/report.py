@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,20 @@ from planner.export.files import Provenance, Target, export_files, possible_targ
 from planner.launch import LaunchSpec, launch_spec
 from planner.space import as_launched
 from tuner import __version__
-from tuner.record import Manifest, Outcome, TrialRecord, best_of
+from tuner.confirm import BASELINE, Standing, standings, winner_of
+from tuner.learned import knob_effects, residuals
+from tuner.record import Manifest, Outcome, TrialRecord
 
 
 def nearest_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
     """Return the measured trial that misses its limits by least."""
-    measured = [r for r in records if r.outcome is Outcome.MEASURED]
+    measured = [r for r in records if r.outcome is Outcome.MEASURED and r.repeats is None]
     return min(measured, key=lambda r: max(r.constraints.values(), default=0.0), default=None)
 
 
 def baseline_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
     """Return the trial of SGLang's defaults, if it was measured."""
-    return next((r for r in records if r.source == "SGLang default" and r.target is not None), None)
+    return next((r for r in records if r.source == BASELINE and r.target is not None), None)
 
 
 def spec_of(record: TrialRecord, manifest: Manifest, model_path: str) -> LaunchSpec:
@@ -76,24 +79,33 @@ def result_document(
     run: Path, manifest: Manifest, records: Sequence[TrialRecord], stop_reason: str, exports: Sequence[Path]
 ) -> dict[str, Any]:
     """Return the document of `sgtune tune --json`."""
-    best, baseline = best_of(records), baseline_of(records)
+    best, baseline = winner_of(records), baseline_of(records)
+    known = {standing.first.number: standing for standing in standings(records)}
     return {
         "run": str(run),
         "engine": manifest.engine,
         "world": manifest.world,
         "best": _trial(best, manifest) if best else None,
-        "nearest": _trial(nearest, manifest) if best is None and (nearest := nearest_of(records)) else None,
-        "baseline": _trial(baseline, manifest) if baseline else None,
-        "launches": sum(r.launched for r in records),
-        "infeasible_launches": sum(r.launched and not r.feasible for r in records),
+        "nearest": _trial(known[nearest.number], manifest)
+        if best is None and (nearest := nearest_of(records))
+        else None,
+        "baseline": _trial(known[baseline.number], manifest) if baseline else None,
+        "launches": sum(r.launched and r.repeats is None for r in records),
+        "confirmations": sum(r.repeats is not None for r in records),
+        "infeasible_launches": sum(r.launched and not r.feasible and r.repeats is None for r in records),
         "trials": [_summary(r) for r in records],
+        "learned": {
+            "knobs": [{"sentence": effect.sentence, **asdict(effect)} for effect in knob_effects(records)],
+            "measured_over_predicted": [asdict(residual) for residual in residuals(records)],
+        },
         "engine_hours": sum(r.spent_s for r in records) / 3600,
         "stopped": stop_reason,
         "exports": [str(path) for path in exports],
     }
 
 
-def _trial(record: TrialRecord, manifest: Manifest) -> dict[str, Any]:
+def _trial(standing: Standing, manifest: Manifest) -> dict[str, Any]:
+    record = standing.first
     spec = launch_spec(record.config, Version(manifest.sglang_version))
     target = record.target
     return {
@@ -104,7 +116,10 @@ def _trial(record: TrialRecord, manifest: Manifest) -> dict[str, Any]:
         "argv": spec.argv(),
         "measured": target,
         "predicted": record.predicted,
-        "interval": list(target.output_tok_s_interval) if target else None,
+        "output_tok_s": standing.output_tok_s,
+        "interval": list(standing.interval),
+        "launches": len(standing.launches),
+        "drift": standing.drift,
         "misses": list(record.misses),
     }
 
@@ -115,6 +130,7 @@ def _summary(record: TrialRecord) -> dict[str, Any]:
         "source": record.source,
         "label": record.label,
         "outcome": str(record.outcome),
+        "repeats": record.repeats,
         "reason": record.reason,
         "predicted_output_tok_s": record.predicted.get("output_tok_s"),
         "measured_output_tok_s": record.target.output_tok_s if record.target else None,

@@ -17,10 +17,13 @@ from planner.launch import DEFAULT_MODEL_PATH
 from planner.plan import Plan, PlanQuestion, make_plan
 from planner.seeds import recipe, sglang_default, spread_seeds
 from planner.space import default_space
+from tuner.candidates import candidates_of
 from tuner.choices import EngineName, Objective, SamplerName
+from tuner.confirm import BASELINE
 from tuner.engines.choose import engine_of
 from tuner.loop import Loop, Reporter, Task
 from tuner.record import Manifest
+from tuner.space_file import SpaceFile
 from tuner.store import RunFolder
 from tuner.study import StudyIndex
 from tuner.tuning_space import TuningSpace, tuning_space
@@ -52,11 +55,15 @@ class TuneQuestion:
     server_flags: tuple[str, ...] = ()
     point_s: float = 10.0
     smoke: str | None = None
+    confirm: int = 0
+    space: SpaceFile | None = None
 
     def checked(self) -> TuneQuestion:
         """Raise InputError for a question that has no meaning; return the question otherwise."""
         if not 1 <= self.trials <= 10_000:
             raise InputError(f"--trials is {self.trials}; it must be between 1 and 10000")
+        if not 0 <= self.confirm <= 100:
+            raise InputError(f"--confirm is {self.confirm}; it must be between 0 (off) and 100")
         if not 0 <= self.seed < 2**31:
             raise InputError(f"--seed is {self.seed}; it must be between 0 and {2**31 - 1}")
         if self.run is not None and (not self.run or self.run in (".", "..") or Path(self.run).name != self.run):
@@ -69,7 +76,9 @@ class TuneQuestion:
         """Raise InputError for an engine that could not start, before anything is written."""
         if self.engine is EngineName.SIMULATED:
             if self.server_flags:
-                raise InputError("SGLang flags after `--` need a server: --engine emulated, local or docker")
+                raise InputError(
+                    "SGLang flags (after `--`, or in --space) need a server: --engine emulated, local or docker"
+                )
             return
         if self.plan.hardware.nodes > 1:
             raise InputError(
@@ -117,6 +126,7 @@ class TuneQuestion:
             sampler=str(self.sampler),
             mtp=plan.mtp,
             server_flags=self.server_flags,
+            space_hash=content_hash(self.space.choices) if self.space else "",
         )
 
     def folder(self) -> Path:
@@ -166,21 +176,30 @@ def prepare(question: TuneQuestion) -> Prepared:
     unfit = {item.config.layout for item in plan.found.rejected if not item.config.speculative}
     kept = {layout.layout: layout for layout in space.layouts if layout.layout not in unfit}
     study_space = tuning_space(space, kept, context, workload)
+    if question.space is not None:
+        study_space = question.space.narrow(study_space)
+        candidates_of(study_space)  # raises where nothing is left
     count = SPREAD_SEEDS_GUIDED if question.sampler is SamplerName.MODEL else SPREAD_SEEDS
     return Prepared(question=question, plan=plan, space=study_space, seeds=tuple(_seeds(plan, study_space, count)))
 
 
 def _seeds(plan: Plan, space: TuningSpace, count: int) -> list[tuple[str, dict[str, Any]]]:
-    """The default (the baseline of every claim), the recipe, then margin and spread; none twice."""
+    """The default (the baseline of every claim), the recipe, then margin and spread; none twice.
+
+    A narrowed space drops all but the baseline that lie outside.
+    """
     machine = plan.context.machine
     wanted: list[tuple[str, dict[str, Any]]] = []
-    for source, layout in (("SGLang default", sglang_default(machine)), ("recipe", recipe(machine))):
+    for source, layout in ((BASELINE, sglang_default(machine)), ("recipe", recipe(machine))):
         if layout.layout in space.layouts:
             wanted.append((source, space.default_params(layout)))
     chosen = spread_seeds(plan.found.candidates, machine.memory_gib, count)
     wanted += [("seed", space.params_of(candidate.config)) for candidate in chosen]
     unique: list[tuple[str, dict[str, Any]]] = []
     for source, params in wanted:
+        inside = all(value in space.choices[name] for name, value in params.items())
+        if not inside and source != BASELINE:
+            continue
         if params not in [known for _, known in unique]:
             unique.append((source, params))
     return unique
@@ -211,5 +230,6 @@ def open_loop(prepared: Prepared, reporter: Reporter) -> tuple[Loop, bool]:
         seeds=prepared.seeds,
         trials=question.trials,
         budget_s=question.budget_s,
+        confirm=question.confirm,
     )
     return Loop(task=task, engine=engine, folder=folder, index=index, reporter=reporter, records=records), torn

@@ -77,10 +77,17 @@ class StudyIndex:
         return params
 
     def tell(self, record: TrialRecord) -> None:
-        """Add a finished trial, with every constraint under a sorted key; one that failed says nothing."""
+        """Add a finished trial, with every constraint under a sorted key.
+
+        One that failed says nothing; a second launch belongs to the end of a run, not to its search; a baseline
+        outside a narrowed space has no place in the index, though the guide learns from it.
+        """
+        if record.repeats is not None:
+            return
         if self._guide is not None:
             self._guide.observe(record)
-        if record.outcome is Outcome.FAILED:
+        inside = all(value in self._space.choices[name] for name, value in record.params.items())
+        if record.outcome is Outcome.FAILED or not inside:
             return
         self._study.add_trial(
             optuna.trial.create_trial(

@@ -36,7 +36,7 @@ def question(tmp_path: Path, *faults: Fault, boot_s: float = 0.3, trials: int = 
     return [
         "tune", "--hardware", "h200x8", "--sglang-version", "0.5.12", "--isl", "32", "--osl", "8", "--concurrency", "2",
         "--engine", "emulated", "--world", str(world), "--trials", str(trials), "--point-time", "0.2s", "--no-mtp",
-        "--runs", str(tmp_path / "runs"), "--run", "a",
+        "--runs", str(tmp_path / "runs"), "--run", "a", "--confirm", "0",
     ]  # fmt: skip
 
 

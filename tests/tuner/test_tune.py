@@ -112,7 +112,7 @@ def test_an_interrupt_exits_130_and_can_be_resumed(tmp_path: Path) -> None:
 
 
 def test_a_lost_index_is_rebuilt_from_the_evidence(sgtune: Sgtune, tmp_path: Path) -> None:
-    arguments = (*SMALL, "--runs", str(tmp_path), "--json")
+    arguments = (*SMALL, "--runs", str(tmp_path), "--confirm", "0", "--json")
     assert sgtune(*arguments, "--run", "whole", "--trials", "9").code == 0
     assert sgtune(*arguments, "--run", "a", "--trials", "4").code == 0
     (tmp_path / "a" / "study.db").write_bytes(b"not a database")

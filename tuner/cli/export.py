@@ -31,7 +31,7 @@ def export(
     from hwprobe.errors import InputError
     from planner.export.files import Target
     from tuner.cli.tune import command_line
-    from tuner.record import best_of
+    from tuner.confirm import winner_of
     from tuner.report import export_trial
     from tuner.store import read_manifest, read_trials
 
@@ -39,13 +39,15 @@ def export(
     manifest = read_manifest(folder)
     records = read_trials(folder / "trials.jsonl")
     if trial is None:
-        chosen = best_of(records)
-        if chosen is None:
+        winner = winner_of(records)
+        if winner is None:
             raise InputError(f"run '{folder}' has no feasible trial yet; name one with --trial")
+        chosen = winner.first
     else:
-        chosen = next((record for record in records if record.number == trial), None)
-        if chosen is None:
+        found = next((record for record in records if record.number == trial), None)
+        if found is None:
             raise InputError(f"run '{folder}' has no trial {trial}; it has 0 to {len(records) - 1}")
+        chosen = found
     targets = None if target is TargetName.ALL else [Target(target)]
     paths, skipped = export_trial(chosen, manifest, out, model_path=model_path, command=command_line(), targets=targets)
     for path in paths:

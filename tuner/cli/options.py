@@ -81,6 +81,17 @@ WorldFile = Annotated[
     Path | None, typer.Option("--world", help="World file: the truth of the simulated and emulated engines.")
 ]
 Trials = Annotated[int, typer.Option("--trials", help="Launches to spend.")]
+Confirm = Annotated[
+    int,
+    typer.Option(
+        "--confirm",
+        help="Launch so many of the best, and the baseline, once more at the end (beyond --trials); 0: none.",
+    ),
+]
+SpacePath = Annotated[
+    Path | None,
+    typer.Option("--space", help="TOML file that narrows, fixes or extends what is varied (docs/tuner.md)."),
+]
 Budget = Annotated[str | None, typer.Option("--budget", help="Engine time to spend: 45m, 4h.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of sampler and simulated engine.")]
 Sampler = Annotated[

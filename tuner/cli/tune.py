@@ -39,7 +39,9 @@ def tune(
     python: options.Python = "python3",
     image: options.Image = None,
     world: options.WorldFile = None,
+    space: options.SpacePath = None,
     trials: options.Trials = 12,
+    confirm: options.Confirm = 3,
     budget: options.Budget = None,
     seed: options.Seed = 0,
     sampler: options.Sampler = None,
@@ -59,17 +61,19 @@ def tune(
 ) -> None:
     """Find the best configuration with few launches: physics first, then measurements."""
     from tuner.setup import TuneQuestion
+    from tuner.space_file import read_space_file
     from tuner.world import load_world
 
     asked = read_question(
         hardware=hardware, model=model, sglang_version=sglang_version, slo=slo, profile=profile, isl=isl, osl=osl,
         range_ratio=range_ratio, concurrency=concurrency, mtp=mtp, acceptance=mtp_acceptance, sigma=expert_skew,
     )  # fmt: skip
+    narrowed = read_space_file(space) if space else None
     question = TuneQuestion(
-        plan=asked, objective=objective, engine=engine, world=load_world(world), trials=trials,
+        plan=asked, confirm=confirm, space=narrowed, objective=objective, engine=engine, world=load_world(world), trials=trials,
         budget_s=parse_duration_s(budget) if budget else float("inf"), seed=seed, sampler=sampler or default_sampler(),
         smoke=smoke, run=run, runs=runs, resume=resume, python=python, image=image, model_path=model_path,
-        point_s=parse_duration_s(point_time, "--point-time"), server_flags=tuple(server_flags or ()),
+        point_s=parse_duration_s(point_time, "--point-time"), server_flags=(*(narrowed.flags if narrowed else ()), *(server_flags or ())),
     )  # fmt: skip
     _tune(question, model_path=model_path, dry_run=dry_run, json=json)
 
@@ -110,15 +114,15 @@ def _run(loop: Loop) -> None:
 def _finish(loop: Loop, prepared: Prepared, *, model_path: str, json: bool) -> None:
     from hwprobe.files import encode_json
     from tuner.cli.tune_view import show_result
-    from tuner.record import best_of
+    from tuner.confirm import winner_of
     from tuner.report import export_trial, result_document
 
     manifest = prepared.question.manifest()
-    best = best_of(loop.records)
+    best = winner_of(loop.records)
     exports: list[Path] = []
     if best is not None:
         exports, _ = export_trial(
-            best, manifest, loop.folder.export_folder, model_path=model_path, command=command_line()
+            best.first, manifest, loop.folder.export_folder, model_path=model_path, command=command_line()
         )
     document = result_document(loop.folder.path, manifest, loop.records, loop.stop_reason, exports)
     loop.folder.write("result.json", encode_json(document) + "\n")

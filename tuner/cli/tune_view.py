@@ -11,12 +11,17 @@ from rich.table import Table
 
 from models.config import ServerConfig
 from models.estimate import Prediction
+from tuner.candidates import candidates_of
 from tuner.cli.progress import ProgressScreen
+from tuner.confirm import BASELINE, standings, winner_of
 from tuner.engines.seam import Measurement
+from tuner.learned import knob_effects, residuals
 from tuner.loop import Loop
-from tuner.record import Manifest, Outcome, TrialRecord, best_of
-from tuner.report import baseline_of, nearest_of, spec_of
+from tuner.record import Manifest, Outcome, TrialRecord
+from tuner.report import nearest_of, spec_of
 from tuner.setup import Prepared
+
+MOST_SENTENCES = 5
 
 
 class LiveReporter(ProgressScreen):
@@ -60,6 +65,9 @@ class LiveReporter(ProgressScreen):
     def finished(self, record: TrialRecord, best: TrialRecord | None) -> None:
         if not record.launched:
             return
+        if record.repeats is not None:
+            self._screen.print(f"[again] {_trial_line(record)}", markup=False)
+            return
         self._done += 1
         self._progress.update(self._bar, completed=self._done)
         self._screen.print(
@@ -91,8 +99,13 @@ def _best_mark(record: TrialRecord, best: TrialRecord | None) -> str:
 def show_dry_run(prepared: Prepared, screen: Console) -> None:
     """Print the first launches, the time they cost, and what was ruled out."""
     question = prepared.question
-    hours = question.trials * question.world.boot_s / 3600
-    screen.print(f"{question.trials} launches, about {hours:.1f} h of boot time on the {question.engine} engine")
+    again = question.confirm + 1 if question.confirm else 0
+    hours = (question.trials + again) * question.world.boot_s / 3600
+    screen.print(
+        f"{question.trials} launches and at most {again} to confirm, out of "
+        f"{len(candidates_of(prepared.space).configs):,} configurations that rules and memory allow"
+    )
+    screen.print(f"about {hours:.1f} h of boot time on the {question.engine} engine")
     table = Table(title="first launches", title_justify="left")
     for heading in ("", "source", "configuration", "mem frac", "chunk", "graph bs", "max running"):
         table.add_column(heading)
@@ -110,34 +123,49 @@ def show_dry_run(prepared: Prepared, screen: Console) -> None:
 def show_result(loop: Loop, manifest: Manifest, exports: Sequence[Path], screen: Console, *, model_path: str) -> None:
     """Print the ranking, the winner with its interval, the gain over the baseline, and the files."""
     screen.print(_ranking(loop.records))
-    infeasible = sum(r.launched and not r.feasible for r in loop.records)
+    infeasible = sum(r.launched and not r.feasible and r.repeats is None for r in loop.records)
     skipped = sum(r.outcome is Outcome.RULED_OUT for r in loop.records)
     screen.print(
         f"{loop.launches} launches ({infeasible} infeasible), {skipped} proposals ruled out without launching, "
         f"{loop.spent_s / 3600:.1f} h of engine time; stopped: {loop.stop_reason}"
     )
-    best = best_of(loop.records)
-    if best is None or best.target is None:
+    winner = winner_of(loop.records)
+    if winner is None or winner.first.target is None:
         _show_nearest(loop.records, screen)
         return
-    target = best.target
-    low, high = target.output_tok_s_interval
+    best, target = winner.first, winner.first.target
+    low, high = winner.interval
     predicted = best.predicted["output_tok_s"]
     screen.print(
-        f"[bold green]best[/]: [bold]{best.label}[/], {target.output_tok_s:,.0f} output tok/s "
-        f"(95 % interval {low:,.0f} to {high:,.0f}), {target.user_tok_s:.1f} per user, "
-        f"TTFT {target.ttft_ms['mean']:,.0f} ms; predicted {predicted:,.0f} "
-        f"({100 * (predicted / target.output_tok_s - 1):+.1f} %)"
+        f"[bold green]best[/]: [bold]{best.label}[/] (trial {best.number}), {winner.output_tok_s:,.0f} output tok/s "
+        f"(95 % interval {low:,.0f} to {high:,.0f}, {_launches(len(winner.launches))}), "
+        f"{target.user_tok_s:.1f} per user, TTFT {target.ttft_ms['mean']:,.0f} ms; predicted {predicted:,.0f} "
+        f"({100 * (predicted / winner.output_tok_s - 1):+.1f} %)"
     )
-    baseline = baseline_of(loop.records)
-    if baseline is not None and baseline.target is not None:
-        gain = 100 * (target.output_tok_s / baseline.target.output_tok_s - 1)
+    baseline = next((s for s in standings(loop.records) if s.first.source == BASELINE), None)
+    if baseline is not None:
+        gain = 100 * (winner.output_tok_s / baseline.output_tok_s - 1)
+        drift = "" if baseline.drift is None else f"; its second launch {100 * baseline.drift:+.1f} %"
         screen.print(
-            f"SGLang's defaults ({baseline.label}): {baseline.target.output_tok_s:,.0f} tok/s; gain {gain:+.0f} %"
+            f"SGLang's defaults ({baseline.first.label}): {baseline.output_tok_s:,.0f} tok/s; gain {gain:+.0f} %{drift}"
         )
+    _show_learned(loop.records, screen)
     screen.print(spec_of(best, manifest, model_path).shell_line(), soft_wrap=True, markup=False)
     for path in exports:
         screen.print(f"wrote {path}", markup=False, soft_wrap=True)
+
+
+def _launches(count: int) -> str:
+    return "one launch" if count == 1 else f"{count} launches"
+
+
+def _show_learned(records: Sequence[TrialRecord], screen: Console) -> None:
+    """Say what single knobs did, and where the prediction was off."""
+    for effect in knob_effects(records)[:MOST_SENTENCES]:
+        screen.print(f"learned: {effect.sentence}", markup=False)
+    off = [f"{r.family} {100 * r.mean:+.1f} %" for r in residuals(records)[:MOST_SENTENCES]]
+    if off:
+        screen.print(f"measured over predicted: {', '.join(off)}", markup=False)
 
 
 def _show_nearest(records: Sequence[TrialRecord], screen: Console) -> None:
@@ -156,8 +184,10 @@ def _ranking(records: Sequence[TrialRecord]) -> Table:
     for heading in ("trial", "source", "configuration", "mem frac", "chunk", "graph bs", "tok/s", "predicted",
                     "per user", "TPOT ms", "TTFT ms", "note"):  # fmt: skip
         table.add_column(heading, justify="left" if heading in ("source", "configuration", "note") else "right")
-    measured = sorted((r for r in records if r.target), key=lambda r: (not r.feasible, -r.objective))
-    for record in [*measured, *(r for r in records if r.launched and not r.target)]:
+    first = [r for r in records if r.repeats is None]
+    again = {r.repeats: r.target.output_tok_s for r in records if r.repeats is not None and r.target}
+    measured = sorted((r for r in first if r.target), key=lambda r: (not r.feasible, -r.objective))
+    for record in [*measured, *(r for r in first if r.launched and not r.target)]:
         config, target = record.config, record.target
         figures = (
             (f"{target.output_tok_s:,.0f}", f"{record.predicted['output_tok_s']:,.0f}", f"{target.user_tok_s:.1f}",
@@ -166,6 +196,8 @@ def _ranking(records: Sequence[TrialRecord]) -> Table:
             else ("-", f"{record.predicted['output_tok_s']:,.0f}", "-", "-", "-")
         )  # fmt: skip
         note = "; ".join(record.misses) if target else _why(record)
+        if record.number in again:
+            note = "; ".join(filter(None, (note, f"again: {again[record.number]:,.0f}")))
         table.add_row(
             str(record.number), record.source, record.label, f"{config.mem_fraction_static:.3f}",
             str(config.chunked_prefill_size), str(config.cuda_graph_max_bs_decode), *figures, note,

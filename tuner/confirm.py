@@ -1,0 +1,147 @@
+"""The last launches of a run: the best again, and the baseline again, because one measurement may be lucky.
+
+What separate launches of one configuration scatter by is pooled over all that were launched twice. A configuration
+that is not shown to be better, by one standard error of the difference, gives way to the one nearest SGLang's default.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tuner.record import Outcome, TrialRecord, best_of
+
+BASELINE = "SGLang default"
+# Student's t at 97.5 % by degrees of freedom; few launches are ever repeated.
+STUDENT_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """One configuration with every launch that measured it.
+
+    `output_tok_s` is the geometric mean over its launches, `interval` its 95 % interval, `objective` the mean score.
+    """
+
+    first: TrialRecord
+    launches: tuple[TrialRecord, ...]
+    output_tok_s: float
+    interval: tuple[float, float]
+    objective: float
+
+    @property
+    def feasible(self) -> bool:
+        """Whether every limit is kept on average over the launches."""
+        return all(sum(launch.constraints[name] for launch in self.launches) <= 0.0 for name in self.first.constraints)
+
+    @property
+    def drift(self) -> float | None:
+        """The last launch's rate over the first's, less one; None for a single launch."""
+        if len(self.launches) < 2:
+            return None
+        return _rate(self.launches[-1]) / _rate(self.launches[0]) - 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scatter:
+    """Standard deviation of log(rate) between launches of one configuration; nothing is known with 0 degrees."""
+
+    deviation: float
+    degrees: int
+
+    @property
+    def student_t(self) -> float:
+        return STUDENT_T_95[min(self.degrees, len(STUDENT_T_95)) - 1]
+
+
+def to_confirm(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
+    """Return the `count` best feasible trials and, where there are any, the baseline, without those that were launched again already."""
+    again = {record.repeats for record in records}
+    feasible = sorted((r for r in records if r.feasible and r.repeats is None), key=lambda r: -r.objective)
+    wanted = feasible[:count]
+    if not wanted:
+        return []
+    wanted += [r for r in records if r.source == BASELINE and r.target is not None and r not in wanted]
+    return [record for record in wanted if record.number not in again]
+
+
+def standings(records: Sequence[TrialRecord]) -> list[Standing]:
+    """Return every measured configuration with all its launches, in order of its first."""
+    groups = _groups(records)
+    scatter = scatter_of(groups)
+    return [_standing(group, scatter) for group in groups]
+
+
+def winner_of(records: Sequence[TrialRecord]) -> Standing | None:
+    """Return the configuration to recommend, None where no trial is feasible.
+
+    Those launched twice go before all others; ties go to the one with fewest parameters away from SGLang's default.
+    """
+    best = best_of(records)
+    if best is None:
+        return None
+    found = standings(records)
+    feasible = [standing for standing in found if standing.feasible]
+    if not feasible:  # the second launch missed a limit that the first had kept
+        return None
+    confirmed = [standing for standing in feasible if len(standing.launches) > 1]
+    if not confirmed:
+        return next(standing for standing in feasible if standing.first.number == best.number)
+    leader = max(confirmed, key=lambda standing: standing.objective)
+    deviation = scatter_of(_groups(records)).deviation
+    default = next((r.params for r in records if r.source == BASELINE), leader.first.params)
+    tied = [s for s in confirmed if leader.objective - s.objective <= _standard_error(leader, s, deviation)]
+    return min(tied, key=lambda s: (_distance(s.first, default), -s.objective))
+
+
+def scatter_of(groups: Sequence[Sequence[TrialRecord]]) -> Scatter:
+    """Return the pooled deviation between launches of one configuration."""
+    squares, degrees = 0.0, 0
+    for group in groups:
+        logs = [math.log(_rate(record)) for record in group]
+        middle = sum(logs) / len(logs)
+        squares += sum((value - middle) ** 2 for value in logs)
+        degrees += len(logs) - 1
+    return Scatter(math.sqrt(squares / degrees) if degrees else 0.0, degrees)
+
+
+def _groups(records: Sequence[TrialRecord]) -> list[list[TrialRecord]]:
+    groups: dict[int, list[TrialRecord]] = {}
+    for record in records:
+        if record.outcome is Outcome.MEASURED:
+            groups.setdefault(record.number if record.repeats is None else record.repeats, []).append(record)
+    return list(groups.values())
+
+
+def _standing(group: Sequence[TrialRecord], scatter: Scatter) -> Standing:
+    count = len(group)
+    middle = math.exp(sum(math.log(_rate(record)) for record in group) / count)
+    own = sum(_own_half(record) for record in group) / count / math.sqrt(count)
+    between = scatter.student_t * scatter.deviation / math.sqrt(count) if scatter.degrees else 0.0
+    half = max(own, between)
+    return Standing(
+        first=group[0],
+        launches=tuple(group),
+        output_tok_s=middle,
+        interval=(middle * math.exp(-half), middle * math.exp(half)),
+        objective=sum(record.objective for record in group) / count,
+    )
+
+
+def _rate(record: TrialRecord) -> float:
+    return max(record.points[-1].output_tok_s, 1e-9)
+
+
+def _own_half(record: TrialRecord) -> float:
+    """Half the interval that one launch's measurement states of itself, in log units."""
+    low, high = record.points[-1].output_tok_s_interval
+    return math.log(high / low) / 2.0 if 0.0 < low < high else 0.0
+
+
+def _standard_error(a: Standing, b: Standing, deviation: float) -> float:
+    return deviation * math.sqrt(1.0 / len(a.launches) + 1.0 / len(b.launches))
+
+
+def _distance(record: TrialRecord, default: dict[str, object]) -> int:
+    return sum(record.params[name] != value for name, value in default.items())

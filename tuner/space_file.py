@@ -1,0 +1,100 @@
+"""`--space FILE`: a TOML file that narrows, fixes or extends what the tuner may vary.
+
+flags = ["--enable-two-batch-overlap"]      # for every launch, verbatim
+
+[space]
+layout = ["tp8", "tp8-dp8"]                 # a list: only these
+mtp_steps = 0                               # a value: fixed
+mem_fraction_static = ["default", 0.95]     # other values than the built-in ones are welcome
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hwprobe.errors import InputError, did_you_mean
+from hwprobe.files import read_bytes
+from tuner.tuning_space import CLIENTS, DEFAULT, TuningSpace
+
+Choice = int | float | str
+LARGEST_MTP = 7
+NAMES = ("layout", "mtp_steps", "mem_fraction_static", "chunked_prefill_size", "cuda_graph", "max_running")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceFile:
+    """Values by parameter, and SGLang flags for every launch."""
+
+    name: str
+    choices: dict[str, tuple[Choice, ...]] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+
+    def narrow(self, space: TuningSpace) -> TuningSpace:
+        """Return the space with this file's choices. Raises InputError for a layout this machine does not have."""
+        known = list(space.layouts)
+        for layout in self.choices.get("layout", ()):
+            if layout not in known:
+                raise InputError(
+                    f"{self.name}: space.layout has '{layout}', which is not possible here; "
+                    f"{did_you_mean(str(layout), known)}"
+                )
+        return replace(space, choices={**space.choices, **self.choices})
+
+
+def read_space_file(path: Path) -> SpaceFile:
+    """Read a space file. Raises InputError naming the key that is wrong."""
+    try:
+        data = tomllib.loads(read_bytes(path, "space").decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid TOML ({error})") from error
+    for key in data:
+        if key not in ("space", "flags"):
+            raise InputError(f"{path}: unknown key '{key}'; {did_you_mean(key, ['space', 'flags'])}")
+    flags, table = data.get("flags", []), data.get("space", {})
+    if not isinstance(flags, list) or not all(isinstance(flag, str) for flag in flags):
+        raise InputError(f'{path}: flags must be a list of texts, as in flags = ["--attention-backend", "fa3"]')
+    if not isinstance(table, dict):
+        raise InputError(f"{path}: space must be a table, as in [space]")
+    choices = {name: _choices(path, name, value) for name, value in table.items()}
+    return SpaceFile(name=str(path), choices=choices, flags=tuple(flags))
+
+
+def _choices(path: Path, name: str, value: Any) -> tuple[Choice, ...]:
+    if name not in NAMES:
+        raise InputError(f"{path}: unknown parameter space.{name}; {did_you_mean(name, list(NAMES))}")
+    values = value if isinstance(value, list) else [value]
+    for one in values:
+        if not _possible(name, one):
+            raise InputError(f"{path}: space.{name} has {one!r}; {_EXPECTED[name]}")
+    if not values or len(set(values)) != len(values):
+        raise InputError(f"{path}: space.{name} needs at least one value, and none twice")
+    return tuple(values)
+
+
+_EXPECTED = {
+    "layout": "a layout is a text, as the first column of sgtune tune --dry-run shows them",
+    "mtp_steps": f"a whole number from 0 (MTP off) to {LARGEST_MTP} is expected",
+    "mem_fraction_static": f"'{DEFAULT}' or a number between 0.05 and 0.99 is expected",
+    "chunked_prefill_size": f"'{DEFAULT}' or a whole number of tokens from 16 is expected",
+    "cuda_graph": f"'{DEFAULT}' (SGLang's sizes) or '{CLIENTS}' (just enough) is expected",
+    "max_running": f"'{DEFAULT}' (SGLang's limit) or '{CLIENTS}' (just enough) is expected",
+}
+
+
+def _possible(name: str, value: Any) -> bool:
+    if isinstance(value, bool):
+        return False
+    if name == "layout":
+        return isinstance(value, str)
+    if name == "mtp_steps":
+        return isinstance(value, int) and 0 <= value <= LARGEST_MTP
+    if value == DEFAULT:
+        return True
+    if name == "mem_fraction_static":
+        return isinstance(value, float) and 0.05 <= value <= 0.99
+    if name == "chunked_prefill_size":
+        return isinstance(value, int) and value >= 16
+    return bool(value == CLIENTS)
