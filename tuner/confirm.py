@@ -56,7 +56,7 @@ class Scatter:
 
 
 def to_confirm(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
-    """Return the `count` best feasible trials and, where there are any, the baseline, without those that were launched again already."""
+    """Return the `count` best feasible trials and, where there are any, the baseline; none launched again already."""
     again = {record.repeats for record in records}
     feasible = sorted((r for r in records if r.feasible and r.repeats is None), key=lambda r: -r.objective)
     wanted = feasible[:count]

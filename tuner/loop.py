@@ -167,7 +167,7 @@ class Loop:
                 return
             params = self.index.propose()
             if params is None:
-                self.stop_reason = "no launch is expected to improve on the best by more than measurements scatter"
+                self.stop_reason = self.index.why_none
                 return
             yield SAMPLER, params
         self.stop_reason = f"{self.task.trials} launches done"
@@ -235,7 +235,7 @@ class Loop:
 
     def _cannot_win(self, config: ServerConfig, predicted: Prediction) -> str | None:
         """Say that the optimistic end of the prediction loses, or that a launch would tell nothing new."""
-        twin = self._twin(config, predicted)
+        twin = None if self.index.exhaustive else self._twin(config, predicted)
         if twin is not None:
             return f"nothing new: predicted within {100 * INDISTINCT:.0f} % of trial {twin.number}, same family"
         best = self.best

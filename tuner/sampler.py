@@ -159,7 +159,7 @@ class ModelGuidedSampler(BaseSampler):
         departure = np.zeros(len(PHYSICS))
         gp = GaussianProcessRegressor(DotProduct(common, "fixed"), alpha=SCATTER**2, optimizer=None)
         names, features = knob_features(told_configs + asked.configs)
-        count = len(told_configs)
+        count, surprise = len(told_configs), 1.0
         if count:
             told = Candidates(
                 params=(), configs=told_configs, space=self._space, memory=_ledger(self._space, list(told_configs))
@@ -169,13 +169,16 @@ class ModelGuidedSampler(BaseSampler):
             for _ in range(ROUNDS):
                 base, by = slopes(told, departure, metric)
                 x = np.hstack([by, features[:count]])
-                gp.fit(x, target - base + by @ departure)
+                known = target - base + by @ departure
+                gp.fit(x, known)
                 weights = x.T @ gp.alpha_
                 departure = np.clip(weights[: len(PHYSICS)], -3.0, 3.0)
+            # Data that the prior calls impossible say that its spreads are too small, for every effect alike.
+            surprise = math.sqrt(max(1.0, float(known @ gp.alpha_) / count))
         base, by = slopes(asked, departure, metric)
         mean, deviation = gp.predict(np.hstack([by, features[count:]]), return_std=True)
         effects = dict(zip(names, weights[len(PHYSICS) :].tolist(), strict=True)) if count else {}
-        return Learned(base - by @ departure + mean, np.maximum(deviation, 1e-4), departure, effects)
+        return Learned(base - by @ departure + mean, np.maximum(surprise * deviation, 1e-4), departure, effects)
 
     def _told_gap(self, record: TrialRecord, metric: str) -> float:
         """Log of replay over closed form under the belief: what the closed form misses of a launched trial."""

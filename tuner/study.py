@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, GPSampler, GridSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 
 from models.workload import Slo
 from tuner.choices import Objective, SamplerName
+from tuner.grid import Grid
 from tuner.record import Outcome, TrialRecord
 from tuner.tuning_space import TuningSpace
 
@@ -54,6 +55,7 @@ class StudyIndex:
         self._guide = (
             _guide(space, self._distributions, objective, slos, seed) if sampler is SamplerName.MODEL else None
         )
+        self._grid = Grid(space.choices, seed) if sampler is SamplerName.GRID else None
         self._study = optuna.create_study(
             storage=RDBStorage(f"sqlite:///{file}"), study_name="sgtune", direction="maximize"
         )
@@ -65,10 +67,24 @@ class StudyIndex:
         """Whether the sampler judges by the calibrated model itself what could still win."""
         return self._guide is not None
 
+    @property
+    def exhaustive(self) -> bool:
+        """Whether every configuration is wanted, those too that could hardly be told apart."""
+        return self._grid is not None
+
+    @property
+    def why_none(self) -> str:
+        """Say why there is no further proposal."""
+        if self.exhaustive:
+            return "every configuration of the space was tried"
+        return "no launch is expected to improve on the best by more than measurements scatter"
+
     def propose(self) -> dict[str, Any] | None:
         """Return the next parameters the sampler would try, None when none is worth a launch."""
         if self._guide is not None and not self._guide.worth_a_launch():
             return None
+        if self._grid is not None:
+            return self._grid.next()
         self._study.sampler = self._fresh_sampler()
         trial = self._study.ask(self._distributions)
         params = dict(trial.params)
@@ -86,6 +102,8 @@ class StudyIndex:
             return
         if self._guide is not None:
             self._guide.observe(record)
+        if self._grid is not None:
+            self._grid.tried(record.params)
         inside = all(value in self._space.choices[name] for name, value in record.params.items())
         if record.outcome is Outcome.FAILED or not inside:
             return
@@ -106,8 +124,6 @@ class StudyIndex:
         seed = zlib.crc32(f"{self._seed}/{told}".encode())
         if self._sampler is SamplerName.RANDOM:
             return RandomSampler(seed=seed)
-        if self._sampler is SamplerName.GRID:
-            return GridSampler({name: list(values) for name, values in self._space.choices.items()}, seed=seed)
         if self._sampler is SamplerName.GP:
             return GPSampler(seed=seed, n_startup_trials=TPE_STARTUP_TRIALS, deterministic_objective=False)
         return TPESampler(seed=seed, n_startup_trials=TPE_STARTUP_TRIALS)

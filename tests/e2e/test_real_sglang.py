@@ -176,3 +176,51 @@ def test_a_killed_tuner_takes_its_sglang_with_it(sglang: Installed, tmp_path: Pa
     tuner.wait()
     time.sleep(3.0)
     assert marked() == []
+
+
+SPACE = """
+[space]
+layout = "TP1"
+mtp_steps = 0
+mem_fraction_static = "default"
+chunked_prefill_size = ["default", 16, 64, 1024]
+cuda_graph = "default"
+max_running = "default"
+"""
+
+
+def test_it_is_tuned_over_configurations_that_differ_and_the_better_one_is_exported(
+    sglang: Installed, tmp_path: Path
+) -> None:
+    """A prompt of 256 tokens in chunks of 16 costs sixteen steps instead of one: no noise hides that."""
+    (tmp_path / "space.toml").write_text(SPACE)
+    command = tune(
+        sglang,
+        tmp_path,
+        "--trials",
+        "4",
+        "--sampler",
+        "grid",
+        "--confirm",
+        "0",
+        "--space",
+        str(tmp_path / "space.toml"),
+    )
+    command[command.index("--isl") + 1] = "256"
+    ran = subprocess.run([*command, "--json", "--", *FLAGS], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    document = json.loads(ran.stdout)
+    assert document["launches"] == 4, (document["stopped"], document["trials"])
+    lines = [json.loads(line) for line in (tmp_path / "a" / "trials.jsonl").read_text().splitlines()]
+    measured = {
+        line["params"]["chunked_prefill_size"]: line["points"] for line in lines if line["outcome"] == "measured"
+    }
+    assert set(measured) == {"default", 16, 64, 1024}
+    assert all([point["concurrency"] for point in points] == [1, 4, 8] for points in measured.values())
+    rates = {chunk: points[-1]["output_tok_s"] for chunk, points in measured.items()}
+    assert min(rates, key=lambda chunk: rates[chunk]) == 16
+    best = document["best"]["config"]["chunked_prefill_size"]
+    assert best not in (16, 64)
+    script = (tmp_path / "a" / "export" / "launch.sh").read_text()
+    assert f"--chunked-prefill-size {best}" in script or best is None
+    assert marked() == []

@@ -158,3 +158,20 @@ def test_a_wrong_space_file_is_refused_by_name(sgtune: Sgtune, tmp_path: Path, t
     assert ran.code == 2
     assert said in ran.err
     assert not (tmp_path / "h200x8-200-200-c16").exists()
+
+
+def test_a_grid_measures_every_configuration_once_even_after_a_resume(sgtune: Sgtune, tmp_path: Path) -> None:
+    four = (
+        "[space]\nlayout = 'TP8'\nmtp_steps = 0\nmem_fraction_static = 'default'\ncuda_graph = 'default'\n"
+        "chunked_prefill_size = ['default', 2048, 4096]\nmax_running = 'default'\n"
+    )
+    arguments = (
+        *SMALL, "--sampler", "grid", "--confirm", "0", "--runs", str(tmp_path), "--run", "a", "--json",
+        "--space", space(tmp_path, four),
+    )  # fmt: skip
+    assert sgtune(*arguments, "--trials", "2").code == 0
+    ran = sgtune(*arguments, "--trials", "9", "--resume")
+    document = json.loads(ran.out)
+    assert document["stopped"] == "every configuration of the space was tried"
+    lines = [json.loads(line) for line in (tmp_path / "a" / "trials.jsonl").read_text().splitlines()]
+    assert sorted(str(line["params"]["chunked_prefill_size"]) for line in lines) == ["2048", "4096", "default"]

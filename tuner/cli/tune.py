@@ -70,10 +70,11 @@ def tune(
     )  # fmt: skip
     narrowed = read_space_file(space) if space else None
     question = TuneQuestion(
-        plan=asked, confirm=confirm, space=narrowed, objective=objective, engine=engine, world=load_world(world), trials=trials,
+        plan=asked, objective=objective, engine=engine, world=load_world(world), trials=trials, confirm=confirm,
+        space=narrowed, server_flags=(*(narrowed.flags if narrowed else ()), *(server_flags or ())),
         budget_s=parse_duration_s(budget) if budget else float("inf"), seed=seed, sampler=sampler or default_sampler(),
         smoke=smoke, run=run, runs=runs, resume=resume, python=python, image=image, model_path=model_path,
-        point_s=parse_duration_s(point_time, "--point-time"), server_flags=(*(narrowed.flags if narrowed else ()), *(server_flags or ())),
+        point_s=parse_duration_s(point_time, "--point-time"),
     )  # fmt: skip
     _tune(question, model_path=model_path, dry_run=dry_run, json=json)
 
