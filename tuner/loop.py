@@ -181,7 +181,8 @@ class Loop:
             return replace(blank, outcome=Outcome.RULED_OUT, reason=reason)
         predicted = predict(self.task.context, config, self.task.workload)
         draft = self._predicted(blank, predicted)
-        reason = None if self.index.guided and source == SAMPLER else self._cannot_win(config, predicted)
+        unjudged = source == SAMPLER and (self.index.guided or self.index.exhaustive)
+        reason = None if unjudged else self._cannot_win(config, predicted)
         if reason is not None:
             return replace(draft, outcome=Outcome.RULED_OUT, reason=reason)
         self.reporter.launching(draft.number, source, config, predicted)
@@ -235,7 +236,7 @@ class Loop:
 
     def _cannot_win(self, config: ServerConfig, predicted: Prediction) -> str | None:
         """Say that the optimistic end of the prediction loses, or that a launch would tell nothing new."""
-        twin = None if self.index.exhaustive else self._twin(config, predicted)
+        twin = self._twin(config, predicted)
         if twin is not None:
             return f"nothing new: predicted within {100 * INDISTINCT:.0f} % of trial {twin.number}, same family"
         best = self.best

@@ -69,7 +69,7 @@ class StudyIndex:
 
     @property
     def exhaustive(self) -> bool:
-        """Whether every configuration is wanted, those too that could hardly be told apart."""
+        """Whether every configuration is wanted, those too that are not expected to win."""
         return self._grid is not None
 
     @property

@@ -183,7 +183,7 @@ SPACE = """
 layout = "TP1"
 mtp_steps = 0
 mem_fraction_static = "default"
-chunked_prefill_size = ["default", 128, 256, 2048]
+chunked_prefill_size = ["default", 16, 64, 1024]
 cuda_graph = "default"
 max_running = "default"
 """
@@ -192,20 +192,10 @@ max_running = "default"
 def test_it_is_tuned_over_configurations_that_differ_and_the_better_one_is_exported(
     sglang: Installed, tmp_path: Path
 ) -> None:
-    """Prompts of 1,024 tokens in chunks of 128 take eight steps and more instead of one."""
+    """Prompts of 256 tokens in chunks of 16 take sixteen steps and more instead of one: no noise hides that."""
     (tmp_path / "space.toml").write_text(SPACE)
-    command = tune(
-        sglang,
-        tmp_path,
-        "--trials",
-        "4",
-        "--sampler",
-        "grid",
-        "--confirm",
-        "0",
-        "--space",
-        str(tmp_path / "space.toml"),
-    )
+    more = ("--trials", "4", "--sampler", "grid", "--confirm", "0", "--space", str(tmp_path / "space.toml"))
+    command = tune(sglang, tmp_path, *more)
     command[command.index("--isl") + 1] = "256"
     ran = subprocess.run([*command, "--json", "--", *FLAGS], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
@@ -215,12 +205,12 @@ def test_it_is_tuned_over_configurations_that_differ_and_the_better_one_is_expor
     measured = {
         line["params"]["chunked_prefill_size"]: line["points"] for line in lines if line["outcome"] == "measured"
     }
-    assert set(measured) == {"default", 128, 256, 2048}
+    assert set(measured) == {"default", 16, 64, 1024}
     assert all([point["concurrency"] for point in points] == [1, 4, 8] for points in measured.values())
     rates = {chunk: points[-1]["output_tok_s"] for chunk, points in measured.items()}
-    assert min(rates, key=lambda chunk: rates[chunk]) == 128, rates
+    assert min(rates, key=lambda chunk: rates[chunk]) == 16, rates
     best = document["best"]["config"]["chunked_prefill_size"]
-    assert best not in (128, 256)
+    assert best not in (16, 64)
     script = (tmp_path / "a" / "export" / "launch.sh").read_text()
     assert f"--chunked-prefill-size {best}" in script or best is None
     assert marked() == []
