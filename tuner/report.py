@@ -9,7 +9,8 @@ from typing import Any
 
 from packaging.version import Version
 
-from planner.export.files import Provenance, Target, export_files, possible_targets
+from planner.export.files import export_files
+from planner.export.targets import Parameters, Provenance, Target, possible_targets
 from planner.launch import LaunchSpec, launch_spec
 from planner.space import as_launched
 from tuner import __version__
@@ -69,7 +70,7 @@ def export_trial(
 ) -> tuple[list[Path], list[Target]]:
     """Write the trial's launch files; return their paths and the targets its SGLang version cannot have."""
     spec = spec_of(record, manifest, model_path)
-    possible = possible_targets(spec)
+    possible = possible_targets(spec, Parameters(model_path=model_path))
     wanted = possible if targets is None else list(targets)
     skipped = [target for target in Target if target not in possible] if targets is None else []
     return export_files(spec, provenance_of(record, manifest, command), folder, wanted), skipped

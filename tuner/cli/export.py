@@ -16,6 +16,11 @@ EXAMPLE = "Example: sgtune export --run nf5688g7-1000-1000-c1024 --target all --
 class TargetName(StrEnum):
     BASH = "bash"
     YAML = "yaml"
+    DOCKER = "docker"
+    COMPOSE = "compose"
+    SYSTEMD = "systemd"
+    K8S = "k8s"
+    SLURM = "slurm"
     ALL = "all"
 
 
@@ -29,7 +34,7 @@ def export(
 ) -> None:
     """Write launch files (shell script, SGLang YAML) that run as they stand."""
     from hwprobe.errors import InputError
-    from planner.export.files import Target
+    from planner.export.targets import Target
     from tuner.cli.tune import command_line
     from tuner.confirm import winner_of
     from tuner.report import export_trial
