@@ -26,13 +26,14 @@ FORMS = "`python -m sglang.launch_server ...`, `sglang serve ...`, `docker run .
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchLine:
-    """The server's arguments, its environment settings, and the release its image names, if it names one.
+    """The server's arguments, its environment settings, the image it runs in and the release that names, if any.
 
     `left_out` are flags whose value is a variable unknown here.
     """
 
     words: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
+    image: str | None = None
     image_version: str | None = None
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -66,7 +67,9 @@ def _from_words(words: list[str], environment: dict[str, str]) -> LaunchLine | N
     image = next((match["version"] for word in words if (match := IMAGE_VERSION.search(word))), None)
     for index, word in enumerate(words):
         if word == MODULE or word.endswith(("sglang/launch_server.py", "launch_server.py")):
-            return _line(words[index + 1 :], environment, image)
+            found = _line(words[index + 1 :], environment, image)
+            in_docker = index >= 3 and "run" in words[:index] and words[index - 1] == "-m"
+            return replace(found, image=plain(words[index - 3])) if in_docker else found
         if word == "serve" and index and Path(words[index - 1]).name == "sglang":
             return _line(_model_first(words[index + 1 :]), environment, image)
         if MODULE in word and (" " in word or "\n" in word):
@@ -181,7 +184,8 @@ def _from_yaml(text: str, path: Path) -> LaunchLine | None:
         if found is not None and not (words[0].startswith("-") and "sglang" not in str(container.get("image"))):
             match = IMAGE_VERSION.search(str(container.get("image")))
             version = found.image_version or (match["version"] if match else None)
-            return replace(found, image_version=version)
+            image = container.get("image")
+            return replace(found, image=None if image is None else str(image), image_version=version)
     for document in documents:
         if isinstance(document, dict) and {"model-path", "model_path", "tp-size", "tp_size"} & set(map(str, document)):
             return LaunchLine(words=tuple(words_of_config(document)))
