@@ -49,6 +49,18 @@ def test_a_plan_becomes_every_file(sgtune: Sgtune, plan_file: Path, tmp_path: Pa
         assert record.hardware_hash in text.split("# record")[0]
 
 
+def test_check_reads_every_file_as_the_same_launch(sgtune: Sgtune, plan_file: Path, tmp_path: Path) -> None:
+    assert sgtune("export", "--plan", str(plan_file), "--out", str(tmp_path), "--model-path", "/m/a b$c").code == 0
+    answers = {}
+    for target in Target:
+        ran = sgtune("check", "--hardware", "h200x8", "--json", "--", str(tmp_path / target.file_name))
+        assert ran.code == 0, (target, ran.err)
+        answers[target] = json.loads(ran.out)
+        assert launch_of_file(tmp_path / target.file_name).words[1] == "/m/a b$c"
+    assert answers[Target.BASH]["accepted"] is True
+    assert all(answer["resolved"] == answers[Target.BASH]["resolved"] for answer in answers.values())
+
+
 def test_a_plan_can_come_through_a_pipe(plan_file: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tuner.cli.main", "export", "--plan", "-", "--target", "bash", "--out", str(tmp_path)],
