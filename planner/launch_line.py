@@ -275,16 +275,19 @@ def _listed(value: Any) -> list[str]:
 
 
 def _environment(container: dict[Any, Any]) -> dict[str, str]:
-    """Return a container's environment: a mapping, NAME=VALUE words, or Kubernetes' name and value pairs."""
+    """Return a container's environment: a mapping, NAME=VALUE words, or Kubernetes' name and value pairs.
+
+    What is passed on without a value (from the caller's environment, from a secret) is left out.
+    """
     found: dict[str, str] = {}
     for key in ("environment", "env"):
         given = container.get(key)
         if isinstance(given, dict):
-            found |= {str(name): str(value) for name, value in given.items()}
+            found |= {str(name): str(value) for name, value in given.items() if value is not None}
         for item in given if isinstance(given, list) else ():
             if isinstance(item, dict):
-                found[str(item.get("name"))] = str(item.get("value", ""))
+                found |= {str(item.get("name")): str(item["value"])} if item.get("value") is not None else {}
             else:
-                name, _, value = str(item).partition("=")
-                found[name] = value
+                name, equals, value = str(item).partition("=")
+                found |= {name: value} if equals else {}
     return found

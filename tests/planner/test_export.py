@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -171,8 +172,11 @@ def test_slurm_gives_every_node_its_number(tmp_path: Path) -> None:
 def test_bash_accepts_the_scripts(name: str, target: Target, tmp_path: Path) -> None:
     file = written(target, spec_of(name), Parameters(), tmp_path)
     subprocess.run(["bash", "-n", str(file)], check=True)
-    head = [line for line in file.read_text().splitlines() if line.startswith("#SBATCH ")]
+    lines = file.read_text().splitlines()
+    head = [line for line in lines if line.startswith("#SBATCH ")]
     assert bool(head) == (target is Target.SLURM)
+    assert lines[1 : 1 + len(head)] == head  # sbatch reads none after the first command
+    assert all(re.fullmatch(r"#SBATCH --[a-z-]+(=[\w%.-]+)?", line) for line in head)
 
 
 @settings(max_examples=25)
@@ -289,6 +293,14 @@ def test_a_bundle_has_all_of_it_and_says_how_to_start(tmp_path: Path) -> None:
     assert "sglang_router.launch_router" in readme
     assert readme.count("http://SERVER") == 3
     assert os.access(tmp_path / "launch.sh", os.X_OK)
+
+
+def test_the_readme_of_several_nodes_sends_nobody_to_verify(tmp_path: Path) -> None:
+    export_bundle(spec_of("two-nodes-tp16"), PROVENANCE, tmp_path, Parameters(), {})
+    readme = (tmp_path / "README.md").read_text()
+    assert "NODE_RANK" in readme
+    assert "sgtune bench" in readme
+    assert "sgtune verify" not in readme
 
 
 def test_deepep_gets_the_buffer_it_needs() -> None:

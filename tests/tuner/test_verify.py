@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +89,33 @@ def test_a_rate_outside_its_own_interval_fails_before_anything_starts(
     assert (ran.code, "own interval" in ran.err) == (1, True)
 
 
+# Notes how it was called and runs what the container would run as the emulated server.
+DOCKER = """#!/bin/sh
+echo "$@" >> {calls}
+[ "$1" = rm ] && exit 0
+while [ "$1" != sglang.launch_server ]; do shift; done
+shift
+exec {python} -m tuner.emulator --hardware h200x8 --world {world} -- "$@"
+"""
+
+
+@pytest.mark.slow
+def test_docker_boots_the_files_command_in_the_files_image(
+    sgtune: Sgtune, bundle: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, calls = tmp_path / "docker", tmp_path / "calls"
+    client.write_text(DOCKER.format(calls=calls, python=sys.executable, world=world))
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    ran = sgtune("verify", str(bundle), "--engine", "docker", "--point-time", "2s", "--json")
+    assert (ran.code, json.loads(ran.out)["file"]) == (0, str(bundle / "docker-run.sh")), ran.err
+    run, remove = calls.read_text().splitlines()
+    assert " ".join(read_claim(bundle / "docker-run.sh").line.words) in run
+    assert " lmsysorg/sglang:v0.5.23 python3 -m sglang.launch_server " in run
+    assert "HF_HOME" not in run  # a place of the file's own container
+    assert remove.startswith("rm --force sgtune-0-")
+
+
 @pytest.mark.slow
 def test_the_servers_own_refusal_is_shown(sgtune: Sgtune, bundle: Path, world: Path) -> None:
     ran = emulated(sgtune, bundle, world, "--", "--mem-fraction-static", "0.2")
@@ -101,6 +130,15 @@ def test_a_bundle_changed_by_hand_fails_before_anything_starts(sgtune: Sgtune, b
     (tmp_path / "launch.sh").write_text(changed)
     ran = sgtune("verify", str(tmp_path), "--engine", "emulated")
     assert (ran.code, "record different figures" in ran.err) == (1, True)
+
+
+def test_the_environment_sglangs_yaml_cannot_hold_comes_from_its_header(bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "sglang.yaml"
+    text = (bundle / "sglang.yaml").read_text()
+    file.write_text(text.replace("# start:", "# environment: SGLANG_A=1\n# start:"))
+    assert read_claim(file).environment == {"SGLANG_A": "1"}
+    for name in ("compose.yaml", "kubernetes.yaml", "docker-run.sh", "sglang.service"):
+        assert read_claim(bundle / name).environment == {}
 
 
 def test_what_cannot_be_verified_says_why(sgtune: Sgtune, bundle: Path, tmp_path: Path) -> None:
