@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -59,6 +60,11 @@ def encode_json(value: Any, *, indent: int = 2) -> str:
     """Encode a value as JSON text, indented for people (indent=0: one line)."""
     raw = msgspec.json.encode(value)
     return (msgspec.json.format(raw, indent=indent) if indent else raw).decode()
+
+
+def content_hash(value: Any) -> str:
+    """Return a short hash of a value's JSON form."""
+    return hashlib.sha256(encode_json(value, indent=0).encode()).hexdigest()[:16]
 
 
 def _plain(message: str) -> str:

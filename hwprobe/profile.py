@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from hwprobe.errors import InputError
-from hwprobe.files import decode_json, encode_json, read_bytes, write_atomic
+from hwprobe.files import content_hash, decode_json, encode_json, read_bytes, write_atomic
 
 SCHEMA_VERSION = 1
 
@@ -212,3 +212,8 @@ def load_profile(path: Path) -> HardwareProfile:
 def save_profile(profile: HardwareProfile, path: Path) -> None:
     """Write a hardware.json atomically. Raises InputError when the place cannot be written."""
     write_atomic(path, encode_json(profile) + "\n")
+
+
+def hardware_hash(profile: HardwareProfile) -> str:
+    """Return a short hash of the machine's figures, not of when or how they were written down."""
+    return content_hash(replace(profile, created=None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hwprobe.profile import hardware_hash
 from planner.space import as_launched
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
     return {
         "question": {
             "hardware": question.hardware.name,
+            "hardware_hash": hardware_hash(question.hardware),
             "model": question.arch.name,
             "sglang_version": str(question.version),
             "isl": question.isl,

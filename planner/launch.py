@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from packaging.version import Version
 
@@ -25,13 +27,28 @@ class LaunchSpec:
     flags: tuple[tuple[str, str | None], ...]
     environment: dict[str, str] = field(default_factory=dict)
     nnodes: int = 1
+    gpus_per_node: int = 1
+
+    @property
+    def words(self) -> list[list[str]]:
+        """Return every flag with its values."""
+        return [[flag] if value is None else [flag, *value.split("\0")] for flag, value in self.flags]
 
     def argv(self, python: str = "python3") -> list[str]:
         """Return the argument list of one node (without --node-rank and --dist-init-addr)."""
-        words = [python, "-m", "sglang.launch_server"]
-        for flag, value in self.flags:
-            words += [flag] if value is None else [flag, value]
-        return words
+        return [python, "-m", "sglang.launch_server", *(word for words in self.words for word in words)]
+
+    def with_words(self, words: Sequence[str]) -> LaunchSpec:
+        """Return the command with further flags at its end, as typed; the last of two wins."""
+        pairs: list[tuple[str, list[str]]] = []
+        for word in words:
+            flag, equals, value = word.partition("=")
+            if re.match(r"--?[A-Za-z]", word):
+                pairs.append((flag, [value] if equals else []))
+            elif pairs:
+                pairs[-1][1].append(word)
+        added = tuple((flag, "\0".join(values) if values else None) for flag, values in pairs)
+        return replace(self, flags=(*self.flags, *added))
 
     def shell_line(self) -> str:
         """Return the command as one line that can be pasted into a shell."""
@@ -62,6 +79,7 @@ def launch_spec(
         flags=flags,
         environment=_environment(config),
         nnodes=config.nnodes,
+        gpus_per_node=config.gpu_count // config.nnodes,
     )
 
 

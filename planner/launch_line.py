@@ -11,26 +11,29 @@ from typing import Any
 
 from hwprobe.errors import InputError
 from hwprobe.files import read_bytes
+from planner.shell_words import LITERAL, OPERATORS, commands_of, literal, plain
+from planner.unit_words import assignments_of, unit_words
 
 MODULE = "sglang.launch_server"
 ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
 NAME = r"[A-Za-z_][A-Za-z0-9_]*"
-VARIABLE = re.compile(rf"\$(?:{{({NAME})[^}}]*}}|\(({NAME})\)|({NAME}))")
+VARIABLE = re.compile(rf"(?<!\0)\$(?:{{({NAME})[^}}]*}}|\(({NAME})\)|({NAME}))")
 IMAGE_VERSION = re.compile(r"sglang[^\s:]*:v?(?P<version>\d+\.\d+\.\d+(?:\.post\d+)?)")
 SHELLS = ("bash", "sh", "/bin/bash", "/bin/sh", "zsh")
-ENDS = ("&&", "||", ";", "|", "&", ">", ">>", "2>&1", "2>", "<")
+PASSED_ON = ("$@", "$*")
 FORMS = "`python -m sglang.launch_server ...`, `sglang serve ...`, `docker run ... sglang.launch_server ...`"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchLine:
-    """The server's arguments, its environment settings, and the release its image names, if it names one.
+    """The server's arguments, its environment settings, the image it runs in and the release that names, if any.
 
     `left_out` are flags whose value is a variable unknown here.
     """
 
     words: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
+    image: str | None = None
     image_version: str | None = None
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -46,10 +49,13 @@ def launch_of_words(words: Sequence[str]) -> LaunchLine:
 
 
 def launch_of_file(path: Path) -> LaunchLine:
-    """Read a script, a compose file or a Kubernetes manifest. Raises InputError naming the file."""
+    """Read a script, a compose file, a Kubernetes manifest or a systemd unit. Raises InputError naming the file."""
     text = read_bytes(path, "launch file").decode("utf-8", errors="replace")
     is_yaml = path.suffix.lower() in (".yaml", ".yml", ".json")
-    found = _from_yaml(text, path) if is_yaml else _from_script(text)
+    if path.suffix.lower() == ".service":
+        found = _from_unit(text)
+    else:
+        found = _from_yaml(text, path) if is_yaml else _from_script(text)
     if found is None:
         raise InputError(f"'{path}' starts no SGLang server that could be found; it should hold {FORMS}")
     return found
@@ -61,11 +67,13 @@ def _from_words(words: list[str], environment: dict[str, str]) -> LaunchLine | N
     image = next((match["version"] for word in words if (match := IMAGE_VERSION.search(word))), None)
     for index, word in enumerate(words):
         if word == MODULE or word.endswith(("sglang/launch_server.py", "launch_server.py")):
-            return _line(words[index + 1 :], environment, image)
+            found = _line(words[index + 1 :], environment, image)
+            in_docker = index >= 3 and "run" in words[:index] and words[index - 1] == "-m"
+            return replace(found, image=plain(words[index - 3])) if in_docker else found
         if word == "serve" and index and Path(words[index - 1]).name == "sglang":
             return _line(_model_first(words[index + 1 :]), environment, image)
         if MODULE in word and (" " in word or "\n" in word):
-            inner = _from_script(word, environment)
+            inner = _from_script(plain(word), environment)
             if inner is not None:
                 return replace(inner, image_version=inner.image_version or image)
     if words and words[0].startswith("-"):
@@ -78,8 +86,10 @@ def _line(words: list[str], environment: dict[str, str], image: str | None) -> L
     kept: list[str] = []
     left_out: list[str] = []
     for word in words:
-        if word in ENDS:
+        if word in OPERATORS:
             break
+        if word in PASSED_ON:
+            continue
         text = VARIABLE.sub(lambda match: _value(match, environment), word)
         if not VARIABLE.search(text):
             kept.append(text)
@@ -89,7 +99,13 @@ def _line(words: list[str], environment: dict[str, str], image: str | None) -> L
             left_out.append(word)
     notes = tuple(f"'{text[:80]}' is left out: the variable's value is unknown here" for text in left_out)
     flags = tuple(text.split()[0].partition("=")[0] for text in left_out)
-    return LaunchLine(words=tuple(kept), environment=environment, image_version=image, notes=notes, left_out=flags)
+    return LaunchLine(
+        words=tuple(plain(word) for word in kept),
+        environment={name: plain(value) for name, value in environment.items()},
+        image_version=image,
+        notes=notes,
+        left_out=flags,
+    )
 
 
 def _value(match: re.Match[str], environment: dict[str, str]) -> str:
@@ -122,22 +138,32 @@ def _settings(words: Sequence[str]) -> dict[str, str]:
 def _from_script(text: str, environment: dict[str, str] | None = None) -> LaunchLine | None:
     """Find the first command of a shell script that starts the server; exports before it count."""
     settings = dict(environment or {})
-    plain = re.sub(r"\\\r?\n", " ", text)
-    for line in plain.splitlines():
-        try:
-            words = shlex.split(line, comments=True)
-        except ValueError:
-            words = line.split()
-        if not words:
-            continue
+    for words in commands_of(text):
         if words[0] == "export" or all(ASSIGNMENT.fullmatch(word) for word in words):
             settings |= {name: value for name, _, value in (w.partition("=") for w in words if "=" in w)}
+            continue
+        if len(words) > 2 and words[-2] == "||" and ASSIGNMENT.fullmatch(words[-1]):  # a default
+            name, _, value = words[-1].partition("=")
+            settings[name] = value
             continue
         found = _from_words(words, settings) if not words[0].startswith("-") else None
         if found is not None:
             return found
-    whole = plain.strip()
+    whole = re.sub(r"\\\r?\n", " ", text).strip()
     return _from_words(shlex.split(whole), settings) if whole.startswith("-") and whole.count('"') % 2 == 0 else None
+
+
+def _from_unit(text: str) -> LaunchLine | None:
+    """Find the server among a systemd unit's ExecStart= lines; its Environment= counts."""
+    settings: dict[str, str] = {}
+    commands: list[list[str]] = []
+    for key, value in assignments_of(text):
+        if key == "Environment":
+            pairs = (word.partition("=") for word in unit_words(value, command=False))
+            settings |= {name: setting.replace("$", LITERAL + "$") for name, _, setting in pairs}
+        elif key == "ExecStart":
+            commands.append([literal(word) for word in unit_words(value, command=True)])
+    return next((found for words in commands if (found := _from_words(words, settings)) is not None), None)
 
 
 def _from_yaml(text: str, path: Path) -> LaunchLine | None:
@@ -148,7 +174,7 @@ def _from_yaml(text: str, path: Path) -> LaunchLine | None:
         documents = list(yaml.safe_load_all(text))
     except yaml.YAMLError as error:
         raise InputError(f"'{path}' is no valid YAML: {str(error).splitlines()[0]}") from None
-    for container in (c for document in documents for c in _containers(document)):
+    for container in (c for document in documents for c in _containers(_plain_dollars(document))):
         words = [
             *_listed(container.get("entrypoint")),
             *_listed(container.get("command")),
@@ -158,7 +184,8 @@ def _from_yaml(text: str, path: Path) -> LaunchLine | None:
         if found is not None and not (words[0].startswith("-") and "sglang" not in str(container.get("image"))):
             match = IMAGE_VERSION.search(str(container.get("image")))
             version = found.image_version or (match["version"] if match else None)
-            return replace(found, image_version=version)
+            image = container.get("image")
+            return replace(found, image=None if image is None else str(image), image_version=version)
     for document in documents:
         if isinstance(document, dict) and {"model-path", "model_path", "tp-size", "tp_size"} & set(map(str, document)):
             return LaunchLine(words=tuple(words_of_config(document)))
@@ -200,6 +227,29 @@ def words_of_config(config: dict[Any, Any]) -> list[str]:
     return words
 
 
+def _plain_dollars(document: Any) -> Any:
+    """Mark the dollars that compose (`services`) and Kubernetes (`apiVersion`) pass on as they are.
+
+    Both double a dollar that is no variable. Without a shell, Kubernetes knows only the form $(NAME).
+    """
+    if not isinstance(document, dict) or not {"services", "apiVersion"} & document.keys():
+        return document
+    return _marked(document, single="apiVersion" in document)
+
+
+def _marked(node: Any, *, single: bool) -> Any:
+    if isinstance(node, dict):
+        return {key: _marked(value, single=single) for key, value in node.items()}
+    if isinstance(node, list):
+        shell = any(isinstance(item, str) and item in SHELLS for item in node)
+        marked = [_marked(item, single=single and not shell) for item in node]
+        return [literal(item) if isinstance(item, str) and not shell else item for item in marked]
+    if not isinstance(node, str):
+        return node
+    text = node.replace("$$", LITERAL + "$")
+    return re.sub(r"(?<!\0)\$(?!\()", LITERAL + "$", text) if single and MODULE not in text else text
+
+
 def _containers(node: Any) -> Iterator[dict[Any, Any]]:
     """Yield every mapping that has a command or args, at any depth."""
     if isinstance(node, dict):
@@ -225,16 +275,19 @@ def _listed(value: Any) -> list[str]:
 
 
 def _environment(container: dict[Any, Any]) -> dict[str, str]:
-    """Return a container's environment: a mapping, NAME=VALUE words, or Kubernetes' name and value pairs."""
+    """Return a container's environment: a mapping, NAME=VALUE words, or Kubernetes' name and value pairs.
+
+    What is passed on without a value (from the caller's environment, from a secret) is left out.
+    """
     found: dict[str, str] = {}
     for key in ("environment", "env"):
         given = container.get(key)
         if isinstance(given, dict):
-            found |= {str(name): str(value) for name, value in given.items()}
+            found |= {str(name): str(value) for name, value in given.items() if value is not None}
         for item in given if isinstance(given, list) else ():
             if isinstance(item, dict):
-                found[str(item.get("name"))] = str(item.get("value", ""))
+                found |= {str(item.get("name")): str(item["value"])} if item.get("value") is not None else {}
             else:
-                name, _, value = str(item).partition("=")
-                found[name] = value
+                name, equals, value = str(item).partition("=")
+                found |= {name: value} if equals else {}
     return found

@@ -34,6 +34,7 @@ def test_wheel_holds_all_data_and_runs_without_the_source_tree(tmp_path: Path) -
         "models/profiles/sglang-0.5.12.json",
         "models/founding_case.toml",
         "planner/export/templates/launch.sh.j2",
+        "planner/export/templates/kubernetes.yaml.j2",
         "planner/flags.json",
         "tuner/worlds/default.toml",
     ):

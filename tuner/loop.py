@@ -208,6 +208,8 @@ class Loop:
             "output_tok_s": predicted.output_tok_s,
             "tpot_mean_ms": predicted.tpot_ms["mean"],
             "ttft_mean_ms": predicted.ttft_ms["mean"],
+            "output_tok_s_low": predicted.band["output_tok_s"][0],
+            "output_tok_s_high": predicted.band["output_tok_s"][1],
         }
         misses = {_key(slo): slo.excess(predicted) for slo in self.task.slos}
         return replace(

@@ -1,4 +1,4 @@
-"""The end of a run: the answer as a document, and the winner's launch files with their provenance."""
+"""The end of a run: the answer as a document."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from typing import Any
 
 from packaging.version import Version
 
-from planner.export.files import Provenance, Target, export_files, possible_targets
-from planner.launch import LaunchSpec, launch_spec
+from planner.launch import launch_spec
 from planner.space import as_launched
-from tuner import __version__
 from tuner.confirm import BASELINE, Standing, standings, winner_of
 from tuner.learned import knob_effects, residuals
 from tuner.record import Manifest, Outcome, TrialRecord
@@ -27,52 +25,6 @@ def nearest_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
 def baseline_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
     """Return the trial of SGLang's defaults, if it was measured."""
     return next((r for r in records if r.source == BASELINE and r.target is not None), None)
-
-
-def spec_of(record: TrialRecord, manifest: Manifest, model_path: str) -> LaunchSpec:
-    """Return the launch command of a trial."""
-    return launch_spec(record.config, Version(manifest.sglang_version), model_path=model_path)
-
-
-def provenance_of(record: TrialRecord, manifest: Manifest, command: str) -> Provenance:
-    """Return the facts an exported file carries."""
-    lines = [
-        ("made by", f"sgtune {__version__}: {command}"),
-        ("SGLang", manifest.sglang_version),
-        ("hardware", f"{manifest.hardware} (profile {manifest.hardware_hash})"),
-        ("workload", f"{manifest.isl} in / {manifest.osl} out, {manifest.concurrency} clients"),
-        ("configuration", f"{record.label}, trial {record.number} ({record.source})"),
-    ]
-    if record.predicted:
-        lines.append(("predicted", f"{record.predicted['output_tok_s']:.1f} output tok/s"))
-    target = record.target
-    if target is not None:
-        low, high = target.output_tok_s_interval
-        lines.append(
-            (
-                f"measured on the {manifest.engine} engine",
-                f"{target.output_tok_s:.1f} output tok/s (95 % interval {low:.1f} to {high:.1f}), "
-                f"TPOT {target.tpot_ms['mean']:.2f} ms, TTFT {target.ttft_ms['mean']:.0f} ms",
-            )
-        )
-    return Provenance(lines=tuple(lines))
-
-
-def export_trial(
-    record: TrialRecord,
-    manifest: Manifest,
-    folder: Path,
-    *,
-    model_path: str,
-    command: str,
-    targets: Sequence[Target] | None = None,
-) -> tuple[list[Path], list[Target]]:
-    """Write the trial's launch files; return their paths and the targets its SGLang version cannot have."""
-    spec = spec_of(record, manifest, model_path)
-    possible = possible_targets(spec)
-    wanted = possible if targets is None else list(targets)
-    skipped = [target for target in Target if target not in possible] if targets is None else []
-    return export_files(spec, provenance_of(record, manifest, command), folder, wanted), skipped
 
 
 def result_document(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hwprobe.errors import InputError
-from hwprobe.files import encode_json
-from hwprobe.profile import HardwareProfile
+from hwprobe.files import content_hash
+from hwprobe.profile import hardware_hash
 from planner.arguments import read_arguments
 from planner.launch import DEFAULT_MODEL_PATH
 from planner.plan import Plan, PlanQuestion, make_plan
@@ -148,16 +147,6 @@ class Prepared:
     plan: Plan
     space: TuningSpace
     seeds: tuple[tuple[str, dict[str, Any]], ...]
-
-
-def hardware_hash(hardware: HardwareProfile) -> str:
-    """Return a short hash of the machine's figures, not of when or how they were written down."""
-    return content_hash(replace(hardware, created=None))
-
-
-def content_hash(value: Any) -> str:
-    """Return a short hash of a value's JSON form."""
-    return hashlib.sha256(encode_json(value, indent=0).encode()).hexdigest()[:16]
 
 
 def prepare(question: TuneQuestion) -> Prepared:

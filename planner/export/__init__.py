@@ -1,1 +1,1 @@
-"""Launch files: the same command as a shell script and as SGLang's own YAML configuration."""
+"""Launch files: one command as a script, a YAML file, a container, a unit, a manifest or a batch job."""

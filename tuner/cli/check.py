@@ -29,7 +29,7 @@ Line = Annotated[
     list[str] | None,
     typer.Argument(
         help="The launch line after `--`: python -m sglang.launch_server ..., sglang serve ..., docker run ..., or a "
-        "file: shell script, compose or Kubernetes YAML.",
+        "file: shell script, compose or Kubernetes YAML, systemd unit.",
         show_default=False,
     ),
 ]

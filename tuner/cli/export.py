@@ -1,56 +1,141 @@
-"""`sgtune export`: launch files of a run's winner or of any of its trials."""
+"""`sgtune export`: launch files of a run's winner, of any of its trials, or of a plan's candidate."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tuner.cli import options
+from tuner.cli.common import print_json
 
-EXAMPLE = "Example: sgtune export --run nf5688g7-1000-1000-c1024 --target all --out launch/"
+if TYPE_CHECKING:
+    from planner.export.targets import Parameters
+    from tuner.export import Exportable
+
+EXAMPLE = "Example: sgtune export --run nf5688g7-1000-1000-c1024 --bundle launch/"
 
 
 class TargetName(StrEnum):
     BASH = "bash"
     YAML = "yaml"
+    DOCKER = "docker"
+    COMPOSE = "compose"
+    SYSTEMD = "systemd"
+    K8S = "k8s"
+    SLURM = "slurm"
     ALL = "all"
 
 
+Targets = Annotated[list[TargetName] | None, typer.Option("--target", help="Which files to write, repeatable.")]
+
+
 def export(
-    run: Annotated[str, typer.Option("--run", help="Name of the run folder.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write to.", show_default=False)],
-    trial: Annotated[int | None, typer.Option("--trial", help="Trial number; default: the best.")] = None,
-    target: Annotated[TargetName, typer.Option("--target", help="Which files to write.")] = TargetName.ALL,
+    run: Annotated[str | None, typer.Option("--run", help="Name of the run folder.")] = None,
+    trial: Annotated[int | None, typer.Option("--trial", help="Trial number of the run; default: the winner.")] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", help="JSON of sgtune plan --json (- reads it from stdin), instead of --run."),
+    ] = None,
+    candidate: Annotated[int, typer.Option("--candidate", help="Which of the plan's candidates, 1 the best.")] = 1,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write launch files to.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="Folder for all files with a README and the data behind them.")
+    ] = None,
+    target: Targets = None,
     runs: options.Runs = Path("runs"),
     model_path: options.ModelPath = options.MODEL_PATH,
+    image: Annotated[
+        str | None, typer.Option("--image", help="Container image; default: lmsysorg/sglang of the release.")
+    ] = None,
+    python: Annotated[str, typer.Option("--python", help="Interpreter with sglang, outside containers.")] = "python3",
+    host: Annotated[str, typer.Option("--host", help="Address the server listens on.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option("--port", help="Port the server listens on.")] = 30000,
+    shm_gib: Annotated[int, typer.Option("--shm-gib", help="Shared memory of a container, GiB.")] = 32,
+    weights_volume: Annotated[
+        str | None,
+        typer.Option("--weights-volume", help="Folder or volume with the weights; default: the model path itself."),
+    ] = None,
+    cache_volume: Annotated[
+        str, typer.Option("--cache-volume", help="Folder or volume that keeps compiled kernels.")
+    ] = "sglang-cache",
+    json: options.Json = False,
 ) -> None:
-    """Write launch files (shell script, SGLang YAML) that run as they stand."""
+    """Write launch files that run as they stand: scripts, SGLang YAML, docker, compose, systemd, Kubernetes, Slurm."""
+    from planner.export.targets import Parameters
+
+    parameters = Parameters(
+        model_path=model_path, image=image, python=python, host=host, port=port, shm_gib=shm_gib,
+        weights=weights_volume, cache=cache_volume,
+    ).checked()  # fmt: skip
+    _check_question(run, plan, trial, candidate, out, bundle, target)
+    if plan is not None:
+        from tuner.cli.tune import command_line
+        from tuner.export_plan import plan_export
+
+        exportable = plan_export(plan, candidate, parameters, command_line())
+    else:
+        exportable = _of_run(runs / str(run), trial, parameters)
+    _write(exportable, out, bundle, target, json=json)
+
+
+def _check_question(
+    run: str | None,
+    plan: Path | None,
+    trial: int | None,
+    candidate: int,
+    out: Path | None,
+    bundle: Path | None,
+    target: list[TargetName] | None,
+) -> None:
+    """Raise InputError for options that do not go together."""
     from hwprobe.errors import InputError
-    from planner.export.files import Target
+
+    if (run is None) == (plan is None):
+        raise InputError("say what to export with exactly one of --run NAME and --plan PLAN.json")
+    if plan is not None and trial is not None:
+        raise InputError("--trial belongs to --run; a plan has --candidate N")
+    if run is not None and candidate != 1:
+        raise InputError("--candidate belongs to --plan; a run has --trial N")
+    if out is None and bundle is None:
+        raise InputError("say where to write with --out DIR (launch files) or --bundle DIR (all, with README and data)")
+    if out is None and target:
+        raise InputError("--target chooses what goes to --out DIR; --bundle writes them all")
+
+
+def _of_run(folder: Path, trial: int | None, parameters: Parameters) -> Exportable:
+    from hwprobe.profile import read_profile
     from tuner.cli.tune import command_line
-    from tuner.confirm import winner_of
-    from tuner.report import export_trial
+    from tuner.export import chosen_trial, trial_export
     from tuner.store import read_manifest, read_trials
 
-    folder = runs / run
     manifest = read_manifest(folder)
     records = read_trials(folder / "trials.jsonl")
-    if trial is None:
-        winner = winner_of(records)
-        if winner is None:
-            raise InputError(f"run '{folder}' has no feasible trial yet; name one with --trial")
-        chosen = winner.first
+    chosen = chosen_trial(records, trial, folder)
+    documents = {"hardware.json": read_profile(folder / "hardware.json")}
+    return trial_export(chosen, records, manifest, parameters, command_line(), documents)
+
+
+def _write(
+    exportable: Exportable, out: Path | None, bundle: Path | None, target: list[TargetName] | None, *, json: bool
+) -> None:
+    from planner.export.targets import Target, possible_targets
+
+    everything = not target or TargetName.ALL in target
+    targets = None if everything else [Target(name) for name in dict.fromkeys(target or ())]
+    paths: list[Path] = []
+    if out is not None:
+        paths += exportable.write(out, targets)
+    if bundle is not None:
+        paths += exportable.write_bundle(bundle)
+    possible = possible_targets(exportable.spec, exportable.parameters)
+    skipped = [kind for kind in Target if everything and kind not in possible]
+    if json:
+        print_json({"files": [str(path) for path in paths], "skipped": [str(kind) for kind in skipped]})
     else:
-        found = next((record for record in records if record.number == trial), None)
-        if found is None:
-            raise InputError(f"run '{folder}' has no trial {trial}; it has 0 to {len(records) - 1}")
-        chosen = found
-    targets = None if target is TargetName.ALL else [Target(target)]
-    paths, skipped = export_trial(chosen, manifest, out, model_path=model_path, command=command_line(), targets=targets)
-    for path in paths:
-        typer.echo(f"wrote {path}")
+        for path in paths:
+            typer.echo(f"wrote {path}")
     for missing in skipped:
-        typer.echo(f"note: SGLang {manifest.sglang_version} has no {missing} form", err=True)
+        typer.echo(f"note: SGLang {exportable.spec.version} and these paths have no {missing} form", err=True)

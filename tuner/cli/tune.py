@@ -114,17 +114,20 @@ def _run(loop: Loop) -> None:
 
 def _finish(loop: Loop, prepared: Prepared, *, model_path: str, json: bool) -> None:
     from hwprobe.files import encode_json
+    from planner.export.targets import Parameters, Target, possible_targets
     from tuner.cli.tune_view import show_result
     from tuner.confirm import winner_of
-    from tuner.report import export_trial, result_document
+    from tuner.export import trial_export
+    from tuner.report import result_document
 
     manifest = prepared.question.manifest()
     best = winner_of(loop.records)
     exports: list[Path] = []
     if best is not None:
-        exports, _ = export_trial(
-            best.first, manifest, loop.folder.export_folder, model_path=model_path, command=command_line()
-        )
+        parameters = Parameters(model_path=model_path)
+        winner = trial_export(best.first, loop.records, manifest, parameters, command_line())
+        possible = [t for t in possible_targets(winner.spec, parameters) if t in (Target.BASH, Target.YAML)]
+        exports = winner.write(loop.folder.export_folder, possible)
     document = result_document(loop.folder.path, manifest, loop.records, loop.stop_reason, exports)
     loop.folder.write("result.json", encode_json(document) + "\n")
     if json:

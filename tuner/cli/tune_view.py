@@ -11,14 +11,16 @@ from rich.table import Table
 
 from models.config import ServerConfig
 from models.estimate import Prediction
+from planner.export.targets import Parameters
 from tuner.candidates import candidates_of
 from tuner.cli.progress import ProgressScreen
 from tuner.confirm import BASELINE, standings, winner_of
 from tuner.engines.seam import Measurement
+from tuner.export import spec_of
 from tuner.learned import knob_effects, residuals
 from tuner.loop import Loop
 from tuner.record import Manifest, Outcome, TrialRecord
-from tuner.report import nearest_of, spec_of
+from tuner.report import nearest_of
 from tuner.setup import Prepared
 
 MOST_SENTENCES = 5
@@ -150,7 +152,7 @@ def show_result(loop: Loop, manifest: Manifest, exports: Sequence[Path], screen:
             f"SGLang's defaults ({baseline.first.label}): {baseline.output_tok_s:,.0f} tok/s; gain {gain:+.0f} %{drift}"
         )
     _show_learned(loop.records, screen)
-    screen.print(spec_of(best, manifest, model_path).shell_line(), soft_wrap=True, markup=False)
+    screen.print(spec_of(best, manifest, Parameters(model_path=model_path)).shell_line(), soft_wrap=True, markup=False)
     for path in exports:
         screen.print(f"wrote {path}", markup=False, soft_wrap=True)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import tomli_w
 
-from hwprobe.files import encode_json
+from hwprobe.files import encode_json, write_atomic
 from hwprobe.nvml import read_inventory, read_throttles
 from models.estimate import Context
 from tuner.choices import EngineName
@@ -31,24 +31,51 @@ def engine_of(question: TuneQuestion, context: Context, folder: RunFolder) -> En
     """Build the engine of --engine. Raises InputError when another tuner holds one of this machine's GPUs."""
     if question.engine is EngineName.SIMULATED:
         return SimulatedEngine(question.world, context, question.seed)
+    return live_engine(
+        _runner(question, context, folder),
+        context,
+        model_path=question.model_path,
+        trials=folder.path / "trials",
+        point_s=question.point_s,
+        seed=question.seed,
+        extra_flags=question.server_flags,
+        smoke=_smoke(question.smoke),
+    )
+
+
+def live_engine(
+    runner: Runner,
+    context: Context,
+    *,
+    model_path: str,
+    trials: Path,
+    point_s: float,
+    seed: int,
+    extra_flags: tuple[str, ...] = (),
+    smoke: Smoke | None = None,
+) -> LiveEngine:
+    """Build a live engine on a runner, holding this machine's GPUs unless the runner emulates them.
+
+    Raises InputError when another tuner holds one of them.
+    """
     closing = ExitStack()
     uuids: list[str] = []
-    if question.engine is not EngineName.EMULATED:
+    if runner.name != EngineName.EMULATED:
         uuids = [gpu.uuid for gpu in read_inventory().gpus if gpu.uuid]
         closing.callback(GpuLocks(uuids).release)
 
     def throttles() -> list[str]:
         return sorted({reason for reasons in read_throttles(uuids).values() for reason in reasons}) if uuids else []
 
-    settings = Settings(least_s=question.point_s, vocabulary=context.arch.vocab_size)
+    settings = Settings(least_s=point_s, vocabulary=context.arch.vocab_size)
     return LiveEngine(
-        runner=_runner(question, context, folder),
+        runner=runner,
         context=context,
-        model_path=question.model_path,
-        trials=folder.path / "trials",
-        measure=measure_for_tuner(question.seed, settings, throttles),
-        extra_flags=question.server_flags,
-        smoke=_smoke(question.smoke),
+        model_path=model_path,
+        trials=trials,
+        measure=measure_for_tuner(seed, settings, throttles),
+        extra_flags=extra_flags,
+        smoke=smoke,
         closing=closing,
     )
 
@@ -65,22 +92,22 @@ def _runner(question: TuneQuestion, context: Context, folder: RunFolder) -> Runn
         return LocalRunner(python=question.python)
     if question.engine is EngineName.DOCKER:
         return DockerRunner(image=str(question.image), model_path=question.model_path)
-    return EmulatedRunner(options=_emulated(question, context, folder))
+    return emulated_runner(folder.path.absolute(), context, question.world, question.seed)
 
 
-def _emulated(question: TuneQuestion, context: Context, folder: RunFolder) -> tuple[str, ...]:
-    """Write what the emulated server has to know into the run folder, and name it."""
-    folder.write("emulated/world.toml", world_toml(question.world))
-    folder.write("emulated/profile.json", encode_json(context.engine) + "\n")
-    folder.write("emulated/model.json", encode_json(context.arch) + "\n")
-    where: Path = folder.path.absolute()
+def emulated_runner(where: Path, context: Context, world: World, seed: int) -> EmulatedRunner:
+    """Write what the emulated server has to know beside `where`/hardware.json, and name it."""
+    write_atomic(where / "emulated/world.toml", world_toml(world))
+    write_atomic(where / "emulated/profile.json", encode_json(context.engine) + "\n")
+    write_atomic(where / "emulated/model.json", encode_json(context.arch) + "\n")
     skew = () if context.sigma is None else ("--expert-skew", str(context.sigma))
-    return (
+    options = (
         "--hardware", str(where / "hardware.json"), "--world", str(where / "emulated/world.toml"),
         "--profile", str(where / "emulated/profile.json"), "--architecture", str(where / "emulated/model.json"),
         "--sglang-version", str(context.version), "--mtp-acceptance", str(context.acceptance), *skew,
-        "--seed", str(question.seed),
+        "--seed", str(seed),
     )  # fmt: skip
+    return EmulatedRunner(options=options)
 
 
 def world_toml(world: World) -> str:

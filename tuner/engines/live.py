@@ -34,6 +34,8 @@ DRAIN_S = 20.0
 
 Alive = Callable[[], None]
 Measure = Callable[[str, Workload, Alive], Measurement]
+# SGLang's flags and environment for a port of this machine.
+Words = Callable[[int], tuple[list[str], dict[str, str]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,20 +64,29 @@ class LiveEngine:
 
     def launch(self, config: ServerConfig, number: int) -> LiveServer:
         """Pass the gate, start, wait until ready. A port somebody took costs another try, never the trial."""
+
+        def words(port: int) -> tuple[list[str], dict[str, str]]:
+            spec = launch_spec(config, self.context.version, model_path=self.model_path, host=HOST, port=port)
+            return spec.argv()[3:], spec.environment
+
+        return self.launch_words(config, number, words)
+
+    def launch_words(self, config: ServerConfig, number: int, words: Words) -> LiveServer:
+        """Launch what `words` says, which `config` describes: a command that was not made here."""
         self.gate.pass_through()
         for _ in range(PORT_TRIES - 1):
             try:
-                return self._start(config, number, self.ports.next())
+                return self._start(config, number, self.ports.next(), words)
             except LaunchFailed as failure:
                 if failure.kind is not FailureKind.PORT:
                     raise
-        return self._start(config, number, self.ports.next())
+        return self._start(config, number, self.ports.next(), words)
 
-    def _start(self, config: ServerConfig, number: int, port: int) -> LiveServer:
+    def _start(self, config: ServerConfig, number: int, port: int, words: Words) -> LiveServer:
         nonce = f"sgtune-{number}-{secrets.token_hex(4)}"
-        spec = launch_spec(config, self.context.version, model_path=self.model_path, host=HOST, port=port)
-        flags = [*spec.argv()[3:], "--served-model-name", nonce, *self.extra_flags]
-        command = self.runner.command(flags, spec.environment, nonce, number)
+        typed, environment = words(port)
+        flags = [*typed, "--served-model-name", nonce, *self.extra_flags]
+        command = self.runner.command(flags, environment, nonce, number)
         folder = self.trials / str(number)
         process = ServerProcess(command.words, folder, command.environment, drain_s=self.drain_s, after=command.after)
         with ExitStack() as undo:

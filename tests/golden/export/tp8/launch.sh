@@ -4,8 +4,9 @@
 set -euo pipefail
 
 MODEL_PATH="${MODEL_PATH:-}"
-[ -n "$MODEL_PATH" ] || MODEL_PATH=deepseek-ai/DeepSeek-R1
-PYTHON="${PYTHON:-python3}"
+[ -n "$MODEL_PATH" ] || MODEL_PATH=/models/DeepSeek-R1
+PYTHON="${PYTHON:-}"
+[ -n "$PYTHON" ] || PYTHON=python3
 
 exec "$PYTHON" -m sglang.launch_server \
   --model-path "$MODEL_PATH" \

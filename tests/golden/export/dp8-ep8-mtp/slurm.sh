@@ -1,14 +1,22 @@
 #!/usr/bin/env bash
+#SBATCH --job-name=sglang
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --output=sglang-%j.log
 # made by: a test
 # predicted: 1.0 tok/s
+# submit: sbatch slurm.sh     ready: http://<first node>:30000/ready answers 200
 set -euo pipefail
 
 MODEL_PATH="${MODEL_PATH:-}"
 [ -n "$MODEL_PATH" ] || MODEL_PATH=deepseek-ai/DeepSeek-R1
-PYTHON="${PYTHON:-python3}"
+PYTHON="${PYTHON:-}"
+[ -n "$PYTHON" ] || PYTHON=python3
 export SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK=256
 
-exec "$PYTHON" -m sglang.launch_server \
+exec srun "$PYTHON" -m sglang.launch_server \
   --model-path "$MODEL_PATH" \
   --trust-remote-code \
   --tp-size 8 \

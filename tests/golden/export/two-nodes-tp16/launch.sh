@@ -5,11 +5,13 @@ set -euo pipefail
 
 MODEL_PATH="${MODEL_PATH:-}"
 [ -n "$MODEL_PATH" ] || MODEL_PATH=deepseek-ai/DeepSeek-R1
-PYTHON="${PYTHON:-python3}"
+PYTHON="${PYTHON:-}"
+[ -n "$PYTHON" ] || PYTHON=python3
 
 # The same file runs on each of the 2 nodes:
 #   NODE_RANK=0 RANK0_HOST=<address of node 0> ./launch.sh     (NODE_RANK=1 on the next, ...)
-# NCCL and Gloo must find the right network: set NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME if they do not.
+# NCCL and Gloo must find the right network: set NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME if they do not;
+# on InfiniBand name the adapters in NCCL_IB_HCA, on RoCE set NCCL_IB_GID_INDEX (often 3). NCCL_DEBUG=INFO shows both.
 : "${NODE_RANK:?set NODE_RANK to the number of this node, 0 to 1}"
 : "${RANK0_HOST:?set RANK0_HOST to the address of node 0}"
 

@@ -1,0 +1,58 @@
+"""What a launch file says of its figures as data: one line of JSON in its header, which `sgtune verify` reads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from hwprobe.errors import InputError
+from hwprobe.files import decode_json
+
+MARK = "# record: "
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One point: clients, output tokens per second with their interval, and mean latencies in ms."""
+
+    concurrency: int
+    output_tok_s: float
+    interval: tuple[float, float]
+    ttft_mean_ms: float
+    tpot_mean_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """The question a launch file answers and the figures it promises.
+
+    `basis` is `predicted`, or `measured` with the engine in `engine`. The intervals are the 95 % interval of a
+    measurement and the 90 % band of a prediction.
+    """
+
+    sgtune: str
+    sglang_version: str
+    hardware: str
+    hardware_hash: str
+    model: str
+    isl: int
+    osl: int
+    range_ratio: float
+    basis: str
+    points: tuple[Figure, ...]
+    engine: str | None = None
+    world: str | None = None
+    nnodes: int = 1
+
+
+def record_line(record: Record) -> str:
+    """Return the record as a comment line: ASCII only, so that no file format objects."""
+    return MARK + json.dumps(asdict(record), ensure_ascii=True)
+
+
+def record_of(text: str, name: str) -> Record:
+    """Read the record out of a launch file's text. Raises InputError when it holds none."""
+    line = next((line for line in text.splitlines() if line.startswith(MARK)), None)
+    if line is None:
+        raise InputError(f"'{name}' carries no figures to verify; give a file or a bundle that sgtune export wrote")
+    return decode_json(line.removeprefix(MARK), Record, f"{name}, line '{MARK.strip()}'")

@@ -1,0 +1,183 @@
+"""The text of every launch file, from the templates beside this module. jinja2 is loaded when a file is made."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from planner.export.record import record_line
+from planner.export.targets import (
+    CACHE_IN_CONTAINER,
+    NAME,
+    Parameters,
+    Provenance,
+    Target,
+    check_target,
+    ready_path,
+)
+from planner.launch import DIST_PORT, LaunchSpec
+from planner.unit_words import exec_quote, unit_quote
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+# Flags whose value is a name, even where it looks like a number.
+TEXT_FLAGS = ("--model-path", "--host", "--served-model-name")
+EVERYWHERE = ("0.0.0.0", "::", "")
+
+
+def render(target: Target, spec: LaunchSpec, parameters: Parameters, provenance: Provenance) -> str:
+    """Return the launch file of a target. Raises InputError when the target cannot say this command."""
+    check_target(target, spec, parameters)
+    if target is Target.YAML:
+        return _yaml_file(spec, provenance)
+    template = f"{target.file_name}.j2"
+    return _environment().get_template(template).render(_values(target, spec, parameters, provenance))
+
+
+def render_readme(spec: LaunchSpec, parameters: Parameters, provenance: Provenance, targets: list[Target]) -> str:
+    """Return the README of a bundle."""
+    values = _values(Target.BASH, spec, parameters, provenance)
+    return _environment().get_template("README.md.j2").render(values, targets=[str(target) for target in targets])
+
+
+def _values(target: Target, spec: LaunchSpec, parameters: Parameters, provenance: Provenance) -> dict[str, Any]:
+    """Return what the templates may use; quoting is left to their filters."""
+    in_container = target in (Target.DOCKER, Target.COMPOSE, Target.K8S)
+    return {
+        "head": head_lines(provenance),
+        "words": spec.words,
+        "settings": list((spec.environment | _surroundings(target, parameters, in_container)).items()),
+        "parameters": parameters,
+        "image": parameters.image_of(spec.version),
+        "version": str(spec.version),
+        "nnodes": spec.nnodes,
+        "gpus": spec.gpus_per_node,
+        "dist_port": DIST_PORT,
+        "ready": ready_path(spec),
+        "ready_url": f"http://{_own_host(parameters.host)}:{parameters.port}{ready_path(spec)}",
+        "volumes": _volumes(parameters),
+        "cache_is_name": bool(NAME.fullmatch(parameters.cache)),
+    }
+
+
+def _surroundings(target: Target, parameters: Parameters, in_container: bool) -> dict[str, str]:
+    """Return where compiled kernels and downloads go; a plain process keeps SGLang's own places."""
+    if in_container:
+        hub = {"HF_HOME": parameters.weights_target} if parameters.hub_model else {}
+        return {"SGLANG_CACHE_DIR": CACHE_IN_CONTAINER, **hub}
+    if not NAME.fullmatch(parameters.cache):
+        return {"SGLANG_CACHE_DIR": parameters.cache}
+    return {"SGLANG_CACHE_DIR": f"/var/cache/{parameters.cache}"} if target is Target.SYSTEMD else {}
+
+
+def _volumes(parameters: Parameters) -> list[dict[str, Any]]:
+    """Return the two volumes of a container: the weights, read-only unless they are downloads, and the kernel cache."""
+    return [
+        {
+            "name": "weights",
+            "source": parameters.weights_source,
+            "target": parameters.weights_target,
+            "named": bool(NAME.fullmatch(parameters.weights_source)),
+            "read_only": not parameters.hub_model,
+        },
+        {
+            "name": "cache",
+            "source": parameters.cache,
+            "target": CACHE_IN_CONTAINER,
+            "named": bool(NAME.fullmatch(parameters.cache)),
+            "read_only": False,
+        },
+    ]
+
+
+def _own_host(host: str) -> str:
+    """Return the address under which the machine reaches its own server."""
+    return "127.0.0.1" if host in EVERYWHERE else f"[{host}]" if ":" in host else host
+
+
+def head_lines(provenance: Provenance) -> list[str]:
+    """Return the provenance as comment lines that nothing in them can end."""
+    lines = [f"# {name}: {one_line(value)}" for name, value in provenance.lines]
+    return lines if provenance.record is None else [*lines, record_line(provenance.record)]
+
+
+def one_line(value: str) -> str:
+    """Make a text safe for a comment: one line, nothing a reader of the file would refuse."""
+    return " ".join("".join(c if c.isprintable() else " " for c in value).split())
+
+
+def _yaml_file(spec: LaunchSpec, provenance: Provenance) -> str:
+    """Return SGLang's own `--config` file."""
+    node = f" --node-rank RANK --dist-init-addr RANK0_HOST:{DIST_PORT}" if spec.nnodes > 1 else ""
+    lines = [*head_lines(provenance), "# start: python3 -m sglang.launch_server --config FILE" + node]
+    lines += [f"# environment: {name}={one_line(value)}" for name, value in spec.environment.items()]
+    body: dict[str, Any] = {}
+    for flag, *values in spec.words:
+        found = [_yaml_value(flag, value) for value in values]
+        body[flag.removeprefix("--")] = True if not found else found[0] if len(found) == 1 else found
+    return "\n".join(lines) + "\n" + yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _yaml_value(flag: str, value: str) -> int | float | str:
+    """Return the value a YAML reader should get: numbers as numbers where they read the same again."""
+    if flag in TEXT_FLAGS:
+        return value
+    for number in (int, float):
+        try:
+            if str(number(value)) == value:
+                return number(value)
+        except ValueError:
+            continue
+    return value
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    made = Environment(
+        loader=PackageLoader("planner", "export/templates"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # nothing here is HTML; every value goes through the filter of its target
+    )
+    filters: dict[str, Callable[..., str]] = {
+        "sh": lambda value: shlex.quote(str(value)),
+        "yaml": yaml_quote,
+        "dollars": lambda value: str(value).replace("$", "$$"),
+        "exec": exec_quote,
+        "unit": unit_quote,
+        "mount": mount_option,
+        "host_path": host_path,
+    }
+    made.filters |= filters
+    return made
+
+
+def yaml_quote(value: str) -> str:
+    """Return a text as one double-quoted YAML scalar on one line."""
+    quoted: str = yaml.safe_dump(str(value), default_style='"', allow_unicode=True, width=float("inf"))
+    return quoted.removesuffix("\n")
+
+
+def mount_option(volume: dict[str, Any]) -> str:
+    """Return docker's --mount value, which is a line of CSV."""
+    fields = ["type=volume" if volume["named"] else "type=bind", f"source={volume['source']}"]
+    fields += [f"target={volume['target']}", *(["readonly"] if volume["read_only"] else [])]
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(fields)
+    return line.getvalue()
+
+
+def host_path(volume: dict[str, Any]) -> str:
+    """Return the folder of a Kubernetes node that holds a volume."""
+    return f"/var/lib/sglang/{volume['source']}" if volume["named"] else str(volume["source"])

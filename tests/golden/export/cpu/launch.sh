@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# made by: a test
+# predicted: 1.0 tok/s
+set -euo pipefail
+
+MODEL_PATH="${MODEL_PATH:-}"
+[ -n "$MODEL_PATH" ] || MODEL_PATH=deepseek-ai/DeepSeek-R1
+PYTHON="${PYTHON:-}"
+[ -n "$PYTHON" ] || PYTHON=python3
+
+exec "$PYTHON" -m sglang.launch_server \
+  --model-path "$MODEL_PATH" \
+  --trust-remote-code \
+  --tp-size 1 \
+  --mem-fraction-static 0.5 \
+  --disable-decode-cuda-graph \
+  --disable-prefill-cuda-graph \
+  --host 0.0.0.0 \
+  --port 30000 \
+  --device cpu \
+  --cuda-graph-bs-decode 1 2 \
+  "$@"

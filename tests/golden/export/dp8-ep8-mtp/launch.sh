@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# made by: a test
+# predicted: 1.0 tok/s
+set -euo pipefail
+
+MODEL_PATH="${MODEL_PATH:-}"
+[ -n "$MODEL_PATH" ] || MODEL_PATH=deepseek-ai/DeepSeek-R1
+PYTHON="${PYTHON:-}"
+[ -n "$PYTHON" ] || PYTHON=python3
+export SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK=256
+
+exec "$PYTHON" -m sglang.launch_server \
+  --model-path "$MODEL_PATH" \
+  --trust-remote-code \
+  --tp-size 8 \
+  --attn-dp-size 8 \
+  --ep-size 8 \
+  --moe-a2a-backend deepep \
+  --speculative-algorithm EAGLE \
+  --speculative-num-steps 1 \
+  --speculative-eagle-topk 1 \
+  --speculative-num-draft-tokens 2 \
+  --mem-fraction-static 0.86 \
+  --max-running-requests 1024 \
+  --host 0.0.0.0 \
+  --port 30000 \
+  "$@"

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=sglang
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --output=sglang-%j.log
+# made by: a test
+# predicted: 1.0 tok/s
+# submit: sbatch slurm.sh     ready: http://<first node>:30000/ready answers 200
+set -euo pipefail
+
+MODEL_PATH="${MODEL_PATH:-}"
+[ -n "$MODEL_PATH" ] || MODEL_PATH=/models/DeepSeek-R1
+PYTHON="${PYTHON:-}"
+[ -n "$PYTHON" ] || PYTHON=python3
+
+exec srun "$PYTHON" -m sglang.launch_server \
+  --model-path "$MODEL_PATH" \
+  --trust-remote-code \
+  --tp-size 8 \
+  --mem-fraction-static 0.88 \
+  --max-running-requests 64 \
+  --chunked-prefill-size 8192 \
+  --host 0.0.0.0 \
+  --port 30000 \
+  "$@"

@@ -1,0 +1,175 @@
+"""`sgtune verify`: boot a launch file's own command and see whether it still does what the file says."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tuner.choices import EngineName
+from tuner.cli import options
+from tuner.cli.common import console, print_json, read_hardware, read_model
+
+if TYPE_CHECKING:
+    from models.estimate import Context
+    from tuner.engines.runners import Runner
+    from tuner.verify import Claim, Verified
+    from tuner.world import World
+
+EXAMPLE = "Example: sgtune verify launch/ --engine local"
+DISAGREES = 1
+
+VerifyEngine = Annotated[
+    EngineName,
+    typer.Option("--engine", help="What runs the command: local, docker, or emulated (to try it without GPUs)."),
+]
+VerifyHardware = Annotated[
+    str | None,
+    typer.Option("--hardware", help="Catalogue name or hardware.json; default: the bundle's, else the file's."),
+]
+Logs = Annotated[Path | None, typer.Option("--logs", help="Keep the server's log in this folder.")]
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(help="Bundle folder or launch file of sgtune export.", show_default=False)],
+    server_flags: options.ServerFlags = None,
+    engine: VerifyEngine = EngineName.LOCAL,
+    python: options.Python = "python3",
+    image: options.Image = None,
+    hardware: VerifyHardware = None,
+    model: options.Model = None,
+    profile: options.Profile = None,
+    world: options.WorldFile = None,
+    point_time: options.PointTime = "10s",
+    seed: options.Seed = 0,
+    logs: Logs = None,
+    json: options.Json = False,
+) -> None:
+    """Start exactly the command of a launch file, measure the recorded points again, and compare. Exit 1 outside."""
+    from planner.export.targets import Target
+    from tuner.cli.tune import parse_duration_s
+    from tuner.verify import read_claim
+    from tuner.world import load_world
+
+    point_s = parse_duration_s(point_time, "--point-time")
+    claim = read_claim(path, Target.DOCKER if engine is EngineName.DOCKER else Target.BASH)
+    found = load_world(world)
+    with tempfile.TemporaryDirectory(prefix="sgtune-verify-") as temporary:
+        where = (logs or Path(temporary)).absolute()
+        context = _context(claim, hardware, model, profile, where)
+        runner = _runner(claim, context, engine, python, image, found, seed, where)
+        verified = _verified(claim, runner, context, where, point_s, seed, tuple(server_flags or ()))
+    if json:
+        print_json(verified.document())
+    else:
+        _show(verified)
+    if not verified.agrees:
+        raise typer.Exit(DISAGREES)
+
+
+def _context(claim: Claim, hardware: str | None, model: Path | None, profile: Path | None, where: Path) -> Context:
+    """Return what the command runs on, and write the machine where the emulated server finds it."""
+    from hwprobe.errors import InputError
+    from hwprobe.files import encode_json, write_atomic
+    from hwprobe.profile import hardware_hash
+    from models.engine_profile import load_engine_profile
+    from planner.plan import PlanQuestion
+
+    record = claim.record
+    machine = read_hardware(hardware or str(claim.hardware or record.hardware))
+    arch = read_model(model)
+    if arch.name != record.model:
+        raise InputError(f"'{claim.file}' is for {record.model}, not {arch.name}; name its config.json with --model")
+    if record.hardware_hash and hardware_hash(machine) != record.hardware_hash:
+        typer.echo(f"note: the figures were recorded for another profile of {record.hardware}", err=True)
+    write_atomic(where / "hardware.json", encode_json(machine) + "\n")
+    question = PlanQuestion(
+        hardware=machine, arch=arch, version=claim.version, isl=record.isl, osl=record.osl,
+        range_ratio=record.range_ratio, concurrency=max(point.concurrency for point in record.points),
+        engine=load_engine_profile(profile) if profile else None,
+    )  # fmt: skip
+    return question.checked().context()
+
+
+def _runner(
+    claim: Claim,
+    context: Context,
+    engine: EngineName,
+    python: str,
+    image: str | None,
+    world: World,
+    seed: int,
+    where: Path,
+) -> Runner:
+    """Return what starts the command. Raises InputError for an engine that could not."""
+    import shutil
+
+    from hwprobe.errors import InputError
+    from tuner.engines.choose import emulated_runner
+    from tuner.engines.runners import DockerRunner, LocalRunner
+
+    if engine is EngineName.SIMULATED:
+        raise InputError("--engine simulated starts no server; verify with local, docker or emulated")
+    if engine is EngineName.EMULATED:
+        return emulated_runner(where, context, world, seed)
+    program = python if engine is EngineName.LOCAL else "docker"
+    if shutil.which(program) is None:
+        flag = "--python" if engine is EngineName.LOCAL else "--engine docker"
+        raise InputError(f"{flag}: no program '{program}' here that could be started")
+    if engine is EngineName.LOCAL:
+        return LocalRunner(python=python)
+    chosen = image or claim.line.image
+    if chosen is None:
+        raise InputError(f"'{claim.file}' names no image; --engine docker needs --image")
+    return DockerRunner(image=chosen, model_path=claim.model_path)
+
+
+def _verified(
+    claim: Claim,
+    runner: Runner,
+    context: Context,
+    where: Path,
+    point_s: float,
+    seed: int,
+    extra: tuple[str, ...],
+) -> Verified:
+    from tuner.engines.choose import live_engine
+    from tuner.verify import verify
+
+    screen = console(stderr=True)
+    started = live_engine(
+        runner, context, model_path=claim.model_path, trials=where / "trials", point_s=point_s, seed=seed
+    )
+    screen.print(f"starting {claim.file} on the {runner.name} engine", markup=False)
+    try:
+        return verify(claim, started, extra, lambda text: screen.print(text, markup=False))
+    finally:
+        started.close()
+
+
+def _show(verified: Verified) -> None:
+    from rich.table import Table
+
+    record = verified.claim.record
+    basis = f"measured on {record.engine}" if record.basis == "measured" else "predicted"
+    table = Table(title=f"{verified.claim.file}: {record.isl} in / {record.osl} out", title_justify="left")
+    for name in ("clients", f"recorded tok/s ({basis})", "interval", "now", "interval now", "change", "resolves", ""):
+        table.add_column(name, justify="left" if name == "" else "right")
+    for point in verified.points:
+        low, high = point.recorded.interval
+        now_low, now_high = point.measured.output_tok_s_interval
+        table.add_row(
+            f"{point.recorded.concurrency:,}",
+            f"{point.recorded.output_tok_s:,.1f}",
+            f"{low:,.1f} to {high:,.1f}",
+            f"{point.measured.output_tok_s:,.1f}",
+            f"{now_low:,.1f} to {now_high:,.1f}",
+            f"{point.change:+.1%}",
+            f"{point.resolves:.1%}",
+            "agrees" if point.agrees else point.why,
+        )
+    screen = console()
+    screen.print(table)
+    screen.print("it does what the file says" if verified.agrees else "it does not do what the file says")

@@ -1,0 +1,172 @@
+"""What is exported: the command of a trial or of a plan's candidate, with its figures and the data behind it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from packaging.version import Version
+
+from hwprobe.errors import InputError
+from planner.export.files import export_bundle, export_files
+from planner.export.record import Figure, Record
+from planner.export.targets import SECRET_FLAGS, Parameters, Provenance, Target, possible_targets
+from planner.launch import LaunchSpec, launch_spec
+from tuner import __version__
+from tuner.choices import EngineName
+from tuner.confirm import Standing, standings, winner_of
+from tuner.engines.seam import Measurement, Verdict
+from tuner.record import Manifest, TrialRecord
+
+REAL_ENGINES = (EngineName.LOCAL, EngineName.DOCKER)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exportable:
+    """A command with where it comes from; `documents` (by file name) lie beside the files of a bundle."""
+
+    spec: LaunchSpec
+    provenance: Provenance
+    parameters: Parameters
+    documents: Mapping[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: Path, targets: Sequence[Target] | None = None) -> list[Path]:
+        """Write launch files, all that are possible by default; return their paths."""
+        wanted = possible_targets(self.spec, self.parameters) if targets is None else list(targets)
+        return export_files(self.spec, self.provenance, folder, wanted, self.parameters)
+
+    def write_bundle(self, folder: Path) -> list[Path]:
+        """Write every possible target with a README and the data."""
+        return export_bundle(self.spec, self.provenance, folder, self.parameters, self.documents)
+
+
+def chosen_trial(records: Sequence[TrialRecord], number: int | None, run: Path) -> TrialRecord:
+    """Return the trial of that number, or the winner's first launch. Raises InputError when there is none."""
+    if number is not None:
+        found = next((record for record in records if record.number == number), None)
+        if found is None:
+            raise InputError(f"run '{run}' has no trial {number}; it has 0 to {len(records) - 1}")
+        return found
+    winner = winner_of(records)
+    if winner is None:
+        raise InputError(f"run '{run}' has no feasible trial yet; name one with --trial")
+    return winner.first
+
+
+def spec_of(record: TrialRecord, manifest: Manifest, parameters: Parameters) -> LaunchSpec:
+    """Return the launch command of a trial, with the flags its run gave to every launch, secrets left out."""
+    version = Version(manifest.sglang_version)
+    spec = launch_spec(
+        record.config, version, model_path=parameters.model_path, host=parameters.host, port=parameters.port
+    )
+    return spec.with_words(without_secrets(manifest.server_flags))
+
+
+def trial_export(
+    record: TrialRecord,
+    records: Sequence[TrialRecord],
+    manifest: Manifest,
+    parameters: Parameters,
+    command: str,
+    documents: Mapping[str, Any] | None = None,
+) -> Exportable:
+    """Return a trial ready to be written."""
+    standing = next((s for s in standings(records) if record in s.launches), None)
+    real = manifest.engine in REAL_ENGINES
+    chosen = parameters
+    if real and standing is not None:
+        chosen = replace(parameters, boot_s=max(launch.boot_s for launch in standing.launches))
+    flags = tuple(without_secrets(manifest.server_flags))
+    about = {"trial.json": record, "run.json": replace(manifest, server_flags=flags), **(documents or {})}
+    return Exportable(
+        spec=spec_of(record, manifest, chosen),
+        provenance=Provenance(
+            lines=tuple(_trial_lines(record, standing, manifest, command)),
+            record=None if standing is None else _trial_record(record, standing, manifest),
+        ),
+        parameters=chosen,
+        documents=about,
+    )
+
+
+def _trial_lines(
+    record: TrialRecord, standing: Standing | None, manifest: Manifest, command: str
+) -> list[tuple[str, str]]:
+    lines = [
+        ("made by", f"sgtune {__version__}: {clean_command(command)}"),
+        ("SGLang", manifest.sglang_version),
+        ("hardware", f"{manifest.hardware} (profile {manifest.hardware_hash})"),
+        ("workload", f"{manifest.isl} in / {manifest.osl} out, {manifest.concurrency} clients"),
+        ("configuration", f"{record.label}, trial {record.number} ({record.source})"),
+    ]
+    if record.predicted:
+        low, high = (record.predicted.get(f"output_tok_s_{end}") for end in ("low", "high"))
+        band = "" if low is None or high is None else f" (90 % band {low:.1f} to {high:.1f})"
+        lines.append(("predicted", f"{record.predicted['output_tok_s']:.1f} output tok/s{band}"))
+    target = record.target
+    if target is not None and standing is not None:
+        low, high = standing.interval
+        launches = len(standing.launches)
+        over = f", over {launches} launches" if launches > 1 else ""
+        lines.append(
+            (
+                f"measured on the {manifest.engine} engine",
+                f"{standing.output_tok_s:.1f} output tok/s (95 % interval {low:.1f} to {high:.1f}{over}), "
+                f"TPOT {target.tpot_ms['mean']:.2f} ms, TTFT {target.ttft_ms['mean']:.0f} ms",
+            )
+        )
+    return lines
+
+
+def _trial_record(record: TrialRecord, standing: Standing, manifest: Manifest) -> Record:
+    """Return the ladder as recorded; the asked concurrency's figure is that of all launches together."""
+    points = [_figure(point) for point in record.points if point.verdict is Verdict.OK]
+    if points and record.points[-1].verdict is Verdict.OK:
+        points[-1] = replace(points[-1], output_tok_s=standing.output_tok_s, interval=standing.interval)
+    return Record(
+        sgtune=__version__,
+        sglang_version=manifest.sglang_version,
+        hardware=manifest.hardware,
+        hardware_hash=manifest.hardware_hash,
+        model=manifest.model,
+        isl=manifest.isl,
+        osl=manifest.osl,
+        range_ratio=manifest.range_ratio,
+        basis="measured",
+        points=tuple(points),
+        engine=manifest.engine,
+        world=None if manifest.engine in REAL_ENGINES else manifest.world,
+        nnodes=record.config.nnodes,
+    )
+
+
+def _figure(point: Measurement) -> Figure:
+    return Figure(
+        concurrency=point.concurrency,
+        output_tok_s=point.output_tok_s,
+        interval=point.output_tok_s_interval,
+        ttft_mean_ms=point.ttft_ms["mean"],
+        tpot_mean_ms=point.tpot_ms["mean"],
+    )
+
+
+def without_secrets(words: Sequence[str]) -> list[str]:
+    """Return SGLang flags without those whose value nobody may read in a file."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if skip and not word.startswith("--"):
+            skip = False
+            continue
+        skip = word in SECRET_FLAGS
+        if not skip and word.partition("=")[0] not in SECRET_FLAGS:
+            kept.append(word)
+    return kept
+
+
+def clean_command(command: str) -> str:
+    """Return a command line without its secrets."""
+    return shlex.join(without_secrets(shlex.split(command)))

@@ -1,0 +1,134 @@
+"""A plan's candidate as something to export: read from the JSON of `sgtune plan --json`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hwprobe.errors import InputError
+from hwprobe.files import decode_json, read_bytes
+from models.config import ServerConfig
+from models.version import parse_version
+from planner.arguments import read_arguments
+from planner.dialects import from_values
+from planner.export.record import Figure, Record
+from planner.export.targets import Parameters, Provenance
+from planner.launch import launch_spec
+from tuner import __version__
+from tuner.export import Exportable, clean_command
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Question:
+    hardware: str
+    model: str
+    sglang_version: str
+    isl: int
+    osl: int
+    range_ratio: float
+    concurrency: int | None = None
+    hardware_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Predicted:
+    output_tok_s: float
+    ttft_ms: dict[str, float]
+    tpot_ms: dict[str, float]
+    band: dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidate:
+    label: str
+    argv: tuple[str, ...]
+    prediction: _Predicted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    replicas: int = 1
+    concurrency_per_replica: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PlanFile:
+    question: _Question
+    candidates: tuple[_Candidate, ...]
+    answer: _Answer | None = None
+
+
+def plan_export(path: Path, number: int, parameters: Parameters, command: str) -> Exportable:
+    """Return candidate `number` (from 1, best first) of a plan's JSON, `-` being standard input.
+
+    Raises InputError when the file is no plan or has no such candidate.
+    """
+    data = sys.stdin.buffer.read() if str(path) == "-" else read_bytes(path, "plan")
+    plan = decode_json(data, _PlanFile, f"{path} (the JSON of sgtune plan --json)")
+    if not 1 <= number <= len(plan.candidates):
+        has = f"it has 1 to {len(plan.candidates)}" if plan.candidates else "nothing fits that machine"
+        raise InputError(f"plan '{path}' has no candidate {number}; {has}")
+    candidate = plan.candidates[number - 1]
+    config = _config(candidate, plan.question, path)
+    version = parse_version(plan.question.sglang_version)
+    answer = plan.answer or _Answer()
+    chosen = replace(parameters, replicas=answer.replicas)
+    spec = launch_spec(config, version, model_path=chosen.model_path, host=chosen.host, port=chosen.port)
+    record = _record(candidate, plan.question, answer, config.nnodes)
+    lines = (
+        ("made by", f"sgtune {__version__}: {clean_command(command)}"),
+        *_lines(candidate, number, record),
+        *((("servers needed", str(answer.replicas)),) if answer.replicas > 1 else ()),
+    )
+    document = decode_json(data, dict[str, Any], str(path))
+    return Exportable(
+        spec=spec,
+        provenance=Provenance(lines=lines, record=record),
+        parameters=chosen,
+        documents={"plan.json": document},
+    )
+
+
+def _config(candidate: _Candidate, question: _Question, path: Path) -> ServerConfig:
+    version = parse_version(question.sglang_version)
+    read = read_arguments(candidate.argv, version)
+    if read.faults:
+        raise InputError(f"plan '{path}': SGLang {version} refuses its flags: {read.faults[0].message}")
+    return from_values(read.values, version)
+
+
+def _lines(candidate: _Candidate, number: int, record: Record) -> list[tuple[str, str]]:
+    figure = record.points[0]
+    low, high = figure.interval
+    return [
+        ("SGLang", record.sglang_version),
+        ("hardware", f"{record.hardware} (profile {record.hardware_hash or 'unknown'})"),
+        ("workload", f"{record.isl} in / {record.osl} out, {figure.concurrency} clients"),
+        ("configuration", f"{candidate.label}, candidate {number} of the plan"),
+        ("predicted", f"{figure.output_tok_s:.1f} output tok/s (90 % band {low:.1f} to {high:.1f}); not measured"),
+    ]
+
+
+def _record(candidate: _Candidate, question: _Question, answer: _Answer, nnodes: int) -> Record:
+    figure = Figure(
+        concurrency=question.concurrency or answer.concurrency_per_replica or 1,
+        output_tok_s=candidate.prediction.output_tok_s,
+        interval=candidate.prediction.band["output_tok_s"],
+        ttft_mean_ms=candidate.prediction.ttft_ms["mean"],
+        tpot_mean_ms=candidate.prediction.tpot_ms["mean"],
+    )
+    return Record(
+        sgtune=__version__,
+        sglang_version=question.sglang_version,
+        hardware=question.hardware,
+        hardware_hash=question.hardware_hash,
+        model=question.model,
+        isl=question.isl,
+        osl=question.osl,
+        range_ratio=question.range_ratio,
+        basis="predicted",
+        points=(figure,),
+        nnodes=nnodes,
+    )

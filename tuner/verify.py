@@ -1,0 +1,233 @@
+"""Verify: boot exactly the command of a launch file, measure its recorded points again, and compare."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from packaging.version import Version
+
+from hwprobe.errors import InputError, SgtuneError
+from hwprobe.files import decode_json, read_bytes
+from models.config import ServerConfig
+from models.estimate import Context
+from models.version import parse_version
+from models.workload import Workload
+from planner.arguments import read_arguments
+from planner.dialects import from_values
+from planner.export.files import BUNDLE_FILE
+from planner.export.record import Figure, Record, record_of
+from planner.export.targets import Target
+from planner.launch_line import LaunchLine, launch_of_file
+from planner.resolver import resolve
+from tuner.engines.live import HOST, LiveEngine, LiveServer
+from tuner.engines.seam import LaunchFailed, Measurement, Verdict
+
+SURROUNDINGS = ("SGLANG_CACHE_DIR", "HF_HOME", "MODEL_PATH", "PYTHON")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What a launch file says: its command, as it stands, and the figures it records.
+
+    `comments` is the environment that SGLang's own YAML can only ask for in its header.
+    """
+
+    file: Path
+    line: LaunchLine
+    record: Record
+    hardware: Path | None = None
+    comments: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def version(self) -> Version:
+        return parse_version(self.record.sglang_version)
+
+    @property
+    def model_path(self) -> str:
+        return str(read_arguments(self.line.words, self.version).values.get("model_path", ""))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Return the command's environment, without the places that belong to the file's own container or unit."""
+        found = self.line.environment | self.comments
+        return {name: value for name, value in found.items() if name not in SURROUNDINGS}
+
+    def workload(self, figure: Figure) -> Workload:
+        return Workload.checked(self.record.isl, self.record.osl, figure.concurrency, self.record.range_ratio)
+
+    def config(self, context: Context) -> ServerConfig:
+        """Return the configuration the command means on this machine."""
+        typed = from_values(read_arguments(self.line.words, self.version).values, self.version)
+        return resolve(typed, context.arch, context.machine, self.version).config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Bundle:
+    record: Record | None
+    files: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """One recorded point and its measurement now.
+
+    They agree when their rates differ by no more than both intervals together allow, in log units: the root of the
+    sum of the squared half widths, which is what two independent measurements of one rate differ by.
+    """
+
+    recorded: Figure
+    measured: Measurement
+
+    @property
+    def agrees(self) -> bool:
+        return self.measured.verdict is Verdict.OK and self._near
+
+    @property
+    def resolves(self) -> float:
+        """The smallest relative difference that would be noticed."""
+        halves = (_half(self.recorded.interval), _half(self.measured.output_tok_s_interval))
+        return math.expm1(math.hypot(*halves))
+
+    @property
+    def _near(self) -> bool:
+        return abs(math.log(self.measured.output_tok_s / self.recorded.output_tok_s)) <= math.log1p(self.resolves)
+
+    @property
+    def change(self) -> float:
+        """The measured rate over the recorded one, less one."""
+        return self.measured.output_tok_s / self.recorded.output_tok_s - 1.0
+
+    @property
+    def why(self) -> str:
+        """Say why the point does not agree; empty where it does."""
+        if self.measured.verdict is not Verdict.OK:
+            return f"the measurement cannot be used ({self.measured.verdict}): {self.measured.why}"
+        return "" if self._near else f"{self.change:+.1%} is outside the interval"
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "concurrency": self.recorded.concurrency,
+            "recorded": self.recorded,
+            "measured": self.measured,
+            "change": self.change,
+            "resolves": self.resolves,
+            "agrees": self.agrees,
+            "why": self.why,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """The answer: every point compared, and how long the start took, in seconds."""
+
+    claim: Claim
+    boot_s: float
+    points: tuple[Compared, ...]
+
+    @property
+    def agrees(self) -> bool:
+        return all(point.agrees for point in self.points)
+
+    def document(self) -> dict[str, Any]:
+        """Return the document of `sgtune verify --json`."""
+        return {
+            "file": str(self.claim.file),
+            "argv": list(self.claim.line.words),
+            "basis": self.claim.record.basis,
+            "agrees": self.agrees,
+            "boot_s": self.boot_s,
+            "points": [point.document() for point in self.points],
+        }
+
+
+def _half(interval: tuple[float, float]) -> float:
+    """Return half the width of an interval in log units."""
+    low, high = interval
+    return math.log(high / low) / 2.0 if 0.0 < low <= high else math.inf
+
+
+def read_claim(path: Path, target: Target = Target.BASH) -> Claim:
+    """Read a launch file, or the bundle's file of `target`. Raises InputError naming what is missing.
+
+    A bundle whose file and bundle.json record different figures was changed by hand: SgtuneError.
+    """
+    file = path / target.file_name if path.is_dir() else path
+    if path.is_dir() and not (path / BUNDLE_FILE).exists():
+        raise InputError(f"'{path}' is no bundle: it has no {BUNDLE_FILE}; make one with sgtune export --bundle")
+    text = read_bytes(file, "launch file").decode("utf-8", errors="replace")
+    record = record_of(text, str(file))
+    beside = path / "hardware.json" if path.is_dir() else file.parent / "hardware.json"
+    if path.is_dir():
+        bundle = decode_json(read_bytes(path / BUNDLE_FILE, "bundle"), _Bundle, str(path / BUNDLE_FILE))
+        if bundle.record != record:
+            raise SgtuneError(f"'{file}' and '{path / BUNDLE_FILE}' record different figures: one was changed by hand")
+    claim = Claim(
+        file=file,
+        line=launch_of_file(file),
+        record=record,
+        hardware=beside if beside.exists() else None,
+        comments=dict(re.findall(r"^# environment: (\w+)=(.*)$", text, re.MULTILINE)),
+    )
+    return _checked(claim)
+
+
+def _checked(claim: Claim) -> Claim:
+    """Raise InputError for a claim that cannot be verified on one machine."""
+    if not claim.record.points:
+        raise InputError(f"'{claim.file}' records no figures: nothing was measured or predicted when it was made")
+    for point in claim.record.points:
+        low, high = point.interval
+        if not 0.0 < low <= point.output_tok_s <= high:
+            raise SgtuneError(
+                f"'{claim.file}' records {point.output_tok_s:,.1f} tok/s for {point.concurrency:,} clients, which its "
+                f"own interval ({low:,.1f} to {high:,.1f}) does not hold: the figure was changed by hand"
+            )
+    if claim.record.nnodes > 1:
+        raise InputError(
+            f"'{claim.file}' starts {claim.record.nnodes} nodes; verify starts servers on this machine only: start it "
+            "and measure with sgtune bench --url"
+        )
+    if claim.line.left_out:
+        raise InputError(f"'{claim.file}': the value of {claim.line.left_out[0]} is a variable, unknown here")
+    return claim
+
+
+def verify(
+    claim: Claim, engine: LiveEngine, extra: Sequence[str] = (), shown: Callable[[str], None] = lambda text: None
+) -> Verified:
+    """Boot the claim's command and measure its points, fewest clients first.
+
+    The flags are the file's own; --host and --port follow them, the last of two being what SGLang takes.
+    Raises SgtuneError when the server does not start or dies.
+    """
+
+    def words(port: int) -> tuple[list[str], dict[str, str]]:
+        return [*claim.line.words, *extra, "--host", HOST, "--port", str(port)], claim.environment
+
+    try:
+        server = engine.launch_words(claim.config(engine.context), 0, words)
+        try:
+            return _measured(claim, server, shown)
+        finally:
+            server.stop()
+    except LaunchFailed as failure:
+        raise SgtuneError(f"'{claim.file}' did not run ({failure.kind}): {failure.evidence}") from failure
+
+
+def _measured(claim: Claim, server: LiveServer, shown: Callable[[str], None]) -> Verified:
+    boot_s = server.info().boot_s
+    shown(f"ready after {boot_s:.0f} s")
+    points = []
+    for figure in sorted(claim.record.points, key=lambda figure: figure.concurrency):
+        shown(f"measuring {figure.concurrency:,} clients")
+        measured = server.measure(claim.workload(figure))
+        if measured.verdict is not Verdict.OK:
+            shown(f"measuring {figure.concurrency:,} clients once more: {measured.verdict}, {measured.why}")
+            measured = server.measure(claim.workload(figure))
+        points.append(Compared(recorded=figure, measured=measured))
+    return Verified(claim=claim, boot_s=boot_s, points=tuple(points))
