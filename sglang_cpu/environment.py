@@ -6,6 +6,7 @@ none of which decides an argument or runs on a CPU.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import subprocess
 import sys
@@ -24,6 +25,13 @@ def python_of(release: str) -> Path:
 
     Raises subprocess.CalledProcessError when pip fails.
     """
+    HOME.mkdir(exist_ok=True)
+    with (HOME / f"{release}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two commands at once build it once
+        return _built(release)
+
+
+def _built(release: str) -> Path:
     home = HOME / release
     python = home / "bin" / "python"
     mark = home / "complete"
