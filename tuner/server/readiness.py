@@ -18,8 +18,10 @@ REQUEST_S = 5.0
 INFO_S = 10.0
 # How long a server whose answer broke off is given to die, so that its log can say why; SGLang takes 5 s.
 DYING_S = 15.0
-# Our own polling shows in the server's log: not progress.
+# Our own polling shows in the server's log: not progress. It writes a few hundred bytes a second at most, so what grows
+# faster is the server's, though the line be the same.
 OUR_LINES = "GET /health"
+FLOOD_BYTES = 1 << 20
 FIRST_TOKEN_S = 60.0
 SMOKE_TOKENS = 4
 SMOKE_ANSWER_TOKENS = 32
@@ -72,7 +74,7 @@ def wait_until_ready(
 
     `served_name` is what the launch passed as --served-model-name: an answer with another name comes from a stranger.
     """
-    size: tuple[int, ...] | None = None
+    size: tuple[int, ...] = ()
     log, last = "", ""
     phase, since, moved = phases[0], time.monotonic(), time.monotonic()
     while True:
@@ -80,9 +82,9 @@ def wait_until_ready(
             raise died(process)
         now = time.monotonic()
         if process.log_size() != size:
-            size, log = process.log_size(), process.log_text()
+            before, size, log = sum(size), process.log_size(), process.log_text()
             line = next((line for line in reversed(log.splitlines()) if OUR_LINES not in line), "")
-            if line != last:
+            if line != last or abs(sum(size) - before) > FLOOD_BYTES:
                 last, moved = line, now
             reached = max((p for p in phases if p.marker in log), key=phases.index)
             if reached is not phase:
