@@ -5,30 +5,44 @@ from __future__ import annotations
 import os
 import socket
 
+from hwprobe.errors import InputError
 from tuner.engines.seam import FailureKind, LaunchFailed
 
 # With attention DP SGLang takes the HTTP port + 233 and the next few (server_args.py, PortArgs).
 DERIVED = range(233, 241)
 FIRST, LAST, STRIDE = 20_000, 32_500, 10  # below the ports the kernel gives to clients (32768)
+VARIABLE = "SGTUNE_PORTS"  # FIRST-LAST, for machines whose ports are not all ours
+
+
+def candidates() -> range:
+    """Return the HTTP ports servers may be given. Raises InputError for an SGTUNE_PORTS that is no range of ports."""
+    asked = os.environ.get(VARIABLE)
+    if not asked:
+        return range(FIRST, LAST, STRIDE)
+    first, _, last = asked.partition("-")
+    if not (first.isdecimal() and last.isdecimal() and 1024 <= int(first) < int(last) <= 65_535 - DERIVED.stop):
+        raise InputError(f"{VARIABLE} is '{asked}'; write two ports as in {VARIABLE}=21000-22000")
+    return range(int(first), int(last), STRIDE)
 
 
 class Ports:
     """Hands out ports in turn: what a server leaves behind in TIME_WAIT never meets the next one."""
 
-    def __init__(self, first: int | None = None) -> None:
-        span = (LAST - FIRST) // STRIDE
+    def __init__(self, all_of: range | None = None) -> None:
+        """Take turns through `all_of`, from its start; by default through `candidates()`, from anywhere in it."""
+        self._ports = candidates() if all_of is None else all_of
         # two tuners on one machine start far from each other
-        self._turn = (os.getpid() * 37) % span if first is None else (first - FIRST) // STRIDE
+        self._turn = os.getpid() * 37 if all_of is None else 0
 
     def next(self) -> int:
         """Return the next port that is free together with its derived ones. Raises LaunchFailed if none is."""
-        span = (LAST - FIRST) // STRIDE
-        for _ in range(span):
-            port = FIRST + STRIDE * (self._turn % span)
+        for _ in self._ports:
+            port = self._ports[self._turn % len(self._ports)]
             self._turn += 1
             if all(is_free(candidate) for candidate in (port, *(port + offset for offset in DERIVED))):
                 return port
-        raise LaunchFailed(FailureKind.PORT, f"no free port between {FIRST} and {LAST}", 0.0)
+        between = f"between {self._ports.start} and {self._ports.stop}"
+        raise LaunchFailed(FailureKind.PORT, f"no free port {between}; {VARIABLE} sets others", 0.0)
 
 
 def is_free(port: int) -> bool:
