@@ -2,7 +2,7 @@
 """The one entry to a checkout: makes its virtual environment (.venv) and runs things in it.
 
     python3 dev.py sgtune plan --hardware nf5688g7 --isl 1000 --osl 1000 --concurrency 1024
-    python3 dev.py test            all tests (arguments go to pytest)
+    python3 dev.py test            all tests, side by side (arguments go to pytest: some tests, one after the other)
     python3 dev.py check           formatting, lint, types
     python3 dev.py oracle          sgtune's reading of launch lines against SGLang's own (--help)
     python3 dev.py flags 0.5.24    read a release's command-line flags into planner/flags.json
@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parent
 HOME = ROOT / ".venv"
 PYTHON = HOME / "bin" / "python"
 OLDEST = (3, 11)
+# Tests wait more than they compute; beyond this they wait for each other.
+WORKERS = min(4, os.cpu_count() or 1)
 
 
 def main(arguments: list[str]) -> int:
@@ -35,7 +37,7 @@ def main(arguments: list[str]) -> int:
     if command == "sgtune":
         return install("") or run("tuner.cli.main", *rest)
     if command == "test":
-        return install("dev") or run("pytest", *rest)
+        return install("dev") or run("pytest", *(rest or ("-n", str(WORKERS), "--dist", "worksteal")))
     if command == "check":
         return install("dev") or check()
     if command in ("oracle", "flags"):
@@ -55,11 +57,13 @@ def check() -> int:
 
 
 def run(module: str, *arguments: str) -> int:
-    """Run a module of the environment; PYTHONSAFEPATH keeps the working directory off the path."""
-    done = subprocess.run(
-        [str(PYTHON), "-m", module, *arguments], env=os.environ | {"PYTHONSAFEPATH": "1"}, check=False
-    )
-    return done.returncode
+    """Run a module of the environment; PYTHONSAFEPATH keeps the working directory off the path.
+
+    Bytecode is kept: tests start hundreds of processes, each of which would compile what it imports.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    command = [str(PYTHON), "-m", module, *arguments]
+    return subprocess.run(command, env=environment | {"PYTHONSAFEPATH": "1"}, check=False).returncode
 
 
 def install(extras: str) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from typing import NamedTuple
 
 import pytest
@@ -21,6 +23,37 @@ from models.versions_between import profile_for
 # The same examples on every run: a red build is the change's fault, not the day's.
 settings.register_profile("sgtune", derandomize=True, deadline=None)
 settings.load_profile("sgtune")
+
+
+# Tests that run side by side (`dev.py test`) start servers on ports of their own.
+PORTS_A_WORKER = 1_500
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker.removeprefix("gw").isdecimal():
+        first = 20_000 + PORTS_A_WORKER * (int(worker.removeprefix("gw")) % 8)
+        os.environ["SGTUNE_PORTS"] = f"{first}-{first + PORTS_A_WORKER - 300}"
+
+
+@pytest.fixture(autouse=True)
+def _turn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Run tests marked `alone` while no other worker runs any: they time things.
+
+    Who waits to be alone closes the gate that all others pass through, so that it is soon its turn.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    shared = tmp_path_factory.getbasetemp().parent
+    alone = request.node.get_closest_marker("alone") is not None
+    with ExitStack() as held:
+        gate = held.enter_context((shared / "gate.lock").open("w"))
+        running = held.enter_context((shared / "running.lock").open("w"))
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        fcntl.flock(running, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        yield
 
 
 class Ran(NamedTuple):

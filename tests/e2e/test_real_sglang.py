@@ -23,6 +23,7 @@ from models.config import ServerConfig
 from models.estimate import Context
 from models.workload import Workload
 from planner.resolver import resolve
+from tests.left import marked
 from tuner.engines.live import LiveEngine, LiveServer
 from tuner.engines.runners import LocalRunner
 from tuner.engines.seam import FailureKind, LaunchFailed, Verdict
@@ -31,7 +32,6 @@ from tuner.load.formats import in_window
 from tuner.load.point import Settings, measure_for_tuner, measure_point
 from tuner.server.gate import Gate
 from tuner.server.ports import Ports
-from tuner.server.strays import marked
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "sglang_cpu"))
@@ -71,6 +71,7 @@ def launch(sglang: Installed, context: Callable[..., Context], tmp_path: Path) -
     return start
 
 
+@pytest.mark.alone
 def test_it_is_measured_to_the_token_and_agrees_with_sglangs_own_benchmark(
     launch: Launch, sglang: Installed, tmp_path: Path
 ) -> None:

@@ -13,9 +13,9 @@ import pytest
 
 from models.config import ServerConfig
 from tests.faults.conftest import Launcher
+from tests.left import marked
 from tuner.engines.live import LiveEngine
 from tuner.engines.runners import DockerRunner
-from tuner.server.strays import marked
 
 # Runs what the container would run as the emulated server, and writes down how it was called.
 DOCKER = """#!/bin/sh

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,11 @@ import pytest
 from filelock import FileLock
 
 from hwprobe.errors import InputError
+from tests.left import marked, nothing_left, ours_listening
 from tuner.engines.choose import world_toml
 from tuner.faults import Fault, FaultKind
 from tuner.server.gate import GpuLocks
-from tuner.server.ports import FIRST, LAST, STRIDE, is_free
-from tuner.server.strays import marked
+from tuner.server.ports import is_free
 from tuner.world import World
 
 Sgtune = Callable[..., Any]
@@ -58,15 +60,6 @@ def wait_until(true: Callable[[], object], seconds: float = 30.0) -> None:
     while not true():
         assert time.monotonic() < until
         time.sleep(0.05)
-
-
-def nothing_left(within_s: float = 4.0) -> bool:
-    until = time.monotonic() + within_s
-    while marked():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 @pytest.fixture(autouse=True)
@@ -218,49 +211,83 @@ def test_fault_24_a_disk_that_fills_up_loses_nothing_recorded(sgtune: Sgtune, tm
     assert len(records(tmp_path)) >= TRIALS
 
 
-def ours_listening() -> list[int]:
-    return [port for port in range(FIRST, LAST, STRIDE) if not is_free(port)]
+@dataclass(frozen=True)
+class Moment:
+    """A stage of a run, and the longest to go on after it was seen."""
+
+    reached: Callable[[Path, int], object]  # the run folder, and how many trials were recorded before
+    then_s: float
+
+
+def _log(folder: Path) -> str:
+    logs = sorted(folder.glob("trials/*/server.log"), key=lambda log: int(log.parent.name))
+    return logs[-1].read_text(errors="replace") if logs else ""
+
+
+# From the first import to the writing of a record. A slow machine reaches them later, not less often.
+MOMENTS = (
+    Moment(lambda folder, known: True, 1.5),
+    Moment(lambda folder, known: folder.exists(), 0.3),
+    Moment(lambda folder, known: marked(), 0.6),
+    Moment(lambda folder, known: "Load weight begin" in _log(folder), 0.3),
+    Moment(lambda folder, known: "fired up" in _log(folder), 0.6),
+    Moment(lambda folder, known: len((folder / "trials.jsonl").read_bytes().split(b"\n")) - 1 > known, 0.2),
+)
+KILLS = 60
+
+
+def kill_at(process: subprocess.Popen[str], moment: Moment, after_s: float, folder: Path, known: int) -> bool:
+    """SIGKILL the tuner `after_s` past the moment; return False if its run ended before. Raises AssertionError."""
+
+    def reached() -> bool:
+        with suppress(FileNotFoundError):
+            return bool(moment.reached(folder, known))
+        return False
+
+    wait_until(lambda: process.poll() is not None or reached(), 120.0)
+    with suppress(subprocess.TimeoutExpired):
+        process.communicate(timeout=after_s)
+        return False
+    process.kill()
+    process.communicate()
+    return True
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_fault_20_sixty_kills_leave_no_process_no_port_no_lock_and_lose_no_trial(
-    sgtune: Sgtune, tmp_path: Path
-) -> None:
+@pytest.mark.timeout(1200)
+def test_fault_20_sixty_kills_leave_no_process_no_port_no_lock_and_lose_no_trial(tmp_path: Path) -> None:
     """SIGKILL at seeded moments of a run that is resumed after each; counted over all of them."""
     dice = random.Random(20)
-    taken_before = set(ours_listening())
+    taken_before = ours_listening()
     arguments = question(tmp_path, boot_s=0.3, trials=40)
+    folder = tmp_path / "runs" / "a"
     processes = ports = locks = kills = recorded = 0
     known: list[dict[str, Any]] = []
-    while kills < 60:
-        resume = ["--resume"] if (tmp_path / "runs" / "a" / "run.toml").exists() else []
+    while kills < KILLS:
+        resume = ["--resume"] if (folder / "run.toml").exists() else []
         process = start([*arguments, *resume])
-        try:
-            _, said = process.communicate(timeout=dice.choice((0.5, 1.5, 3.0, 8.0)) * dice.uniform(0.5, 1.2))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+        moment = MOMENTS[kills % len(MOMENTS)]
+        if kill_at(process, moment, moment.then_s * dice.random(), folder, len(known)):
             kills += 1
         else:
-            assert process.returncode == 0, said
-            (tmp_path / "runs" / "a").rename(tmp_path / f"done-{kills}")  # the run was finished: begin another
+            assert process.returncode == 0
+            folder.rename(tmp_path / f"done-{kills}")  # the run was finished: begin another
             known = []
-        processes += not nothing_left(4.0)
-        ports += bool(set(ours_listening()) - taken_before)
-        lock = FileLock(tmp_path / "runs" / "a" / ".lock")
-        if (tmp_path / "runs" / "a").exists():
+        processes += not nothing_left()
+        ports += bool(ours_listening() - taken_before)
+        if folder.exists():
+            lock = FileLock(folder / ".lock")
             lock.acquire(timeout=1.0)
             locks += not lock.is_locked
             lock.release()
-        file = tmp_path / "runs" / "a" / "trials.jsonl"
+        file = folder / "trials.jsonl"
         lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
         now = [json.loads(line) for line in lines]
         assert now[: len(known)] == known, "a record changed or was lost"
         assert [record["number"] for record in now] == list(range(len(now)))
         recorded += len(now) > len(known)
         known = now
-    assert recorded >= 5, "the kills came too early to mean anything"
+    assert recorded >= KILLS // len(MOMENTS) / 2, "the kills came too early to mean anything"
     assert (processes, ports, locks) == (0, 0, 0)
 
 

@@ -136,6 +136,7 @@ def test_no_line_ever_ends_in_a_traceback(words: list[str], version: str, hardwa
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_check_answers_before_a_user_looks_up() -> None:
     """The best of five fresh processes: the others of this machine may be busy."""
     command = [sys.executable, "-m", "tuner.cli.main", "check", "--json", "--", *LINE]

@@ -91,6 +91,7 @@ def test_a_server_that_answers_with_tokens_is_ready(ready: Callable[[str], objec
     assert answer.server_info["served_model_name"] == "mine"
 
 
+@pytest.mark.alone
 def test_death_is_noticed_within_a_second(tmp_path: Path) -> None:
     process = ServerProcess([sys.executable, "-c", "import time; time.sleep(1); raise SystemExit(2)"], tmp_path, {})
     with pytest.raises(LaunchFailed) as failed:

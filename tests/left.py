@@ -1,0 +1,41 @@
+"""What a test must not leave behind: processes and ports of ours. Tests that run beside it count only their own."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from tuner.server import strays
+from tuner.server.ports import candidates, is_free
+
+# pytest-xdist names each of its workers in the environment, and processes inherit that.
+WORKER = "PYTEST_XDIST_WORKER"
+
+
+def marked(value: str | None = None) -> list[int]:
+    """Return the processes with our mark that a test of this worker started."""
+    return [pid for pid in strays.marked(value) if _worker_of(pid) == os.environ.get(WORKER)]
+
+
+def nothing_left(within_s: float = 15.0) -> bool:
+    """Wait until no process of ours is left; say whether that came in time."""
+    until = time.monotonic() + within_s
+    while marked():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def ours_listening() -> set[int]:
+    """Return the ports a server of ours may have taken that are not free."""
+    return {port for port in candidates() if not is_free(port)}
+
+
+def _worker_of(pid: int) -> str | None:
+    try:
+        words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    return next((word.partition(b"=")[2].decode() for word in words if word.startswith(f"{WORKER}=".encode())), None)
