@@ -1,0 +1,46 @@
+"""`sgtune doctor`: what is installed, what is missing, what would work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from tuner.cli import options
+from tuner.cli.common import console, print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tuner.doctor import Finding
+
+EXAMPLE = "Example: sgtune doctor --python /opt/sglang/bin/python"
+BROKEN = 1
+
+
+def doctor(python: options.Python = "python3", json: options.Json = False) -> None:
+    """Say what is installed, what is missing and how to add it. Exit 1 only if something is broken."""
+    from tuner.doctor import State, examine
+
+    findings = examine(python)
+    if json:
+        print_json({"findings": findings})
+    else:
+        _show(findings)
+    if any(finding.state is State.BROKEN for finding in findings):
+        raise typer.Exit(BROKEN)
+
+
+def _show(findings: Sequence[Finding]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("part", "", "found", "serves", "to add it"):
+        table.add_column(name)
+    colours = {"ok": "green", "missing": "yellow", "broken": "red"}
+    for finding in findings:
+        state = f"[{colours[finding.state]}]{finding.state}[/]"
+        part, *rest = (escape(text) for text in (finding.part, finding.found, finding.serves, finding.fix))
+        table.add_row(part, state, *rest)
+    console().print(table)

@@ -1,0 +1,185 @@
+"""What this installation can do: every part with its state, what it is for, and the command that adds it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import resource
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from hwprobe.errors import InputError
+from hwprobe.nvml import Inventory, read_inventory
+from tuner import __version__
+from tuner.server.gate import LEAST_SHM_MIB
+from tuner.server.ports import candidates, is_free
+
+ASK_S = 60.0
+DOCKER_S = 10.0
+# A stream is a socket; the load generator raises the soft limit to the hard one.
+MANY_STREAMS = 4096
+EXTRAS = {
+    "tune": ("the model-guided sampler of tune (else TPE)", ("scikit-learn",)),
+    "gpu": ("measuring GPUs with probe; --sampler gp", ("torch",)),
+    "dashboard": ("sgtune dashboard", ("streamlit", "plotly", "pandas")),
+}
+
+
+class State(StrEnum):
+    """Whether a part is there; only `broken` keeps everything else from working."""
+
+    OK = "ok"
+    MISSING = "missing"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One part: what was found, what it is for, and what to do where it is missing."""
+
+    part: str
+    state: State
+    found: str
+    serves: str
+    fix: str = ""
+
+
+Run = Callable[[list[str], float], tuple[int, str]]
+
+
+def run_command(command: list[str], limit_s: float) -> tuple[int, str]:
+    """Run a command and return its exit code and output; 127 when it cannot be started, 124 when it took too long."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
+    except OSError as error:
+        return 127, str(error)
+    except subprocess.TimeoutExpired:
+        return 124, f"no answer within {limit_s:.0f} s"
+    return done.returncode, (done.stdout + done.stderr).strip()
+
+
+def examine(
+    python: str, *, run: Run = run_command, inventory: Callable[[], Inventory] = read_inventory
+) -> tuple[Finding, ...]:
+    """Look at everything sgtune may need; starts nothing that lasts. `python` is the interpreter of --engine local."""
+    return (
+        _itself(),
+        *(_extra(name, serves, packages) for name, (serves, packages) in EXTRAS.items()),
+        _gpus(inventory()),
+        _local(python, run),
+        _docker(run),
+        _files(),
+        _shared_memory(),
+        _ports(),
+    )
+
+
+def _itself() -> Finding:
+    engines = "plan, check, predict, export; tune and bench on the simulated and emulated engines"
+    return Finding(
+        part="sgtune", state=State.OK, found=f"{__version__} on Python {platform.python_version()}", serves=engines
+    )
+
+
+def _extra(name: str, serves: str, packages: tuple[str, ...]) -> Finding:
+    versions, missing = [], []
+    for package in packages:
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(package)
+    return Finding(
+        part=f"extra [{name}]",
+        state=State.MISSING if missing else State.OK,
+        found=f"no {', '.join(missing)}" if missing else ", ".join(versions),
+        serves=serves,
+        fix=f"in the checkout: pip install '.[{name}]'" if missing else "",
+    )
+
+
+def _gpus(inventory: Inventory) -> Finding:
+    names = [gpu.name for gpu in inventory.gpus]
+    found = ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
+    lost = f"; lost: {', '.join(inventory.lost)}" if inventory.lost else ""
+    return Finding(
+        part="GPUs",
+        state=State.BROKEN if lost else State.OK if names else State.MISSING,
+        found=(found or str(inventory.absent)) + lost,
+        serves="probe; tune, bench and verify on real servers",
+        fix="see dmesg for Xid" if lost else "" if names else "plan for a catalogue machine: --hardware h200x8",
+    )
+
+
+def _local(python: str, run: Run) -> Finding:
+    code, said = run([python, "-c", "import importlib.metadata as m; print(m.version('sglang'))"], ASK_S)
+    last = said.splitlines()[-1] if said else ""
+    return Finding(
+        part="engine local",
+        state=State.MISSING if code else State.OK,
+        found=f"{python} has SGLang {last}" if not code else f"{python}: {last}",
+        serves="tune and verify with an interpreter that holds sglang",
+        fix="name it with --python, as in --python /opt/sglang/bin/python" if code else "",
+    )
+
+
+def _docker(run: Run) -> Finding:
+    serves = "tune and verify with an image"
+    if shutil.which("docker") is None:
+        return Finding(
+            part="engine docker", state=State.MISSING, found="no docker here", serves=serves, fix="install docker"
+        )
+    code, said = run(["docker", "version", "--format", "{{.Server.Version}}"], DOCKER_S)
+    last = said.splitlines()[-1] if said else ""
+    return Finding(
+        part="engine docker",
+        state=State.MISSING if code else State.OK,
+        found=last if code else f"docker {last}",
+        serves=serves,
+        fix="start its daemon, or join its group" if code else "",
+    )
+
+
+def _files() -> Finding:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    few = hard != resource.RLIM_INFINITY and hard < MANY_STREAMS
+    return Finding(
+        part="open files",
+        state=State.MISSING if few else State.OK,
+        found="no limit" if hard == resource.RLIM_INFINITY else f"up to {hard:,}",
+        serves=f"as many streams; {MANY_STREAMS:,} take that many",
+        fix=f"ulimit -Hn {2 * MANY_STREAMS}" if few else "",
+    )
+
+
+def _shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
+    serves = "NCCL and SGLang's queues"
+    if not folder.is_dir():
+        return Finding(part="shared memory", state=State.MISSING, found=f"no {folder}", serves=serves, fix="Linux")
+    free_mib = shutil.disk_usage(folder).free / 2**20
+    little = free_mib < LEAST_SHM_MIB
+    return Finding(
+        part="shared memory",
+        state=State.MISSING if little else State.OK,
+        found=f"{free_mib / 1024:.1f} GiB free in {folder}",
+        serves=serves,
+        fix="give the container more: --shm-size 32g" if little else "",
+    )
+
+
+def _ports() -> Finding:
+    try:
+        ports = candidates()
+    except InputError as error:
+        return Finding(part="ports", state=State.BROKEN, found=str(error), serves="servers of tune and verify")
+    free = sum(is_free(port) for port in ports)
+    return Finding(
+        part="ports",
+        state=State.OK if free else State.BROKEN,
+        found=f"{free:,} of {len(ports):,} free from {ports.start:,} to {ports.stop:,}",
+        serves="servers of tune and verify",
+        fix="" if free else "SGTUNE_PORTS=FIRST-LAST names others",
+    )
