@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tuner.engines.seam import Measurement, Verdict
 from tuner.record import Outcome, TrialRecord, best_of
 
 BASELINE = "SGLang default"
@@ -29,6 +30,13 @@ class Standing:
     output_tok_s: float
     interval: tuple[float, float]
     objective: float
+    scatter: Scatter
+
+    def rate_at(self, concurrency: int) -> tuple[float, tuple[float, float]] | None:
+        """Return the rate of a rung of the ladder over all launches with its 95 % interval; None if never sound."""
+        points = [point for launch in self.launches for point in launch.points if point.concurrency == concurrency]
+        sound = [point for point in points if point.verdict is Verdict.OK]
+        return _over(sound, self.scatter) if sound else None
 
     @property
     def feasible(self) -> bool:
@@ -115,27 +123,34 @@ def _groups(records: Sequence[TrialRecord]) -> list[list[TrialRecord]]:
 
 
 def _standing(group: Sequence[TrialRecord], scatter: Scatter) -> Standing:
-    count = len(group)
-    middle = math.exp(sum(math.log(_rate(record)) for record in group) / count)
-    own = sum(_own_half(record) for record in group) / count / math.sqrt(count)
-    between = scatter.student_t * scatter.deviation / math.sqrt(count) if scatter.degrees else 0.0
-    half = max(own, between)
+    rate, interval = _over([record.points[-1] for record in group], scatter)
     return Standing(
         first=group[0],
         launches=tuple(group),
-        output_tok_s=middle,
-        interval=(middle * math.exp(-half), middle * math.exp(half)),
-        objective=sum(record.objective for record in group) / count,
+        output_tok_s=rate,
+        interval=interval,
+        objective=sum(record.objective for record in group) / len(group),
+        scatter=scatter,
     )
+
+
+def _over(points: Sequence[Measurement], scatter: Scatter) -> tuple[float, tuple[float, float]]:
+    """Return the geometric mean of one rate over launches, and its interval: by what launches scatter, if known."""
+    count = len(points)
+    middle = math.exp(sum(math.log(max(point.output_tok_s, 1e-9)) for point in points) / count)
+    own = sum(_own_half(point) for point in points) / count / math.sqrt(count)
+    between = scatter.student_t * scatter.deviation / math.sqrt(count) if scatter.degrees else 0.0
+    half = max(own, between)
+    return middle, (middle * math.exp(-half), middle * math.exp(half))
 
 
 def _rate(record: TrialRecord) -> float:
     return max(record.points[-1].output_tok_s, 1e-9)
 
 
-def _own_half(record: TrialRecord) -> float:
+def _own_half(point: Measurement) -> float:
     """Half the interval that one launch's measurement states of itself, in log units."""
-    low, high = record.points[-1].output_tok_s_interval
+    low, high = point.output_tok_s_interval
     return math.log(high / low) / 2.0 if 0.0 < low < high else 0.0
 
 

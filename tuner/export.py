@@ -122,10 +122,8 @@ def _trial_lines(
 
 
 def _trial_record(record: TrialRecord, standing: Standing, manifest: Manifest) -> Record:
-    """Return the ladder as recorded; the asked concurrency's figure is that of all launches together."""
-    points = [_figure(point) for point in record.points if point.verdict is Verdict.OK]
-    if points and record.points[-1].verdict is Verdict.OK:
-        points[-1] = replace(points[-1], output_tok_s=standing.output_tok_s, interval=standing.interval)
+    """Return the ladder of this trial, its rates over all launches of the configuration together."""
+    points = [_figure(point, standing) for point in record.points if point.verdict is Verdict.OK]
     return Record(
         sgtune=__version__,
         sglang_version=manifest.sglang_version,
@@ -143,11 +141,12 @@ def _trial_record(record: TrialRecord, standing: Standing, manifest: Manifest) -
     )
 
 
-def _figure(point: Measurement) -> Figure:
+def _figure(point: Measurement, standing: Standing) -> Figure:
+    rate, interval = standing.rate_at(point.concurrency) or (point.output_tok_s, point.output_tok_s_interval)
     return Figure(
         concurrency=point.concurrency,
-        output_tok_s=point.output_tok_s,
-        interval=point.output_tok_s_interval,
+        output_tok_s=rate,
+        interval=interval,
         ttft_mean_ms=point.ttft_ms["mean"],
         tpot_mean_ms=point.tpot_ms["mean"],
     )
