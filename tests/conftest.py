@@ -36,6 +36,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["SGTUNE_PORTS"] = f"{first}-{first + PORTS_A_WORKER - 300}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that must be alone come first: later they would wait for long ones, and others for them."""
+    items.sort(key=lambda item: item.get_closest_marker("alone") is None)
+
+
 @pytest.fixture(autouse=True)
 def _turn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Run tests marked `alone` while no other worker runs any: they time things.

@@ -11,9 +11,11 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +26,7 @@ from models.estimate import Context
 from models.workload import Workload
 from planner.resolver import resolve
 from tests.left import marked
+from tests.tuner.test_verify import falsified
 from tuner.engines.live import LiveEngine, LiveServer
 from tuner.engines.runners import LocalRunner
 from tuner.engines.seam import FailureKind, LaunchFailed, Verdict
@@ -184,34 +187,119 @@ SPACE = """
 layout = "TP1"
 mtp_steps = 0
 mem_fraction_static = "default"
-chunked_prefill_size = ["default", 16, 64, 1024]
+chunked_prefill_size = ["default", 16, 64]
 cuda_graph = "default"
 max_running = "default"
 """
 
 
-def test_it_is_tuned_over_configurations_that_differ_and_the_better_one_is_exported(
-    sglang: Installed, tmp_path: Path
-) -> None:
-    """Prompts of 256 tokens in chunks of 16 take sixteen steps and more instead of one: no noise hides that."""
-    (tmp_path / "space.toml").write_text(SPACE)
-    more = ("--trials", "4", "--sampler", "grid", "--confirm", "0", "--space", str(tmp_path / "space.toml"))
-    command = tune(sglang, tmp_path, *more)
+@dataclass(frozen=True)
+class Tuned:
+    """A finished run on the real server, and the answer of the command."""
+
+    runs: Path
+    document: dict[str, Any]
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.runs / "a" / "trials.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def tuned(sglang: Installed, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
+    """Three configurations and the best once more, three rungs each.
+
+    Prompts of 256 tokens in chunks of 16 take sixteen steps and more instead of one: no noise hides that.
+    """
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "space.toml").write_text(SPACE)
+    more = ("--trials", "3", "--sampler", "grid", "--confirm", "1", "--space", str(folder / "space.toml"), "--json")
+    command = tune(sglang, folder, *more)
     command[command.index("--isl") + 1] = "256"
-    ran = subprocess.run([*command, "--json", "--", *FLAGS], capture_output=True, text=True, check=False)
+    ran = subprocess.run([*command, "--", *FLAGS], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    document = json.loads(ran.stdout)
-    assert document["launches"] == 4, (document["stopped"], document["trials"])
-    lines = [json.loads(line) for line in (tmp_path / "a" / "trials.jsonl").read_text().splitlines()]
-    measured = {
-        line["params"]["chunked_prefill_size"]: line["points"] for line in lines if line["outcome"] == "measured"
-    }
-    assert set(measured) == {"default", 16, 64, 1024}
-    assert all([point["concurrency"] for point in points] == [1, 4, 8] for points in measured.values())
-    rates = {chunk: points[-1]["output_tok_s"] for chunk, points in measured.items()}
+    return Tuned(folder, json.loads(ran.stdout))
+
+
+def test_it_is_tuned_over_configurations_that_differ_and_the_better_one_is_exported(tuned: Tuned) -> None:
+    assert tuned.document["launches"] == 3, (tuned.document["stopped"], tuned.document["trials"])
+    measured = [line for line in tuned.lines if line["outcome"] == "measured"]
+    assert len(measured) >= 4, "the best is launched again"
+    assert all(sorted(point["concurrency"] for point in line["points"]) == [1, 4, 8] for line in measured[:3])
+    rates = {line["params"]["chunked_prefill_size"]: line["points"][-1]["output_tok_s"] for line in measured[:3]}
+    assert set(rates) == {"default", 16, 64}
     assert min(rates, key=lambda chunk: rates[chunk]) == 16, rates
-    best = document["best"]["config"]["chunked_prefill_size"]
-    assert best not in (16, 64)
-    script = (tmp_path / "a" / "export" / "launch.sh").read_text()
+    best = tuned.document["best"]["config"]["chunked_prefill_size"]
+    assert best != 16
+    script = (tuned.runs / "a" / "export" / "launch.sh").read_text()
     assert f"--chunked-prefill-size {best}" in script or best is None
+    assert marked() == []
+
+
+def sgtune_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tuner.cli.main", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def bundle(tuned: Tuned, sglang: Installed) -> Path:
+    """The winner's launch files, for this interpreter and model."""
+    folder = tuned.runs / "bundle"
+    places = ("--python", str(sglang.python), "--model-path", str(sglang.model), "--host", "127.0.0.1")
+    done = sgtune_process("export", "--runs", str(tuned.runs), "--run", "a", *places, "--bundle", str(folder))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_exported_script_serves_as_it_stands(bundle: Path) -> None:
+    port = Ports().next()
+    server = subprocess.Popen(
+        ["bash", str(bundle / "launch.sh"), "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        until = time.monotonic() + 300
+        while (answer := generate(port)) is None:
+            assert server.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.5)
+        assert len(answer["output_ids"]) == 3
+    finally:
+        server.terminate()
+        assert server.wait(60) == 0
+
+
+def generate(port: int) -> dict[str, Any] | None:
+    """Return the answer to a prompt, None while the server is not ready."""
+    body = {"input_ids": [5, 6, 7], "sampling_params": {"max_new_tokens": 3, "ignore_eos": True}}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return dict(json.load(response))
+    except OSError:
+        return None
+
+
+def verify(sglang: Installed, path: Path) -> subprocess.CompletedProcess[str]:
+    """Verify with the engine's own flags in the file, the interpreter's model beside it."""
+    model = ("--model", str(sglang.model), "--python", str(sglang.python), "--engine", "local")
+    return sgtune_process("verify", str(path), *model, "--point-time", "3s", "--json")
+
+
+def test_a_true_bundle_is_verified_and_a_falsified_figure_is_not(
+    bundle: Path, sglang: Installed, tmp_path: Path
+) -> None:
+    """The recorded intervals are those of separate launches; a machine may still be in another mood once."""
+    found = [verify(sglang, bundle)]
+    if found[0].returncode:
+        found.append(verify(sglang, bundle))
+    assert found[-1].returncode == 0, [(done.stdout, done.stderr) for done in found]
+    assert [point["agrees"] for point in json.loads(found[-1].stdout)["points"]] == [True, True, True]
+    file = tmp_path / "launch.sh"
+    file.write_text(falsified((bundle / "launch.sh").read_text(), 20.0, interval=True))
+    false = verify(sglang, file)
+    assert false.returncode == 1
+    assert [point["agrees"] for point in json.loads(false.stdout)["points"]] == [True, True, False]
     assert marked() == []

@@ -1,0 +1,90 @@
+"""Writes the reference pages that the code itself knows: the command line and SGLang's rules.
+
+python tools/write_reference.py            write docs/reference/cli.md and docs/reference/rules.md
+python tools/write_reference.py --check    fail if a page is not what the code says (a test runs this)
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from planner.rules import RULES
+from planner.rules.core import Rule
+from planner.violation import Severity
+
+PAGES = Path(__file__).parent.parent / "docs" / "reference"
+NOTE = """Written by `python tools/write_reference.py` from the code.
+
+Exit codes: 0 done; 1 failed while working, or `verify` disagrees; 2 bad usage or input, and nothing was started; 3 the
+target cannot be met, and the nearest answer is given; 130 interrupted, resumable.
+"""
+MEANING = {
+    Severity.ERROR: "SGLang refuses the launch, or fails",
+    Severity.WARNING: "it runs, but worse than it could",
+    Severity.NOTE: "SGLang changes what was asked",
+}
+
+
+def command_line() -> str:
+    """Return the page of all commands, as typer writes it."""
+    command = [sys.executable, "-m", "typer", "tuner.cli.main", "utils", "docs", "--name", "sgtune", "--title",
+               "Command line"]  # fmt: skip
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "COLUMNS": "200", "TERM": "dumb"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    text = html.unescape(done.stdout)
+    head, _, rest = text.partition("\n")
+    return re.sub(r"[ \t]+\n", "\n", f"{head}\n\n{NOTE}{rest}").rstrip() + "\n"
+
+
+def rules() -> str:
+    """Return the page of all rules, by severity."""
+    lines = [
+        "# Rules",
+        "",
+        f"What `sgtune check`, `plan` and `tune` know of SGLang's argument checks: {len(RULES)} rules, written by "
+        "`python tools/write_reference.py` from `planner/rules`. `{...}` is filled in with the values of the launch. "
+        "The place is in SGLang 0.5.23's source.",
+    ]
+    for severity in Severity:
+        found = [rule for rule in RULES if rule.severity is severity]
+        lines += ["", f"## {severity}: {MEANING[severity]} ({len(found)})", ""]
+        lines += ["| rule | what | fix | SGLang | in its source |", "|---|---|---|---|---|"]
+        lines += [_row(rule) for rule in found]
+    return "\n".join(lines) + "\n"
+
+
+def _row(rule: Rule) -> str:
+    cells = (f"`{rule.id}`", rule.sentence, rule.fix, _versions(rule), f"`{rule.source}`")
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _versions(rule: Rule) -> str:
+    return f"{rule.since} and newer" if rule.before is None else f"{rule.since} to before {rule.before}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    asked = parser.parse_args()
+    stale = []
+    for name, text in (("cli.md", command_line()), ("rules.md", rules())):
+        page = PAGES / name
+        if asked.check:
+            if not page.exists() or page.read_text(encoding="utf-8") != text:
+                stale.append(name)
+        else:
+            page.parent.mkdir(parents=True, exist_ok=True)
+            page.write_text(text, encoding="utf-8")
+    if stale:
+        sys.stderr.write(f"docs/reference: {', '.join(stale)}: run python tools/write_reference.py\n")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
