@@ -1,18 +1,22 @@
-"""Writes the reference pages that the code itself knows: the command line and SGLang's rules.
+"""Writes the reference pages that code and schemas know: the command line, SGLang's rules, the JSON documents.
 
-python tools/write_reference.py            write docs/reference/cli.md and docs/reference/rules.md
-python tools/write_reference.py --check    fail if a page is not what the code says (a test runs this)
+    python tools/write_reference.py            write cli.md, rules.md and json.md in docs/reference
+    python tools/write_reference.py --check    fail if a page is not what the code says
+
+A test runs the check.
 """
 
 from __future__ import annotations
 
 import argparse
 import html
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from planner.rules import RULES
 from planner.rules.core import Rule
@@ -68,12 +72,48 @@ def _versions(rule: Rule) -> str:
     return f"{rule.since} and newer" if rule.before is None else f"{rule.since} to before {rule.before}"
 
 
+def documents() -> str:
+    """Return the page of all JSON documents, from their schemas."""
+    lines = [
+        "# JSON documents",
+        "",
+        "With `--json` a command prints exactly one line on stdout, the document; everything else goes to stderr. "
+        "These fields are firm, further ones may come. The schemas are in [schemas](schemas/); tests hold every "
+        "command to its own. Written by `python tools/write_reference.py` from them.",
+    ]
+    for file in sorted((PAGES / "schemas").glob("*.json")):
+        schema = json.loads(file.read_text(encoding="utf-8"))
+        lines += ["", f"## {schema['title']}", "", "| field | type | meaning |", "|---|---|---|"]
+        lines += [f"| `{name}` | {kind} | {meaning} |" for name, kind, meaning in _fields(schema, "")]
+    return "\n".join(lines) + "\n"
+
+
+def _fields(schema: dict[str, Any], prefix: str) -> list[tuple[str, str, str]]:
+    """Return name, type and meaning of every field, those of nested objects under dotted names."""
+    rows = []
+    for name, found in schema.get("properties", {}).items():
+        inner = next((kind for kind in found.get("anyOf", ()) if kind.get("type") != "null"), found)
+        items = inner.get("items", {}) if inner.get("type") == "array" else {}
+        mark = "[]" if items else ""
+        rows.append((f"{prefix}{name}{mark}", _kind(found), found.get("description") or inner.get("description", "")))
+        rows += _fields(items or inner, f"{prefix}{name}{mark}.")
+    return rows
+
+
+def _kind(found: dict[str, Any]) -> str:
+    if "anyOf" in found:
+        return " or ".join(dict.fromkeys(_kind(kind) for kind in found["anyOf"]))
+    if "enum" in found:
+        return ", ".join(f"`{value}`" for value in found["enum"])
+    return str(found.get("type", "any"))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     asked = parser.parse_args()
     stale = []
-    for name, text in (("cli.md", command_line()), ("rules.md", rules())):
+    for name, text in (("cli.md", command_line()), ("rules.md", rules()), ("json.md", documents())):
         page = PAGES / name
         if asked.check:
             if not page.exists() or page.read_text(encoding="utf-8") != text:

@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from typing import Any
 import pytest
 
 from models.points import parse_point
+from tests.documents import document_of
+from tests.patience import in_one_of_three
 
+pytestmark = pytest.mark.alone
 Sgtune = Callable[..., Any]
 STUB = Path(__file__).parents[2] / "benchmarks" / "load_stub.py"
 QUICK = ("--isl", "20", "--osl", "10", "--point-time", "0.5s", "--waves", "2")
@@ -24,7 +28,7 @@ def url() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    words = [sys.executable, str(STUB), "--port", str(port), "--ttft-ms", "50", "--tpot-ms", "5"]
+    words = [sys.executable, str(STUB), "--port", str(port), "--ttft-ms", "300", "--tpot-ms", "20"]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as stub:
         assert stub.stdout is not None
         stub.stdout.readline()
@@ -35,59 +39,71 @@ def url() -> Iterator[str]:
 def test_points_come_back_as_one_json_line_and_in_every_file_asked_for(
     sgtune: Sgtune, url: str, tmp_path: Path
 ) -> None:
-    ours, theirs, every, plot = (tmp_path / name for name in ("a.jsonl", "b.jsonl", "c.jsonl", "d.html"))
-    ran = sgtune(
-        "bench", "--url", url, *QUICK, "--concurrency", "1,4", "--out", str(ours), "--sglang-jsonl", str(theirs),
-        "--requests", str(every), "--plot", str(plot), "--slo", "tpot:p99<50ms", "--json",
-    )  # fmt: skip
-    assert ran.code == 0, ran.err
-    assert ran.out.count("\n") == 1
-    points = json.loads(ran.out)["points"]
-    assert [point["concurrency"] for point in points] == [1, 4]
-    for point in points:
-        assert point["verdict"] == "ok", point["why"]
-        assert point["tpot_ms"]["mean"] == pytest.approx(5.0, rel=0.1)
-        assert set(point["ttft_ms"]) >= {"mean", "p50", "p99"}
-        assert point["goodput_rps"] == pytest.approx(point["completed_per_s"])
-    read = [parse_point(line, 1) for line in ours.read_text().splitlines()]
-    assert [point.concurrency for point in read] == [1, 4]
-    assert read[0].tpot_mean_ms == pytest.approx(points[0]["tpot_ms"]["mean"])
-    benchmark = [parse_point(line, 1) for line in theirs.read_text().splitlines()]
-    assert benchmark[1].output_tok_s == pytest.approx(points[1]["output_tok_s"])
-    assert (benchmark[1].isl, benchmark[1].osl) == (20, 10)
-    requests = [json.loads(line) for line in every.read_text().splitlines()]
-    assert sum(request["in_window"] for request in requests) == sum(point["requests"] for point in points)
-    page = plot.read_text()
-    assert page.count("<circle") == 2
-    assert "http://" not in page.replace(url, ""), "the page loads nothing"
+    def attempt() -> None:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))  # records are appended
+        ours, theirs, every, plot = (folder / name for name in ("a.jsonl", "b.jsonl", "c.jsonl", "d.html"))
+        ran = sgtune(
+            "bench", "--url", url, *QUICK, "--concurrency", "1,4", "--out", str(ours), "--sglang-jsonl", str(theirs),
+            "--requests", str(every), "--plot", str(plot), "--slo", "tpot:p99<50ms", "--json",
+        )  # fmt: skip
+        assert ran.code == 0, ran.err
+        points = document_of("bench", ran.out)["points"]
+        assert [point["concurrency"] for point in points] == [1, 4]
+        for point in points:
+            assert point["verdict"] == "ok", point["why"]
+            assert point["tpot_ms"]["mean"] == pytest.approx(20.0, rel=0.1)
+            assert set(point["ttft_ms"]) >= {"mean", "p50", "p99"}
+            assert point["goodput_rps"] == pytest.approx(point["completed_per_s"])
+        read = [parse_point(line, 1) for line in ours.read_text().splitlines()]
+        assert [point.concurrency for point in read] == [1, 4]
+        assert read[0].tpot_mean_ms == pytest.approx(points[0]["tpot_ms"]["mean"])
+        benchmark = [parse_point(line, 1) for line in theirs.read_text().splitlines()]
+        assert benchmark[1].output_tok_s == pytest.approx(points[1]["output_tok_s"])
+        assert (benchmark[1].isl, benchmark[1].osl) == (20, 10)
+        requests = [json.loads(line) for line in every.read_text().splitlines()]
+        assert sum(request["in_window"] for request in requests) == sum(point["requests"] for point in points)
+        page = plot.read_text()
+        assert page.count("<circle") == 2
+        assert "http://" not in page.replace(url, ""), "the page loads nothing"
+
+    in_one_of_three(attempt)
 
 
 def test_an_open_loop_sends_at_its_rate(sgtune: Sgtune, url: str) -> None:
-    ran = sgtune("bench", "--url", url, "--isl", "20", "--osl", "10", "--point-time", "4s", "--request-rate", "20",
-                 "--arrival", "constant", "--json")  # fmt: skip
-    assert ran.code == 0, ran.err
-    point = json.loads(ran.out)["points"][0]
-    assert point["concurrency"] is None
-    assert point["completed_per_s"] == pytest.approx(20.0, rel=0.1)
+    def attempt() -> None:
+        ran = sgtune("bench", "--url", url, "--isl", "20", "--osl", "10", "--point-time", "4s", "--request-rate", "20",
+                     "--arrival", "constant", "--json")  # fmt: skip
+        assert ran.code == 0, ran.err
+        point = json.loads(ran.out)["points"][0]
+        assert point["concurrency"] is None
+        assert point["completed_per_s"] == pytest.approx(20.0, rel=0.1)
+
+    in_one_of_three(attempt)
 
 
 def test_the_rate_of_an_open_loop_is_that_of_a_steady_stretch_however_long_its_requests_are(
     sgtune: Sgtune, url: str
 ) -> None:
-    ran = sgtune("bench", "--url", url, "--isl", "20", "--osl", "400", "--point-time", "8s", "--request-rate", "10",
-                 "--arrival", "constant", "--json")  # fmt: skip
-    assert ran.code in (0, 1), ran.err
-    point = json.loads(ran.out)["points"][0]
-    assert point["output_tok_s"] == pytest.approx(4000.0, rel=0.15), "2.05 s of ramp and of drain are not in it"
-    assert point["achieved_in_flight"] == pytest.approx(20.5, rel=0.15)
+    def attempt() -> None:
+        ran = sgtune("bench", "--url", url, "--isl", "20", "--osl", "100", "--point-time", "8s", "--request-rate", "10",
+                     "--arrival", "constant", "--json")  # fmt: skip
+        assert ran.code in (0, 1), ran.err
+        point = json.loads(ran.out)["points"][0]
+        assert point["output_tok_s"] == pytest.approx(1000.0, rel=0.15), "2.28 s of ramp and of drain are not in it"
+        assert point["achieved_in_flight"] == pytest.approx(22.8, rel=0.15)
+
+    in_one_of_three(attempt)
 
 
 def test_the_knee_is_named(sgtune: Sgtune, url: str) -> None:
-    ran = sgtune(
-        "bench", "--url", url, *QUICK, "--concurrency", "1,2", "--until-knee", "--slo", "tpot:p50<1s", "--json"
-    )
-    assert ran.code == 0, ran.err
-    assert json.loads(ran.out)["knee"] == {"best": 2, "broken": None, "misses": []}
+    def attempt() -> None:
+        ran = sgtune(
+            "bench", "--url", url, *QUICK, "--concurrency", "1,2", "--until-knee", "--slo", "tpot:p50<1s", "--json"
+        )
+        assert ran.code == 0, ran.err
+        assert json.loads(ran.out)["knee"] == {"best": 2, "broken": None, "misses": []}
+
+    in_one_of_three(attempt)
 
 
 @pytest.mark.parametrize(

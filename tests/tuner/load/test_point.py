@@ -8,8 +8,6 @@ import resource
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ import pytest
 from benchmarks.load import measure
 from hwprobe.errors import InputError
 from models.workload import Workload
+from tests.patience import in_one_of_three
 from tuner.choices import Arrival
 from tuner.engines.seam import Verdict
 from tuner.load.knee import find_knee
@@ -34,14 +33,6 @@ def recovered(point: Point, ttft_ms: float, tpot_ms: float, within: float) -> No
     assert point.window.tpot.by["mean"] == pytest.approx(tpot_ms, rel=within)
     assert point.window.wrong_lengths == 0.0
     assert point.window.errors == 0
-
-
-def in_one_of_three(attempt: Callable[[], None]) -> None:
-    """What the generator can do is the question; a shared machine may steal the CPU in one attempt, not in all."""
-    for _ in range(2):
-        with suppress(AssertionError):
-            return attempt()
-    return attempt()
 
 
 @pytest.mark.slow
