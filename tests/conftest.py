@@ -6,8 +6,10 @@ import fcntl
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -41,24 +43,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("alone") is None)
 
 
-@pytest.fixture(autouse=True)
-def _turn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Run tests marked `alone` while no other worker runs any: they time things.
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Run tests marked `alone` while no other worker runs any: they time things. Their fixtures are set up alone too.
 
     Who waits to be alone closes the gate that all others pass through, so that it is soon its turn.
     """
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        yield
-        return
-    shared = tmp_path_factory.getbasetemp().parent
-    alone = request.node.get_closest_marker("alone") is not None
+    shared = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    if shared is None:
+        return (yield)
+    alone = item.get_closest_marker("alone") is not None
     with ExitStack() as held:
-        gate = held.enter_context((shared / "gate.lock").open("w"))
-        running = held.enter_context((shared / "running.lock").open("w"))
+        gate, running = (
+            held.enter_context((Path(tempfile.gettempdir()) / f"sgtune-tests-{shared}.{name}").open("w"))
+            for name in ("gate", "running")
+        )
         fcntl.flock(gate, fcntl.LOCK_EX)
         fcntl.flock(running, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         fcntl.flock(gate, fcntl.LOCK_UN)
-        yield
+        return (yield)
 
 
 class Ran(NamedTuple):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 
 from tuner.server import strays
-from tuner.server.ports import candidates, is_free
+from tuner.server.ports import is_free
 
 # pytest-xdist names each of its workers in the environment, and processes inherit that.
 WORKER = "PYTEST_XDIST_WORKER"
@@ -28,9 +29,10 @@ def nothing_left(within_s: float = 15.0) -> bool:
     return True
 
 
-def ours_listening() -> set[int]:
-    """Return the ports a server of ours may have taken that are not free."""
-    return {port for port in candidates() if not is_free(port)}
+def still_listening(run: Path) -> set[int]:
+    """Return the ports of a run's servers, as their logs name them, that are not free."""
+    logs = [log.read_text(errors="replace") for log in run.glob("trials/*/server.log")]
+    return {port for log in logs for port in map(int, re.findall(r"'port': (\d+)", log)) if not is_free(port)}
 
 
 def _worker_of(pid: int) -> str | None:

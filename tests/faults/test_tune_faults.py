@@ -21,7 +21,7 @@ import pytest
 from filelock import FileLock
 
 from hwprobe.errors import InputError
-from tests.left import marked, nothing_left, ours_listening
+from tests.left import marked, nothing_left, still_listening
 from tuner.engines.choose import world_toml
 from tuner.faults import Fault, FaultKind
 from tuner.server.gate import GpuLocks
@@ -176,7 +176,7 @@ def test_fault_23_a_second_tuner_is_told_who_holds_the_run_or_the_gpu(sgtune: Sg
     process.kill()
     process.communicate()
     held = GpuLocks(["GPU-1", "GPU-2"], tmp_path / "locks")
-    with pytest.raises(InputError, match=f"GPU GPU-2 is in use by another sgtune: process {os.getpid()} on .*pytest"):
+    with pytest.raises(InputError, match=f"GPU GPU-2 is in use by another sgtune: process {os.getpid()} on "):
         GpuLocks(["GPU-2"], tmp_path / "locks")
     held.release()
     GpuLocks(["GPU-2"], tmp_path / "locks").release()
@@ -258,7 +258,6 @@ def kill_at(process: subprocess.Popen[str], moment: Moment, after_s: float, fold
 def test_fault_20_sixty_kills_leave_no_process_no_port_no_lock_and_lose_no_trial(tmp_path: Path) -> None:
     """SIGKILL at seeded moments of a run that is resumed after each; counted over all of them."""
     dice = random.Random(20)
-    taken_before = ours_listening()
     arguments = question(tmp_path, boot_s=0.3, trials=40)
     folder = tmp_path / "runs" / "a"
     processes = ports = locks = kills = recorded = 0
@@ -274,7 +273,7 @@ def test_fault_20_sixty_kills_leave_no_process_no_port_no_lock_and_lose_no_trial
             folder.rename(tmp_path / f"done-{kills}")  # the run was finished: begin another
             known = []
         processes += not nothing_left()
-        ports += bool(ours_listening() - taken_before)
+        ports += bool(still_listening(folder))
         if folder.exists():
             lock = FileLock(folder / ".lock")
             lock.acquire(timeout=1.0)
