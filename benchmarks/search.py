@@ -178,6 +178,7 @@ def run_job(job: Job) -> tuple[list[Score], float]:
             for seed in range(job.seeds):
                 asked = tune_question(job, plan, sampler, seed, Path(folder))
                 loop, _ = open_loop(replace(prepared, question=asked), Silent())
+                loop.task = replace(loop.task, lower_rungs=0)  # loads below the asked one decide nothing here
                 loop.run()
                 loop.close()
                 found.append(_score(loop.records, job, sampler, seed, best, prepared))

@@ -42,11 +42,12 @@ Keep = Callable[[Measurement], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Climb:
-    """What a launch is to show: the asked load, the goal, and the score to beat (None: climb in full)."""
+    """What a launch is to show: the asked load and some below, the goal, the score to beat (None: climb in full)."""
 
     goal: Goal
     workload: Workload
     to_beat: float | None = None
+    lower_rungs: int = LOWER_RUNGS
 
     def up(self, server: Server, config: ServerConfig, context: Context, users: float, keep: Keep) -> str:
         """Measure the rungs, handing each over as it comes; return why the climb ended early, empty where it did not.
@@ -77,7 +78,7 @@ class Climb:
                 for share in RATE_SHARES
             ]
         asked = self.workload.concurrency
-        steps = knee_steps(config, context, self.workload)
+        steps = knee_steps(config, context, self.workload)[: self.lower_rungs]
         lower = {asked >> step for step in steps if asked >> step >= 1}
         return [replace(self.workload, concurrency=clients) for clients in sorted(lower | {asked})]
 
@@ -162,7 +163,7 @@ def knee_steps(config: ServerConfig, context: Context, workload: Workload) -> li
     power = (steady.output_tok_s / steady.e2e_s)[0]
     knee = int(np.argmax(power))
     beside = knee // 2 if knee >= 2 else knee + 2
-    return sorted({min(deepest, step) for step in (max(1, knee), max(1, beside))} - {0})[:LOWER_RUNGS]
+    return sorted({min(deepest, step) for step in (max(1, knee), max(1, beside))} - {0})
 
 
 def _measured(server: Server, workload: Workload) -> Measurement:
