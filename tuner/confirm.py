@@ -22,7 +22,8 @@ STUDENT_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 
 class Standing:
     """One configuration with every launch that measured it.
 
-    `output_tok_s` is the geometric mean over its launches, `interval` its 95 % interval, `objective` the mean score.
+    `output_tok_s` is the geometric mean over its launches, `interval` its 95 % interval; `value` and `value_interval`
+    the same of the objective in its unit; `objective` is the mean score.
     """
 
     first: TrialRecord
@@ -31,6 +32,8 @@ class Standing:
     interval: tuple[float, float]
     objective: float
     scatter: Scatter
+    value: float
+    value_interval: tuple[float, float]
 
     def rate_at(self, concurrency: int) -> tuple[float, tuple[float, float]] | None:
         """Return the rate of a rung of the ladder over all launches with its 95 % interval; None if never sound."""
@@ -53,7 +56,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Scatter:
-    """Standard deviation of log(rate) between launches of one configuration; nothing is known with 0 degrees."""
+    """Standard deviation of the score (a logarithm) between launches of one configuration; unknown with 0 degrees."""
 
     deviation: float
     degrees: int
@@ -107,10 +110,10 @@ def scatter_of(groups: Sequence[Sequence[TrialRecord]]) -> Scatter:
     """Return the pooled deviation between launches of one configuration."""
     squares, degrees = 0.0, 0
     for group in groups:
-        logs = [math.log(_rate(record)) for record in group]
-        middle = sum(logs) / len(logs)
-        squares += sum((value - middle) ** 2 for value in logs)
-        degrees += len(logs) - 1
+        scores = [record.objective for record in group]
+        middle = sum(scores) / len(scores)
+        squares += sum((score - middle) ** 2 for score in scores)
+        degrees += len(scores) - 1
     return Scatter(math.sqrt(squares / degrees) if degrees else 0.0, degrees)
 
 
@@ -123,7 +126,10 @@ def _groups(records: Sequence[TrialRecord]) -> list[list[TrialRecord]]:
 
 
 def _standing(group: Sequence[TrialRecord], scatter: Scatter) -> Standing:
-    rate, interval = _over([record.points[-1] for record in group], scatter)
+    points = [_target(record) for record in group]
+    rate, interval = _over(points, scatter)
+    value = _geometric_mean([_rate(record) if record.value is None else record.value for record in group])
+    half = _half_width(points, scatter)
     return Standing(
         first=group[0],
         launches=tuple(group),
@@ -131,21 +137,35 @@ def _standing(group: Sequence[TrialRecord], scatter: Scatter) -> Standing:
         interval=interval,
         objective=sum(record.objective for record in group) / len(group),
         scatter=scatter,
+        value=value,
+        value_interval=(value * math.exp(-half), value * math.exp(half)),
     )
 
 
 def _over(points: Sequence[Measurement], scatter: Scatter) -> tuple[float, tuple[float, float]]:
-    """Return the geometric mean of one rate over launches, and its interval: by what launches scatter, if known."""
-    count = len(points)
-    middle = math.exp(sum(math.log(max(point.output_tok_s, 1e-9)) for point in points) / count)
-    own = sum(_own_half(point) for point in points) / count / math.sqrt(count)
-    between = scatter.student_t * scatter.deviation / math.sqrt(count) if scatter.degrees else 0.0
-    half = max(own, between)
+    """Return the geometric mean of one rate over launches, and its interval."""
+    middle = _geometric_mean([point.output_tok_s for point in points])
+    half = _half_width(points, scatter)
     return middle, (middle * math.exp(-half), middle * math.exp(half))
 
 
+def _half_width(points: Sequence[Measurement], scatter: Scatter) -> float:
+    """Half the 95 % interval of a mean over launches, in log units: by what launches scatter, if that is known."""
+    root = math.sqrt(len(points))
+    own = sum(_own_half(point) for point in points) / len(points) / root
+    return max(own, scatter.student_t * scatter.deviation / root if scatter.degrees else 0.0)
+
+
+def _geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(sum(math.log(max(value, 1e-9)) for value in values) / len(values))
+
+
+def _target(record: TrialRecord) -> Measurement:
+    return record.target or record.points[-1]
+
+
 def _rate(record: TrialRecord) -> float:
-    return max(record.points[-1].output_tok_s, 1e-9)
+    return max(_target(record).output_tok_s, 1e-9)
 
 
 def _own_half(point: Measurement) -> float:
@@ -159,4 +179,4 @@ def _standard_error(a: Standing, b: Standing, deviation: float) -> float:
 
 
 def _distance(record: TrialRecord, default: dict[str, object]) -> int:
-    return sum(record.params[name] != value for name, value in default.items())
+    return sum(record.params.get(name, value) != value for name, value in default.items())

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from models.config import ServerConfig
+from planner.alternatives import DEFAULT, UNPRICED
 from tuner.choices import Objective
 from tuner.engines.seam import FailureKind, Measurement
 
@@ -52,6 +53,10 @@ class Manifest:
     mtp: bool
     server_flags: tuple[str, ...] = ()
     space_hash: str = ""
+    request_rate: float | None = None
+    users: int | None = None
+    min_user_tok_s: float | None = None
+    cost_per_gpu_hour: float | None = None
     schema_version: int = 1
 
     def differences(self, other: Manifest) -> list[str]:
@@ -68,7 +73,8 @@ class TrialRecord:
     """One trial as evidence: what was tried and why, what was predicted, what came back.
 
     `config` is resolved; `params` are the study's; `spent_s` is the engine time of this trial;
-    `constraints` are <= 0 where feasible; `repeats` is the trial whose configuration was launched again.
+    `constraints` are <= 0 where feasible; `repeats` is the trial whose configuration was launched again. `points` are
+    in order of load; `decided_at` is the load that decides (None: the last). `value` is the objective in its unit.
     """
 
     number: int
@@ -86,10 +92,19 @@ class TrialRecord:
     spent_s: float = 0.0
     misses: tuple[str, ...] = field(default_factory=tuple)
     repeats: int | None = None
+    value: float | None = None
+    decided_at: float | None = None
 
     @property
     def label(self) -> str:
         return self.config.label
+
+    @property
+    def unpriced(self) -> str:
+        """The knobs no equation prices that are away from SGLang's own, in words."""
+        return ", ".join(
+            f"{name} {self.params[name]}" for name in UNPRICED if self.params.get(name, DEFAULT) != DEFAULT
+        )
 
     @property
     def launched(self) -> bool:
@@ -102,8 +117,18 @@ class TrialRecord:
 
     @property
     def target(self) -> Measurement | None:
-        """The point at the asked concurrency: the ladder's last."""
-        return self.points[-1] if self.outcome is Outcome.MEASURED and self.points else None
+        """The point that decides: at the asked load, or the most users that keep the limits."""
+        if self.outcome is not Outcome.MEASURED or not self.points:
+            return None
+        return next((p for p in self.points if p.load == self.decided_at), self.points[-1])
+
+    @property
+    def over_predicted(self) -> float:
+        """Measured over predicted: the objective where it has a prediction of its own, else the output rate."""
+        own = next((self.predicted[name] for name in ("users", "goodput") if name in self.predicted), None)
+        if own is not None and self.value is not None:
+            return self.value / max(own, 1e-9)
+        return (self.target.output_tok_s if self.target else 0.0) / max(self.predicted["output_tok_s"], 1e-9)
 
 
 def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:

@@ -8,7 +8,7 @@ import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tuner.loop import Loop
     from tuner.setup import Prepared, TuneQuestion
 
+# Users looked for where --users does not say how many are wanted: more than any one server carries.
+MOST_USERS = 4096
 EXAMPLE = (
     "Example: sgtune tune --hardware nf5688g7 --isl 1000 --osl 1000 --concurrency 1024 --engine simulated --trials 12"
 )
@@ -29,10 +31,14 @@ def tune(
     hardware: options.Hardware,
     isl: options.Isl,
     osl: options.Osl,
-    concurrency: options.Concurrency,
+    concurrency: options.MaybeConcurrency = None,
     server_flags: options.ServerFlags = None,
     slo: options.SloTexts = None,
     objective: options.ObjectiveChoice = Objective.OUTPUT_TOK_S,
+    request_rate: options.RequestRate = None,
+    users: options.Users = None,
+    min_user_tok_s: options.MinUserTokS = None,
+    cost_per_gpu_hour: options.CostPerGpuHour = None,
     engine: options.Engine = EngineName.SIMULATED,
     point_time: options.PointTime = "10s",
     smoke: options.SmokeText = None,
@@ -66,7 +72,9 @@ def tune(
 
     asked = read_question(
         hardware=hardware, model=model, sglang_version=sglang_version, slo=slo, profile=profile, isl=isl, osl=osl,
-        range_ratio=range_ratio, concurrency=concurrency, mtp=mtp, acceptance=mtp_acceptance, sigma=expert_skew,
+        range_ratio=range_ratio, concurrency=concurrency, request_rate=request_rate, min_user_tok_s=min_user_tok_s,
+        users=MOST_USERS if users is None and objective is Objective.USERS else users,
+        mtp=mtp, acceptance=mtp_acceptance, sigma=expert_skew,
     )  # fmt: skip
     narrowed = read_space_file(space) if space else None
     question = TuneQuestion(
@@ -74,18 +82,23 @@ def tune(
         space=narrowed, server_flags=(*(narrowed.flags if narrowed else ()), *(server_flags or ())),
         budget_s=parse_duration_s(budget) if budget else float("inf"), seed=seed, sampler=sampler or default_sampler(),
         smoke=smoke, run=run, runs=runs, resume=resume, python=python, image=image, model_path=model_path,
-        point_s=parse_duration_s(point_time, "--point-time"),
+        point_s=parse_duration_s(point_time, "--point-time"), cost_per_gpu_hour=cost_per_gpu_hour,
     )  # fmt: skip
     _tune(question, model_path=model_path, dry_run=dry_run, json=json)
 
 
 def _tune(question: TuneQuestion, *, model_path: str, dry_run: bool, json: bool) -> None:
     from tuner.cli.tune_view import LiveReporter, show_dry_run
+    from tuner.outlook import outlook
     from tuner.setup import open_loop, prepare
 
     prepared = prepare(question)
     if dry_run:
-        show_dry_run(prepared, console())
+        document = outlook(prepared)
+        if json:
+            print_json(document)
+        else:
+            show_dry_run(document, console())
         return
     screen = console(stderr=True)
     reporter = LiveReporter(screen, question.trials)
@@ -115,7 +128,7 @@ def _run(loop: Loop) -> None:
 def _finish(loop: Loop, prepared: Prepared, *, model_path: str, json: bool) -> None:
     from hwprobe.files import encode_json
     from planner.export.targets import Parameters, Target, possible_targets
-    from tuner.cli.tune_view import show_result
+    from tuner.cli.tune_result import show_calibrated, show_result
     from tuner.confirm import winner_of
     from tuner.export import trial_export
     from tuner.report import result_document
@@ -128,14 +141,34 @@ def _finish(loop: Loop, prepared: Prepared, *, model_path: str, json: bool) -> N
         winner = trial_export(best.first, loop.records, manifest, parameters, command_line())
         possible = [t for t in possible_targets(winner.spec, parameters) if t in (Target.BASH, Target.YAML)]
         exports = winner.write(loop.folder.export_folder, possible)
-    document = result_document(loop.folder.path, manifest, loop.records, loop.stop_reason, exports)
+    calibrated = _recalibrate(loop, prepared)
+    document = result_document(loop.folder.path, manifest, loop.records, loop.stop_reason, exports, calibrated)
     loop.folder.write("result.json", encode_json(document) + "\n")
     if json:
         print_json(document)
     else:
         show_result(loop, manifest, exports, console(), model_path=model_path)
+        show_calibrated(calibrated, console())
     if best is None:
         raise typer.Exit(3)
+
+
+def _recalibrate(loop: Loop, prepared: Prepared) -> dict[str, Any] | None:
+    """Write what the run says of the machine as a profile; return where, and in words, None where it says nothing."""
+    from models.engine_profile import save_engine_profile
+    from tuner.recalibrate import recalibrate
+
+    found = recalibrate(loop.records, prepared.space.workload, prepared.plan.context)
+    if found is None:
+        return None
+    path = loop.folder.path / "profile.json"
+    save_engine_profile(found.calibration.profile, path)
+    return {
+        "profile": str(path),
+        "mtp_acceptance": found.acceptance,
+        "rms_decode": found.calibration.rms_decode,
+        "sentence": found.sentence,
+    }
 
 
 def command_line() -> str:
