@@ -4,7 +4,8 @@
 
 Speaks SGLang's streaming /generate and OpenAI's streaming /v1/completions, and nothing else well. It is lean: what a
 load generator measures against it is the generator's own error; uvloop is used where it is installed. GET /stats says
-what the server saw of its clients, whoever they are: streams in flight, their time integral, tokens sent.
+what the server saw of its clients, whoever they are (streams in flight, their time integral, tokens sent), and how late
+it was itself with first tokens.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ class Seen:
         self._clock = clock
         self._at = clock()
         self._integral_s = 0.0
-        self.in_flight = self.tokens = self.requests = 0
+        self.in_flight = self.tokens = self.requests = self.firsts = 0
+        self.first_late_s = 0.0
 
     def change(self, by: int) -> None:
         """Count a stream that starts (+1) or ends (-1)."""
@@ -101,7 +103,8 @@ class Seen:
         """Return the counters as JSON; the mean in flight between two answers is the integrals' difference by time."""
         self.change(0)
         figures = {"time_s": self._at, "in_flight": self.in_flight, "stream_s": self._integral_s,
-                   "tokens": self.tokens, "requests": self.requests}  # fmt: skip
+                   "tokens": self.tokens, "requests": self.requests,
+                   "firsts": self.firsts, "first_late_s": self.first_late_s}  # fmt: skip
         return json.dumps(figures).encode()
 
 
@@ -153,7 +156,13 @@ class Connection(asyncio.Protocol):
         self._busy = True
         self._seen.change(1)
         self._transport.write(HEAD)
-        self._timer = self._call_at(self._first + self._schedule.jitter(), self._token)
+        self._due = self._first + self._schedule.jitter()
+        self._timer = self._call_at(self._due, self._first_token)
+
+    def _first_token(self) -> None:
+        self._seen.firsts += 1
+        self._seen.first_late_s += self._loop.time() - self._due
+        self._token()
 
     def _token(self) -> None:
         self._sent += 1

@@ -21,7 +21,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from peers import Peer, Ran, machine, run, say, sgtune
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.peers import Peer, Ran, machine, run, say, sgtune
 
 PEER = Peer(name="aiconfigurator", version="0.12.0")
 CLIENTS = 1024
