@@ -205,7 +205,7 @@ class Tree:
 
 
 def middle(samples: Sequence[Sample]) -> tuple[float, float, float]:
-    """Return mean streams in flight, tok/s and CPU s per 1,000 tokens of the middle half of the tokens that were served.
+    """Return mean streams in flight, tok/s and CPU s per 1,000 tokens over the middle half of the tokens served.
 
     Raises ValueError when the samples are too few to have a middle.
     """
