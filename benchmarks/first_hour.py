@@ -2,9 +2,10 @@
 """What a stranger waits for: a fresh clone to README's first answer, and what the base install takes on disk.
 
     python benchmarks/first_hour.py             both, in a temporary folder; about a minute
-    python benchmarks/first_hour.py --assert    exit 1 beyond 180 s to the first answer or 150 MB on disk
+    python benchmarks/first_hour.py --assert    exit 1 beyond 180 s to the first answer or 150 MB of packages on disk
 
-The clone is of this checkout's last commit. Packages come from the registry, without pip's cache.
+Packages are counted as what they take on disk, bytecode with them, without pip and setuptools. The clone is of this
+checkout's last commit; what it needs comes from the registry, without pip's cache.
 """
 
 from __future__ import annotations
@@ -76,9 +77,9 @@ def main() -> int:
         help_ = must([str(home / "bin" / "sgtune"), "--version"], folder, environment)
         whole, alone = disk_mb(home), without_tools_mb(home)
         print(f"python3 -m venv env && env/bin/pip install . ({pip.wall_s:.0f} s, {help_.out.strip()}): {whole:.0f} MB "
-              f"on disk, {alone:.0f} MB without pip and setuptools")  # fmt: skip
-    kept = first <= MOST_S and whole <= MOST_MB
-    print(f"promised: {MOST_S:.0f} s and {MOST_MB:.0f} MB: {'kept' if kept else 'NOT kept'}")
+              f"on disk, {alone:.0f} MB of it without pip and setuptools")  # fmt: skip
+    kept = first <= MOST_S and alone <= MOST_MB
+    print(f"promised: {MOST_S:.0f} s, and {MOST_MB:.0f} MB without pip: {'kept' if kept else 'NOT kept'}")
     return int(asked.judge and not kept)
 
 
