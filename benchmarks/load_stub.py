@@ -75,6 +75,19 @@ def choice(reason: str | None) -> dict[str, object]:
 COMPLETION, LAST_COMPLETION = completion([choice(None)]), completion([choice("length")])
 
 
+def completed(prompt: int, number: int, last: bool) -> bytes:
+    """Return the event of a completion's token."""
+    return LAST_COMPLETION if last else COMPLETION
+
+
+def completed_with_usage(prompt: int, number: int, last: bool) -> bytes:
+    """Return the event of a completion's token, and the usage after the last."""
+    if not last:
+        return COMPLETION
+    usage = {"prompt_tokens": prompt, "completion_tokens": number, "total_tokens": prompt + number}
+    return LAST_COMPLETION + completion([], usage=usage)
+
+
 def prompt_tokens(body: bytes) -> int:
     """Return how long a completion's prompt is: token ids are counted, a text has one token a byte."""
     prompt = json.loads(body).get("prompt", "")
@@ -138,16 +151,16 @@ class Connection(asyncio.Protocol):
         self._buffer = b""
         path = head.split(b" ", 2)[1]
         if path == b"/generate":
-            self._start(body, body.count(b",", 0, body.find(b"]")) + 1, self._generated)
+            self._start(body, body.count(b",", 0, body.find(b"]")) + 1, self._schedule.event)
         elif path == b"/v1/completions":
-            self._usage = b'"include_usage"' in body
-            self._start(body, prompt_tokens(body), self._completed)
+            event = completed_with_usage if b'"include_usage"' in body else completed
+            self._start(body, prompt_tokens(body), event)
         elif path in (b"/server_info", b"/v1/models"):
             self._transport.write(plain(b'{"served_model_name": "stub", "version": "0", "data": [{"id": "stub"}]}'))
         else:
             self._transport.write(plain(self._seen.answer() if path == b"/stats" else b"{}"))
 
-    def _start(self, body: bytes, prompt: int, event: Callable[[bool], bytes]) -> None:
+    def _start(self, body: bytes, prompt: int, event: Callable[[int, int, bool], bytes]) -> None:
         asked = OUTPUT.search(body)
         self._wanted = int(asked.group(1)) if asked else 16
         self._prompt, self._event = prompt, event
@@ -168,7 +181,7 @@ class Connection(asyncio.Protocol):
         self._sent += 1
         self._seen.tokens += 1
         last = self._sent == self._wanted
-        event = self._event(last)
+        event = self._event(self._prompt, self._sent, last)
         if last:
             self._busy = False
             self._seen.requests += 1
@@ -178,16 +191,6 @@ class Connection(asyncio.Protocol):
             self._transport.write(event)
             due = self._first + self._sent * self._schedule.tpot_s + self._schedule.jitter()
             self._timer = self._call_at(due, self._token)
-
-    def _generated(self, last: bool) -> bytes:
-        return self._schedule.event(self._prompt, self._sent, last)
-
-    def _completed(self, last: bool) -> bytes:
-        if not last:
-            return COMPLETION
-        total = self._prompt + self._sent
-        usage = {"prompt_tokens": self._prompt, "completion_tokens": self._sent, "total_tokens": total}
-        return LAST_COMPLETION + completion([], usage=usage) if self._usage else LAST_COMPLETION
 
 
 async def serve(port: int, schedule: Schedule) -> None:
