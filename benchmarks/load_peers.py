@@ -103,8 +103,9 @@ def own(backend: str) -> Generator:
     return Generator(name=f"sgtune bench ({backend})", command=command, read=read_own, codes=(0, 1))  # 1: not ok
 
 
-def aiperf(place: str) -> Generator:
+def aiperf(place: str, workers: int | None = None) -> Generator:
     """Return AIPerf; one worker process is its default on two cores."""
+    more = ["--workers-max", str(workers)] if workers else []
 
     def command(case: Case, url: str, folder: Path) -> list[str]:
         return [place, "profile", "-m", "stub", "--url", url, "--endpoint-type", "completions", "--streaming",
@@ -112,7 +113,7 @@ def aiperf(place: str) -> Generator:
                 "--warmup-request-count", str(case.streams), "--isl", str(INPUT_TOKENS), "--isl-stddev", "0",
                 "--osl", str(case.osl), "--osl-stddev", "0", "--extra-inputs", "ignore_eos:true",
                 "--tokenizer", str(tokenizer()), "--use-server-token-count", "--ui", "none", "--no-gpu-telemetry",
-                "--no-server-metrics", "--export-level", "summary", "--artifact-dir", str(folder)]  # fmt: skip
+                "--no-server-metrics", "--export-level", "summary", *more, "--artifact-dir", str(folder)]  # fmt: skip
 
     return Generator(name=f"AIPerf {AIPERF.version}", command=command, read=read_aiperf)
 
@@ -283,11 +284,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", choices=("aiperf", "guidellm", "none"), help="only this one; default: both")
     parser.add_argument("--streams", default="64,1024", help="default: 64,1024")
+    parser.add_argument("--aiperf-workers", type=int, help="its --workers-max, instead of its default")
     asked = parser.parse_args()
     wanted = {int(word) for word in asked.streams.split(",")}
     generators = [own("sglang"), own("openai")]
     if asked.peer in (None, "aiperf"):
-        generators.append(aiperf(AIPERF.command()))
+        generators.append(aiperf(AIPERF.command(), asked.aiperf_workers))
     if asked.peer in (None, "guidellm"):
         generators.append(guidellm(GUIDELLM.command()))
     print(machine())
