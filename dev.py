@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parent
 HOME = ROOT / ".venv"
 PYTHON = HOME / "bin" / "python"
 OLDEST = (3, 11)
+# What a command of sgtune is at its best with; the others need the base alone.
+EXTRAS = {"tune": "tune", "verify": "tune", "dashboard": "dashboard"}
 # Tests wait more than they compute; beyond this they wait for each other.
 WORKERS = min(4, os.cpu_count() or 1)
 
@@ -35,7 +37,7 @@ def main(arguments: list[str]) -> int:
         return fail(f"Python {OLDEST[0]}.{OLDEST[1]} or newer is needed, this is {sys.version.split()[0]}")
     command, rest = (arguments[0], arguments[1:]) if arguments else ("help", [])
     if command == "sgtune":
-        return install("") or run("tuner.cli.main", *rest)
+        return install(EXTRAS.get(rest[0], "") if rest else "") or run("tuner.cli.main", *rest)
     if command == "test":
         return install("dev") or run("pytest", *(rest or ("-n", str(WORKERS), "--dist", "worksteal")))
     if command == "check":

@@ -23,7 +23,7 @@ DOCKER_S = 10.0
 # A stream is a socket; the load generator raises the soft limit to the hard one.
 MANY_STREAMS = 4096
 EXTRAS = {
-    "tune": ("the model-guided sampler of tune (else TPE)", ("scikit-learn",)),
+    "tune": ("tune's model-guided sampler (else TPE) and the emulated engine", ("scikit-learn", "aiohttp")),
     "gpu": ("measuring GPUs with probe; --sampler gp", ("torch",)),
     "dashboard": ("sgtune dashboard", ("streamlit", "plotly", "pandas")),
 }
@@ -79,7 +79,7 @@ def examine(
 
 
 def _itself() -> Finding:
-    engines = "plan, check, predict, export; tune and bench on the simulated and emulated engines"
+    engines = "plan, check, predict, export, bench; tune on the simulated engine"
     return Finding(
         part="sgtune", state=State.OK, found=f"{__version__} on Python {platform.python_version()}", serves=engines
     )

@@ -22,7 +22,7 @@ from planner.space import default_space
 from tuner.candidates import candidates_of
 from tuner.choices import EngineName, Objective, SamplerName
 from tuner.confirm import BASELINE
-from tuner.engines.choose import engine_of
+from tuner.engines.choose import check_emulator, engine_of
 from tuner.goal import Goal
 from tuner.loop import Loop, Reporter, Task
 from tuner.record import Manifest
@@ -116,6 +116,8 @@ class TuneQuestion:
             raise InputError(f"--smoke is '{self.smoke}'; write it as in --smoke 'The capital of France is=Paris'")
         if self.engine is EngineName.DOCKER and not self.image:
             raise InputError("--engine docker needs --image, as in --image lmsysorg/sglang:v0.5.23")
+        if self.engine is EngineName.EMULATED:
+            check_emulator()
         program = {EngineName.LOCAL: self.python, EngineName.DOCKER: "docker"}.get(self.engine)
         if program is not None and shutil.which(program) is None:
             flag = "--python" if self.engine is EngineName.LOCAL else "--engine docker"

@@ -180,7 +180,9 @@ def default_sampler() -> SamplerName:
     """Return the best sampler that can run here, and say what a better one would need."""
     if find_spec("sklearn") is not None:
         return SamplerName.MODEL
-    typer.echo("note: without scikit-learn Optuna's TPE proposes; better: pip install 'sgtune[tune]'", err=True)
+    typer.echo(
+        "note: without scikit-learn Optuna's TPE proposes; better, in the checkout: pip install '.[tune]'", err=True
+    )
     return SamplerName.TPE
 
 

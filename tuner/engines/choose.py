@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import tomli_w
 
+from hwprobe.errors import InputError
 from hwprobe.files import encode_json, write_atomic
 from hwprobe.nvml import read_inventory, read_throttles
 from models.estimate import Context
@@ -98,8 +100,15 @@ def _runner(question: TuneQuestion, context: Context, folder: RunFolder) -> Runn
     return emulated_runner(folder.path.absolute(), context, question.world, question.seed)
 
 
+def check_emulator() -> None:
+    """Raise InputError where the emulated server could not start."""
+    if find_spec("aiohttp") is None:
+        raise InputError("--engine emulated needs aiohttp: in the checkout, pip install '.[tune]'")
+
+
 def emulated_runner(where: Path, context: Context, world: World, seed: int) -> EmulatedRunner:
-    """Write what the emulated server has to know beside `where`/hardware.json, and name it."""
+    """Write what the emulated server has to know beside `where`/hardware.json, and name it. Raises InputError."""
+    check_emulator()
     write_atomic(where / "emulated/world.toml", world_toml(world))
     write_atomic(where / "emulated/profile.json", encode_json(context.engine) + "\n")
     write_atomic(where / "emulated/model.json", encode_json(context.arch) + "\n")
