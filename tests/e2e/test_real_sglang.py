@@ -226,7 +226,7 @@ def test_it_is_tuned_over_configurations_that_differ_and_the_better_one_is_expor
     assert tuned.document["launches"] == 3, (tuned.document["stopped"], tuned.document["trials"])
     first = [line for line in tuned.lines if line["points"] and line["repeats"] is None]
     assert any(line["points"] and line["repeats"] is not None for line in tuned.lines), "the best is launched again"
-    assert all(sorted(point["concurrency"] for point in line["points"]) == [1, 4, 8] for line in first)
+    assert all(len(line["points"]) == 3 and line["points"][-1]["concurrency"] == 8 for line in first)
     rates = {line["params"]["chunked_prefill_size"]: line["points"][-1]["output_tok_s"] for line in first}
     assert set(rates) == {"default", 16, 64}
     assert min(rates, key=lambda chunk: rates[chunk]) == 16, rates
