@@ -81,18 +81,20 @@ def tune(
 
 def _tune(question: TuneQuestion, *, model_path: str, dry_run: bool, json: bool) -> None:
     from tuner.cli.tune_view import LiveReporter, show_dry_run
+    from tuner.live import Watch
     from tuner.setup import open_loop, prepare
 
     prepared = prepare(question)
     if dry_run:
         show_dry_run(prepared, console())
         return
+    ceiling_tok_s = prepared.plan.best.prediction.output_tok_s if prepared.plan.best else 0.0
     screen = console(stderr=True)
     reporter = LiveReporter(screen, question.trials)
     loop, torn = open_loop(prepared, reporter)
     if torn:
         screen.print("note: the last record was incomplete and has been cut off; its trial runs again")
-    with reporter:
+    with reporter, Watch(loop, ceiling_tok_s):
         reporter.begin(loop, prepared)
         _run(loop)
     _finish(loop, prepared, model_path=model_path, json=json)
