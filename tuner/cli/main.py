@@ -12,7 +12,7 @@ import typer
 
 from hwprobe.errors import SgtuneError
 from tuner import __version__
-from tuner.cli import bench, calibrate, check, export, plan, predict, probe, tune, validate, verify
+from tuner.cli import bench, calibrate, check, dashboard, export, plan, predict, probe, tune, validate, verify
 
 INTERRUPTED = 130
 PACKAGES = ("hwprobe", "models", "planner", "tuner", "dashboard")
@@ -55,6 +55,7 @@ app.command(name="tune", epilog=tune.EXAMPLE)(tune.tune)
 app.command(name="bench", epilog=bench.EXAMPLE)(bench.bench)
 app.command(name="export", epilog=export.EXAMPLE)(export.export)
 app.command(name="verify", epilog=verify.EXAMPLE)(verify.verify)
+app.command(name="dashboard", epilog=dashboard.EXAMPLE)(dashboard.dashboard)
 
 
 def main() -> None:

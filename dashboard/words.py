@@ -1,0 +1,121 @@
+"""Sentences: what a page answers before it shows anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dashboard.data import RunView, Status
+from planner.plan import Plan
+from tuner.record import TrialRecord
+
+
+def amount(count: float, one: str, many: str | None = None) -> str:
+    """Return a count with its noun: '1 node', '1,024 clients'."""
+    return f"{count:,.0f} {one if count == 1 else many or one + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as a person says it: '42 s', '3 min 20 s', '2 h 05 min'."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def plan_answer(plan: Plan) -> str:
+    """Return the answer to a plan's question in one sentence."""
+    best, asked = plan.best, _asked(plan)
+    if best is None:
+        short = plan.shortage_gib
+        by = f": every layout is at least {short:.1f} GiB short per GPU" if short else ""
+        return f"{asked} do not fit on {plan.question.hardware.name}{by}. {plan.node_answer or ''}".rstrip()
+    found, nodes = best.prediction, amount(plan.nodes, "node")
+    nodes = "one node" if plan.nodes == 1 else nodes
+    speed = f"{found.user_tok_s:.1f} tok/s each; KV headroom {best.ledger.headroom_gib:,.0f} GiB"
+    more = " per server" if plan.replicas > 1 else ""
+    if plan.meets_target:
+        fit = "fits" if asked.startswith("1 ") else "fit"
+        at_once = ""
+        if found.running_requests < 0.98 * plan.concurrency:
+            at_once = f", {found.running_requests:,.0f} of {plan.concurrency:,} at once"
+        return f"{asked} {fit} on {nodes} at {speed}{more}{at_once}."
+    missed = "; ".join(best.misses) or "the rate or speed asked is out of reach"
+    return f"The target is missed: {missed}. The nearest, {best.config.label}, serves {asked} at {speed}{more}."
+
+
+def _asked(plan: Plan) -> str:
+    question = plan.question
+    if question.request_rate is not None:
+        return f"{question.request_rate:g} requests/s"
+    if question.users is not None:
+        return amount(question.users, "user")
+    return amount(plan.concurrency, "client")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a run is: search launches done and asked, engine seconds spent, seconds it may still take."""
+
+    launches: int
+    asked: int | None
+    spent_s: float
+    budget_s: float | None
+    eta_s: float | None
+
+
+def progress_of(run: RunView) -> Progress:
+    """Return how far a run is. The estimate is launches to go times what a launch took, within the budget."""
+    searched = [record for record in run.launched if record.repeats is None]
+    spent_s, live = sum(record.spent_s for record in run.records), run.live
+    asked, budget_s = (live.trials, live.budget_s) if live else (None, None)
+    eta_s = None
+    if run.running and live and run.launched:
+        again = live.confirm + 1 if live.confirm else 0
+        left = max(0, live.trials - len(searched)) + max(0, again - (len(run.launched) - len(searched)))
+        eta_s = left * spent_s / len(run.launched)
+        if budget_s is not None:
+            eta_s = min(eta_s, max(0.0, budget_s - spent_s))
+    return Progress(launches=len(searched), asked=asked, spent_s=spent_s, budget_s=budget_s, eta_s=eta_s)
+
+
+def ceiling_of(run: RunView) -> float | None:
+    """Return the best rate the model predicts, output tok/s: the plan's best, else the best prediction seen."""
+    if run.live and run.live.ceiling_tok_s > 0:
+        return run.live.ceiling_tok_s
+    seen = [record.predicted["output_tok_s"] for record in run.records if "output_tok_s" in record.predicted]
+    return max(seen, default=None)
+
+
+def run_answer(run: RunView) -> str:
+    """Return where a run stands in one sentence."""
+    done = progress_of(run)
+    of = f" of {done.asked}" if done.asked else ""
+    found = _best(run)
+    if run.status is Status.EMPTY:
+        return "Nothing has been launched yet."
+    if run.status is Status.RUNNING:
+        return f"Running, {done.launches}{of} launches done: {found}"
+    why = f" ({run.live.message})" if run.live and run.live.message and run.status is Status.FINISHED else ""
+    how = {Status.FINISHED: "Finished", Status.INTERRUPTED: "Interrupted", Status.FAILED: "Stopped by a failure"}
+    return f"{how[run.status]} after {amount(done.launches, 'launch', 'launches')}{why}: {found}"
+
+
+def _best(run: RunView) -> str:
+    best = run.best
+    if best is None or best.target is None:
+        return "no configuration that keeps the limits was measured."
+    baseline, rate = run.baseline, best.target.output_tok_s
+    gain = ""
+    if baseline is not None and baseline.target is not None and baseline is not best:
+        gain = f", {rate / baseline.target.output_tok_s - 1:+.0%} over SGLang's defaults"
+    return f"best so far {best.label} with {rate:,.0f} tok/s (trial {best.number}){gain}."
+
+
+def off_by(record: TrialRecord) -> float | None:
+    """Return measured over predicted output rate, less one, where both are known."""
+    predicted = record.predicted.get("output_tok_s")
+    if record.target is None or not predicted:
+        return None
+    return record.target.output_tok_s / predicted - 1.0
