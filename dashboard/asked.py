@@ -22,8 +22,8 @@ from planner.rules import Question, first_error
 from planner.search import SAFE_FREE_GIB, Candidate
 from tuner.cli.common import read_question
 
-# Clients at which a configuration's curve is drawn, as shares of those asked for.
-CURVE_POINTS = 16
+# Clients at which a configuration's curve is drawn: so many, from this share of those asked for.
+CURVE_POINTS, CURVE_FROM = 12, 1 / 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +120,7 @@ def what_if(plan: Plan, config: ServerConfig, clients: int, changes: Mapping[str
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """One configuration from one client to all that were asked for, in closed form."""
+    """One configuration up to the clients that were asked for, in closed form."""
 
     config: ServerConfig
     clients: tuple[int, ...]
@@ -156,5 +156,5 @@ def _curve(candidate: Candidate, clients: list[int], found: Serving, start: int)
 
 
 def _steps(most: int) -> list[int]:
-    """Return numbers of clients from 1 to `most`, evenly spaced in their logarithm."""
-    return sorted({max(1, round(most ** (step / (CURVE_POINTS - 1)))) for step in range(CURVE_POINTS)})
+    """Return numbers of clients up to `most`, evenly spaced in their logarithm."""
+    return sorted({max(1, round(most * CURVE_FROM ** (step / (CURVE_POINTS - 1)))) for step in range(CURVE_POINTS)})

@@ -28,8 +28,10 @@ from models.workload import Metric, Slo
 from planner.plan import Plan
 from planner.search import Candidate
 
-# Owners below this many GiB are drawn together.
+# Weights below this many GiB are drawn together.
 SMALL_GIB = 0.3
+# A cost of a step below this many ms has no bar.
+SMALL_MS = 0.05
 TOK_S_GPU, TOK_S_USER = "output tok/s per GPU", "tok/s per user (interactivity)"
 CLIENTS = "clients"
 
@@ -38,11 +40,11 @@ def styled(figure: go.Figure, *, x: str, y: str, height: int = 400, legend: bool
     """Give a figure axis titles with units, room to breathe, and a zoom that survives a refresh."""
     figure.update_layout(
         height=height,
-        margin={"l": 8, "r": 16, "t": 16, "b": 8},
+        margin={"l": 8, "r": 16, "t": 8, "b": 8},
         uirevision="kept",
         hovermode="closest",
         showlegend=legend,
-        legend={"orientation": "h", "yanchor": "top", "y": -0.2, "x": 0.0, "title": None},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.01, "x": 0.0, "title": None},
     )
     figure.update_xaxes(title=x, automargin=True, title_standoff=8)
     figure.update_yaxes(title=y, automargin=True, title_standoff=8)
@@ -84,7 +86,7 @@ def memory_waterfall(ledger: MemoryLedger) -> go.Figure:
         figure.add_bar(
             x=[gib], y=[owner], base=[taken], orientation="h", marker={"color": owner_colour(owner)},
             text=[f"{gib:,.1f}"], textposition="outside" if gib < 0.07 * ledger.card_gib else "inside",
-            cliponaxis=False, hovertemplate=f"{owner}: {gib:,.2f} GiB<extra></extra>", name=owner,
+            insidetextfont={"color": "white"}, cliponaxis=False, hovertemplate=f"{owner}: {gib:,.2f} GiB<extra></extra>", name=owner,
         )  # fmt: skip
         taken += gib
     figure.add_vline(x=ledger.card_gib, line={"color": NEUTRAL, "dash": "dot"})
@@ -168,21 +170,22 @@ def _per_gpu(candidate: Candidate) -> float:
 
 
 def step_costs(steps: Mapping[str, Mapping[str, float]]) -> go.Figure:
-    """Draw what decode steps spend their milliseconds on: one row a step, `steps` by name."""
+    """Draw what decode steps spend their milliseconds on: one row a step, `steps` by name; small costs together."""
     figure = go.Figure()
     names = list(steps)[::-1]
     palette = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B8A50F")
-    costs = [name for name in LIMIT_NAMES if any(parts.get(name, 0.0) >= 0.05 for parts in steps.values())]
-    largest = sorted(costs, key=lambda cost: -max(parts.get(cost, 0.0) for parts in steps.values()))[: len(palette)]
-    for cost in costs:
-        colour = palette[largest.index(cost)] if cost in largest else NEUTRAL
-        values = [steps[name].get(cost, 0.0) for name in names]
-        figure.add_bar(
-            y=names, x=values, orientation="h", name=LIMIT_NAMES[cost], marker={"color": colour},
-            hovertemplate=f"{LIMIT_NAMES[cost]}: %{{x:.2f}} ms<extra>%{{y}}</extra>",
-        )  # fmt: skip
-    styled(figure, x="ms of one decode step", y="", height=200 + 46 * len(names))
-    figure.update_layout(barmode="stack", bargap=0.3)
+    by_size = sorted(LIMIT_NAMES, key=lambda cost: -max(parts.get(cost, 0.0) for parts in steps.values()))
+    shown = by_size[: len(palette)]
+    rows = [(LIMIT_NAMES[cost], colour, [cost]) for cost, colour in zip(shown, palette, strict=True)]
+    for label, colour, costs in [*rows, ("other", NEUTRAL, by_size[len(palette) :])]:
+        values = [sum(steps[name].get(cost, 0.0) for cost in costs) for name in names]
+        if max(values) >= SMALL_MS:
+            figure.add_bar(
+                y=names, x=values, orientation="h", name=label, marker={"color": colour},
+                hovertemplate=f"{label}: %{{x:.2f}} ms<extra>%{{y}}</extra>",
+            )  # fmt: skip
+    styled(figure, x="ms of one decode step", y="", height=190 + 46 * len(names))
+    figure.update_layout(barmode="stack", bargap=0.3, legend={"traceorder": "normal"})
     return figure
 
 

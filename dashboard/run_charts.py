@@ -75,9 +75,9 @@ def history(records: Sequence[TrialRecord], baseline: TrialRecord | None, ceilin
             hovertemplate="trial %{x}: %{customdata}<extra></extra>",
         )  # fmt: skip
     if baseline is not None and baseline.target is not None:
-        _level(figure, baseline.target.output_tok_s, "SGLang's defaults", NEUTRAL)
+        _level(figure, baseline.target.output_tok_s, "SGLang's defaults", NEUTRAL, "bottom right")
     if ceiling_tok_s:
-        _level(figure, ceiling_tok_s, "predicted ceiling", "#E69F00")
+        _level(figure, ceiling_tok_s, "predicted ceiling", "#E69F00", "top left")
     styled(figure, x="trial", y="output tok/s at the asked clients")
     figure.update_yaxes(rangemode="tozero")
     return figure
@@ -97,10 +97,10 @@ def _rate(record: TrialRecord) -> float:
     return record.target.output_tok_s if record.target else 0.0
 
 
-def _level(figure: go.Figure, height: float, name: str, colour: str) -> None:
+def _level(figure: go.Figure, height: float, name: str, colour: str, place: str) -> None:
     figure.add_hline(
         y=height, line={"color": colour, "dash": "dot"}, annotation_text=f"{name} {height:,.0f}",
-        annotation_position="bottom right", annotation_font={"color": colour},
+        annotation_position=place, annotation_font={"color": colour},
     )  # fmt: skip
 
 
@@ -203,11 +203,13 @@ def ledgers(named: Mapping[str, MemoryLedger]) -> go.Figure:
         values = [sum(gib for owner, gib in owners_of(named[name]) if _group(owner) == group) for name in names]
         figure.add_bar(
             y=names, x=values, orientation="h", name=group, marker={"color": owner_colour(group)},
-            text=[f"{value:,.1f}" for value in values], textposition="inside", insidetextanchor="middle",
+            text=[f"{value:,.1f}" for value in values], textposition="inside", insidetextanchor="middle", textangle=0,
             hovertemplate=f"{group}: %{{x:,.2f}} GiB<extra></extra>",
         )  # fmt: skip
     styled(figure, x="GiB of one GPU", y="", height=150 + 50 * len(names))
-    figure.update_layout(barmode="stack", bargap=0.35)
+    figure.update_layout(
+        barmode="stack", bargap=0.35, legend={"traceorder": "normal"}, uniformtext={"minsize": 9, "mode": "hide"}
+    )
     return figure
 
 

@@ -105,12 +105,17 @@ def measured(found: Sequence[Finding]) -> pd.DataFrame:
     """Return measured against data sheet with a verdict."""
     return pd.DataFrame([
         {
-            "where": one.where, "quantity": one.label, "unit": one.unit, "measured": one.value, "slowest": one.worst,
+            "where": one.where, "quantity": one.label, "unit": one.unit, "measured": _figures(one.value), "slowest": _figures(one.worst),
             "data sheet": one.sheet, "of the sheet %": None if one.fraction is None else round(100 * one.fraction, 1),
             "spread %": None if one.spread is None else round(100 * one.spread, 2), "verdict": one.verdict,
         }
         for one in found
     ])  # fmt: skip
+
+
+def _figures(value: float | None) -> float | None:
+    """Return a value with four figures: measurements are not known better."""
+    return None if value is None else float(f"{value:.4g}")
 
 
 PREDICTED_FROM = {
@@ -130,7 +135,7 @@ def used_by_predictions(machines: dict[str, HardwareProfile]) -> pd.DataFrame:
         row: dict[str, object] = {"per GPU": label, "unit": unit}
         for name, profile in machines.items():
             value: Quantity | None = getattr(profile.gpus[0], field) if profile.gpus else None
-            row[name] = None if value is None else value.value / scale
+            row[name] = None if value is None else round(value.value / scale, 1)
             row[f"basis, {name}"] = "" if value is None else str(value.basis)
         rows.append(row)
     return pd.DataFrame(rows)
@@ -140,7 +145,7 @@ def compared(changes: Sequence[Change]) -> pd.DataFrame:
     """Return the measured quantities of two machines side by side."""
     return pd.DataFrame([
         {
-            "where": one.where, "quantity": one.label, "unit": one.unit, "first": one.a, "second": one.b,
+            "where": one.where, "quantity": one.label, "unit": one.unit, "first": _figures(one.a), "second": _figures(one.b),
             "change %": None if one.change is None else round(100 * one.change, 1), "verdict": one.verdict,
         }
         for one in changes

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 from dashboard.data import RunView, Status
 from planner.plan import Plan
+from tuner.export import without_secrets
 from tuner.record import TrialRecord
 
 
@@ -14,14 +16,19 @@ def amount(count: float, one: str, many: str | None = None) -> str:
     return f"{count:,.0f} {one if count == 1 else many or one + 's'}"
 
 
+def percent(share: float, decimals: int = 0) -> str:
+    """Return a signed share in percent: '+178 %'."""
+    return f"{100 * share:+.{decimals}f} %"
+
+
 def duration(seconds: float) -> str:
-    """Return a duration as a person says it: '42 s', '3 min 20 s', '2 h 05 min'."""
+    """Return a duration as a person says it: '42 s', '3 min 20 s', '2.1 h'."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def plan_answer(plan: Plan) -> str:
@@ -97,20 +104,46 @@ def run_answer(run: RunView) -> str:
         return "Nothing has been launched yet."
     if run.status is Status.RUNNING:
         return f"Running, {done.launches}{of} launches done: {found}"
-    why = f" ({run.live.message})" if run.live and run.live.message and run.status is Status.FINISHED else ""
+    said = run.live.message if run.live and run.status is Status.FINISHED else ""
     how = {Status.FINISHED: "Finished", Status.INTERRUPTED: "Interrupted", Status.FAILED: "Stopped by a failure"}
-    return f"{how[run.status]} after {amount(done.launches, 'launch', 'launches')}{why}: {found}"
+    after = f" ({said})" if said else f" after {amount(done.launches, 'launch', 'launches')}"
+    return f"{how[run.status]}{after}: {found}"
 
 
 def _best(run: RunView) -> str:
-    best = run.best
+    best, words = (run.best, "best so far") if run.running else (run.winner.first if run.winner else None, "best is")
     if best is None or best.target is None:
         return "no configuration that keeps the limits was measured."
-    baseline, rate = run.baseline, best.target.output_tok_s
-    gain = ""
-    if baseline is not None and baseline.target is not None and baseline is not best:
-        gain = f", {rate / baseline.target.output_tok_s - 1:+.0%} over SGLang's defaults"
-    return f"best so far {best.label} with {rate:,.0f} tok/s (trial {best.number}){gain}."
+    rate = rate_of(run, best)
+    gain = gain_of(run, rate)
+    over = "" if gain is None or best is run.baseline else f", {percent(gain)} over SGLang's defaults"
+    return f"{words} {best.label} with {rate:,.0f} tok/s (trial {best.number}){over}."
+
+
+def rate_of(run: RunView, record: TrialRecord) -> float:
+    """Return a measured configuration's output tok/s over all its launches."""
+    known = next((standing.output_tok_s for standing in run.standings if record in standing.launches), None)
+    return known if known is not None else record.target.output_tok_s if record.target else 0.0
+
+
+def gain_of(run: RunView, rate: float) -> float | None:
+    """Return a rate over that of SGLang's defaults, less one; None where those were not measured."""
+    return None if run.baseline is None else rate / rate_of(run, run.baseline) - 1.0
+
+
+def tune_command(run: RunView, *, resume: bool) -> str:
+    """Return the command line of a run, as its folder tells it: what only the plan believes is not in there."""
+    asked = run.manifest
+    words = ["sgtune", "tune", "--hardware", str(run.path / "hardware.json"), "--sglang-version", asked.sglang_version]
+    words += ["--isl", str(asked.isl), "--osl", str(asked.osl), "--concurrency", str(asked.concurrency)]
+    words += [] if asked.range_ratio == 1.0 else ["--range-ratio", f"{asked.range_ratio:g}"]
+    words += [word for limit in asked.slo for word in ("--slo", limit)]
+    words += ["--objective", str(asked.objective), "--engine", asked.engine, "--sampler", asked.sampler]
+    words += ["--seed", str(asked.seed), *([] if asked.mtp else ["--no-mtp"])]
+    words += ["--trials", str(run.live.trials)] if run.live else []
+    words += ["--runs", str(run.path.parent), "--run", run.name, *(["--resume"] if resume else [])]
+    words += ["--", *without_secrets(asked.server_flags)] if asked.server_flags else []
+    return shlex.join(words)
 
 
 def off_by(record: TrialRecord) -> float | None:

@@ -7,8 +7,8 @@ import streamlit as st
 from dashboard import run_charts
 from dashboard.data import RunView
 from dashboard.learning import MOST_POINTS, calibrated, parameter_table
-from dashboard.sidebar import BOUND, choose_run, command
-from dashboard.words import off_by
+from dashboard.parts import BOUND, choose_run, command, table
+from dashboard.words import off_by, percent
 from hwprobe.errors import InputError
 from tuner.learned import residuals
 
@@ -26,8 +26,8 @@ def answer(seen: RunView) -> str:
     largest = max(offs, key=abs)
     inside = sum(_in_band(record.predicted, record.target.output_tok_s) for record in seen.measured if record.target)
     return (
-        f"Measured rates are {mean:+.1%} from predicted on average over {len(offs)} launches, {largest:+.1%} at most; "
-        f"{inside} of {len(offs)} lie within the 90 % band."
+        f"Measured rates are {percent(mean, 1)} from predicted on average over {len(offs)} launches, "
+        f"{percent(largest, 1)} at most; {inside} of {len(offs)} lie within the 90 % band."
     )
 
 
@@ -53,9 +53,10 @@ def show_calibration(seen: RunView) -> None:
         return
     left, right = st.columns([3, 2])
     left.plotly_chart(run_charts.parameters(found), key="parameters", alt="Engine parameters before and after")
-    right.dataframe(parameter_table(found), hide_index=True, key="moved")
+    with right:
+        table(parameter_table(found), "moved")
     right.caption(
-        f"{points} points; residual of decode times and rates {found.rms_decode:.1%} rms after. "
+        f"{points} points; residual of decode times and rates {100 * found.rms_decode:.1f} % rms after. "
         + (f"Discounted as far off: {', '.join(found.outliers)}." if found.outliers else "")
     )
 

@@ -10,7 +10,7 @@ import streamlit as st
 
 from dashboard import tables
 from dashboard.data import RunView
-from dashboard.sidebar import BOUND, choose_run, command, stop
+from dashboard.parts import BOUND, choose_run, command, stop, table
 from hwprobe.errors import InputError
 from models.config import ServerConfig
 from models.version import parse_version
@@ -29,8 +29,8 @@ run = choose_run()
 def choose(seen: RunView) -> int | None:
     """Let the reader choose a trial; None is the winner."""
     labels = [WINNER, *(f"{r.number}: {r.label} ({r.source})" for r in seen.launched)]
-    if st.session_state.get("trial", st.query_params.get("trial", WINNER)) not in labels:
-        st.session_state["trial"] = WINNER
+    if st.session_state.get("trial", WINNER) not in labels:
+        del st.session_state["trial"]
     picked = st.selectbox("Trial", labels, key="trial", bind=BOUND)
     return None if picked == WINNER else int(picked.split(":", maxsplit=1)[0])
 
@@ -70,13 +70,11 @@ def show_default_difference(config: ServerConfig, made: Exportable) -> None:
     with st.expander("Flags beyond SGLang's defaults"):
         plain = sglang_default(run.context.machine)
         default = launch_spec(plain, parse_version(run.manifest.sglang_version), model_path=made.spec.model_path)
-        st.table(
-            tables.flag_difference(default, made.spec, ("SGLang's default", "this command")), border="horizontal",
-            hide_index=True,
-        )  # fmt: skip
+        table(tables.flag_difference(default, made.spec, ("SGLang's default", "this command")), "beyond")
         st.caption(config.label)
 
 
+answer = st.container()
 try:
     number = choose(run)
     given = parameters()
@@ -87,7 +85,7 @@ try:
     targets = possible_targets(made.spec, made.parameters)
 except InputError as error:
     stop(f"Nothing to export: {error}")
-st.subheader(f"{record.label}, trial {record.number}: {len(targets)} launch files that say the same command.")
+answer.subheader(f"{record.label}, trial {record.number}: {len(targets)} launch files that say the same command.")
 st.table(dict(made.provenance.lines), border="horizontal")
 target = st.segmented_control(
     "File", targets, default=targets[0], required=True, key="file", bind=BOUND,

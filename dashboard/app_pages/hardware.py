@@ -6,8 +6,7 @@ from pathlib import Path
 import streamlit as st
 
 from dashboard import charts, tables
-from dashboard.data import run_names, runs_folder
-from dashboard.sidebar import BOUND, command, stop
+from dashboard.parts import BOUND, command, machines_of_runs, stop, table
 from hwprobe.catalogue import hardware_names
 from hwprobe.errors import InputError
 from hwprobe.findings import Finding, compare, findings
@@ -52,7 +51,7 @@ def show_measured(profile: HardwareProfile, found: tuple[Finding, ...]) -> None:
             with right:
                 show_pairs(profile)
         with st.expander("Every measurement"):
-            st.dataframe(tables.measured(found), hide_index=True, key="measured")
+            table(tables.measured(found), "measured")
     elif profile.topology:
         st.markdown("**Topology, as NVML words it**")
         st.dataframe(list(profile.topology), key="topology")
@@ -70,7 +69,7 @@ def show_pairs(profile: HardwareProfile) -> None:
         st.plotly_chart(charts.heat_map(matrix, unit), key="heat", alt=f"{unit} from each GPU to each other")
 
 
-own = [str(runs_folder() / name / "hardware.json") for name in run_names(runs_folder())]
+own = machines_of_runs()
 names = [*own, *hardware_names()]
 with st.sidebar:
     chosen = st.selectbox(
@@ -78,7 +77,8 @@ with st.sidebar:
         help="Machines of the runs, catalogue names, or the path of a hardware.json",
     )  # fmt: skip
     other = st.selectbox("Compare with", [NOBODY, *names], key="other", bind=BOUND, accept_new_options=True)
-profile = read(chosen or names[0])
+first, second = own.get(chosen or "", chosen or names[0]), own.get(other or "", other or NOBODY)
+profile = read(first)
 found = findings(profile)
 st.subheader(answer(profile, found))
 for warning in profile.warnings:
@@ -86,21 +86,21 @@ for warning in profile.warnings:
 show_measured(profile, found)
 st.markdown("**What predictions use**")
 machines = {"this machine": profile}
-if other and other != NOBODY:
-    machines["the other"] = read(other)
-st.dataframe(tables.used_by_predictions(machines), hide_index=True, key="used")
+if second != NOBODY:
+    machines["the other"] = read(second)
+table(tables.used_by_predictions(machines), "used")
 if len(machines) > 1:
     changes = compare(profile, machines["the other"])
     st.markdown(f"**{other}** against **{chosen}**")
     st.plotly_chart(charts.changes_between(changes), key="changes", alt="Change of each measured quantity in percent")
     if changes:
-        st.dataframe(tables.compared(changes), hide_index=True, key="compared")
+        table(tables.compared(changes), "compared")
 if profile.host:
     host = profile.host
     st.caption(f"Host: {host.cpu}, {host.logical_cpus} CPUs, {host.memory_gib:.0f} GiB, {host.os}")
 if profile.software:
     st.caption(", ".join(f"{name} {version}" for name, version in profile.software.items()))
-if len(machines) > 1 and chosen and chosen.endswith(".json") and other and other.endswith(".json"):
-    command(shlex.join(["sgtune", "probe", "--compare", chosen, other]))
+if first.endswith(".json") and second.endswith(".json"):
+    command(shlex.join(["sgtune", "probe", "--compare", first, second]))
 else:
     command("sgtune probe --out hardware.json", "Measure the machine you are on")

@@ -1,14 +1,23 @@
 """Live: what a tune is doing now. Refreshes itself while it runs, and stops when it is over."""
 
-import shlex
 import time
 
 import streamlit as st
 
 from dashboard import run_charts
 from dashboard.data import RunView, Status, log_tail, read_run
-from dashboard.sidebar import choose_run, command
-from dashboard.words import amount, ceiling_of, duration, progress_of, run_answer
+from dashboard.parts import choose_run, command, tile
+from dashboard.words import (
+    amount,
+    ceiling_of,
+    duration,
+    gain_of,
+    percent,
+    progress_of,
+    rate_of,
+    run_answer,
+    tune_command,
+)
 from hwprobe.errors import InputError
 
 REFRESH_S = 2.0
@@ -52,33 +61,32 @@ def show_state(now: RunView) -> None:
     elif now.status is Status.FAILED and live is not None:
         st.error(live.message)
     elif now.status is Status.INTERRUPTED:
-        st.warning("No process is at work on this run. The command that started it goes on with it, with --resume.")
+        st.warning("No process is at work on this run. The command below goes on with it.")
 
 
 def show_figures(now: RunView) -> None:
     """Show how far it is, and the best against the baseline and the ceiling."""
     done, best, ceiling = progress_of(now), now.best, ceiling_of(now)
-    rate = best.target.output_tok_s if best and best.target else None
+    if not now.running and now.winner:
+        best = now.winner.first
+    rate = rate_of(now, best) if best else None
+    gain = None if rate is None else gain_of(now, rate)
     again = len(now.launched) - done.launches
+    base, asked = now.baseline, f" of {done.asked}" if done.asked else ""
+    budget = "no budget" if done.budget_s is None else f"of {duration(done.budget_s)}"
     with st.grid(5, min_column_width=150):
-        st.metric("Launches", f"{done.launches}" + (f" of {done.asked}" if done.asked else ""),
-                  f"{again} to confirm" if again else "of the search", delta_color="off", delta_arrow="off",
-                  border=True)  # fmt: skip
-        st.metric("Best, output tok/s", "-" if rate is None else f"{rate:,.0f}",
-                  best.label if best else "none yet", delta_color="off", delta_arrow="off", border=True)  # fmt: skip
-        base = now.baseline.target if now.baseline else None
-        gain = "-" if rate is None or base is None else f"{rate / base.output_tok_s - 1:+.0%}"
-        st.metric("Over SGLang's defaults", gain,
-                  "no baseline" if base is None else f"{base.output_tok_s:,.0f} tok/s", delta_color="off",
-                  delta_arrow="off", border=True)  # fmt: skip
-        st.metric("Of the predicted ceiling", "-" if rate is None or not ceiling else f"{rate / ceiling:.0%}",
-                  f"{ceiling:,.0f} tok/s" if ceiling else "unknown", delta_color="off", delta_arrow="off",
-                  border=True)  # fmt: skip
-        budget = "no budget" if done.budget_s is None else f"of {duration(done.budget_s)}"
-        left = "" if done.eta_s is None else f", about {duration(done.eta_s)} to go"
-        st.metric("Engine time", duration(done.spent_s), budget + left, delta_color="off", delta_arrow="off",
-                  border=True)  # fmt: skip
-    if done.asked:
+        tile("Launches", f"{done.launches}{asked}", f"{again} more to confirm" if again else "of the search")
+        tile(
+            "Best, output tok/s",
+            "-" if rate is None else f"{rate:,.0f}",
+            f"trial {best.number}" if best else "none yet",
+        )
+        tile("Over SGLang's defaults", "-" if gain is None else percent(gain),
+             "no baseline" if base is None else f"{rate_of(now, base):,.0f} tok/s")  # fmt: skip
+        tile("Of the predicted ceiling", "-" if rate is None or not ceiling else f"{100 * rate / ceiling:.0f} %",
+             f"{ceiling:,.0f} tok/s" if ceiling else "unknown")  # fmt: skip
+        tile("Engine time", duration(done.spent_s), budget if done.eta_s is None else f"{duration(done.eta_s)} to go")
+    if done.asked and now.running:
         st.progress(min(1.0, done.launches / done.asked), f"{amount(done.launches, 'launch', 'launches')} done")
 
 
@@ -119,6 +127,8 @@ def show_log(now: RunView) -> None:
 
 
 watch()
+world = run.manifest.world
 command(
-    f"tail -n 1 {shlex.quote(str(run.path / 'trials.jsonl'))} | python3 -m json.tool", "The last trial in a terminal"
+    tune_command(run, resume=run.status in (Status.INTERRUPTED, Status.FAILED)),
+    "The command of this run" + (f" (its world '{world}' was a file: add --world FILE)" if world != "default" else ""),
 )

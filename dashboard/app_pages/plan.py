@@ -4,9 +4,8 @@ import streamlit as st
 
 from dashboard import charts, tables
 from dashboard.asked import Asked, WhatIf, curves, what_if
-from dashboard.data import run_names, runs_folder
 from dashboard.explained import explained
-from dashboard.sidebar import BOUND, command, stop
+from dashboard.parts import BOUND, command, machines_of_runs, stop, table, tile
 from dashboard.words import plan_answer
 from hwprobe.catalogue import hardware_names
 from hwprobe.errors import InputError
@@ -24,7 +23,7 @@ LIMITS = ("tpot:mean<50ms", "tpot:p99<100ms", "ttft:mean<2s", "ttft:p99<10s", "e
 
 def ask() -> Asked:
     """Read the question from the sidebar."""
-    own = [str(runs_folder() / name / "hardware.json") for name in run_names(runs_folder())]
+    own = machines_of_runs()
     releases = list(listed_releases())[::-1]
     with st.sidebar:
         hardware = st.selectbox(
@@ -62,7 +61,7 @@ def ask() -> Asked:
                 help="Probability that a drafted token is accepted",
             )  # fmt: skip
     return Asked(
-        hardware=hardware or "", sglang_version=version or "", isl=isl, osl=osl, range_ratio=ratio, slo=tuple(slo),
+        hardware=own.get(hardware or "", hardware or ""), sglang_version=version or "", isl=isl, osl=osl, range_ratio=ratio, slo=tuple(slo),
         mtp=mtp, mtp_acceptance=acceptance, concurrency=clients, request_rate=rate, users=users, min_user_tok_s=speed,
     )  # fmt: skip
 
@@ -72,16 +71,11 @@ def show_answer(plan: Plan, best: Candidate) -> None:
     found = best.prediction
     low, high = found.band["output_tok_s"]
     with st.grid(5, min_column_width=150):
-        st.metric("Output, tok/s", f"{found.output_tok_s:,.0f}", f"90 % band {low:,.0f} to {high:,.0f}",
-                  delta_color="off", delta_arrow="off", border=True)  # fmt: skip
-        st.metric("Per user, tok/s", f"{found.user_tok_s:.1f}", f"TPOT {found.tpot_ms['mean']:.1f} ms mean",
-                  delta_color="off", delta_arrow="off", border=True)  # fmt: skip
-        st.metric("TTFT mean, ms", f"{found.ttft_ms['mean']:,.0f}", f"p99 {found.ttft_ms['p99']:,.0f}",
-                  delta_color="off", delta_arrow="off", border=True)  # fmt: skip
-        st.metric("KV headroom, GiB", f"{best.ledger.headroom_gib:,.0f}", f"{best.ledger.kv_tokens:,} tokens",
-                  delta_color="off", delta_arrow="off", border=True)  # fmt: skip
-        st.metric("Requests at once", f"{found.running_requests:,.0f}", f"of {plan.concurrency:,}",
-                  delta_color="off", delta_arrow="off", border=True)  # fmt: skip
+        tile("Output, tok/s", f"{found.output_tok_s:,.0f}", f"{low:,.0f} to {high:,.0f}")
+        tile("Per user, tok/s", f"{found.user_tok_s:.1f}", f"TPOT {found.tpot_ms['mean']:.1f} ms")
+        tile("TTFT mean, ms", f"{found.ttft_ms['mean']:,.0f}", f"p99 {found.ttft_ms['p99']:,.0f}")
+        tile("KV headroom, GiB", f"{best.ledger.headroom_gib:,.0f}", f"{best.ledger.kv_tokens:,} tokens")
+        tile("Requests at once", f"{found.running_requests:,.0f}", f"of {plan.concurrency:,}")
 
 
 def show_candidate(plan: Plan, chosen: int) -> None:
@@ -95,7 +89,7 @@ def show_candidate(plan: Plan, chosen: int) -> None:
             alt="Output tokens per second and GPU against tokens per second and user, by configuration",
         )  # fmt: skip
         st.caption(
-            f"Markers: {plan.concurrency:,} clients, replayed; lines: 1 to {plan.concurrency:,} clients, closed form. "
+            f"Markers: {plan.concurrency:,} clients, replayed; lines: from a sixteenth of them on, closed form. "
             "Shapes: MTP depth 0 circle, 1 diamond, 2 square, 3 triangle; hollow: misses a limit."
         )
     with right:
@@ -165,7 +159,7 @@ def show_changed(candidate: Candidate, changed: WhatIf) -> None:
             ("Left free, GiB/GPU", changed.ledger.free_gib, candidate.ledger.free_gib, "{:,.1f}", 1),
         ):
             if form.format(new) == form.format(old):
-                st.metric(label, form.format(new), "no change", delta_color="off", delta_arrow="off", border=True)
+                tile(label, form.format(new), "no change")
                 continue
             delta = f"{new / old - 1:+.1%}" if old > 0 else f"{new - old:+.1f}"
             st.metric(label, form.format(new), delta, delta_color="normal" if better > 0 else "inverse", border=True)
@@ -185,13 +179,13 @@ st.subheader(plan_answer(plan))
 if plan.best is not None:
     show_answer(plan, plan.best)
     labels = [f"{n}. {c.config.label}" for n, c in enumerate(plan.found.candidates, start=1)]
-    if st.session_state.get("candidate") not in labels:
-        st.session_state.pop("candidate", None)
+    if st.session_state.get("candidate", labels[0]) not in labels:
+        del st.session_state["candidate"]
     picked = st.selectbox("Configuration shown below", labels, key="candidate", bind=BOUND)
     chosen = labels.index(picked) if picked in labels else 0
     show_candidate(plan, chosen)
     st.markdown("**Configurations, best first** (* on the Pareto front)")
-    st.dataframe(tables.ranked(plan), hide_index=True, key="ranked")
+    table(tables.ranked(plan), "ranked")
     st.markdown(f"**What if** {plan.found.candidates[chosen].config.label} ran with")
     show_what_if(plan, chosen)
     with st.expander("How each number came about"):
@@ -209,7 +203,7 @@ reasons = ", ".join(f"{kind}: {count}" for kind, count in counts.items()) or "no
 with st.expander(
     f"Rejected and why ({reasons}; {plan.found.evaluated:,} configurations evaluated)", expanded=plan.best is None
 ):
-    st.dataframe(tables.rejected(plan.found.rejected), hide_index=True, key="rejected")
+    table(tables.rejected(plan.found.rejected), "rejected")
 for warning in plan.warnings:
     st.caption(f":material/info: {warning}")
 command(asked.command())

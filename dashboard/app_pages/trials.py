@@ -6,18 +6,13 @@ import streamlit as st
 
 from dashboard import run_charts, tables
 from dashboard.data import RunView
-from dashboard.sidebar import BOUND, choose_run, command
+from dashboard.parts import BOUND, choose_run, command, table
 from hwprobe.errors import InputError
 from planner.export.targets import Parameters
 from tuner.export import spec_of
 from tuner.record import TrialRecord
 
 run = choose_run()
-
-
-def number_of(label: str | None) -> int | None:
-    """Return the trial number a label begins with."""
-    return int(label.split(":", maxsplit=1)[0]) if label else None
 
 
 def choose_two(measured: list[TrialRecord]) -> tuple[TrialRecord, TrialRecord]:
@@ -27,10 +22,11 @@ def choose_two(measured: list[TrialRecord]) -> tuple[TrialRecord, TrialRecord]:
     wanted = (run.best or measured[-1], run.baseline or measured[0])
     chosen = []
     for column, key, first in zip(st.columns(2), ("a", "b"), wanted, strict=True):
-        if st.session_state.get(key, st.query_params.get(key)) not in labels:
-            st.session_state[key] = labels[by_number[first.number]]
-        picked = number_of(column.selectbox(f"Trial {key.upper()}", labels, index=None, key=key, bind=BOUND))
-        chosen.append(measured[by_number[first.number if picked is None else picked]])
+        if st.session_state.get(key, labels[0]) not in labels:
+            del st.session_state[key]
+        default = by_number[first.number]
+        picked = column.selectbox(f"Trial {key.upper()}", labels, default, key=key, bind=BOUND)
+        chosen.append(measured[labels.index(picked) if picked in labels else default])
     return chosen[0], chosen[1]
 
 
@@ -45,7 +41,7 @@ def compare(a: TrialRecord, b: TrialRecord) -> None:
         if differing.empty:
             st.caption("None: both launch the same command.")
         else:
-            st.table(differing, border="horizontal", hide_index=True)
+            table(differing, "flags")
         show_ledgers(a, b)
     with right:
         quantity = st.segmented_control(
@@ -96,7 +92,7 @@ if run.records:
     every = st.toggle("Also what was ruled out without a launch", key="all", bind=BOUND)
     shown = run.records if every else run.launched
     st.markdown(f"**Trials** ({len(shown)} of {len(run.records)})")
-    st.dataframe(tables.trials(shown), hide_index=True, key="trials", height="auto")
+    table(tables.trials(shown), "trials")
 command(
     f"optuna-dashboard sqlite:///{shlex.quote(str(run.path / 'study.db'))}",
     "Importances, parallel coordinates and slices of the same study: pip install optuna-dashboard, then",

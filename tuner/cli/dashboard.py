@@ -45,8 +45,6 @@ def dashboard(
 
 def command(port: int, *, browser: bool) -> list[str]:
     """Return the command that serves the pages: this machine only, no usage statistics, no file watching."""
-    script = find_spec("dashboard")
-    home = Path(script.origin).parent if script and script.origin else Path("dashboard")
     settings = {
         "server.address": HOST,
         "server.port": port,
@@ -60,7 +58,7 @@ def command(port: int, *, browser: bool) -> list[str]:
         "logger.level": "warning",
     }
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "streamlit", "run", str(home / "streamlit_app.py"), *words]
+    return [sys.executable, "-m", "dashboard", *words]
 
 
 def _serve(words: list[str], runs: Path) -> int:

@@ -81,8 +81,8 @@ def tune(
 
 def _tune(question: TuneQuestion, *, model_path: str, dry_run: bool, json: bool) -> None:
     from tuner.cli.tune_view import LiveReporter, show_dry_run
-    from tuner.live import Watch
     from tuner.setup import open_loop, prepare
+    from tuner.watch import Watch
 
     prepared = prepare(question)
     if dry_run:

@@ -1,10 +1,11 @@
-"""What pages share: which run they speak of, and the command that says the same in a terminal."""
+"""What pages share: the run they speak of, figures, tables, and the command that says the same in a terminal."""
 
 from __future__ import annotations
 
 import shlex
 from typing import Final, Literal, NoReturn
 
+import pandas as pd
 import streamlit as st
 
 from dashboard.data import RunView, Status, read_run, run_names, runs_folder
@@ -31,15 +32,18 @@ def choose_run() -> RunView:
     if not names:
         _wait_for_a_run()
     linked = st.session_state.get("run", st.query_params.get("run"))
-    if linked is not None and linked not in names:
-        st.warning(f"Run '{linked}' is not in `{root}` (any more); showing '{names[0]}'.")
+    if linked not in names:
+        if linked is not None:
+            st.warning(f"Run '{linked}' is not in `{root}` (any more); showing '{names[0]}'.")
         st.session_state["run"] = names[0]
-    elif linked is None:
-        st.session_state["run"] = names[0]  # said in the address, so that a link keeps meaning this run
+    else:
+        st.session_state["run"] = linked
     with st.sidebar:
-        name = st.selectbox("Run", names, index=None, key="run", bind=BOUND, help=f"Run folders of `{root}`")
+        name = st.selectbox("Run", names, key="run", persist_state="session", help=f"Run folders of `{root}`")
+    # Not bound: the newest run, too, is named in the address, so that a link keeps meaning it.
+    st.query_params["run"] = name
     try:
-        run = read_run(root, name or names[0])
+        run = read_run(root, name)
     except InputError as error:
         stop(str(error))
     _describe(run)
@@ -52,6 +56,25 @@ def stop(reason: str) -> NoReturn:
     """Say why there is nothing to see, and end the page."""
     st.error(reason)
     st.stop()
+
+
+def tile(label: str, value: str, below: str) -> None:
+    """Show a figure in a frame, with a plain line below it."""
+    st.metric(label, value, below, delta_color="off", delta_arrow="off", border=True)
+
+
+def table(frame: pd.DataFrame, key: str) -> None:
+    """Show a table with thousands set apart and every column as wide as its content."""
+    columns = {
+        name: st.column_config.NumberColumn(format="localized") for name in frame.select_dtypes("number").columns
+    }
+    st.dataframe(frame, hide_index=True, key=key, column_config=columns)
+
+
+def machines_of_runs() -> dict[str, str]:
+    """Return the machines of the runs: a name to choose, and the file."""
+    root = runs_folder()
+    return {f"run {name}": str(root / name / "hardware.json") for name in run_names(root)}
 
 
 def command(line: str, says: str = "The same in a terminal") -> None:
