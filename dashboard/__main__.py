@@ -11,17 +11,18 @@ from pathlib import Path
 from streamlit.web.cli import main
 
 from dashboard import charts, run_charts, tables
-from dashboard.asked import Asked, curves
+from dashboard.asked import Asked
 from dashboard.explained import explained
 from models.version import NEWEST
 
 
 def warm_up() -> None:
     """Answer one question and draw it: plotly and pandas load their parts at first use, more than a second's worth."""
-    plan = Asked(hardware="h200x8", sglang_version=NEWEST, isl=1000, osl=1000, concurrency=64).plan()
+    asked = Asked(hardware="h200x8", sglang_version=NEWEST, isl=1000, osl=1000, concurrency=64)
+    plan = asked.plan()
     best = plan.found.candidates[0]
     for figure in (
-        charts.interactivity(plan, curves(plan), 0),
+        charts.interactivity(plan, asked.curves(), 0),
         charts.memory_waterfall(best.ledger),
         charts.step_costs({"step": best.prediction.breakdown_ms}),
         run_charts.identity(()),

@@ -9,21 +9,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from models.config import ServerConfig
-from models.estimate import DEFAULT_ACCEPTANCE, Prediction, demand_of, predict
+from models.estimate import DEFAULT_ACCEPTANCE, Prediction, predict
 from models.layout import table_of
 from models.memory import MemoryLedger, ledger_of
-from models.serving import Demand, Serving, closed_loop
 from models.workload import missed
 from planner.plan import Plan, PlanQuestion, make_plan
 from planner.rules import Question, first_error
 from planner.search import SAFE_FREE_GIB, Candidate
 from tuner.cli.common import read_question
 
-# Clients at which a configuration's curve is drawn: so many, from this share of those asked for.
-CURVE_POINTS, CURVE_FROM = 12, 1 / 16
+# Clients at which a configuration's curve is drawn, as shares of those asked for.
+CURVE_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +66,19 @@ class Asked:
         """Answer, from the cache when the same was asked before. Raises InputError for a bad question."""
         return _plan(self, _written(self.hardware))
 
+    def curves(self) -> list[Curve]:
+        """Return every candidate's curve, from the cache like the plan."""
+        return _curves(self, _written(self.hardware))
+
 
 @lru_cache(maxsize=64)
 def _plan(asked: Asked, written: float) -> Plan:
     return make_plan(asked.question())
+
+
+@lru_cache(maxsize=64)
+def _curves(asked: Asked, written: float) -> list[Curve]:
+    return curves(_plan(asked, written))
 
 
 def _written(hardware: str) -> float:
@@ -120,7 +126,7 @@ def what_if(plan: Plan, config: ServerConfig, clients: int, changes: Mapping[str
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """One configuration up to the clients that were asked for, in closed form."""
+    """One configuration up to the clients that were asked for, replayed at each number of them."""
 
     config: ServerConfig
     clients: tuple[int, ...]
@@ -129,32 +135,18 @@ class Curve:
 
 
 def curves(plan: Plan) -> list[Curve]:
-    """Return the curve of every candidate, computed together."""
-    candidates = plan.found.candidates
-    if not candidates:
-        return []
-    clients = _steps(plan.concurrency)
-    table = table_of([candidate.config for candidate in candidates for _ in clients])
-    demand = demand_of(plan.context, plan.question.workload(plan.concurrency))
-    every = Demand(
-        isl=demand.isl, osl=demand.osl, concurrency=np.array([float(c) for _ in candidates for c in clients]),
-        acceptance=demand.acceptance,
-    )  # fmt: skip
-    found = closed_loop(plan.context.system(table), every, plan.context.memory(table).kv_tokens)
-    return [_curve(candidate, clients, found, index * len(clients)) for index, candidate in enumerate(candidates)]
+    """Return the curve of every candidate; together they take about as long as the plan's own replays."""
+    clients = sorted({max(1, round(plan.concurrency * share)) for share in CURVE_SHARES})
+    return [_curve(plan, candidate, clients) for candidate in plan.found.candidates]
 
 
-def _curve(candidate: Candidate, clients: list[int], found: Serving, start: int) -> Curve:
-    rows = slice(start, start + len(clients))
-    gpus = candidate.config.gpu_count
+def _curve(plan: Plan, candidate: Candidate, clients: list[int]) -> Curve:
+    config, gpus = candidate.config, candidate.config.gpu_count
+    fewer = [predict(plan.context, config, plan.question.workload(count)) for count in clients[:-1]]
+    found = [*fewer, candidate.prediction]
     return Curve(
-        config=candidate.config,
+        config=config,
         clients=tuple(clients),
-        tok_s_per_gpu=tuple(float(rate) / gpus for rate in found.output_tok_s[rows]),
-        user_tok_s=tuple(1.0 / float(seconds) for seconds in found.tpot_s[rows]),
+        tok_s_per_gpu=tuple(one.output_tok_s / gpus for one in found),
+        user_tok_s=tuple(one.user_tok_s for one in found),
     )
-
-
-def _steps(most: int) -> list[int]:
-    """Return numbers of clients up to `most`, evenly spaced in their logarithm."""
-    return sorted({max(1, round(most * CURVE_FROM ** (step / (CURVE_POINTS - 1)))) for step in range(CURVE_POINTS)})

@@ -86,7 +86,8 @@ def memory_waterfall(ledger: MemoryLedger) -> go.Figure:
         figure.add_bar(
             x=[gib], y=[owner], base=[taken], orientation="h", marker={"color": owner_colour(owner)},
             text=[f"{gib:,.1f}"], textposition="outside" if gib < 0.07 * ledger.card_gib else "inside",
-            insidetextfont={"color": "white"}, cliponaxis=False, hovertemplate=f"{owner}: {gib:,.2f} GiB<extra></extra>", name=owner,
+            insidetextfont={"color": "white"}, cliponaxis=False, name=owner,
+            hovertemplate=f"{owner}: {gib:,.2f} GiB<extra></extra>",
         )  # fmt: skip
         taken += gib
     figure.add_vline(x=ledger.card_gib, line={"color": NEUTRAL, "dash": "dot"})
@@ -196,12 +197,14 @@ def against_sheet(found: Sequence[Finding]) -> go.Figure:
     if not shown:
         return empty(styled(figure, x="% of the data sheet", y="", height=160), "nothing measured has a data sheet")
     labels = [one.label for one in shown]
-    figure.add_bar(
-        y=labels, x=[100 * (one.fraction or 0.0) for one in shown], orientation="h", name="measured (median GPU)",
-        marker={"color": [GOOD if one.verdict in ("", "normal") else BAD for one in shown]},
-        text=[f"{one.value:,.4g} of {one.sheet:,.4g} {one.unit}" for one in shown], textposition="inside",
-        insidetextanchor="start", hovertemplate="%{y}: %{x:.1f} %<extra></extra>",
-    )  # fmt: skip
+    for name, colour, healthy in (("measured (median GPU)", GOOD, True), ("to look at", BAD, False)):
+        group = [one for one in shown if (one.verdict in ("", "normal")) is healthy]
+        figure.add_bar(
+            y=[one.label for one in group], x=[100 * (one.fraction or 0.0) for one in group], orientation="h", name=name,
+            marker={"color": colour}, textposition="inside", insidetextanchor="start",
+            text=[f"{one.value:,.4g} of {one.sheet:,.4g} {one.unit}" for one in group],
+            hovertemplate="%{y}: %{x:.1f} %<extra></extra>",
+        )  # fmt: skip
     figure.add_scatter(
         y=labels, x=[100 * one.worst / (one.sheet or one.worst) for one in shown], mode="markers", name="slowest GPU",
         marker={"symbol": "line-ns-open", "size": 16, "color": NEUTRAL, "line": {"width": 3}},
@@ -213,7 +216,7 @@ def against_sheet(found: Sequence[Finding]) -> go.Figure:
         marker={"symbol": "diamond-open", "size": 10, "color": "#E69F00"}, name="a healthy card",
     )  # fmt: skip
     styled(figure, x="% of the data sheet", y="", height=140 + 44 * len(shown))
-    figure.update_yaxes(autorange="reversed")
+    figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=labels)
     figure.update_xaxes(range=[0, 112])
     figure.add_vline(x=100, line={"color": NEUTRAL, "dash": "dot"})
     return figure
@@ -221,17 +224,18 @@ def against_sheet(found: Sequence[Finding]) -> go.Figure:
 
 def heat_map(matrix: Matrix, unit: str) -> go.Figure:
     """Draw a matrix over GPUs, row to column; blank where there is no direct access."""
-    names = [f"GPU {index}" for index in range(len(matrix))]
+    names = [str(index) for index in range(len(matrix))]
     text = [["" if value is None else f"{value:,.0f}" for value in row] for row in matrix]
     figure = go.Figure(
         go.Heatmap(
             z=[list(row) for row in matrix], x=names, y=names, text=text, texttemplate="%{text}", xgap=2, ygap=2,
             colorscale="Cividis", colorbar={"title": unit, "thickness": 12},
-            hovertemplate=f"%{{y}} to %{{x}}: %{{z:,.1f}} {unit}<extra></extra>",
+            hovertemplate=f"GPU %{{y}} to GPU %{{x}}: %{{z:,.1f}} {unit}<extra></extra>",
         )
     )  # fmt: skip
-    styled(figure, x="receiver", y="sender", height=440, legend=False)
-    figure.update_yaxes(autorange="reversed")
+    styled(figure, x="receiving GPU", y="sending GPU", height=440, legend=False)
+    figure.update_yaxes(autorange="reversed", type="category")
+    figure.update_xaxes(type="category")
     return figure
 
 
@@ -245,7 +249,7 @@ def changes_between(changes: Sequence[Change]) -> go.Figure:
     figure.add_bar(
         y=[one.label for one in shown], x=[100 * (one.change or 0.0) for one in shown], orientation="h",
         marker={"color": [colours.get(one.verdict, NEUTRAL) for one in shown]},
-        text=[one.verdict for one in shown], customdata=[[one.a, one.b, one.unit] for one in shown],
+        text=[one.verdict for one in shown], textposition="outside", cliponaxis=False, customdata=[[one.a, one.b, one.unit] for one in shown],
         hovertemplate="%{y}: %{customdata[0]:,.4g} to %{customdata[1]:,.4g} %{customdata[2]}<extra></extra>",
     )  # fmt: skip
     styled(figure, x="second against first, %", y="", height=140 + 34 * len(shown), legend=False)

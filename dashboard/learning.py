@@ -13,7 +13,7 @@ from models.calibration import Calibration, calibrate
 from tuner.cases import Setting, read_cases
 
 # Each costs about a dozen replays; those left out lie between the ones that are used.
-MOST_POINTS = 36
+MOST_POINTS = 12
 
 
 def calibrated(run: RunView) -> tuple[Calibration, int]:

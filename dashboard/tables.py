@@ -32,11 +32,11 @@ def ranked(plan: Plan) -> pd.DataFrame:
             "TTFT p99 ms": round(found.ttft_ms["p99"]),
             "at once": round(found.running_requests),
             "KV headroom GiB": round(candidate.ledger.headroom_gib),
+            "why not first": "" if index == 0 else candidate.why,
             "free GiB/GPU": round(candidate.ledger.free_gib, 1),
             "mem fraction": config.mem_fraction_static,
             "chunk": config.chunked_prefill_size,
             "graph bs": config.cuda_graph_max_bs_decode,
-            "why not first": "" if index == 0 else candidate.why,
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -105,7 +105,8 @@ def measured(found: Sequence[Finding]) -> pd.DataFrame:
     """Return measured against data sheet with a verdict."""
     return pd.DataFrame([
         {
-            "where": one.where, "quantity": one.label, "unit": one.unit, "measured": _figures(one.value), "slowest": _figures(one.worst),
+            "where": one.where, "quantity": one.label, "unit": one.unit,
+            "measured": _figures(one.value), "slowest": _figures(one.worst),
             "data sheet": one.sheet, "of the sheet %": None if one.fraction is None else round(100 * one.fraction, 1),
             "spread %": None if one.spread is None else round(100 * one.spread, 2), "verdict": one.verdict,
         }
@@ -145,7 +146,8 @@ def compared(changes: Sequence[Change]) -> pd.DataFrame:
     """Return the measured quantities of two machines side by side."""
     return pd.DataFrame([
         {
-            "where": one.where, "quantity": one.label, "unit": one.unit, "first": _figures(one.a), "second": _figures(one.b),
+            "where": one.where, "quantity": one.label, "unit": one.unit,
+            "first": _figures(one.a), "second": _figures(one.b),
             "change %": None if one.change is None else round(100 * one.change, 1), "verdict": one.verdict,
         }
         for one in changes

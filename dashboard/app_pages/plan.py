@@ -3,7 +3,7 @@
 import streamlit as st
 
 from dashboard import charts, tables
-from dashboard.asked import Asked, WhatIf, curves, what_if
+from dashboard.asked import Asked, WhatIf, what_if
 from dashboard.explained import explained
 from dashboard.parts import BOUND, command, machines_of_runs, stop, table, tile
 from dashboard.words import plan_answer
@@ -61,7 +61,8 @@ def ask() -> Asked:
                 help="Probability that a drafted token is accepted",
             )  # fmt: skip
     return Asked(
-        hardware=own.get(hardware or "", hardware or ""), sglang_version=version or "", isl=isl, osl=osl, range_ratio=ratio, slo=tuple(slo),
+        hardware=own.get(hardware or "", hardware or ""), sglang_version=version or "", isl=isl, osl=osl,
+        range_ratio=ratio, slo=tuple(slo),
         mtp=mtp, mtp_acceptance=acceptance, concurrency=clients, request_rate=rate, users=users, min_user_tok_s=speed,
     )  # fmt: skip
 
@@ -85,11 +86,11 @@ def show_candidate(plan: Plan, chosen: int) -> None:
     with left:
         st.markdown("**Throughput against interactivity**")
         st.plotly_chart(
-            charts.interactivity(plan, curves(plan), chosen), key="interactivity",
+            charts.interactivity(plan, asked.curves(), chosen), key="interactivity",
             alt="Output tokens per second and GPU against tokens per second and user, by configuration",
         )  # fmt: skip
         st.caption(
-            f"Markers: {plan.concurrency:,} clients, replayed; lines: from a sixteenth of them on, closed form. "
+            f"Markers: {plan.concurrency:,} clients; lines: a sixteenth of them and more, each replayed. "
             "Shapes: MTP depth 0 circle, 1 diamond, 2 square, 3 triangle; hollow: misses a limit."
         )
     with right:
