@@ -200,8 +200,8 @@ def against_sheet(found: Sequence[Finding]) -> go.Figure:
     for name, colour, healthy in (("measured (median GPU)", GOOD, True), ("to look at", BAD, False)):
         group = [one for one in shown if (one.verdict in ("", "normal")) is healthy]
         figure.add_bar(
-            y=[one.label for one in group], x=[100 * (one.fraction or 0.0) for one in group], orientation="h", name=name,
-            marker={"color": colour}, textposition="inside", insidetextanchor="start",
+            y=[one.label for one in group], x=[100 * (one.fraction or 0.0) for one in group], orientation="h",
+            name=name, marker={"color": colour}, textposition="inside", insidetextanchor="start",
             text=[f"{one.value:,.4g} of {one.sheet:,.4g} {one.unit}" for one in group],
             hovertemplate="%{y}: %{x:.1f} %<extra></extra>",
         )  # fmt: skip
@@ -249,7 +249,8 @@ def changes_between(changes: Sequence[Change]) -> go.Figure:
     figure.add_bar(
         y=[one.label for one in shown], x=[100 * (one.change or 0.0) for one in shown], orientation="h",
         marker={"color": [colours.get(one.verdict, NEUTRAL) for one in shown]},
-        text=[one.verdict for one in shown], textposition="outside", cliponaxis=False, customdata=[[one.a, one.b, one.unit] for one in shown],
+        text=[one.verdict for one in shown], textposition="outside", cliponaxis=False,
+        customdata=[[one.a, one.b, one.unit] for one in shown],
         hovertemplate="%{y}: %{customdata[0]:,.4g} to %{customdata[1]:,.4g} %{customdata[2]}<extra></extra>",
     )  # fmt: skip
     styled(figure, x="second against first, %", y="", height=140 + 34 * len(shown), legend=False)

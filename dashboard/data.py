@@ -182,7 +182,7 @@ def log_tail(run: RunView, number: int, lines: int = 24) -> str:
             text = stream.read().decode(errors="replace")
     except OSError:
         return ""
-    whole = text.splitlines() if size <= TAIL_BYTES else text.splitlines()[1:]
+    whole = text.removesuffix("\n").split("\n")[0 if size <= TAIL_BYTES else 1 :]
     return "\n".join(line.rstrip("\r").rsplit("\r", maxsplit=1)[-1] for line in whole[-lines:])
 
 

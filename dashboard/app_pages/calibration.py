@@ -91,7 +91,7 @@ if run.measured:
             hide_index=True, key="families",
         )  # fmt: skip
     show_calibration(run)
-    command(
-        shlex.join(["sgtune", "calibrate", "--points", str(run.path), "--out", "engine-here.json"]),
-        "A profile for --profile, from all points of this run",
-    )
+command(
+    shlex.join(["sgtune", "calibrate", "--points", str(run.path), "--out", "engine-here.json"]),
+    "A profile for --profile, from all points of this run",
+)

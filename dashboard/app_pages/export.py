@@ -11,6 +11,7 @@ import streamlit as st
 from dashboard import tables
 from dashboard.data import RunView
 from dashboard.parts import BOUND, choose_run, command, stop, table
+from dashboard.words import tune_command
 from hwprobe.errors import InputError
 from models.config import ServerConfig
 from models.version import parse_version
@@ -84,6 +85,7 @@ try:
     )
     targets = possible_targets(made.spec, made.parameters)
 except InputError as error:
+    command(tune_command(run, resume=True), "Go on with the run")
     stop(f"Nothing to export: {error}")
 answer.subheader(f"{record.label}, trial {record.number}: {len(targets)} launch files that say the same command.")
 st.table(dict(made.provenance.lines), border="horizontal")

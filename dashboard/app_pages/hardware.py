@@ -36,7 +36,8 @@ def answer(profile: HardwareProfile, found: tuple[Finding, ...]) -> str:
         return f"{what}: nothing was measured, every figure is the data sheet's."
     bad = [one for one in found if one.verdict not in ("", "normal") and one.sheet]
     if bad:
-        return f"{what}: {len(found)} quantities measured, {len(bad)} to look at ({bad[0].label}: {bad[0].verdict.removeprefix('normal; ')})."
+        why = bad[0].verdict.removeprefix("normal; ")
+        return f"{what}: {len(found)} quantities measured, {len(bad)} to look at ({bad[0].label}: {why})."
     return f"{what}: {len(found)} quantities measured, all as a healthy card's."
 
 
