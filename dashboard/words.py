@@ -140,7 +140,8 @@ def tune_command(run: RunView, *, resume: bool) -> str:
     words += [word for limit in asked.slo for word in ("--slo", limit)]
     words += ["--objective", str(asked.objective), "--engine", asked.engine, "--sampler", asked.sampler]
     words += ["--seed", str(asked.seed), *([] if asked.mtp else ["--no-mtp"])]
-    words += ["--trials", str(run.live.trials)] if run.live else []
+    words += ["--trials", str(run.live.trials), "--confirm", str(run.live.confirm)] if run.live else []
+    words += ["--budget", f"{run.live.budget_s:g}s"] if run.live and run.live.budget_s else []
     words += ["--runs", str(run.path.parent), "--run", run.name, *(["--resume"] if resume else [])]
     words += ["--", *without_secrets(asked.server_flags)] if asked.server_flags else []
     return shlex.join(words)
