@@ -79,6 +79,7 @@ def history(records: Sequence[TrialRecord], baseline: TrialRecord | None, ceilin
     if ceiling_tok_s:
         _level(figure, ceiling_tok_s, "predicted ceiling", "#E69F00", "top left")
     styled(figure, x="trial", y="output tok/s at the asked clients")
+    figure.update_xaxes(dtick=max(1, len(records) // 8))
     figure.update_yaxes(rangemode="tozero")
     return figure
 

@@ -17,18 +17,15 @@ def amount(count: float, one: str, many: str | None = None) -> str:
 
 
 def percent(share: float, decimals: int = 0) -> str:
-    """Return a signed share in percent: '+178 %'."""
-    return f"{100 * share:+.{decimals}f} %"
+    """Return a signed share in percent, not to be broken over two lines: '+178 %'."""
+    return f"{100 * share:+.{decimals}f}\u00a0%"
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as a person says it: '42 s', '3 min 20 s', '2.1 h'."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{seconds / 3600:.1f} h"
+    """Return a duration as a person says it: '42 s', '3.3 min', '2.1 h'."""
+    if seconds < 60:
+        return f"{max(0.0, seconds):.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def plan_answer(plan: Plan) -> str:

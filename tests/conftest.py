@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -49,6 +50,14 @@ def run_sgtune(*arguments: str) -> Ran:
 @pytest.fixture
 def sgtune() -> Callable[..., Ran]:
     return run_sgtune
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished run of the simulated engine; copy it before changing anything."""
+    from dashboard_scenes import make_run
+
+    return make_run(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture

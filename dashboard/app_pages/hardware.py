@@ -91,11 +91,13 @@ if second != NOBODY:
     machines["the other"] = read(second)
 table(tables.used_by_predictions(machines), "used")
 if len(machines) > 1:
-    changes = compare(profile, machines["the other"])
-    st.markdown(f"**{other}** against **{chosen}**")
-    st.plotly_chart(charts.changes_between(changes), key="changes", alt="Change of each measured quantity in percent")
+    changes = [one for one in compare(profile, machines["the other"]) if one.change is not None]
+    st.markdown(f"**{other}** against **{chosen}**, measured")
     if changes:
+        st.plotly_chart(charts.changes_between(changes), key="changes", alt="Change of each measured quantity, percent")
         table(tables.compared(changes), "compared")
+    else:
+        st.caption("They share no measurement: data sheets are compared above.")
 if profile.host:
     host = profile.host
     st.caption(f"Host: {host.cpu}, {host.logical_cpus} CPUs, {host.memory_gib:.0f} GiB, {host.os}")

@@ -21,6 +21,8 @@ from dashboard.words import (
 from hwprobe.errors import InputError
 
 REFRESH_S = 2.0
+# A log of more lines than this scrolls, within so many pixels.
+SHORT_LOG, LOG_PX = 14, 320
 run = choose_run()
 over = run.status in (Status.FINISHED, Status.FAILED)
 
@@ -123,7 +125,7 @@ def show_log(now: RunView) -> None:
         st.caption("No server log: the simulated engine starts no server." if now.launched else "No server log yet.")
         return
     st.caption(f"End of `{now.path / 'trials' / str(number) / 'server.log'}`")
-    st.code(text, language=None, height=320)
+    st.code(text, language=None, height=LOG_PX if text.count("\n") >= SHORT_LOG else "content")
 
 
 watch()

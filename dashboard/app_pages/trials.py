@@ -42,12 +42,13 @@ def compare(a: TrialRecord, b: TrialRecord) -> None:
             st.caption("None: both launch the same command.")
         else:
             table(differing, "flags")
-        show_ledgers(a, b)
     with right:
         quantity = st.segmented_control(
-            "Over the clients", list(run_charts.CURVES), default="output tok/s", required=True, key="curve", bind=BOUND
-        )
+            "Over the clients", list(run_charts.CURVES), default="output tok/s", required=True, key="curve", bind=BOUND,
+            wrap=True,
+        )  # fmt: skip
         st.plotly_chart(run_charts.two_curves(a, b, quantity), key="curves", alt=f"{quantity} over clients")
+        show_ledgers(a, b)
 
 
 def show_ledgers(a: TrialRecord, b: TrialRecord) -> None:
