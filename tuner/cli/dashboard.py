@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import subprocess
 import sys
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -20,7 +18,6 @@ EXAMPLE = "Example: sgtune dashboard --runs runs"
 HOST = "127.0.0.1"
 FIRST_PORT, PORTS_TRIED = 8501, 50
 NEEDED = ("streamlit", "plotly", "pandas")
-STOP_S = 5.0
 
 
 def dashboard(
@@ -40,7 +37,7 @@ def dashboard(
         raise InputError(f"--runs is '{runs}'; it must be a folder of run folders")
     chosen = _free_port(port)
     typer.echo(f"dashboard of '{runs}' on http://{HOST}:{chosen} (Ctrl-C ends it)", err=True)
-    raise typer.Exit(_serve(command(chosen, browser=browser), runs))
+    _serve(command(chosen, browser=browser), runs)
 
 
 def command(port: int, *, browser: bool) -> list[str]:
@@ -61,20 +58,10 @@ def command(port: int, *, browser: bool) -> list[str]:
     return [sys.executable, "-m", "dashboard", *words]
 
 
-def _serve(words: list[str], runs: Path) -> int:
-    """Serve until the reader has seen enough; return the server's exit code."""
-    environment = os.environ | {"PYTHONSAFEPATH": "1", "SGTUNE_RUNS": str(runs.absolute())}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    child = subprocess.Popen(words, env=environment)
-    try:
-        return child.wait()
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        child.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(STOP_S)
-        child.kill()
+def _serve(words: list[str], runs: Path) -> NoReturn:
+    """Become the server: with no process in between, whoever ends the command ends it, too."""
+    sys.stderr.flush()
+    os.execve(words[0], words, os.environ | {"PYTHONSAFEPATH": "1", "SGTUNE_RUNS": str(runs.absolute())})
 
 
 def _free_port(asked: int | None) -> int:
