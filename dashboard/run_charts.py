@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -38,6 +39,8 @@ def ladder(current: LiveTrial | None, best: TrialRecord | None, baseline: TrialR
     styled(figure, x=CLIENTS, y="output tok/s")
     steps = current.ladder if current else tuple(point.concurrency for point in best.points) if best else ()
     figure.update_xaxes(type="log", tickvals=list(steps), ticktext=[f"{step:,}" for step in steps])
+    if steps:
+        figure.update_xaxes(range=[math.log10(0.8 * steps[0]), math.log10(1.25 * steps[-1])])
     figure.update_yaxes(rangemode="tozero")
     return figure
 
@@ -81,7 +84,7 @@ def history(records: Sequence[TrialRecord], baseline: TrialRecord | None, ceilin
     styled(figure, x="trial", y="output tok/s at the asked clients")
     figure.update_xaxes(dtick=max(1, len(records) // 8))
     figure.update_yaxes(rangemode="tozero")
-    return figure
+    return figure if launched else empty(figure, "no launch has ended yet")
 
 
 def _best_so_far(launched: Sequence[TrialRecord]) -> dict[int, float]:

@@ -109,6 +109,8 @@ def run_answer(run: RunView) -> str:
 
 def _best(run: RunView) -> str:
     best, words = (run.best, "best so far") if run.running else (run.winner.first if run.winner else None, "best is")
+    if not run.measured:
+        return "nothing is measured yet."
     if best is None or best.target is None:
         return "no configuration that keeps the limits was measured."
     rate = rate_of(run, best)

@@ -31,7 +31,7 @@ def choose(seen: RunView) -> int | None:
     """Let the reader choose a trial; None is the winner."""
     labels = [WINNER, *(f"{r.number}: {r.label} ({r.source})" for r in seen.launched)]
     if st.session_state.get("trial", WINNER) not in labels:
-        del st.session_state["trial"]
+        st.session_state["trial"] = WINNER
     picked = st.selectbox("Trial", labels, key="trial", bind=BOUND)
     return None if picked == WINNER else int(picked.split(":", maxsplit=1)[0])
 

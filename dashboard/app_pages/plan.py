@@ -181,7 +181,7 @@ if plan.best is not None:
     show_answer(plan, plan.best)
     labels = [f"{n}. {c.config.label}" for n, c in enumerate(plan.found.candidates, start=1)]
     if st.session_state.get("candidate", labels[0]) not in labels:
-        del st.session_state["candidate"]
+        st.session_state["candidate"] = labels[0]
     picked = st.selectbox("Configuration shown below", labels, key="candidate", bind=BOUND)
     chosen = labels.index(picked) if picked in labels else 0
     show_candidate(plan, chosen)

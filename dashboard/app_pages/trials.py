@@ -22,10 +22,10 @@ def choose_two(measured: list[TrialRecord]) -> tuple[TrialRecord, TrialRecord]:
     wanted = (run.best or measured[-1], run.baseline or measured[0])
     chosen = []
     for column, key, first in zip(st.columns(2), ("a", "b"), wanted, strict=True):
-        if st.session_state.get(key, labels[0]) not in labels:
-            del st.session_state[key]
         default = by_number[first.number]
-        picked = column.selectbox(f"Trial {key.upper()}", labels, default, key=key, bind=BOUND)
+        if st.session_state.get(key, st.query_params.get(key)) not in labels:
+            st.session_state[key] = labels[default]
+        picked = column.selectbox(f"Trial {key.upper()}", labels, None, key=key, bind=BOUND, required=True)
         chosen.append(measured[labels.index(picked) if picked in labels else default])
     return chosen[0], chosen[1]
 

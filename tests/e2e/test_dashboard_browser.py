@@ -35,6 +35,7 @@ WAIT_MS = 60_000
 # Streamlit asks for these below the address of a page first, and then at the root.
 HARMLESS = re.compile(r"/_stcore/(health|host-config)$")
 
+expect.set_options(timeout=WAIT_MS)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
@@ -153,6 +154,9 @@ def test_plan_inputs_change_the_answer_and_the_link_keeps_them(visit: Visit) -> 
     expect(page.locator("h3").first).to_contain_text("64 clients fit on one node")
     expect(page).to_have_url(re.compile("clients=64"))
     visit.settle(page)
+    shown = page.get_by_test_id("stSelectbox").filter(has_text="Configuration shown below").locator("input")
+    title = page.get_by_test_id("stMarkdown").filter(has_text="Memory of one GPU")
+    expect(title).to_contain_text(shown.input_value().split(". ")[1])
     visit.shoot(page, "plan")
     again = visit.open(context, page.url.removeprefix(visit.url).lstrip("/"))
     expect(again.locator("h3").first).to_contain_text("64 clients fit on one node")
