@@ -9,7 +9,7 @@ from pathlib import Path
 import streamlit as st
 
 from dashboard import tables
-from dashboard.data import RunView
+from dashboard.data import RunView, Stamp
 from dashboard.parts import BOUND, choose_run, command, stop, table
 from dashboard.words import tune_command
 from hwprobe.errors import InputError
@@ -57,11 +57,12 @@ def line_of(number: int | None, given: Parameters) -> str:
     return shlex.join([*words, "--bundle", "launch/"])
 
 
-def bundle(made: Exportable) -> bytes:
-    """Return every possible file with README and data, zipped."""
+@st.cache_data(max_entries=16, show_spinner=False)
+def bundle(line: str, stamp: Stamp, _made: Exportable) -> bytes:
+    """Return every possible file with README and data, zipped: once for a command line and state of the run."""
     packed = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in made.write_bundle(Path(folder)):
+        for path in _made.write_bundle(Path(folder)):
             archive.write(path, f"{run.name}/{path.name}")
     return packed.getvalue()
 
@@ -96,10 +97,17 @@ target = st.segmented_control(
 text = render(target, made.spec, made.parameters, made.provenance)
 with st.container(horizontal=True):
     st.download_button(
-        f"Download {target.file_name}", text, target.file_name, "text/plain", icon=":material/download:", key="one"
+        f"Download {target.file_name}",
+        text,
+        target.file_name,
+        "text/plain",
+        icon=":material/download:",
+        key="one",
+        on_click="ignore",
     )
     st.download_button(
-        "Download all with README and data", lambda: bundle(made), f"{run.name}.zip", "application/zip",
+        "Download all with README and data", bundle(line_of(number, given), run.stamp, made), f"{run.name}.zip",
+        "application/zip", on_click="ignore",
         icon=":material/folder_zip:", key="every",
     )  # fmt: skip
 st.code(text, language=LANGUAGES.get(target, "bash"), wrap_lines=True)
