@@ -22,10 +22,12 @@ def percent(share: float, decimals: int = 0) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as a person says it: '42 s', '3.3 min', '2.1 h'."""
-    if seconds < 60:
-        return f"{max(0.0, seconds):.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+    """Return a duration as a person says it: '42 s', '3.3 min', '54 min', '2.1 h'."""
+    for unit, length_s in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= length_s:
+            count = seconds / length_s
+            return f"{count:.0f} {unit}" if count >= 10.0 else f"{count:.1f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
 
 
 def plan_answer(plan: Plan) -> str:

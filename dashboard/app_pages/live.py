@@ -83,9 +83,9 @@ def show_figures(now: RunView) -> None:
             "-" if rate is None else f"{rate:,.0f}",
             f"trial {best.number}" if best else "none yet",
         )
-        tile("Over SGLang's defaults", "-" if gain is None else percent(gain),
+        tile("Over defaults", "-" if gain is None else percent(gain),
              "no baseline" if base is None else f"{rate_of(now, base):,.0f} tok/s")  # fmt: skip
-        tile("Of the predicted ceiling", "-" if rate is None or not ceiling else f"{100 * rate / ceiling:.0f} %",
+        tile("Of the ceiling", "-" if rate is None or not ceiling else f"{100 * rate / ceiling:.0f} %",
              f"{ceiling:,.0f} tok/s" if ceiling else "unknown")  # fmt: skip
         tile("Engine time", duration(done.spent_s), budget if done.eta_s is None else f"{duration(done.eta_s)} to go")
     if done.asked and now.running:

@@ -72,7 +72,7 @@ def show_answer(plan: Plan, best: Candidate) -> None:
     found = best.prediction
     low, high = found.band["output_tok_s"]
     with st.grid(5, min_column_width=150):
-        tile("Output, tok/s (90 % band)", f"{found.output_tok_s:,.0f}", f"{low:,.0f} to {high:,.0f}")
+        tile("tok/s (90 % band)", f"{found.output_tok_s:,.0f}", f"{low:,.0f} to {high:,.0f}")
         tile("Per user, tok/s", f"{found.user_tok_s:.1f}", f"TPOT {found.tpot_ms['mean']:.1f} ms")
         tile("TTFT mean, ms", f"{found.ttft_ms['mean']:,.0f}", f"p99 {found.ttft_ms['p99']:,.0f}")
         tile("KV headroom, GiB", f"{best.ledger.headroom_gib:,.0f}", f"{best.ledger.kv_tokens:,} tokens")

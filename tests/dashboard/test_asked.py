@@ -161,6 +161,8 @@ def test_the_log_is_read_from_its_end(finished: Path, tmp_path: Path) -> None:
     assert log_tail(read_run(tmp_path, run.name), 77) == ""
 
 
-@pytest.mark.parametrize(("seconds", "says"), [(-1, "0 s"), (42, "42 s"), (200, "3.3 min"), (7560, "2.1 h")])
+@pytest.mark.parametrize(
+    ("seconds", "says"), [(-1, "0 s"), (42, "42 s"), (200, "3.3 min"), (3264, "54 min"), (7560, "2.1 h")]
+)
 def test_durations(seconds: float, says: str) -> None:
     assert duration(seconds) == says
