@@ -61,7 +61,7 @@ def environment() -> dict[str, str]:
 def tune(runs: Path, trials: int) -> None:
     words = [
         "tune", "--hardware", "h200x8", "--isl", "200", "--osl", "200", "--concurrency", "16", "--engine", "simulated",
-        "--sampler", "random", "--trials", str(trials), "--confirm", "3", "--runs", str(runs), "--run", "large",
+        "--sampler", "grid", "--trials", str(trials), "--confirm", "3", "--runs", str(runs), "--run", "large",
     ]  # fmt: skip
     subprocess.run([sys.executable, "-m", "tuner.cli.main", *words], check=True, capture_output=True, env=environment())
     file = runs / "large" / "trials.jsonl"

@@ -17,16 +17,16 @@ run = choose_run()
 
 def choose_two(measured: list[TrialRecord]) -> tuple[TrialRecord, TrialRecord]:
     """Let the reader choose two trials: the best and the baseline unless the link says otherwise."""
-    labels = [f"{record.number}: {record.label} ({record.source})" for record in measured]
-    by_number = {record.number: index for index, record in enumerate(measured)}
+    named = {f"{record.number}: {record.label} ({record.source})": record for record in measured}
     wanted = (run.best or measured[-1], run.baseline or measured[0])
     chosen = []
     for column, key, first in zip(st.columns(2), ("a", "b"), wanted, strict=True):
-        default = by_number[first.number]
-        if st.session_state.get(key, st.query_params.get(key)) not in labels:
-            st.session_state[key] = labels[default]
-        picked = column.selectbox(f"Trial {key.upper()}", labels, None, key=key, bind=BOUND, required=True)
-        chosen.append(measured[labels.index(picked) if picked in labels else default])
+        labels = sorted(
+            named, key=lambda label, first=first: named[label] is not first
+        )  # what no link names comes first
+        if st.session_state.get(key, labels[0]) not in labels:
+            st.session_state[key] = labels[0]
+        chosen.append(named[column.selectbox(f"Trial {key.upper()}", labels, key=key, bind=BOUND)])
     return chosen[0], chosen[1]
 
 
