@@ -21,9 +21,9 @@ def choose_two(measured: list[TrialRecord]) -> tuple[TrialRecord, TrialRecord]:
     wanted = (run.best or measured[-1], run.baseline or measured[0])
     chosen = []
     for column, key, first in zip(st.columns(2), ("a", "b"), wanted, strict=True):
-        labels = sorted(
-            named, key=lambda label, first=first: named[label] is not first
-        )  # what no link names comes first
+        # The default comes first: an address that names no trial means it.
+        labels = [label for label, record in named.items() if record is first]
+        labels += [label for label, record in named.items() if record is not first]
         if st.session_state.get(key, labels[0]) not in labels:
             st.session_state[key] = labels[0]
         chosen.append(named[column.selectbox(f"Trial {key.upper()}", labels, key=key, bind=BOUND)])
