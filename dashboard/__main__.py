@@ -10,7 +10,7 @@ from pathlib import Path
 
 from streamlit.web.cli import main
 
-from dashboard import charts, run_charts, tables
+from dashboard import charts, learning_charts, tables
 from dashboard.asked import Asked
 from dashboard.explained import explained
 from models.version import NEWEST
@@ -25,7 +25,7 @@ def warm_up() -> None:
         charts.interactivity(plan, asked.curves(), 0),
         charts.memory_waterfall(best.ledger),
         charts.step_costs({"step": best.prediction.breakdown_ms}),
-        run_charts.identity(()),
+        learning_charts.identity(()),
     ):
         figure.to_json()
     tables.ranked(plan)

@@ -15,6 +15,8 @@ FIRST_RUN = (
     "sgtune tune --hardware nf5688g7 --isl 1000 --osl 1000 --concurrency 1024 --engine simulated --trials 12 --runs {}"
 )
 LOOK_AGAIN_S = 3.0
+# A table of more rows than this scrolls.
+MOST_ROWS = 16
 STATUS_COLOURS: dict[Status, Literal["gray", "blue", "green", "orange", "red"]] = {
     Status.EMPTY: "gray",
     Status.RUNNING: "blue",
@@ -68,7 +70,8 @@ def table(frame: pd.DataFrame, key: str) -> None:
     columns = {
         name: st.column_config.NumberColumn(format="localized") for name in frame.select_dtypes("number").columns
     }
-    st.dataframe(frame, hide_index=True, key=key, column_config=columns)
+    height: Literal["content", "auto"] = "content" if len(frame) <= MOST_ROWS else "auto"
+    st.dataframe(frame, hide_index=True, key=key, column_config=columns, height=height)
 
 
 def machines_of_runs() -> dict[str, str]:

@@ -10,8 +10,6 @@ import plotly.graph_objects as go
 
 from dashboard.charts import CLIENTS, TOK_S_GPU, TOK_S_USER, empty, owner_colour, owners_of, shade_limit, styled
 from dashboard.colours import BAD, COLOURS, GOOD, NEUTRAL, colour_of, family_of, symbol_of
-from dashboard.words import off_by
-from models.calibration import Calibration
 from models.memory import MemoryLedger
 from models.workload import Slo
 from planner.frontier import pareto_front
@@ -68,7 +66,7 @@ def history(records: Sequence[TrialRecord], baseline: TrialRecord | None, ceilin
             x=list(best), y=list(best.values()), mode="lines", name="best so far",
             line={"color": GOOD, "width": 2, "shape": "hv"},
         )  # fmt: skip
-    _by_family(figure, [(record, record.number, _rate(record)) for record in launched if record.target])
+    by_family(figure, [(record, record.number, rate_at_target(record)) for record in launched if record.target])
     failed = [record for record in launched if record.target is None]
     if failed:
         figure.add_scatter(
@@ -93,11 +91,12 @@ def _best_so_far(launched: Sequence[TrialRecord]) -> dict[int, float]:
     for record in launched:
         leader = best_of([one for one in (leader, record) if one is not None])
         if leader is not None:
-            found[record.number] = _rate(leader)
+            found[record.number] = rate_at_target(leader)
     return found
 
 
-def _rate(record: TrialRecord) -> float:
+def rate_at_target(record: TrialRecord) -> float:
+    """Return a trial's output tok/s at the asked clients, 0 where it was not measured."""
     return record.target.output_tok_s if record.target else 0.0
 
 
@@ -108,7 +107,7 @@ def _level(figure: go.Figure, height: float, name: str, colour: str, place: str)
     )  # fmt: skip
 
 
-def _by_family(figure: go.Figure, points: Sequence[tuple[TrialRecord, float | str, float]], size: int = 10) -> None:
+def by_family(figure: go.Figure, points: Sequence[tuple[TrialRecord, float | str, float]], size: int = 10) -> None:
     """Add markers, one trace and legend entry per layout family, in the families' own order."""
     for family, colour in COLOURS.items():
         own = [(record, x, y) for record, x, y in points if family_of(record.config) is family]
@@ -157,7 +156,7 @@ def pareto(records: Sequence[TrialRecord], slos: Sequence[Slo], chosen: Sequence
         x=[points[index][1] for index in front], y=[points[index][2] for index in front], mode="lines",
         line={"color": NEUTRAL, "dash": "dot", "width": 2}, name="Pareto front", hoverinfo="skip",
     )  # fmt: skip
-    _by_family(figure, [(record, x, y) for record, x, y, _ in points], size=8)
+    by_family(figure, [(record, x, y) for record, x, y, _ in points], size=8)
     for number in chosen:
         own = [(x, y) for record, x, y, _ in points if record.number == number]
         if own:
@@ -219,72 +218,3 @@ def ledgers(named: Mapping[str, MemoryLedger]) -> go.Figure:
 
 def _group(owner: str) -> str:
     return "weights" if owner.startswith("weights") else owner if owner in ("KV pool", "free") else "overhead"
-
-
-def identity(records: Sequence[TrialRecord]) -> go.Figure:
-    """Draw measured against predicted output rate per trial, with the line on which they agree."""
-    shown = [record for record in records if off_by(record) is not None]
-    figure = go.Figure()
-    styled(figure, x="predicted output tok/s", y="measured output tok/s", height=440)
-    if not shown:
-        return empty(figure, "nothing measured yet")
-    values = [value for record in shown for value in (record.predicted["output_tok_s"], _rate(record))]
-    low, high = 0.9 * min(values), 1.1 * max(values)
-    figure.add_scatter(
-        x=[low, high], y=[low, high], mode="lines", name="measured = predicted",
-        line={"color": NEUTRAL, "dash": "dot"}, hoverinfo="skip",
-    )  # fmt: skip
-    banded = [r for r in shown if {"output_tok_s_low", "output_tok_s_high"} <= r.predicted.keys()]
-    figure.add_scatter(
-        x=[r.predicted["output_tok_s"] for r in banded], y=[_rate(r) for r in banded], mode="markers",
-        marker={"size": 1, "color": NEUTRAL}, opacity=0.5, name="90 % band of the prediction", hoverinfo="skip",
-        error_x={
-            "array": [r.predicted["output_tok_s_high"] - r.predicted["output_tok_s"] for r in banded],
-            "arrayminus": [r.predicted["output_tok_s"] - r.predicted["output_tok_s_low"] for r in banded],
-            "thickness": 1, "width": 0,
-        },
-    )  # fmt: skip
-    _by_family(figure, [(record, record.predicted["output_tok_s"], _rate(record)) for record in shown])
-    figure.update_xaxes(range=[low, high])
-    figure.update_yaxes(range=[low, high])
-    return figure
-
-
-def residuals(records: Sequence[TrialRecord], knob: str) -> go.Figure:
-    """Draw measured over predicted, less one, of each trial by the value of a knob."""
-    shown = [(record, off) for record in records if (off := off_by(record)) is not None]
-    figure = go.Figure()
-    styled(figure, x=knob, y="measured over predicted, %", height=440)
-    if not shown:
-        return empty(figure, "nothing measured yet")
-    figure.add_hline(y=0.0, line={"color": NEUTRAL, "dash": "dot"})
-    _by_family(figure, [(record, knob_value(record, knob), 100 * off) for record, off in shown])
-    figure.update_xaxes(type="category", categoryorder="category ascending")
-    return figure
-
-
-def knob_value(record: TrialRecord, knob: str) -> str:
-    """Return a trial's value of a knob as text; knobs the trial does not have are '-'."""
-    return str(record.params.get(knob, "-"))
-
-
-def parameters(found: Calibration) -> go.Figure:
-    """Draw each engine parameter over its value before calibration, with its spread before and after."""
-    figure = go.Figure()
-    names = [item.name for item in found.parameters]
-    sides: tuple[tuple[str, str, list[float], list[float]], ...] = (
-        ("before", NEUTRAL, [1.0 for _ in names], [item.before for item in found.parameters]),
-        (
-            "after", COLOURS[next(iter(COLOURS))], [i.value_after / i.value_before for i in found.parameters],
-            [i.after * i.value_after / i.value_before for i in found.parameters],
-        ),
-    )  # fmt: skip
-    for shift, (name, colour, values, spreads) in zip((-0.12, 0.12), sides, strict=True):
-        figure.add_scatter(
-            y=[place + shift for place in range(len(names))], x=values, mode="markers", name=name,
-            marker={"color": colour, "size": 10}, error_x={"array": spreads, "thickness": 2},
-            hovertemplate="%{x:.3f} of the value before<extra></extra>",
-        )  # fmt: skip
-    styled(figure, x="value over the value before, with one standard deviation", y="", height=110 + 60 * len(names))
-    figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, autorange="reversed")
-    return figure

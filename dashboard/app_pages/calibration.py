@@ -4,7 +4,7 @@ import shlex
 
 import streamlit as st
 
-from dashboard import run_charts
+from dashboard import learning_charts
 from dashboard.data import RunView
 from dashboard.learning import MOST_POINTS, calibrated, parameter_table
 from dashboard.parts import BOUND, choose_run, command, table
@@ -47,16 +47,19 @@ def show_calibration(seen: RunView) -> None:
         return
     try:
         with st.spinner("fitting"):
-            found, points = calibrated(seen)
+            learned = calibrated(seen)
     except InputError as error:
         st.error(str(error))
         return
-    left, right = st.columns([3, 2])
-    left.plotly_chart(run_charts.parameters(found), key="parameters", alt="Engine parameters before and after")
-    with right:
-        table(parameter_table(found), "moved")
-    right.caption(
-        f"{points} points; residual of decode times and rates {100 * found.rms_decode:.1f} % rms after. "
+    found = learned.calibration
+    left, right = st.columns(2)
+    left.plotly_chart(learning_charts.parameters(found), key="parameters", alt="Engine parameters before and after")
+    right.plotly_chart(
+        learning_charts.before_and_after(learned), key="learned", alt="Measured over predicted rate before and after"
+    )
+    table(parameter_table(found), "moved")
+    st.caption(
+        f"{len(learned.names)} points; residual of decode times and rates {100 * found.rms_decode:.1f} % rms after. "
         + (f"Discounted as far off: {', '.join(found.outliers)}." if found.outliers else "")
     )
 
@@ -68,13 +71,15 @@ if run.measured:
     with left:
         st.markdown("**Predicted against measured**, at the asked clients")
         st.plotly_chart(
-            run_charts.identity(run.records), key="identity", alt="Measured against predicted output tokens per second"
+            learning_charts.identity(run.records),
+            key="identity",
+            alt="Measured against predicted output tokens per second",
         )
     with right:
         st.markdown("**Residual by knob**")
         knob = st.selectbox("Knob", knobs, key="knob", bind=BOUND, label_visibility="collapsed")
         st.plotly_chart(
-            run_charts.residuals(run.records, knob or knobs[0]), key="residuals", alt="Residual by value of a knob"
+            learning_charts.residuals(run.records, knob or knobs[0]), key="residuals", alt="Residual by value of a knob"
         )
     first, second = st.columns(2)
     with first:

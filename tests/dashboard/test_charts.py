@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import pytest
 from dashboard_scenes import live_trial, measured_machine
 from typical import filled
 
-from dashboard import charts, run_charts
+from dashboard import charts, learning_charts, run_charts
 from dashboard.asked import Asked
 from dashboard.colours import COLOURS, Family, colour_of, family_of, symbol_of
+from dashboard.data import read_run
+from dashboard.learning import MOST_POINTS, calibrated
 from dashboard.words import off_by
 from hwprobe.findings import compare, findings
 from models.config import Speculative
@@ -100,8 +103,8 @@ def test_every_family_has_a_colour_of_its_own() -> None:
 
 def test_colours_are_the_same_on_all_pages(records: list[TrialRecord]) -> None:
     for figure in (
-        run_charts.pareto(records, (), []), run_charts.history(records, None, None), run_charts.identity(records),
-        run_charts.residuals(records, "layout"), charts.interactivity(ASKED.plan(), ASKED.curves(), 0),
+        run_charts.pareto(records, (), []), run_charts.history(records, None, None), learning_charts.identity(records),
+        learning_charts.residuals(records, "layout"), charts.interactivity(ASKED.plan(), ASKED.curves(), 0),
     ):  # fmt: skip
         assert_complete(figure)
         seen = [trace for trace in figure.data if trace.name in set(Family) and trace.mode == "markers"]
@@ -169,14 +172,14 @@ def test_the_front_of_all_measured_points(records: list[TrialRecord]) -> None:
 
 def test_predicted_against_measured(records: list[TrialRecord]) -> None:
     measured = [record for record in records if record.target]
-    figure = run_charts.identity(records)
+    figure = learning_charts.identity(records)
     line = traces(figure, "measured = predicted")[0]
     assert list(line.x) == list(line.y)
     assert sum(len(trace.x) for trace in figure.data if trace.name in set(Family)) == len(measured)
-    figure = run_charts.residuals(records, "mtp_steps")
+    figure = learning_charts.residuals(records, "mtp_steps")
     drawn = sorted(value for trace in figure.data for value in trace.y)
     assert drawn == pytest.approx(sorted(100 * (off_by(record) or 0.0) for record in measured))
-    assert run_charts.knob_value(measured[0], "no_such_knob") == "-"
+    assert learning_charts.knob_value(measured[0], "no_such_knob") == "-"
 
 
 @pytest.mark.parametrize("quantity", run_charts.CURVES)
@@ -188,6 +191,24 @@ def test_two_trials_over_the_clients(records: list[TrialRecord], quantity: str) 
     assert [len(trace.x) for trace in figure.data] == [3, 3]
 
 
+def test_calibration_before_and_after(finished: Path) -> None:
+    learned = calibrated(read_run(finished.parent, finished.name))
+    assert len(learned.names) == len(set(learned.names)) <= MOST_POINTS
+    figure = learning_charts.before_and_after(learned)
+    assert_complete(figure)
+    before, after = (
+        sum(abs(math.log(x / y)) for x, y in zip(trace.x, trace.y, strict=True))
+        for name in ("before", "after")
+        for trace in traces(figure, name)
+    )
+    assert after < before
+    spreads = learning_charts.parameters(learned.calibration)
+    assert_complete(spreads)
+    assert traces(spreads, "before")[0].x == (1.0,) * 5
+    wide, narrow = (sum(traces(spreads, name)[0].error_x.array) for name in ("before", "after"))
+    assert narrow < wide
+
+
 def test_ledgers_side_by_side() -> None:
     first, second = ASKED.plan().found.candidates[:2]
     figure = run_charts.ledgers({"A": first.ledger, "B": second.ledger})
@@ -195,6 +216,10 @@ def test_ledgers_side_by_side() -> None:
 
 
 def test_with_nothing_to_draw_a_figure_says_so() -> None:
-    for figure in (run_charts.pareto((), (), []), run_charts.identity(()), run_charts.residuals((), "layout")):
+    for figure in (
+        run_charts.pareto((), (), []),
+        learning_charts.identity(()),
+        learning_charts.residuals((), "layout"),
+    ):
         assert_complete(figure)
         assert figure.layout.annotations[0].text == "nothing measured yet"
