@@ -90,7 +90,7 @@ def memory_waterfall(ledger: MemoryLedger) -> go.Figure:
             hovertemplate=f"{owner}: {gib:,.2f} GiB<extra></extra>",
         )  # fmt: skip
         taken += gib
-    figure.add_vline(x=ledger.card_gib, line={"color": NEUTRAL, "dash": "dot"})
+    figure.add_vline(x=ledger.card_gib, line={"color": NEUTRAL, "dash": "dot"}, layer="below")
     styled(figure, x="GiB of one GPU", y="", legend=False)
     figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=[owner for owner, _ in owners])
     figure.update_xaxes(range=[0, 1.08 * ledger.card_gib])

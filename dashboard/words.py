@@ -36,7 +36,8 @@ def plan_answer(plan: Plan) -> str:
     if best is None:
         short = plan.shortage_gib
         by = f": every layout is at least {short:.1f} GiB short per GPU" if short else ""
-        return f"{asked} do not fit on {plan.question.hardware.name}{by}. {plan.node_answer or ''}".rstrip()
+        more = f" {plan.node_answer}." if plan.node_answer else ""
+        return f"{asked} do not fit on {plan.question.hardware.name}{by}.{more}"
     found, nodes = best.prediction, amount(plan.nodes, "node")
     nodes = "one node" if plan.nodes == 1 else nodes
     speed = f"{found.user_tok_s:.1f} tok/s each; KV headroom {best.ledger.headroom_gib:,.0f} GiB"
@@ -54,7 +55,7 @@ def plan_answer(plan: Plan) -> str:
 def _asked(plan: Plan) -> str:
     question = plan.question
     if question.request_rate is not None:
-        return f"{question.request_rate:g} requests/s"
+        return f"{question.request_rate:g} requests/s ({plan.concurrency:,} in flight)"
     if question.users is not None:
         return amount(question.users, "user")
     return amount(plan.concurrency, "client")
