@@ -2,8 +2,9 @@
 
 Tunes a small question on the simulated engine for so many launches, serves the run, and visits it with Chromium
 (Debian's, apt-get install chromium). Prints per page the seconds from asking for its address to its heading and to
-its figures (first in a browser that has seen nothing, then again), the milliseconds from a key on a what-if slider to
-the new figures, and the memory of the server.
+its figures (first in a browser that has seen nothing, then again) and the processor time of the server for both, the
+milliseconds from a key on a what-if slider to the new figures, and the memory of the server. On a busy machine only
+the processor times mean much.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def main() -> None:
             began = time.monotonic()
             wait_until_healthy(f"http://127.0.0.1:{port}")
             print(f"server ready after {time.monotonic() - began:.1f} s; load average {os.getloadavg()[0]:.1f}")
-            visit(f"http://127.0.0.1:{port}")
-            print(f"server memory {memory_mib(server.pid):.0f} MiB (resident, with the command that started it)")
+            visit(f"http://127.0.0.1:{port}", psutil.Process(server.pid))
+            print(f"server memory {memory_mib(server.pid):.0f} MiB (resident)")
         finally:
             server.terminate()
             server.wait(30)
@@ -82,16 +83,21 @@ def wait_until_healthy(url: str) -> None:
             time.sleep(0.05)
 
 
-def visit(url: str) -> None:
+def visit(url: str, server: psutil.Process) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        print(f"{'page':12} {'heading s':>10} {'figures s':>10}   again: {'heading s':>10} {'figures s':>10}")
+        print(f"{'page':12} {'heading s':>10} {'figures s':>10} {'again s':>8} {'figures s':>10} {'server CPU s':>13}")
         for path in PAGES:
-            page = fresh(browser)
+            page, used = fresh(browser), cpu_s(server)
             first, again = timed(page, f"{url}/{path}"), timed(page, f"{url}/{path}")
-            print(f"{path or 'plan':12} {first[0]:10.2f} {first[1]:10.2f} {again[0]:18.2f} {again[1]:10.2f}")
+            both = cpu_s(server) - used
+            print(
+                f"{path or 'plan':12} {first[0]:10.2f} {first[1]:10.2f} {again[0]:8.2f} {again[1]:10.2f} {both:13.2f}"
+            )
             if not path:
-                print(f"{'slider':12} {slider_ms(page):10.0f} ms (median of {PRESSES})")
+                used = cpu_s(server)
+                print(f"{'slider':12} {slider_ms(page):10.0f} ms (median of {PRESSES})", end=", ")
+                print(f"{1e3 * (cpu_s(server) - used) / PRESSES:.0f} ms of the server's CPU each")
             page.context.close()
         browser.close()
 
@@ -127,6 +133,11 @@ def slider_ms(page: Page) -> float:
         )  # fmt: skip
         seen.append(1e3 * (time.monotonic() - began))
     return statistics.median(seen)
+
+
+def cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
 
 
 def memory_mib(pid: int) -> float:
