@@ -1,1 +1,1 @@
-"""Show run folders, read-only. The pages come with the dashboard's own release; nothing is drawn yet."""
+"""Show plans and run folders in a browser: it only reads, and computes nothing the other packages do not."""

@@ -24,9 +24,10 @@ def read_bytes(path: Path, what: str) -> bytes:
         raise InputError(f"cannot read {what} '{path}': {error.strerror or error}") from error
 
 
-def write_atomic(path: Path, text: str, *, executable: bool = False) -> None:
-    """Write `text` so that the file is either the old one or the whole new one, on disk, never half.
+def write_atomic(path: Path, text: str, *, executable: bool = False, durable: bool = True) -> None:
+    """Write `text` so that the file is either the old one or the whole new one, never half.
 
+    `durable` waits until it is on disk; without it a power cut may leave the old file, or none.
     Raises InputError when the folder cannot be written: the caller named it.
     """
     temporary: str | None = None
@@ -36,7 +37,8 @@ def write_atomic(path: Path, text: str, *, executable: bool = False) -> None:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         Path(temporary).chmod(0o755 if executable else 0o644)
         Path(temporary).replace(path)
     except OSError as error:

@@ -92,6 +92,14 @@ def sgtune() -> Callable[..., Ran]:
     return run_sgtune
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished run of the simulated engine; copy it before changing anything."""
+    from dashboard_scenes import make_run
+
+    return make_run(tmp_path_factory.mktemp("runs"))
+
+
 @pytest.fixture
 def context() -> Callable[..., Context]:
     """Return a maker of prediction contexts by hardware name and SGLang version."""

@@ -37,6 +37,9 @@ def test_wheel_holds_all_data_and_runs_without_the_source_tree(tmp_path: Path) -
         "planner/export/templates/kubernetes.yaml.j2",
         "planner/flags.json",
         "tuner/worlds/default.toml",
+        "dashboard/streamlit_app.py",
+        "dashboard/app_pages/plan.py",
+        "dashboard/icon.png",
     ):
         assert needed in names
     # A fresh environment that sees this one's libraries, but the wheel's packages instead of the checkout's.

@@ -12,7 +12,9 @@ import typer
 
 from hwprobe.errors import SgtuneError
 from tuner import __version__
-from tuner.cli import bench, calibrate, check, doctor, export, plan, predict, probe, tune, validate, verify
+from tuner.cli import (
+    bench, calibrate, check, dashboard, doctor, export, plan, predict, probe, tune, validate, verify,
+)  # fmt: skip
 
 INTERRUPTED = 130
 PACKAGES = ("hwprobe", "models", "planner", "tuner", "dashboard")
@@ -56,6 +58,7 @@ app.command(name="bench", epilog=bench.EXAMPLE)(bench.bench)
 app.command(name="export", epilog=export.EXAMPLE)(export.export)
 app.command(name="verify", epilog=verify.EXAMPLE)(verify.verify)
 app.command(name="doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
+app.command(name="dashboard", epilog=dashboard.EXAMPLE)(dashboard.dashboard)
 
 
 def main() -> None:

@@ -91,6 +91,7 @@ def _tune(question: TuneQuestion, *, model_path: str, dry_run: bool, json: bool)
     from tuner.cli.tune_view import LiveReporter, show_dry_run
     from tuner.outlook import outlook
     from tuner.setup import open_loop, prepare
+    from tuner.watch import Watch
 
     prepared = prepare(question)
     if dry_run:
@@ -100,12 +101,13 @@ def _tune(question: TuneQuestion, *, model_path: str, dry_run: bool, json: bool)
         else:
             show_dry_run(document, console())
         return
+    ceiling_tok_s = prepared.plan.best.prediction.output_tok_s if prepared.plan.best else 0.0
     screen = console(stderr=True)
     reporter = LiveReporter(screen, question.trials)
     loop, torn = open_loop(prepared, reporter)
     if torn:
         screen.print("note: the last record was incomplete and has been cut off; its trial runs again")
-    with reporter:
+    with reporter, Watch(loop, ceiling_tok_s):
         reporter.begin(loop, prepared)
         _run(loop)
     _finish(loop, prepared, model_path=model_path, json=json)

@@ -24,7 +24,7 @@ from tuner.server.figures import BootFigures, boot_figures
 from tuner.server.gate import Gate
 from tuner.server.ports import Ports
 from tuner.server.process import ServerProcess
-from tuner.server.readiness import PHASES, Phase, Ready, Smoke, died, wait_until_ready
+from tuner.server.readiness import PHASES, Phase, Ready, Smoke, died, unheard, wait_until_ready
 
 HOST = "127.0.0.1"
 PORT_TRIES = 3
@@ -56,6 +56,7 @@ class LiveEngine:
     phases: tuple[Phase, ...] = PHASES
     smoke: Smoke | None = None
     drain_s: float = DRAIN_S
+    entered: Callable[[str], None] = unheard
     closing: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -91,7 +92,7 @@ class LiveEngine:
         process = ServerProcess(command.words, folder, command.environment, drain_s=self.drain_s, after=command.after)
         with ExitStack() as undo:
             undo.callback(process.stop)
-            ready = wait_until_ready(process, port, nonce, self.phases, self.smoke)
+            ready = wait_until_ready(process, port, nonce, self.phases, self.smoke, self.entered)
             table = table_of([config])
             ledger = ledger_of(self.context.memory(table), table, 0)
             figures = boot_figures(process.log_text(), ready.server_info, ledger)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,11 +68,21 @@ class Smoke:
     expected: str
 
 
+def unheard(phase: str) -> None:
+    """Nobody wants to know which phase a start has entered."""
+
+
 def wait_until_ready(
-    process: ServerProcess, port: int, served_name: str, phases: tuple[Phase, ...] = PHASES, smoke: Smoke | None = None
+    process: ServerProcess,
+    port: int,
+    served_name: str,
+    phases: tuple[Phase, ...] = PHASES,
+    smoke: Smoke | None = None,
+    entered: Callable[[str], None] = unheard,
 ) -> Ready:
     """Wait until the server has generated tokens. Raises LaunchFailed with class and evidence; the caller stops it.
 
+    `entered` hears the name of each phase that begins.
     `served_name` is what the launch passed as --served-model-name: an answer with another name comes from a stranger.
     """
     size: tuple[int, ...] = ()
@@ -89,6 +100,7 @@ def wait_until_ready(
             reached = max((p for p in phases if p.marker in log), key=phases.index)
             if reached is not phase:
                 phase, since = reached, now
+                entered(phase.name)
             lost = PORT_LOST.search(log)
             if lost is not None:
                 raise LaunchFailed(FailureKind.PORT, lost.group(0), now - process.started)

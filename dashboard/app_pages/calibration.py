@@ -1,0 +1,102 @@
+"""Calibration: predicted against measured, where the model is off, and what measurements teach it."""
+
+import shlex
+
+import streamlit as st
+
+from dashboard import learning_charts
+from dashboard.data import RunView
+from dashboard.learning import MOST_POINTS, calibrated, parameter_table
+from dashboard.parts import BOUND, choose_run, command, table
+from dashboard.words import off_by, percent
+from hwprobe.errors import InputError
+from tuner.learned import residuals
+
+MOST_SENTENCES = 8
+
+run = choose_run()
+
+
+def answer(seen: RunView) -> str:
+    """Return how far predictions were off in one sentence."""
+    offs = [off for record in seen.measured if (off := off_by(record)) is not None]
+    if not offs:
+        return "Nothing has been measured yet that could be held against a prediction."
+    mean = sum(offs) / len(offs)
+    largest = max(offs, key=abs)
+    inside = sum(_in_band(record.predicted, record.target.output_tok_s) for record in seen.measured if record.target)
+    return (
+        f"Measured rates are {percent(mean, 1)} from predicted on average over {len(offs)} launches, "
+        f"{percent(largest, 1)} at most; {inside} of {len(offs)} lie within the 90 % band."
+    )
+
+
+def _in_band(predicted: dict[str, float], rate: float) -> bool:
+    return predicted.get("output_tok_s_low", 0.0) <= rate <= predicted.get("output_tok_s_high", float("inf"))
+
+
+def show_calibration(seen: RunView) -> None:
+    """Fit the engine profile to the run's points when asked to, and show what moved."""
+    st.markdown("**Engine parameters, before and after calibration with this run's points**")
+    wanted = st.toggle(
+        "Calibrate now (seconds)", key="calibrate", bind=BOUND,
+        help=f"Fits the engine profile to at most {MOST_POINTS} of the measured points, in this page; no file changes",
+    )  # fmt: skip
+    if not wanted:
+        st.caption("What sgtune calibrate makes of this run: each fitted parameter with its spread, before and after.")
+        return
+    try:
+        with st.spinner("fitting"):
+            learned = calibrated(seen)
+    except InputError as error:
+        st.error(str(error))
+        return
+    found = learned.calibration
+    left, right = st.columns(2)
+    left.plotly_chart(learning_charts.parameters(found), key="parameters", alt="Engine parameters before and after")
+    right.plotly_chart(
+        learning_charts.before_and_after(learned), key="learned", alt="Measured over predicted rate before and after"
+    )
+    table(parameter_table(found), "moved")
+    st.caption(
+        f"{len(learned.names)} points; residual of decode times and rates {100 * found.rms_decode:.1f} % rms after. "
+        + (f"Discounted as far off: {', '.join(found.outliers)}." if found.outliers else "")
+    )
+
+
+st.subheader(answer(run))
+if run.measured:
+    knobs = list(dict.fromkeys(name for record in run.measured for name in record.params))
+    left, right = st.columns(2)
+    with left:
+        st.markdown("**Predicted against measured**, at the asked clients")
+        st.plotly_chart(
+            learning_charts.identity(run.records),
+            key="identity",
+            alt="Measured against predicted output tokens per second",
+        )
+    with right:
+        st.markdown("**Residual by knob**")
+        knob = st.selectbox("Knob", knobs, key="knob", bind=BOUND, label_visibility="collapsed")
+        st.plotly_chart(
+            learning_charts.residuals(run.records, knob or knobs[0]), key="residuals", alt="Residual by value of a knob"
+        )
+    first, second = st.columns(2)
+    with first:
+        st.markdown("**What single knobs did** (pairs of trials that differ in nothing else)")
+        sentences = [effect.sentence for effect in run.effects[:MOST_SENTENCES]]
+        st.markdown("\n".join(f"- {sentence}" for sentence in sentences) or "No two trials differ in one knob only.")
+    with second:
+        st.markdown("**Measured over predicted by family**")
+        st.dataframe(
+            [
+                {"family": one.family, "off %": round(100 * one.mean, 1), "trials": one.trials}
+                for one in residuals(run.records)
+            ],
+            hide_index=True, key="families",
+        )  # fmt: skip
+    show_calibration(run)
+command(
+    shlex.join(["sgtune", "calibrate", "--points", str(run.path), "--out", "engine-here.json"]),
+    "A profile for --profile, from all points of this run",
+)

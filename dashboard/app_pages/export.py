@@ -1,0 +1,116 @@
+"""Export: launch files with where they come from, to copy and to download."""
+
+import io
+import shlex
+import tempfile
+import zipfile
+from pathlib import Path
+
+import streamlit as st
+
+from dashboard import tables
+from dashboard.data import RunView, Stamp
+from dashboard.parts import BOUND, choose_run, command, stop, table
+from dashboard.words import tune_command
+from hwprobe.errors import InputError
+from models.config import ServerConfig
+from models.version import parse_version
+from planner.export.render import render
+from planner.export.targets import Parameters, Target, possible_targets
+from planner.launch import launch_spec
+from planner.seeds import sglang_default
+from tuner.export import Exportable, chosen_trial, trial_export
+
+LANGUAGES = {Target.YAML: "yaml", Target.COMPOSE: "yaml", Target.K8S: "yaml", Target.SYSTEMD: "ini"}
+WINNER = "the winner"
+
+run = choose_run()
+
+
+def choose(seen: RunView) -> int | None:
+    """Let the reader choose a trial; None is the winner."""
+    labels = [WINNER, *(f"{r.number}: {r.label} ({r.source})" for r in seen.launched)]
+    if st.session_state.get("trial", WINNER) not in labels:
+        st.session_state["trial"] = WINNER
+    picked = st.selectbox("Trial", labels, key="trial", bind=BOUND)
+    return None if picked == WINNER else int(picked.split(":", maxsplit=1)[0])
+
+
+def parameters() -> Parameters:
+    """Read what the files need beside the command."""
+    first, second, third = st.columns([3, 3, 1])
+    given = {
+        "model_path": first.text_input("Model path", Parameters().model_path, key="model", bind=BOUND),
+        "image": second.text_input("Image", "", key="image", bind=BOUND, placeholder="SGLang's own of the release"),
+    }
+    port = third.number_input("Port", 1, 65535, 30000, key="port", bind=BOUND)
+    return Parameters(model_path=given["model_path"], image=given["image"] or None, port=port).checked()
+
+
+def line_of(number: int | None, given: Parameters) -> str:
+    """Return the command that writes the files shown."""
+    words = ["sgtune", "export", "--runs", str(run.path.parent), "--run", run.name]
+    words += [] if number is None else ["--trial", str(number)]
+    words += [] if given.model_path == Parameters().model_path else ["--model-path", given.model_path]
+    words += ["--image", given.image] if given.image else []
+    words += [] if given.port == Parameters().port else ["--port", str(given.port)]
+    return shlex.join([*words, "--bundle", "launch/"])
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def bundle(line: str, stamp: Stamp, _made: Exportable) -> bytes:
+    """Return every possible file with README and data, zipped: once for a command line and state of the run."""
+    packed = io.BytesIO()
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in _made.write_bundle(Path(folder)):
+            archive.write(path, f"{run.name}/{path.name}")
+    return packed.getvalue()
+
+
+def show_default_difference(config: ServerConfig, made: Exportable) -> None:
+    """Show which flags the command sets that SGLang's plain start does not."""
+    with st.expander("Flags beyond SGLang's defaults"):
+        plain = sglang_default(run.context.machine)
+        default = launch_spec(plain, parse_version(run.manifest.sglang_version), model_path=made.spec.model_path)
+        table(tables.flag_difference(default, made.spec, ("SGLang's default", "this command")), "beyond")
+        st.caption(config.label)
+
+
+answer = st.container()
+try:
+    number = choose(run)
+    given = parameters()
+    record = chosen_trial(run.records, number, run.path)
+    made = trial_export(
+        record, run.records, run.manifest, given, line_of(number, given), {"hardware.json": run.hardware}
+    )
+    targets = possible_targets(made.spec, made.parameters)
+except InputError as error:
+    command(tune_command(run, resume=True), "Go on with the run")
+    stop(f"Nothing to export: {error}")
+answer.subheader(f"{record.label}, trial {record.number}: {len(targets)} launch files that say the same command.")
+st.table(dict(made.provenance.lines), border="horizontal")
+target = st.segmented_control(
+    "File", targets, default=targets[0], required=True, key="file", bind=BOUND,
+    format_func=lambda each: each.file_name,
+)  # fmt: skip
+text = render(target, made.spec, made.parameters, made.provenance)
+with st.container(horizontal=True):
+    st.download_button(
+        f"Download {target.file_name}",
+        text,
+        target.file_name,
+        "text/plain",
+        icon=":material/download:",
+        key="one",
+        on_click="ignore",
+    )
+    st.download_button(
+        "Download all with README and data", bundle(line_of(number, given), run.stamp, made), f"{run.name}.zip",
+        "application/zip", on_click="ignore",
+        icon=":material/folder_zip:", key="every",
+    )  # fmt: skip
+st.code(text, language=LANGUAGES.get(target, "bash"), wrap_lines=True)
+if run.hardware is not None:
+    show_default_difference(record.config, made)
+command(line_of(number, given), "The same files from a terminal")

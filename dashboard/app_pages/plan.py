@@ -1,0 +1,216 @@
+"""Plan: the answer in a sentence, then why, then what if."""
+
+import streamlit as st
+
+from dashboard import charts, tables
+from dashboard.asked import Asked, WhatIf, what_if
+from dashboard.explained import explained
+from dashboard.parts import BOUND, command, machines_of_runs, stop, table, tile
+from dashboard.words import plan_answer
+from hwprobe.catalogue import hardware_names
+from hwprobe.errors import InputError
+from models.config import Speculative
+from models.estimate import DEFAULT_ACCEPTANCE
+from planner.flags import listed_releases
+from planner.launch import launch_spec
+from planner.plan import Plan
+from planner.search import Candidate
+from planner.space import CHUNKS, GRAPH_SIZES, MTP_STEPS
+
+CLIENTS, RATE, USERS = "clients", "requests/s", "users"
+LIMITS = ("tpot:mean<50ms", "tpot:p99<100ms", "ttft:mean<2s", "ttft:p99<10s", "e2e:p95<60s")
+
+
+def ask() -> Asked:
+    """Read the question from the sidebar."""
+    own = machines_of_runs()
+    releases = list(listed_releases())[::-1]
+    with st.sidebar:
+        hardware = st.selectbox(
+            "Hardware", [*hardware_names(), *own], key="hw", bind=BOUND, accept_new_options=True,
+            help="A catalogue name (h200x8, 2xh100x8), or the path of a hardware.json that sgtune probe wrote",
+        )  # fmt: skip
+        left, right = st.columns(2)
+        isl = left.number_input("Input tokens", 1, 1_000_000, 1000, step=100, key="isl", bind=BOUND)
+        osl = right.number_input("Output tokens", 1, 1_000_000, 1000, step=100, key="osl", bind=BOUND)
+        ratio = st.slider(
+            "Shortest length over longest", 0.0, 1.0, 1.0, step=0.05, key="ratio", bind=BOUND,
+            help="Lengths are uniform from this share of the length to the length; 1: all equal",
+        )  # fmt: skip
+        kind = st.segmented_control(
+            "How much is asked", [CLIENTS, RATE, USERS], default=CLIENTS, required=True, key="ask", bind=BOUND
+        )
+        rate, users, speed, clients = None, None, None, None
+        if kind == RATE:
+            rate = st.number_input("Requests per second", 0.01, 1e5, 5.0, key="rate", bind=BOUND)
+        elif kind == USERS:
+            users = st.number_input("Users", 1, 1_000_000, 1024, key="users", bind=BOUND)
+            speed = st.number_input("tok/s each", 0.1, 1000.0, 20.0, key="speed", bind=BOUND)
+        else:
+            clients = st.number_input("Clients", 1, 1_000_000, 1024, step=64, key="clients", bind=BOUND)
+        slo = st.multiselect(
+            "Limits", LIMITS, key="slo", bind=BOUND, accept_new_options=True, placeholder="none",
+            help="metric:statistic<limit; metrics ttft, tpot, e2e; statistics mean, p50, p90, p95, p99",
+        )  # fmt: skip
+        version = st.selectbox("SGLang", releases, key="sglang", bind=BOUND, accept_new_options=True)
+        mtp = st.toggle("Consider MTP", value=True, key="mtp", bind=BOUND)
+        acceptance = DEFAULT_ACCEPTANCE
+        if mtp:
+            acceptance = st.slider(
+                "MTP acceptance", 0.0, 0.95, DEFAULT_ACCEPTANCE, step=0.05, key="acceptance", bind=BOUND,
+                help="Probability that a drafted token is accepted",
+            )  # fmt: skip
+    return Asked(
+        hardware=own.get(hardware or "", hardware or ""), sglang_version=version or "", isl=isl, osl=osl,
+        range_ratio=ratio, slo=tuple(slo),
+        mtp=mtp, mtp_acceptance=acceptance, concurrency=clients, request_rate=rate, users=users, min_user_tok_s=speed,
+    )  # fmt: skip
+
+
+def show_answer(plan: Plan, best: Candidate) -> None:
+    """Show the figures behind the sentence."""
+    found = best.prediction
+    low, high = found.band["output_tok_s"]
+    with st.grid(5, min_column_width=150):
+        tile("tok/s (90 % band)", f"{found.output_tok_s:,.0f}", f"{low:,.0f} to {high:,.0f}")
+        tile("Per user, tok/s", f"{found.user_tok_s:.1f}", f"TPOT {found.tpot_ms['mean']:.1f} ms")
+        tile("TTFT mean, ms", f"{found.ttft_ms['mean']:,.0f}", f"p99 {found.ttft_ms['p99']:,.0f}")
+        tile("KV headroom, GiB", f"{best.ledger.headroom_gib:,.0f}", f"{best.ledger.kv_tokens:,} tokens")
+        tile("Requests at once", f"{found.running_requests:,.0f}", f"of {plan.concurrency:,}")
+
+
+def show_candidate(plan: Plan, chosen: int) -> None:
+    """Draw a candidate's place among the others and its memory."""
+    candidate = plan.found.candidates[chosen]
+    left, right = st.columns([3, 2])
+    with left:
+        st.markdown("**Throughput against interactivity**")
+        st.plotly_chart(
+            charts.interactivity(plan, asked.curves(), chosen), key="interactivity",
+            alt="Output tokens per second and GPU against tokens per second and user, by configuration",
+        )  # fmt: skip
+        st.caption(
+            f"Markers: {plan.concurrency:,} clients; lines: a sixteenth of them and more, each replayed. "
+            "Shapes: MTP depth 0 circle, 1 diamond, 2 square, 3 triangle; hollow: misses a limit."
+        )
+    with right:
+        st.markdown(f"**Memory of one GPU**, {candidate.config.label}")
+        st.plotly_chart(charts.memory_waterfall(candidate.ledger), key="memory", alt="GiB of one GPU by owner")
+        weights = candidate.ledger.weights_gib
+        st.caption(f"Weights {weights:.1f} of {candidate.ledger.card_gib:.1f} GiB; the dotted line is the card.")
+
+
+@st.fragment
+def show_what_if(plan: Plan, chosen: int) -> None:
+    """Sliders on one configuration; only this part of the page runs again."""
+    candidate = plan.found.candidates[chosen]
+    config, mark = candidate.config, slider_mark(plan, candidate)
+    knobs, figures = st.columns([2, 3], gap="large")
+    with knobs:
+        fraction = st.slider(
+            "mem_fraction_static", 0.50, 0.98, config.mem_fraction_static or 0.9, step=0.01, key=f"fraction {mark}"
+        )
+        chunk = st.select_slider(
+            "chunked_prefill_size", sorted({*CHUNKS, config.chunked_prefill_size or CHUNKS[0]}),
+            config.chunked_prefill_size, key=f"chunk {mark}",
+        )  # fmt: skip
+        graph = st.select_slider(
+            "cuda_graph_max_bs_decode", sorted({*GRAPH_SIZES, config.cuda_graph_max_bs_decode or 8}),
+            config.cuda_graph_max_bs_decode, key=f"graph {mark}",
+        )  # fmt: skip
+        running = st.select_slider(
+            "max_running_requests", sorted({*(2**n for n in range(13)), config.max_running_requests or 1}),
+            config.max_running_requests, key=f"running {mark}",
+        )  # fmt: skip
+        clients = st.select_slider(
+            "clients", sorted({*(2**n for n in range(13)), plan.concurrency}), plan.concurrency, key=f"clients {mark}"
+        )
+        depth = st.select_slider(
+            "MTP depth", MTP_STEPS, config.speculative.num_steps if config.speculative else 0, key=f"mtp {mark}"
+        )
+    changed = what_if(plan, config, clients, {
+        "mem_fraction_static": fraction, "chunked_prefill_size": chunk, "cuda_graph_max_bs_decode": graph,
+        "max_running_requests": running, "speculative": Speculative.chain(depth) if depth else None,
+    })  # fmt: skip
+    with figures:
+        show_changed(candidate, changed)
+
+
+def slider_mark(plan: Plan, candidate: Candidate) -> str:
+    """Return what tells one configuration's sliders from another's, so that each starts where it was planned."""
+    config = candidate.config
+    knobs = (config.mem_fraction_static, config.max_running_requests, config.chunked_prefill_size)
+    return f"{plan.question.hardware.name} {plan.concurrency} {config.label} {knobs}"
+
+
+def show_changed(candidate: Candidate, changed: WhatIf) -> None:
+    """Show the figures of a changed configuration with what the change did to them."""
+    before, after = candidate.prediction, changed.prediction
+    if changed.objection:
+        st.warning(changed.objection)
+    if after is None:
+        return
+    with st.grid(3, min_column_width=140):
+        for label, new, old, form, better in (
+            ("Output, tok/s", after.output_tok_s, before.output_tok_s, "{:,.0f}", 1),
+            ("Per user, tok/s", after.user_tok_s, before.user_tok_s, "{:,.1f}", 1),
+            ("TTFT mean, ms", after.ttft_ms["mean"], before.ttft_ms["mean"], "{:,.0f}", -1),
+            ("Requests at once", after.running_requests, before.running_requests, "{:,.0f}", 1),
+            ("KV headroom, GiB", changed.ledger.headroom_gib, candidate.ledger.headroom_gib, "{:,.0f}", 1),
+            ("Left free, GiB/GPU", changed.ledger.free_gib, candidate.ledger.free_gib, "{:,.1f}", 1),
+        ):
+            if form.format(new) == form.format(old):
+                tile(label, form.format(new), "no change")
+                continue
+            delta = f"{new / old - 1:+.1%}" if old > 0 else f"{new - old:+.1f}"
+            st.metric(label, form.format(new), delta, delta_color="normal" if better > 0 else "inverse", border=True)
+    st.plotly_chart(
+        charts.step_costs({"as planned": before.breakdown_ms, "what if": after.breakdown_ms}), key="step",
+        alt="Milliseconds of a decode step by cost, before and after",
+    )  # fmt: skip
+    st.caption(" ".join(changed.misses) or f"Limited by {after.limiting}; a step is {after.step_ms:.1f} ms.")
+
+
+asked = ask()
+try:
+    plan = asked.plan()
+except InputError as error:
+    stop(f"{error}")
+st.subheader(plan_answer(plan))
+if plan.best is not None:
+    show_answer(plan, plan.best)
+    labels = [f"{n}. {c.config.label}" for n, c in enumerate(plan.found.candidates, start=1)]
+    if st.session_state.get("candidate", labels[0]) not in labels:
+        st.session_state["candidate"] = labels[0]
+    picked = st.selectbox("Configuration shown below", labels, key="candidate", bind=BOUND)
+    chosen = labels.index(picked) if picked in labels else 0
+    show_candidate(plan, chosen)
+    st.markdown("**Configurations, best first** (* on the Pareto front)")
+    table(tables.ranked(plan), "ranked")
+    st.markdown(f"**What if** {plan.found.candidates[chosen].config.label} ran with")
+    show_what_if(plan, chosen)
+    with st.expander("How each number came about"):
+        st.table(tables.numbers(explained(plan, plan.found.candidates[chosen])), border="horizontal", hide_index=True)
+        st.caption(
+            "Of the machine: " + ", ".join(f"{name} {basis}" for name, basis in plan.context.machine.basis.items())
+        )
+    with st.expander("The launch command"):
+        spec = launch_spec(plan.found.candidates[chosen].config, plan.question.version)
+        st.code(spec.shell_line(), language="bash", wrap_lines=True)
+        command(f"{asked.command()} --json | sgtune export --plan - --candidate {chosen + 1} --bundle launch/",
+                "As launch files")  # fmt: skip
+counts = plan.found.rejected_by_reason()
+reasons = ", ".join(f"{kind}: {count}" for kind, count in counts.items()) or "nothing"
+with st.expander(
+    f"Rejected and why ({reasons}; {plan.found.evaluated:,} configurations evaluated)", expanded=plan.best is None
+):
+    table(tables.rejected(plan.found.rejected), "rejected")
+if plan.published is not None:
+    known = plan.published
+    st.caption(
+        f":material/fact_check: Published: {known.published:,.2f} {known.quantity}, predicted {known.predicted:,.2f} "
+        f"({known.residual_percent:+.1f} %): {known.source}; {known.note}"
+    )
+for warning in plan.warnings:
+    st.caption(f":material/info: {warning}")
+command(asked.command())

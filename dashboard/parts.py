@@ -1,0 +1,114 @@
+"""What pages share: the run they speak of, figures, tables, and the command that says the same in a terminal."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Final, Literal, NoReturn
+
+import pandas as pd
+import streamlit as st
+
+from dashboard.data import RunView, Status, read_run, run_names, runs_folder
+from hwprobe.errors import InputError
+
+FIRST_RUN = (
+    "sgtune tune --hardware nf5688g7 --isl 1000 --osl 1000 --concurrency 1024 --engine simulated --trials 12 --runs {}"
+)
+LOOK_AGAIN_S = 3.0
+# A table of more rows than this scrolls.
+MOST_ROWS = 16
+STATUS_COLOURS: dict[Status, Literal["gray", "blue", "green", "orange", "red"]] = {
+    Status.EMPTY: "gray",
+    Status.RUNNING: "blue",
+    Status.FINISHED: "green",
+    Status.INTERRUPTED: "orange",
+    Status.FAILED: "red",
+}
+BOUND: Final = "query-params"
+
+
+def choose_run() -> RunView:
+    """Let the reader choose a run in the sidebar and return it; without one, say how to start one and stop the page."""
+    root = runs_folder()
+    names = run_names(root)
+    if not names:
+        _wait_for_a_run()
+    linked = st.session_state.get("run", st.query_params.get("run"))
+    if linked not in names:
+        if linked is not None:
+            st.warning(f"Run '{linked}' is not in `{root}` (any more); showing '{names[0]}'.")
+        st.session_state["run"] = names[0]
+    else:
+        st.session_state["run"] = linked
+    with st.sidebar:
+        name = st.selectbox("Run", names, key="run", persist_state="session", help=f"Run folders of `{root}`")
+    # Not bound: the newest run, too, is named in the address, so that a link keeps meaning it.
+    st.query_params["run"] = name
+    try:
+        run = read_run(root, name)
+    except InputError as error:
+        stop(str(error))
+    _describe(run)
+    for note in run.notes:
+        st.warning(note)
+    return run
+
+
+def stop(reason: str) -> NoReturn:
+    """Say why there is nothing to see, and end the page."""
+    st.error(reason)
+    st.stop()
+
+
+def tile(label: str, value: str, below: str) -> None:
+    """Show a figure in a frame, with a plain line below it."""
+    st.metric(label, value, below, delta_color="off", delta_arrow="off", border=True)
+
+
+def table(frame: pd.DataFrame, key: str) -> None:
+    """Show a table with thousands set apart and every column as wide as its content."""
+    columns = {
+        name: st.column_config.NumberColumn(format="localized") for name in frame.select_dtypes("number").columns
+    }
+    height: Literal["content", "auto"] = "content" if len(frame) <= MOST_ROWS else "auto"
+    st.dataframe(frame, hide_index=True, key=key, column_config=columns, height=height)
+
+
+def machines_of_runs() -> dict[str, str]:
+    """Return the machines of the runs: a name to choose, and the file."""
+    root = runs_folder()
+    return {f"run {name}": str(root / name / "hardware.json") for name in run_names(root)}
+
+
+def command(line: str, says: str = "The same in a terminal") -> None:
+    """Show the command line that gives what the page shows."""
+    st.caption(says)
+    st.code(line, language="bash", wrap_lines=True)
+
+
+def _wait_for_a_run() -> NoReturn:
+    root = runs_folder()
+    st.subheader(f"There is no run in `{root}` yet.")
+    st.write("Start one, here without any GPU; this page shows it as soon as it is there:")
+    st.code(FIRST_RUN.format(shlex.quote(str(root))), language="bash", wrap_lines=True)
+    _look_again()
+    st.stop()
+
+
+@st.fragment(run_every=LOOK_AGAIN_S)
+def _look_again() -> None:
+    if run_names(runs_folder()):
+        st.rerun()
+
+
+def _describe(run: RunView) -> None:
+    asked = run.manifest
+    with st.sidebar:
+        st.badge(run.status, color=STATUS_COLOURS[run.status])
+        limits = f"  \nlimits: {', '.join(f'`{slo}`' for slo in asked.slo)}" if asked.slo else ""
+        st.caption(
+            f"{asked.hardware}, SGLang {asked.sglang_version}, {asked.engine} engine"
+            f"{'' if asked.engine in ('local', 'docker') else ' (world: ' + asked.world + ')'}  \n"
+            f"{asked.isl:,} in / {asked.osl:,} out, {asked.concurrency:,} clients  \n"
+            f"objective: {asked.objective}{limits}"
+        )

@@ -1,0 +1,25 @@
+"""The dashboard's entry: its pages and nothing else. Started by `sgtune dashboard`."""
+
+from pathlib import Path
+
+import streamlit as st
+
+HERE = Path(__file__).parent
+
+st.set_page_config(page_title="sgtune", page_icon=str(HERE / "icon.png"), layout="wide")
+PAGES = {
+    "plan": ("Plan", ":material/calculate:", "Does it fit, how fast, with which flags: answered from physics."),
+    "hardware": ("Hardware", ":material/memory:", "What the machine measures against its data sheet."),
+    "live": ("Live", ":material/monitoring:", "What a tune is doing now, and the best so far."),
+    "trials": ("Trials", ":material/scatter_plot:", "Every measured configuration; two of them side by side."),
+    "calibration": ("Calibration", ":material/target:", "Predicted against measured, and what was learned."),
+    "export": ("Export", ":material/download:", "Launch files with their provenance, to copy and download."),
+}
+page = st.navigation(
+    [
+        st.Page(f"app_pages/{name}.py", title=title, icon=icon, help=text, default=name == "plan")
+        for name, (title, icon, text) in PAGES.items()
+    ],
+    position="top",
+)
+page.run()

@@ -1,0 +1,154 @@
+"""Tables of the pages as data frames: numbers stay numbers, columns carry their units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from dashboard.explained import Line
+from dashboard.words import off_by
+from hwprobe.findings import Change, Finding
+from hwprobe.profile import HardwareProfile, Quantity
+from planner.launch import LaunchSpec
+from planner.plan import Plan
+from planner.search import Rejected
+from tuner.record import TrialRecord
+
+
+def ranked(plan: Plan) -> pd.DataFrame:
+    """Return the candidates of a plan, best first; `*` marks the Pareto front."""
+    front = set(plan.pareto())
+    rows = []
+    for index, candidate in enumerate(plan.found.candidates):
+        config, found = candidate.config, candidate.prediction
+        rows.append({
+            "rank": f"{index + 1}{' *' if index in front else ''}",
+            "configuration": config.label,
+            "tok/s": round(found.output_tok_s),
+            "tok/s per user": round(found.user_tok_s, 1),
+            "TPOT ms": round(found.tpot_ms["mean"], 1),
+            "TTFT ms": round(found.ttft_ms["mean"]),
+            "TTFT p99 ms": round(found.ttft_ms["p99"]),
+            "at once": round(found.running_requests),
+            "KV headroom GiB": round(candidate.ledger.headroom_gib),
+            "why not first": "" if index == 0 else candidate.why,
+            "free GiB/GPU": round(candidate.ledger.free_gib, 1),
+            "mem fraction": config.mem_fraction_static,
+            "chunk": config.chunked_prefill_size,
+            "graph bs": config.cuda_graph_max_bs_decode,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def rejected(items: Sequence[Rejected]) -> pd.DataFrame:
+    """Return what a plan ruled out, with the rule or number."""
+    return pd.DataFrame([{"configuration": one.config.label, "rule": one.kind, "why": one.reason} for one in items])
+
+
+def numbers(lines: Sequence[Line]) -> pd.DataFrame:
+    """Return how each number came about."""
+    return pd.DataFrame([{"number": one.quantity, "equation": one.equation, "inputs": one.numbers} for one in lines])
+
+
+def trials(records: Sequence[TrialRecord]) -> pd.DataFrame:
+    """Return trials with their knobs, whatever those are, their figures and their fate."""
+    rows = []
+    for record in records:
+        target, off = record.target, off_by(record)
+        predicted = record.predicted.get("output_tok_s")
+        rows.append({
+            "trial": record.number,
+            "configuration": record.label,
+            "outcome": str(record.outcome),
+            "tok/s": round(target.output_tok_s) if target else None,
+            "predicted": None if predicted is None else round(predicted),
+            "off %": None if off is None else round(100 * off, 1),
+            "tok/s per user": round(target.user_tok_s, 1) if target else None,
+            "TPOT ms": round(target.tpot_ms["mean"], 1) if target else None,
+            "TTFT ms": round(target.ttft_ms["mean"]) if target else None,
+            "TTFT p99 ms": round(target.ttft_ms["p99"]) if target else None,
+            **{knob: str(value) for knob, value in record.params.items() if knob != "layout"},
+            "source": record.source,
+            "note": "; ".join(record.misses) or _first_line(record),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _first_line(record: TrialRecord) -> str:
+    said = f"{record.failure}: {record.reason}" if record.failure else record.reason
+    return (said.strip().splitlines() or [""])[0]
+
+
+def flag_difference(a: LaunchSpec, b: LaunchSpec, names: tuple[str, str]) -> pd.DataFrame:
+    """Return the flags and environment in which two launch commands differ."""
+    left, right = _words(a), _words(b)
+    rows = [
+        {"flag": flag, names[0]: left.get(flag, "(not given)"), names[1]: right.get(flag, "(not given)")}
+        for flag in dict.fromkeys([*left, *right])
+        if left.get(flag) != right.get(flag)
+    ]
+    return pd.DataFrame(rows, columns=["flag", *names])
+
+
+def flags(spec: LaunchSpec) -> pd.DataFrame:
+    """Return every flag of a launch command."""
+    return pd.DataFrame([{"flag": flag, "value": value} for flag, value in _words(spec).items()])
+
+
+def _words(spec: LaunchSpec) -> dict[str, str]:
+    words = {flag: " ".join(values) or "(given)" for flag, *values in spec.words}
+    return {**words, **{f"{name} (environment)": value for name, value in spec.environment.items()}}
+
+
+def measured(found: Sequence[Finding]) -> pd.DataFrame:
+    """Return measured against data sheet with a verdict."""
+    return pd.DataFrame([
+        {
+            "where": one.where, "quantity": one.label, "unit": one.unit,
+            "measured": _figures(one.value), "slowest": _figures(one.worst),
+            "data sheet": one.sheet, "of the sheet %": None if one.fraction is None else round(100 * one.fraction, 1),
+            "spread %": None if one.spread is None else round(100 * one.spread, 2), "verdict": one.verdict,
+        }
+        for one in found
+    ])  # fmt: skip
+
+
+def _figures(value: float | None) -> float | None:
+    """Return a value with four figures: measurements are not known better."""
+    return None if value is None else float(f"{value:.4g}")
+
+
+PREDICTED_FROM = {
+    "memory_mib": ("memory", "GiB", 1024.0),
+    "hbm_gb_s": ("HBM bandwidth", "GB/s", 1.0),
+    "bf16_tflops": ("BF16 rate, dense", "TFLOP/s", 1.0),
+    "fp8_tflops": ("FP8 rate, dense", "TFLOP/s", 1.0),
+    "nvlink_gb_s": ("NVLink, per direction", "GB/s", 1.0),
+    "sm_count": ("SMs", "", 1.0),
+}
+
+
+def used_by_predictions(machines: dict[str, HardwareProfile]) -> pd.DataFrame:
+    """Return what predictions take from one GPU of each machine, with where each number came from."""
+    rows = []
+    for field, (label, unit, scale) in PREDICTED_FROM.items():
+        row: dict[str, object] = {"per GPU": label, "unit": unit}
+        for name, profile in machines.items():
+            value: Quantity | None = getattr(profile.gpus[0], field) if profile.gpus else None
+            row[name] = None if value is None else round(value.value / scale, 1)
+            row[f"basis, {name}"] = "" if value is None else str(value.basis)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def compared(changes: Sequence[Change]) -> pd.DataFrame:
+    """Return the measured quantities of two machines side by side."""
+    return pd.DataFrame([
+        {
+            "where": one.where, "quantity": one.label, "unit": one.unit,
+            "first": _figures(one.a), "second": _figures(one.b),
+            "change %": None if one.change is None else round(100 * one.change, 1), "verdict": one.verdict,
+        }
+        for one in changes
+    ])  # fmt: skip

@@ -1,0 +1,157 @@
+"""Sentences: what a page answers before it shows anything."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from dashboard.data import RunView, Status
+from planner.plan import Plan
+from tuner.export import without_secrets
+from tuner.record import TrialRecord
+
+
+def amount(count: float, one: str, many: str | None = None) -> str:
+    """Return a count with its noun: '1 node', '1,024 clients'."""
+    return f"{count:,.0f} {one if count == 1 else many or one + 's'}"
+
+
+def percent(share: float, decimals: int = 0) -> str:
+    """Return a signed share in percent, not to be broken over two lines: '+178 %'."""
+    return f"{100 * share:+.{decimals}f}\u00a0%"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as a person says it: '42 s', '3.3 min', '54 min', '2.1 h'."""
+    for unit, length_s in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= length_s:
+            count = seconds / length_s
+            return f"{count:.0f} {unit}" if count >= 10.0 else f"{count:.1f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+def plan_answer(plan: Plan) -> str:
+    """Return the answer to a plan's question in one sentence."""
+    best, asked = plan.best, _asked(plan)
+    if best is None:
+        short = plan.shortage_gib
+        by = f": every layout is at least {short:.1f} GiB short per GPU" if short else ""
+        more = f" {plan.node_answer}." if plan.node_answer else ""
+        return f"{asked} do not fit on {plan.question.hardware.name}{by}.{more}"
+    found, nodes = best.prediction, amount(plan.nodes, "node")
+    nodes = "one node" if plan.nodes == 1 else nodes
+    speed = f"{found.user_tok_s:.1f} tok/s each; KV headroom {best.ledger.headroom_gib:,.0f} GiB"
+    more = " per server" if plan.replicas > 1 else ""
+    if plan.meets_target:
+        fit = "fits" if asked.startswith("1 ") else "fit"
+        at_once = ""
+        if found.running_requests < 0.98 * plan.concurrency:
+            at_once = f", {found.running_requests:,.0f} of {plan.concurrency:,} at once"
+        return f"{asked} {fit} on {nodes} at {speed}{more}{at_once}."
+    missed = "; ".join(best.misses) or "the rate or speed asked is out of reach"
+    return f"The target is missed: {missed}. The nearest, {best.config.label}, serves {asked} at {speed}{more}."
+
+
+def _asked(plan: Plan) -> str:
+    question = plan.question
+    if question.request_rate is not None:
+        return f"{question.request_rate:g} requests/s ({plan.concurrency:,} in flight)"
+    if question.users is not None:
+        return amount(question.users, "user")
+    return amount(plan.concurrency, "client")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a run is: search launches done and asked, engine seconds spent, seconds it may still take."""
+
+    launches: int
+    asked: int | None
+    spent_s: float
+    budget_s: float | None
+    eta_s: float | None
+
+
+def progress_of(run: RunView) -> Progress:
+    """Return how far a run is. The estimate is launches to go times what a launch took, within the budget."""
+    searched = [record for record in run.launched if record.repeats is None]
+    spent_s, live = sum(record.spent_s for record in run.records), run.live
+    asked, budget_s = (live.trials, live.budget_s) if live else (None, None)
+    eta_s = None
+    if run.running and live and run.launched:
+        again = live.confirm + 1 if live.confirm else 0
+        left = max(0, live.trials - len(searched)) + max(0, again - (len(run.launched) - len(searched)))
+        eta_s = left * spent_s / len(run.launched)
+        if budget_s is not None:
+            eta_s = min(eta_s, max(0.0, budget_s - spent_s))
+    return Progress(launches=len(searched), asked=asked, spent_s=spent_s, budget_s=budget_s, eta_s=eta_s)
+
+
+def ceiling_of(run: RunView) -> float | None:
+    """Return the best rate the model predicts, output tok/s: the plan's best, else the best prediction seen."""
+    if run.live and run.live.ceiling_tok_s > 0:
+        return run.live.ceiling_tok_s
+    seen = [record.predicted["output_tok_s"] for record in run.records if "output_tok_s" in record.predicted]
+    return max(seen, default=None)
+
+
+def run_answer(run: RunView) -> str:
+    """Return where a run stands in one sentence."""
+    done = progress_of(run)
+    of = f" of {done.asked}" if done.asked else ""
+    found = _best(run)
+    if run.status is Status.EMPTY:
+        return "Nothing has been launched yet."
+    if run.status is Status.RUNNING:
+        return f"Running, {done.launches}{of} launches done: {found}"
+    said = run.live.message if run.live and run.status is Status.FINISHED else ""
+    how = {Status.FINISHED: "Finished", Status.INTERRUPTED: "Interrupted", Status.FAILED: "Stopped by a failure"}
+    after = f" ({said})" if said else f" after {amount(done.launches, 'launch', 'launches')}"
+    return f"{how[run.status]}{after}: {found}"
+
+
+def _best(run: RunView) -> str:
+    best, words = (run.best, "best so far") if run.running else (run.winner.first if run.winner else None, "best is")
+    if not run.measured:
+        return "nothing is measured yet."
+    if best is None or best.target is None:
+        return "no configuration that keeps the limits was measured."
+    rate = rate_of(run, best)
+    gain = gain_of(run, rate)
+    over = "" if gain is None or best is run.baseline else f", {percent(gain)} over SGLang's defaults"
+    return f"{words} {best.label} with {rate:,.0f} tok/s (trial {best.number}){over}."
+
+
+def rate_of(run: RunView, record: TrialRecord) -> float:
+    """Return a measured configuration's output tok/s over all its launches."""
+    known = next((standing.output_tok_s for standing in run.standings if record in standing.launches), None)
+    return known if known is not None else record.target.output_tok_s if record.target else 0.0
+
+
+def gain_of(run: RunView, rate: float) -> float | None:
+    """Return a rate over that of SGLang's defaults, less one; None where those were not measured."""
+    return None if run.baseline is None else rate / rate_of(run, run.baseline) - 1.0
+
+
+def tune_command(run: RunView, *, resume: bool) -> str:
+    """Return the command line of a run, as its folder tells it: what only the plan believes is not in there."""
+    asked = run.manifest
+    words = ["sgtune", "tune", "--hardware", str(run.path / "hardware.json"), "--sglang-version", asked.sglang_version]
+    words += ["--isl", str(asked.isl), "--osl", str(asked.osl), "--concurrency", str(asked.concurrency)]
+    words += [] if asked.range_ratio == 1.0 else ["--range-ratio", f"{asked.range_ratio:g}"]
+    words += [word for limit in asked.slo for word in ("--slo", limit)]
+    words += ["--objective", str(asked.objective), "--engine", asked.engine, "--sampler", asked.sampler]
+    words += ["--seed", str(asked.seed), *([] if asked.mtp else ["--no-mtp"])]
+    words += ["--trials", str(run.live.trials), "--confirm", str(run.live.confirm)] if run.live else []
+    words += ["--budget", f"{run.live.budget_s:g}s"] if run.live and run.live.budget_s else []
+    words += ["--runs", str(run.path.parent), "--run", run.name, *(["--resume"] if resume else [])]
+    words += ["--", *without_secrets(asked.server_flags)] if asked.server_flags else []
+    return shlex.join(words)
+
+
+def off_by(record: TrialRecord) -> float | None:
+    """Return measured over predicted output rate, less one, where both are known."""
+    predicted = record.predicted.get("output_tok_s")
+    if record.target is None or not predicted:
+        return None
+    return record.target.output_tok_s / predicted - 1.0

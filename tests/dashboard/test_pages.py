@@ -1,0 +1,208 @@
+"""Every page in every state a run folder can be in: it answers, says what is wrong, and never breaks."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from dashboard_scenes import RUN, STATES, measured_machine, put, write_records
+from streamlit.testing.v1 import AppTest
+
+import dashboard
+from hwprobe.profile import save_profile
+from tuner.live import read_live
+from tuner.store import read_trials
+
+ENTRY = Path(dashboard.__file__).parent / "streamlit_app.py"
+PAGES = ("plan", "hardware", "live", "trials", "calibration", "export")
+OF_RUNS = PAGES[2:]
+MISSING = "There is no run"
+# What each page says in each state: a part of its heading, warning or error.
+SAYS = {
+    ("live", "empty"): "Nothing has been launched yet",
+    ("trials", "empty"): "No configuration has been measured yet",
+    ("calibration", "empty"): "Nothing has been measured yet",
+    ("export", "empty"): "Nothing to export",
+    ("live", "running"): "Running, 3 of 5 launches done: best so far",
+    ("trials", "running"): "among 9 points of 3 launches",
+    ("calibration", "running"): "over 3 launches",
+    ("export", "running"): "launch files that say the same command",
+    ("live", "finished"): "Finished (5 launches done): best is",
+    ("trials", "finished"): "leads with",
+    ("calibration", "finished"): "lie within the 90 % band",
+    ("export", "finished"): "7 launch files that say the same command",
+    ("live", "failed"): "GPU 3 fell off the bus",
+    ("trials", "failed"): "leads with",
+    ("calibration", "failed"): "lie within the 90 % band",
+    ("export", "failed"): "launch files that say the same command",
+    **{(page, "torn"): "the last line of trials.jsonl is incomplete" for page in OF_RUNS},
+    **{(page, "deleted"): "Run 'gone' is not in" for page in OF_RUNS},
+    **{(page, "no run"): MISSING for page in OF_RUNS},
+    **{("plan", state): "1,024 clients fit on one node" for state in STATES},
+    **{("hardware", state): "nothing was measured" for state in STATES},
+}
+
+
+def open_page(page: str, root: Path, monkeypatch: pytest.MonkeyPatch, **query: str) -> AppTest:
+    monkeypatch.setenv("SGTUNE_RUNS", str(root))
+    app = AppTest.from_file(str(ENTRY), default_timeout=60)
+    for name, value in query.items():
+        app.query_params[name] = value
+    if page != "plan":
+        app.switch_page(f"app_pages/{page}.py")
+    app.run()
+    assert not app.exception, app.exception[0].message
+    return app
+
+
+def said(app: AppTest) -> str:
+    return "\n".join(str(each.value) for kind in (app.subheader, app.warning, app.error, app.info) for each in kind)
+
+
+def tile(app: AppTest, label: str) -> str:
+    return next(str(metric.value) for metric in app.metric if metric.label == label)
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("page", PAGES)
+def test_it_answers_in_every_state(
+    page: str, state: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(finished, tmp_path / "runs", state)
+    before = sorted((str(path), path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    app = open_page(page, tmp_path / "runs", monkeypatch, **({"run": "gone"} if state == "deleted" else {}))
+    assert SAYS[page, state] in said(app)
+    assert app.code, "no command to copy"
+    assert before == sorted((str(path), path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))  # it only reads
+
+
+def test_a_run_that_vanishes_while_it_is_looked_at(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path / "another")
+    run = put(finished, tmp_path, "finished")
+    app = open_page("trials", tmp_path, monkeypatch, run=RUN)
+    shutil.rmtree(run)
+    app.run()
+    assert not app.exception
+    assert f"Run '{RUN}' is not in" in said(app)
+    assert "leads with" in said(app)
+
+
+def test_a_broken_run_is_named_and_the_others_can_be_chosen(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = put(finished, tmp_path, "finished")
+    (run / "run.toml").write_text("hardware = [")
+    app = open_page("live", tmp_path, monkeypatch)
+    assert "not a run manifest" in said(app)
+    assert app.selectbox(key="run").options == [RUN]
+
+
+def test_the_running_trial_is_shown_with_its_phase(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = put(finished, tmp_path, "running")
+    current = read_live(run)
+    assert current
+    assert current.trial
+    log = run / "trials" / str(current.trial.number) / "server.log"
+    log.write_text("Load weight begin\nweights 3%\rweights 98%\n")
+    app = open_page("live", tmp_path, monkeypatch)
+    assert "measuring 8 clients for" in said(app)
+    assert "1 of 3 points" in "\n".join(str(each.value) for each in app.markdown)
+    assert any("weights 98%" in code.value and "weights 3%" not in code.value for code in app.code)
+    assert tile(app, "Launches") == "3 of 5"
+
+
+def test_plan_inputs_change_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = open_page("plan", tmp_path, monkeypatch)
+    before = tile(app, "Per user, tok/s")
+    app.number_input(key="clients").set_value(64).run()
+    assert "64 clients fit on one node" in said(app)
+    assert tile(app, "Per user, tok/s") != before
+    app.selectbox(key="hw").set_value("h100x8").run()
+    assert "64 clients do not fit on h100x8: every layout is at least" in said(app)
+    assert "9999 GPUs in a node" in said(open_page("plan", tmp_path, monkeypatch, hw="h200x9999"))
+
+
+def test_limits_and_a_link_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = open_page("plan", tmp_path, monkeypatch, hw="h200x8", clients="256", slo="tpot:mean<1ms", osl="500")
+    assert "The target is missed: tpot:mean<1ms missed" in said(app)
+    assert app.code[-1].value.startswith("sgtune plan --hardware h200x8")
+    assert "--osl 500 --concurrency 256 --slo 'tpot:mean<1ms'" in app.code[-1].value
+
+
+def test_what_if_moves_the_figures_and_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = open_page("plan", tmp_path, monkeypatch)
+    planned = [metric.value for metric in app.metric if metric.label == "KV headroom, GiB"]
+    assert planned[0] == planned[1]  # the sliders start where it was planned
+    slider = next(each for each in app.slider if each.label == "mem_fraction_static")
+    slider.set_value(0.98).run()
+    assert [metric.value for metric in app.metric if metric.label == "KV headroom, GiB"][1] > planned[1]
+    assert "would be left free per GPU" in said(app)
+    slider.set_value(0.50).run()
+    assert "cannot hold one request" in said(app)
+
+
+def test_two_trials_are_compared_and_the_link_says_which(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(finished, tmp_path, "finished")
+    first = open_page("trials", tmp_path, monkeypatch)
+    options = first.selectbox(key="a").options
+    app = open_page("trials", tmp_path, monkeypatch, run=RUN, a=options[1], b=options[2])
+    assert (app.selectbox(key="a").value, app.selectbox(key="b").value) == (options[1], options[2])
+    assert [each.value.columns[1] for each in app.dataframe if "flag" in each.value.columns] == [
+        "A: trial " + options[1].split(":")[0]
+    ]
+
+
+def test_hardware_names_the_slow_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "hardware.json"
+    save_profile(measured_machine(), file)
+    app = open_page("hardware", tmp_path, monkeypatch, machine=str(file), other="h200x8")
+    assert "3 to look at (memory read: GPU 7 is 22% below its siblings)" in said(app)
+    assert len(app.get("plotly_chart")) == 2
+    assert "They share no measurement" in "\n".join(str(each.value) for each in app.caption)
+
+
+def test_calibration_shows_what_moved(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(finished, tmp_path, "finished")
+    app = open_page("calibration", tmp_path, monkeypatch)
+    app.toggle(key="calibrate").set_value(True).run()
+    assert not app.exception
+    moved = next(each.value for each in app.dataframe if "parameter" in each.value.columns)
+    assert list(moved["parameter"]) == ["tau_us", "eta_w", "eta_pf", "t_pf0_ms", "first_wave_s"]
+    assert (moved["after %"] <= moved["known to, before %"]).all()
+
+
+def test_export_offers_the_file_the_command_line_writes(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = put(finished, tmp_path, "finished")
+    app = open_page("export", tmp_path, monkeypatch, file="sglang.yaml")
+    written = (run / "export" / "sglang.yaml").read_text().splitlines()
+    shown = app.code[0].value.splitlines()
+    assert [line for line in shown if not line.startswith("# made by")] == [
+        line for line in written if not line.startswith("# made by")
+    ]
+    assert {each.label for each in app.get("download_button")} == {
+        "Download sglang.yaml", "Download all with README and data",
+    }  # fmt: skip
+
+
+def test_unknown_knobs_and_fields_are_shown_not_refused(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = put(finished, tmp_path, "finished")
+    records = read_trials(run / "trials.jsonl")
+    for record in records:
+        record.params["new_knob"] = record.number % 2
+    write_records(run, records)
+    text = (run / "trials.jsonl").read_text().replace('{"number"', '{"from_the_future":1,"number"')
+    (run / "trials.jsonl").write_text(text)
+    app = open_page("calibration", tmp_path, monkeypatch, knob="new_knob")
+    assert app.selectbox(key="knob").value == "new_knob"
+    assert not app.warning

@@ -1,0 +1,80 @@
+"""`sgtune dashboard`: plans and runs in a browser, served from this machine to this machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from tuner.cli import options
+
+EXAMPLE = "Example: sgtune dashboard --runs runs"
+HOST = "127.0.0.1"
+FIRST_PORT, PORTS_TRIED = 8501, 50
+NEEDED = ("streamlit", "plotly", "pandas")
+
+
+def dashboard(
+    runs: options.Runs = Path("runs"),
+    port: Annotated[
+        int | None, typer.Option("--port", help=f"Port on {HOST}; default: the first free one from {FIRST_PORT}.")
+    ] = None,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser.")] = True,
+) -> None:
+    """Look at plans and runs in a browser. It only reads run folders, and nothing leaves this machine."""
+    from hwprobe.errors import InputError
+
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise InputError(f"the dashboard needs {', '.join(missing)}: pip install 'sgtune[dashboard]'")
+    if runs.exists() and not runs.is_dir():
+        raise InputError(f"--runs is '{runs}'; it must be a folder of run folders")
+    chosen = _free_port(port)
+    typer.echo(f"dashboard of '{runs}' on http://{HOST}:{chosen} (Ctrl-C ends it)", err=True)
+    _serve(command(chosen, browser=browser), runs)
+
+
+def command(port: int, *, browser: bool) -> list[str]:
+    """Return the command that serves the pages: this machine only, no usage statistics, no file watching."""
+    settings = {
+        "server.address": HOST,
+        "server.port": port,
+        "server.headless": str(not browser).lower(),
+        "server.showEmailPrompt": "false",
+        "server.fileWatcherType": "none",
+        "server.runOnSave": "false",
+        "browser.gatherUsageStats": "false",
+        "client.toolbarMode": "viewer",
+        "client.showErrorDetails": "type",
+        "logger.level": "warning",
+    }
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "dashboard", *words]
+
+
+def _serve(words: list[str], runs: Path) -> NoReturn:
+    """Become the server: with no process in between, whoever ends the command ends it, too."""
+    sys.stderr.flush()
+    os.execve(words[0], words, os.environ | {"PYTHONSAFEPATH": "1", "SGTUNE_RUNS": str(runs.absolute())})
+
+
+def _free_port(asked: int | None) -> int:
+    """Return the port asked for, or the first free one. Raises InputError when it cannot be had."""
+    from hwprobe.errors import InputError
+
+    if asked is not None and not 1 <= asked <= 65535:
+        raise InputError(f"--port is {asked}; it must be between 1 and 65535")
+    for port in range(FIRST_PORT, FIRST_PORT + PORTS_TRIED) if asked is None else (asked,):
+        with socket.socket() as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with suppress(OSError):
+                trial.bind((HOST, port))
+                return port
+    where = f"port {asked} is" if asked else f"ports {FIRST_PORT} to {FIRST_PORT + PORTS_TRIED - 1} are"
+    raise InputError(f"{where} taken on {HOST}; name another with --port")

@@ -1,0 +1,88 @@
+"""What a running tune is doing now, for whoever looks on: `live.json` in the run folder.
+
+It is never evidence: replaced at every step without waiting for the disk, marked at the end, ignored on --resume. A
+run without it, or with half of it, is only harder to watch.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from models.config import ServerConfig
+from tuner.engines.seam import Measurement
+
+LIVE_FILE = "live.json"
+# A process is the one that wrote the file if it was born within this many seconds of what the file says.
+BIRTH_TOLERANCE_S = 2.0
+
+
+class State(StrEnum):
+    """`interrupted` by its user, `failed` by an error: both can be resumed."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveTrial:
+    """The trial that is running; `points` are those measured so far, `ladder` all the concurrencies asked for."""
+
+    number: int
+    source: str
+    config: ServerConfig
+    predicted_tok_s: float
+    band_tok_s: tuple[float, float]
+    ladder: tuple[int, ...]
+    points: tuple[Measurement, ...] = ()
+    began_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Live:
+    """A tune at one moment. Times are seconds since the epoch.
+
+    `pid`, `born_s` and `host` name the process; `ceiling_tok_s` is what the plan predicts of its best configuration;
+    `budget_s` is None where there is none.
+    """
+
+    state: State
+    phase: str
+    phase_began_s: float
+    began_s: float
+    pid: int
+    born_s: float
+    host: str
+    trials: int
+    confirm: int
+    ceiling_tok_s: float
+    budget_s: float | None = None
+    trial: LiveTrial | None = None
+    message: str = ""
+
+    @property
+    def running(self) -> bool:
+        """Whether the tune goes on: its process must still be there, where that can be told."""
+        if self.state is not State.RUNNING:
+            return False
+        if self.host != socket.gethostname():
+            return True
+        try:
+            return abs(psutil.Process(self.pid).create_time() - self.born_s) < BIRTH_TOLERANCE_S
+        except psutil.NoSuchProcess:
+            return False
+
+
+def read_live(run: Path) -> Live | None:
+    """Return what a run's live.json says, None where there is none to be read."""
+    try:
+        return msgspec.json.decode((run / LIVE_FILE).read_bytes(), type=Live)
+    except (OSError, msgspec.DecodeError, msgspec.ValidationError):
+        return None

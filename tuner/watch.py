@@ -1,0 +1,141 @@
+"""Keeps live.json while a tune runs: stands between its loop and its reporter and engine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from hwprobe.errors import InputError, SgtuneError
+from hwprobe.files import encode_json, write_atomic
+from models.config import ServerConfig
+from models.estimate import Prediction
+from models.workload import Workload
+from tuner.engines.live import LiveEngine
+from tuner.engines.seam import Engine, Measurement, Server, ServerInfo
+from tuner.live import LIVE_FILE, Live, LiveTrial, State
+from tuner.loop import Loop
+from tuner.record import TrialRecord
+
+CHOOSING = "choosing the next configuration"
+
+
+class Watch:
+    """Stands between a loop and its reporter and engine while it is entered, and keeps live.json."""
+
+    def __init__(self, loop: Loop, ceiling_tok_s: float) -> None:
+        self._loop, self._reporter, self._engine = loop, loop.reporter, loop.engine
+        now, own = time.time(), psutil.Process()
+        budget_s = loop.task.budget_s
+        self._live = Live(
+            state=State.RUNNING,
+            phase=CHOOSING,
+            phase_began_s=now,
+            began_s=now,
+            pid=os.getpid(),
+            born_s=own.create_time(),
+            host=socket.gethostname(),
+            trials=loop.task.trials,
+            confirm=loop.task.confirm,
+            ceiling_tok_s=ceiling_tok_s,
+            budget_s=None if budget_s == float("inf") else budget_s,
+        )
+
+    def __enter__(self) -> Self:
+        self._loop.reporter, self._loop.engine = self, _Watched(self._engine, self)
+        self._write()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.reporter, self._loop.engine = self._reporter, self._engine
+        state = State.FINISHED if error is None else State.FAILED if isinstance(error, SgtuneError) else None
+        message = self._loop.stop_reason if error is None else str(error) if state else ""
+        self._live = replace(self._live, state=state or State.INTERRUPTED, trial=None, message=message)
+        self.phase("ended")
+
+    def phase(self, name: str) -> None:
+        """Say what begins now."""
+        self._live = replace(self._live, phase=name, phase_began_s=time.time())
+        self._write()
+
+    def starting(self, name: str) -> None:
+        """Say which part of a server's start begins now."""
+        self.phase(f"starting the server: {name}")
+
+    def launching(self, number: int, source: str, config: ServerConfig, predicted: Prediction) -> None:
+        """Hear of a launch."""
+        trial = LiveTrial(
+            number=number,
+            source=source,
+            config=config,
+            predicted_tok_s=predicted.output_tok_s,
+            band_tok_s=predicted.band["output_tok_s"],
+            ladder=tuple(self._loop.task.ladder()),
+            began_s=time.time(),
+        )
+        self._live = replace(self._live, trial=trial)
+        self.phase("starting the server")
+        self._reporter.launching(number, source, config, predicted)
+
+    def point(self, number: int, measured: Measurement) -> None:
+        """Hear of a measured point."""
+        if self._live.trial is not None:
+            trial = replace(self._live.trial, points=(*self._live.trial.points, measured))
+            self._live = replace(self._live, trial=trial)
+            self._write()
+        self._reporter.point(number, measured)
+
+    def finished(self, record: TrialRecord, best: TrialRecord | None) -> None:
+        """Hear of a recorded trial."""
+        if record.launched:  # of what is ruled out there are hundreds, and nothing to see
+            self._live = replace(self._live, trial=None)
+            self.phase(CHOOSING)
+        self._reporter.finished(record, best)
+
+    def _write(self) -> None:
+        with contextlib.suppress(InputError):  # a full disk is the evidence's to complain of
+            write_atomic(self._loop.folder.path / LIVE_FILE, encode_json(self._live) + "\n", durable=False)
+
+
+class _Watched:
+    """An engine that says what it is about to do."""
+
+    def __init__(self, engine: Engine, watch: Watch) -> None:
+        inside = replace(engine, entered=watch.starting) if isinstance(engine, LiveEngine) else engine
+        self._engine, self._watch = inside, watch
+
+    @property
+    def name(self) -> str:
+        return self._engine.name
+
+    def launch(self, config: ServerConfig, number: int) -> Server:
+        return _WatchedServer(self._engine.launch(config, number), self._watch)
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+class _WatchedServer:
+    """A server that says what it is about to do."""
+
+    def __init__(self, server: Server, watch: Watch) -> None:
+        self._server, self._watch = server, watch
+
+    def info(self) -> ServerInfo:
+        return self._server.info()
+
+    def measure(self, workload: Workload) -> Measurement:
+        self._watch.phase(f"measuring {workload.concurrency:,} clients")
+        return self._server.measure(workload)
+
+    def stop(self) -> None:
+        self._watch.phase("stopping the server")
+        self._server.stop()
