@@ -47,6 +47,7 @@ def _rates(
     figure: go.Figure, points: Sequence[Measurement], name: str, colour: str, *, dash: str = "solid",
     width: float = 2.0, size: int = 8,
 ) -> None:  # fmt: skip
+    points = sorted(points, key=lambda point: point.load)  # the asked load may have been measured first
     figure.add_scatter(
         x=[point.concurrency for point in points], y=[point.output_tok_s for point in points], mode="lines+markers",
         name=name, line={"color": colour, "dash": dash, "width": width}, marker={"size": size},

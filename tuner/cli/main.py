@@ -13,8 +13,19 @@ import typer
 from hwprobe.errors import SgtuneError
 from tuner import __version__
 from tuner.cli import (
-    bench, calibrate, check, dashboard, doctor, export, plan, predict, probe, tune, validate, verify,
-)  # fmt: skip
+    bench,
+    calibrate,
+    check,
+    dashboard,
+    doctor,
+    export,
+    plan,
+    predict,
+    probe,
+    tune,
+    validate,
+    verify,
+)
 
 INTERRUPTED = 130
 PACKAGES = ("hwprobe", "models", "planner", "tuner", "dashboard")
