@@ -116,7 +116,10 @@ class RunView:
             isl=asked.isl,
             osl=asked.osl,
             range_ratio=asked.range_ratio,
-            concurrency=asked.concurrency,
+            concurrency=asked.concurrency or None,
+            request_rate=asked.request_rate,
+            users=asked.users,
+            min_user_tok_s=asked.min_user_tok_s,
             slos=self.slos,
             mtp=asked.mtp,
         )

@@ -109,6 +109,6 @@ def _describe(run: RunView) -> None:
         st.caption(
             f"{asked.hardware}, SGLang {asked.sglang_version}, {asked.engine} engine"
             f"{'' if asked.engine in ('local', 'docker') else ' (world: ' + asked.world + ')'}  \n"
-            f"{asked.isl:,} in / {asked.osl:,} out, {asked.concurrency:,} clients  \n"
+            f"{asked.isl:,} in / {asked.osl:,} out, {asked.load}  \n"
             f"objective: {asked.objective}{limits}"
         )

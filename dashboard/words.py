@@ -137,7 +137,7 @@ def tune_command(run: RunView, *, resume: bool) -> str:
     """Return the command line of a run, as its folder tells it: what only the plan believes is not in there."""
     asked = run.manifest
     words = ["sgtune", "tune", "--hardware", str(run.path / "hardware.json"), "--sglang-version", asked.sglang_version]
-    words += ["--isl", str(asked.isl), "--osl", str(asked.osl), "--concurrency", str(asked.concurrency)]
+    words += ["--isl", str(asked.isl), "--osl", str(asked.osl), *asked.load_flags]
     words += [] if asked.range_ratio == 1.0 else ["--range-ratio", f"{asked.range_ratio:g}"]
     words += [word for limit in asked.slo for word in ("--slo", limit)]
     words += ["--objective", str(asked.objective), "--engine", asked.engine, "--sampler", asked.sampler]

@@ -35,9 +35,9 @@ class Standing:
     value: float
     value_interval: tuple[float, float]
 
-    def rate_at(self, concurrency: int) -> tuple[float, tuple[float, float]] | None:
+    def rate_at(self, load: float) -> tuple[float, tuple[float, float]] | None:
         """Return the rate of a rung of the ladder over all launches with its 95 % interval; None if never sound."""
-        points = [point for launch in self.launches for point in launch.points if point.concurrency == concurrency]
+        points = [point for launch in self.launches for point in launch.points if point.load == load]
         sound = [point for point in points if point.verdict is Verdict.OK]
         return _over(sound, self.scatter) if sound else None
 

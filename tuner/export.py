@@ -99,7 +99,7 @@ def _trial_lines(
         ("made by", f"sgtune {__version__}: {clean_command(command)}"),
         ("SGLang", manifest.sglang_version),
         ("hardware", f"{manifest.hardware} (profile {manifest.hardware_hash})"),
-        ("workload", f"{manifest.isl} in / {manifest.osl} out, {manifest.concurrency} clients"),
+        ("workload", f"{manifest.isl} in / {manifest.osl} out, {manifest.load}"),
         ("configuration", f"{record.label}, trial {record.number} ({record.source})"),
     ]
     if record.predicted:
@@ -142,9 +142,10 @@ def _trial_record(record: TrialRecord, standing: Standing, manifest: Manifest) -
 
 
 def _figure(point: Measurement, standing: Standing) -> Figure:
-    rate, interval = standing.rate_at(point.concurrency) or (point.output_tok_s, point.output_tok_s_interval)
+    rate, interval = standing.rate_at(point.load) or (point.output_tok_s, point.output_tok_s_interval)
     return Figure(
         concurrency=point.concurrency,
+        request_rate=point.request_rate,
         output_tok_s=rate,
         interval=interval,
         ttft_mean_ms=point.ttft_ms["mean"],

@@ -59,6 +59,27 @@ class Manifest:
     cost_per_gpu_hour: float | None = None
     schema_version: int = 1
 
+    @property
+    def load(self) -> str:
+        """The load that decides, in words."""
+        if self.request_rate is not None:
+            return f"{self.request_rate:g} requests/s"
+        if self.min_user_tok_s is not None:
+            return f"as many users as see {self.min_user_tok_s:g} tok/s each"
+        return f"{self.concurrency:,} clients"
+
+    @property
+    def load_flags(self) -> list[str]:
+        """The same as flags of `sgtune tune`."""
+        flags = {
+            "--concurrency": self.concurrency or None,
+            "--request-rate": self.request_rate,
+            "--users": self.users,
+            "--min-user-tok-s": self.min_user_tok_s,
+            "--cost-per-gpu-hour": self.cost_per_gpu_hour,
+        }
+        return [word for flag, value in flags.items() if value is not None for word in (flag, f"{value:g}")]
+
     def differences(self, other: Manifest) -> list[str]:
         """Return one phrase per field in which another question differs."""
         return [

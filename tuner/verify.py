@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ class Claim:
         return {name: value for name, value in found.items() if name not in SURROUNDINGS}
 
     def workload(self, figure: Figure) -> Workload:
-        return Workload.checked(self.record.isl, self.record.osl, figure.concurrency, self.record.range_ratio)
+        closed = Workload.checked(self.record.isl, self.record.osl, figure.concurrency, self.record.range_ratio)
+        return replace(closed, request_rate=figure.request_rate)
 
     def config(self, context: Context) -> ServerConfig:
         """Return the configuration the command means on this machine."""
@@ -112,6 +113,7 @@ class Compared:
     def document(self) -> dict[str, Any]:
         return {
             "concurrency": self.recorded.concurrency,
+            "request_rate": self.recorded.request_rate,
             "recorded": self.recorded,
             "measured": self.measured,
             "change": self.change,
@@ -184,7 +186,7 @@ def _checked(claim: Claim) -> Claim:
         low, high = point.interval
         if not 0.0 < low <= point.output_tok_s <= high:
             raise SgtuneError(
-                f"'{claim.file}' records {point.output_tok_s:,.1f} tok/s for {point.concurrency:,} clients, which its "
+                f"'{claim.file}' records {point.output_tok_s:,.1f} tok/s for {point.load}, which its "
                 f"own interval ({low:,.1f} to {high:,.1f}) does not hold: the figure was changed by hand"
             )
     if claim.record.nnodes > 1:
@@ -224,10 +226,10 @@ def _measured(claim: Claim, server: LiveServer, shown: Callable[[str], None]) ->
     shown(f"ready after {boot_s:.0f} s")
     points = []
     for figure in sorted(claim.record.points, key=lambda figure: figure.concurrency):
-        shown(f"measuring {figure.concurrency:,} clients")
+        shown(f"measuring {figure.load}")
         measured = server.measure(claim.workload(figure))
         if measured.verdict is not Verdict.OK:
-            shown(f"measuring {figure.concurrency:,} clients once more: {measured.verdict}, {measured.why}")
+            shown(f"measuring {figure.load} once more: {measured.verdict}, {measured.why}")
             measured = server.measure(claim.workload(figure))
         points.append(Compared(recorded=figure, measured=measured))
     return Verified(claim=claim, boot_s=boot_s, points=tuple(points))

@@ -13,13 +13,22 @@ MARK = "# record: "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One point: clients, output tokens per second with their interval, and mean latencies in ms."""
+    """One point: clients, output tokens per second with their interval, and mean latencies in ms.
+
+    `request_rate` (1/s) is what an open loop sends; None for a closed loop of `concurrency` clients.
+    """
 
     concurrency: int
     output_tok_s: float
     interval: tuple[float, float]
     ttft_mean_ms: float
     tpot_mean_ms: float
+    request_rate: float | None = None
+
+    @property
+    def load(self) -> str:
+        """The load in words."""
+        return f"{self.concurrency:,} clients" if self.request_rate is None else f"{self.request_rate:g} requests/s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

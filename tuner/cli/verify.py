@@ -155,13 +155,13 @@ def _show(verified: Verified) -> None:
     record = verified.claim.record
     basis = f"measured on {record.engine}" if record.basis == "measured" else "predicted"
     table = Table(title=f"{verified.claim.file}: {record.isl} in / {record.osl} out", title_justify="left")
-    for name in ("clients", f"recorded tok/s ({basis})", "interval", "now", "interval now", "change", "resolves", ""):
+    for name in ("load", f"recorded tok/s ({basis})", "interval", "now", "interval now", "change", "resolves", ""):
         table.add_column(name, justify="left" if name == "" else "right")
     for point in verified.points:
         low, high = point.recorded.interval
         now_low, now_high = point.measured.output_tok_s_interval
         table.add_row(
-            f"{point.recorded.concurrency:,}",
+            point.recorded.load,
             f"{point.recorded.output_tok_s:,.1f}",
             f"{low:,.1f} to {high:,.1f}",
             f"{point.measured.output_tok_s:,.1f}",
