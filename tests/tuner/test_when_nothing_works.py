@@ -84,7 +84,7 @@ def test_fault_39_what_fails_twice_is_quarantined_and_the_run_goes_on(
         + "".join(f'{name} = "default"\n' for name in others)
     )
     ran = sgtune(
-        *SMALL, "--trials", "2", "--seed", "0", "--sampler", "random", "--space", str(space), "--runs", str(tmp_path), "--run", "a",
+        *SMALL, "--trials", "2", "--sampler", "random", "--space", str(space), "--runs", str(tmp_path), "--run", "a",
         "--json",
     )  # fmt: skip
     assert ran.code == 0, ran.err
