@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard.data import RunView, Status, read_run, run_names, runs_folder
+from dashboard.words import load_of
 from hwprobe.errors import InputError
 
 FIRST_RUN = (
@@ -109,6 +110,6 @@ def _describe(run: RunView) -> None:
         st.caption(
             f"{asked.hardware}, SGLang {asked.sglang_version}, {asked.engine} engine"
             f"{'' if asked.engine in ('local', 'docker') else ' (world: ' + asked.world + ')'}  \n"
-            f"{asked.isl:,} in / {asked.osl:,} out, {asked.concurrency:,} clients  \n"
+            f"{asked.isl:,} in / {asked.osl:,} out, {load_of(asked)}  \n"
             f"objective: {asked.objective}{limits}"
         )

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from dashboard.data import RunView, Status
 from planner.plan import Plan
 from tuner.export import without_secrets
-from tuner.record import TrialRecord
+from tuner.record import Manifest, TrialRecord
+
+# How much a run may be asked to serve beside a number of clients, and what for; as far as a release knows them.
+LOADS = ("request_rate", "users", "min_user_tok_s", "cost_per_gpu_hour")
 
 
 def amount(count: float, one: str, many: str | None = None) -> str:
@@ -133,11 +136,21 @@ def gain_of(run: RunView, rate: float) -> float | None:
     return None if run.baseline is None else rate / rate_of(run, run.baseline) - 1.0
 
 
+def load_of(manifest: Manifest) -> str:
+    """Return what a run was asked to serve."""
+    loads = [f"{getattr(manifest, name):g} {name.replace('_', ' ')}" for name in LOADS if getattr(manifest, name, None)]
+    return ", ".join([*([amount(manifest.concurrency, "client")] if manifest.concurrency else []), *loads])
+
+
 def tune_command(run: RunView, *, resume: bool) -> str:
     """Return the command line of a run, as its folder tells it: what only the plan believes is not in there."""
     asked = run.manifest
     words = ["sgtune", "tune", "--hardware", str(run.path / "hardware.json"), "--sglang-version", asked.sglang_version]
-    words += ["--isl", str(asked.isl), "--osl", str(asked.osl), "--concurrency", str(asked.concurrency)]
+    words += ["--isl", str(asked.isl), "--osl", str(asked.osl)]
+    words += ["--concurrency", str(asked.concurrency)] if asked.concurrency else []
+    for name in LOADS:
+        value = getattr(asked, name, None)
+        words += [] if value is None else [f"--{name.replace('_', '-')}", f"{value:g}"]
     words += [] if asked.range_ratio == 1.0 else ["--range-ratio", f"{asked.range_ratio:g}"]
     words += [word for limit in asked.slo for word in ("--slo", limit)]
     words += ["--objective", str(asked.objective), "--engine", asked.engine, "--sampler", asked.sampler]

@@ -78,7 +78,7 @@ class Watch:
             config=config,
             predicted_tok_s=predicted.output_tok_s,
             band_tok_s=predicted.band["output_tok_s"],
-            ladder=tuple(self._loop.task.ladder()),
+            asked=self._loop.task.workload.concurrency,
             began_s=time.time(),
         )
         self._live = replace(self._live, trial=trial)
