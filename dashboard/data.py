@@ -98,36 +98,18 @@ class RunView:
         return _effects(self.path, self.stamp)
 
     @property
-    def question(self) -> PlanQuestion:
-        """The question the run answers, with the shipped engine profile and acceptance.
+    def context(self) -> Context:
+        """What predictions of the run rest on, with the shipped engine profile.
 
         Raises InputError without hardware.json, or for another model than DeepSeek-R1.
         """
         if self.hardware is None:
             raise InputError(f"run '{self.name}' has no readable hardware.json")
-        arch = deepseek_r1()
-        if arch.name != self.manifest.model:
-            raise InputError(f"run '{self.name}' is of {self.manifest.model}, whose config.json is not in the folder")
-        asked = self.manifest
-        return PlanQuestion(
-            hardware=self.hardware,
-            arch=arch,
-            version=parse_version(asked.sglang_version),
-            isl=asked.isl,
-            osl=asked.osl,
-            range_ratio=asked.range_ratio,
-            concurrency=asked.concurrency or None,
-            request_rate=asked.request_rate,
-            users=asked.users,
-            min_user_tok_s=asked.min_user_tok_s,
-            slos=self.slos,
-            mtp=asked.mtp,
-        )
-
-    @property
-    def context(self) -> Context:
-        """What predictions of the run rest on. Raises InputError as `question` does."""
-        return self.question.context()
+        arch, asked = deepseek_r1(), self.manifest
+        if arch.name != asked.model:
+            raise InputError(f"run '{self.name}' is of {asked.model}, whose config.json is not in the folder")
+        version = parse_version(asked.sglang_version)
+        return PlanQuestion(hardware=self.hardware, arch=arch, version=version, isl=asked.isl, osl=asked.osl).context()
 
     def trial(self, number: int) -> TrialRecord | None:
         return next((record for record in self.records if record.number == number), None)

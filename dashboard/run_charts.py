@@ -26,21 +26,27 @@ def ladder(current: LiveTrial | None, best: TrialRecord | None, baseline: TrialR
             _rates(figure, record.points, f"{name}: {record.label}", colour_of(record.config), dash=dash, width=1.5)
     if current is not None:
         colour = colour_of(current.config)
-        _rates(figure, current.points, f"trial {current.number}: {current.config.label}", colour, width=3, size=11)
+        points = sorted(current.points, key=lambda point: point.concurrency)
+        _rates(figure, points, f"trial {current.number}: {current.config.label}", colour, width=3, size=11)
         low, high = current.band_tok_s
         figure.add_scatter(
-            x=[current.ladder[-1]], y=[current.predicted_tok_s], mode="markers", name="predicted, 90 % band",
+            x=[current.asked], y=[current.predicted_tok_s], mode="markers", name="predicted, 90 % band",
             marker={"color": colour, "symbol": "x-thin-open", "size": 12, "line": {"width": 3}},
             error_y={"array": [high - current.predicted_tok_s], "arrayminus": [current.predicted_tok_s - low]},
             hovertemplate="predicted %{y:,.0f} tok/s<extra></extra>",
         )  # fmt: skip
     styled(figure, x=CLIENTS, y="output tok/s")
-    steps = current.ladder if current else tuple(point.concurrency for point in best.points) if best else ()
-    figure.update_xaxes(type="log", tickvals=list(steps), ticktext=[f"{step:,}" for step in steps])
+    _clients_axis(figure)
+    return figure
+
+
+def _clients_axis(figure: go.Figure) -> None:
+    """Put a tick at every number of clients that is drawn, on a logarithmic axis."""
+    steps = sorted({x for trace in figure.data for x in trace.x or ()})
+    figure.update_xaxes(type="log", tickvals=steps, ticktext=[f"{step:,}" for step in steps])
     if steps:
         figure.update_xaxes(range=[math.log10(0.8 * steps[0]), math.log10(1.25 * steps[-1])])
     figure.update_yaxes(rangemode="tozero")
-    return figure
 
 
 def _rates(
@@ -193,9 +199,7 @@ def two_curves(a: TrialRecord, b: TrialRecord, quantity: str) -> go.Figure:
             hovertemplate="%{x:,} clients: %{y:,.4~g}<extra></extra>",
         )  # fmt: skip
     styled(figure, x=CLIENTS, y=quantity, height=340)
-    steps = sorted({point.concurrency for record in (a, b) for point in record.points})
-    figure.update_xaxes(type="log", tickvals=steps, ticktext=[f"{step:,}" for step in steps])
-    figure.update_yaxes(rangemode="tozero")
+    _clients_axis(figure)
     return figure
 
 

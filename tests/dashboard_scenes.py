@@ -93,7 +93,7 @@ def live_trial(record: TrialRecord, points: tuple[Measurement, ...]) -> LiveTria
     return LiveTrial(
         number=record.number, source=record.source, config=record.config, predicted_tok_s=predicted["output_tok_s"],
         band_tok_s=(predicted["output_tok_s_low"], predicted["output_tok_s_high"]),
-        ladder=tuple(point.concurrency for point in record.points), points=points, began_s=time.time(),
+        asked=max(point.concurrency for point in record.points), points=points, began_s=time.time(),
     )  # fmt: skip
 
 

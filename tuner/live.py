@@ -33,14 +33,14 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveTrial:
-    """The trial that is running; `points` are those measured so far, `ladder` all the concurrencies asked for."""
+    """The trial that is running; `points` are those measured so far, the prediction is for `asked` clients."""
 
     number: int
     source: str
     config: ServerConfig
     predicted_tok_s: float
     band_tok_s: tuple[float, float]
-    ladder: tuple[int, ...]
+    asked: int
     points: tuple[Measurement, ...] = ()
     began_s: float = 0.0
 

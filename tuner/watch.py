@@ -17,7 +17,6 @@ from hwprobe.files import encode_json, write_atomic
 from models.config import ServerConfig
 from models.estimate import Prediction
 from models.workload import Workload
-from tuner.climb import Climb
 from tuner.engines.live import LiveEngine
 from tuner.engines.seam import Engine, Measurement, Server, ServerInfo
 from tuner.live import LIVE_FILE, Live, LiveTrial, State
@@ -79,18 +78,12 @@ class Watch:
             config=config,
             predicted_tok_s=predicted.output_tok_s,
             band_tok_s=predicted.band["output_tok_s"],
-            ladder=self._ladder(config),
+            asked=self._loop.task.workload.concurrency,
             began_s=time.time(),
         )
         self._live = replace(self._live, trial=trial)
         self.phase("starting the server")
         self._reporter.launching(number, source, config, predicted)
-
-    def _ladder(self, config: ServerConfig) -> tuple[int, ...]:
-        """Return the clients of the rungs that are planned; a ladder may end early, or look for users elsewhere."""
-        task = self._loop.task
-        climb = Climb(goal=task.goal, workload=task.workload, lower_rungs=task.lower_rungs)
-        return tuple(rung.concurrency for rung in climb.rungs(config, task.context))
 
     def point(self, number: int, measured: Measurement) -> None:
         """Hear of a measured point."""

@@ -95,7 +95,7 @@ def show_figures(now: RunView) -> None:
 def show_ladder(now: RunView) -> None:
     """Draw the current trial's points as they come, before the best and the baseline."""
     trial = now.live.trial if now.live and now.running else None
-    title = f"Trial {trial.number}, {len(trial.points)} of {len(trial.ladder)} points" if trial else "Ladders"
+    title = f"Trial {trial.number}, {amount(len(trial.points), 'point')} so far" if trial else "Ladders"
     st.markdown(f"**{title}**")
     st.plotly_chart(
         run_charts.ladder(trial, now.best, now.baseline), key="ladder", alt="Output tokens per second over clients"
