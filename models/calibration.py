@@ -16,6 +16,10 @@ from models.layout import Array
 # What the same version differs by from one machine to another before anything is measured there: the same sweep
 # of one version on two dates differs by 4.6 % in decode times.
 MACHINE_SPREAD = np.array([0.08, 0.08, 0.08, 0.20, 0.40])
+# What slices of several depths tell apart beside FITTED, and what machines differ by in it: a step's fixed cost.
+FIXED = {"host_ms": 0.40}
+# Times the spread of machines, tried in turn while the evidence rises: slices may run on what is no GPU at all.
+WIDTHS = (1.0, 4.0, 16.0, 64.0)
 # One standard deviation of what a measurement of each figure scatters by (repeated sweeps: 1-2 %, 7 % at worst).
 SCATTER = {"tpot": 0.02, "output": 0.03, "ttft": 0.12}
 # A TTFT that is a queue's length says little about the speed of prefill.
@@ -26,6 +30,7 @@ HUBER = 2.0
 # Gauss-Newton: slopes are measured in the first rounds and kept after, when the place hardly moves any more.
 ROUNDS = 5
 ROUNDS_WITH_SLOPES = 2
+ROUNDS_WIDE = 15
 STEP = 0.02
 LONGEST_MOVE = 0.4
 SETTLED = 2e-3
@@ -54,12 +59,16 @@ class Determined:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """A calibrated profile and what the data did to it. `outliers` are ids whose residuals were discounted."""
+    """A calibrated profile and what the data did to it. `outliers` are ids whose residuals were discounted.
+
+    `width` is how many times the machine's spread the prior had to be widened for the data to be believable.
+    """
 
     profile: EngineProfile
     parameters: tuple[Determined, ...]
     outliers: tuple[str, ...]
     rms_decode: float
+    width: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,39 +90,97 @@ class Fit:
         size = np.abs(self.z)
         return np.where(size <= HUBER, 1.0, HUBER / np.maximum(size, 1e-12))
 
+    @property
+    def loss(self) -> float:
+        """Huber's loss: half the square within HUBER standard deviations, linear beyond."""
+        size = np.abs(self.z)
+        return float(np.sum(np.where(size <= HUBER, 0.5 * size**2, HUBER * size - 0.5 * HUBER**2)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    """Where a fit came to rest: the place, its residuals, the covariance of the free parameters, its evidence."""
+
+    place: Array
+    fit: Fit
+    covariance: Array
+    log_evidence: float
+
 
 def calibrate(cases: Sequence[Case], base: EngineProfile, spread: Array = MACHINE_SPREAD) -> Calibration:
     """Fit the FITTED parameters of `base` to the cases' measurements (maximum a posteriori, log-normal errors).
 
     The prior is `base` with its covariance and `spread` (relative standard deviations of a machine beside it).
-    One measured point moves tau_us alone. Raises InputError when no case has a figure to learn from.
+    One measured point moves tau_us alone. Points on slices of different depth tell a step's fixed cost from what
+    grows with layers: host_ms is fitted too, and the prior is widened as far as the data ask for (a CPU is no GPU).
+    Raises InputError when no case has a figure to learn from.
     """
     usable = [case for case in cases if any(name in case.measured for names in FIGURES.values() for name in names)]
     if not usable:
         raise InputError("no point has a measured ttft, tpot or output_tok_s: there is nothing to calibrate from")
-    free = np.array([name == "tau_us" or len(usable) > 1 for name in FITTED])
-    prior = np.array(base.covariance) + np.diag(spread**2)
-    start = base.parameters.fitted()
-    place, fit, slopes = _settle(usable, base.parameters, start, prior, free)
-    weight = fit.weights / fit.scatter**2
-    information = slopes.T @ (weight[:, None] * slopes) + np.linalg.inv(prior[np.ix_(free, free)])
+    sliced = len({case.context.arch.num_hidden_layers for case in usable}) > 1
+    names = (*FITTED, *(FIXED if sliced else {}))
+    free = np.array([name == "tau_us" or len(usable) > 1 for name in names])
+    start = base.parameters.fitted(names)
+    known = np.zeros((len(names), len(names)))
+    known[: len(FITTED), : len(FITTED)] = base.covariance
+    machine = np.array([*spread, *(FIXED[name] for name in names[len(FITTED) :])])
+    settled, prior, width = _widest(usable, base.parameters, names, start, known, machine, free, sliced)
     after = prior.copy()
-    after[np.ix_(free, free)] = np.linalg.inv(information)
+    after[np.ix_(free, free)] = settled.covariance
+    return _calibration(usable, base, names, start, settled, prior, after, width)
+
+
+def _widest(
+    cases: Sequence[Case],
+    like: EngineParameters,
+    names: tuple[str, ...],
+    start: Array,
+    known: Array,
+    machine: Array,
+    free: Array,
+    sliced: bool,
+) -> tuple[_Settled, Array, float]:
+    """Settle under the machine's spread, and under wider ones for as long as the evidence rises."""
+    best: tuple[_Settled, Array, float] | None = None
+    place = start
+    for width in WIDTHS if sliced else WIDTHS[:1]:
+        prior = known + np.diag((width * machine) ** 2)
+        settled = _settle(cases, like, names, start, place, prior, free, ROUNDS if width == 1.0 else ROUNDS_WIDE)
+        if best is not None and settled.log_evidence <= best[0].log_evidence:
+            break
+        best, place = (settled, prior, width), settled.place
+    assert best is not None
+    return best
+
+
+def _calibration(
+    usable: Sequence[Case],
+    base: EngineProfile,
+    names: tuple[str, ...],
+    start: Array,
+    settled: _Settled,
+    prior: Array,
+    after: Array,
+    width: float,
+) -> Calibration:
+    fit = settled.fit
     decode = [z for z, kind in zip(fit.residuals, fit.kinds, strict=True) if kind != "ttft"]
     rms = math.sqrt(float(np.mean(np.square(decode)))) if decode else base.relative_error.decode
+    size = len(FITTED)
     profile = replace(
         base,
         name=f"{base.name}-calibrated",
         status="calibrated",
-        parameters=base.parameters.moved(place),
-        covariance=as_matrix(after),
+        parameters=base.parameters.moved(settled.place, names),
+        covariance=as_matrix(after[:size, :size]),
         relative_error=RelativeError(decode=max(base.relative_error.decode, rms), prefill=base.relative_error.prefill),
         source=f"calibrated from {base.name} with {len(usable)} measured points",
         points=len(usable),
         fitted_to=tuple(case.id for case in usable),
         warnings=tuple(said for said in base.warnings if base.status == "indicative"),
     )
-    moved = profile.parameters.fitted()
+    moved = profile.parameters.fitted(names)
     return Calibration(
         profile=profile,
         parameters=tuple(
@@ -124,42 +191,59 @@ def calibrate(cases: Sequence[Case], base: EngineProfile, spread: Array = MACHIN
                 value_before=float(np.exp(start[i])),
                 value_after=float(np.exp(moved[i])),
             )
-            for i, name in enumerate(FITTED)
+            for i, name in enumerate(names)
         ),
         outliers=tuple(sorted({name for name, w in zip(fit.owners, fit.weights, strict=True) if w < 1.0})),
         rms_decode=rms,
+        width=width,
     )
 
 
 def _settle(
-    cases: Sequence[Case], like: EngineParameters, start: Array, prior: Array, free: Array
-) -> tuple[Array, Fit, Array]:
-    """Gauss-Newton with numerical slopes; returns the place, the residuals there and their slopes (free only)."""
-    precision = np.linalg.inv(prior[np.ix_(free, free)])
-    place = start.copy()
-    fit, slopes = linearised(cases, like, place, free)
-    for done in range(1, ROUNDS + 1):
+    cases: Sequence[Case],
+    like: EngineParameters,
+    names: tuple[str, ...],
+    start: Array,
+    place: Array,
+    prior: Array,
+    free: Array,
+    rounds: int,
+) -> _Settled:
+    """Gauss-Newton with numerical slopes from `place`, towards the data and the prior's middle `start`."""
+    inside = prior[np.ix_(free, free)]
+    precision = np.linalg.inv(inside)
+    place = place.copy()
+    fit, slopes = linearised(cases, like, place, free, names)
+    for done in range(1, rounds + 1):
         weight = fit.weights / fit.scatter**2
         gradient = slopes.T @ (weight * fit.residuals) + precision @ (place - start)[free]
         move = -np.linalg.solve(slopes.T @ (weight[:, None] * slopes) + precision, gradient)
         place[free] += np.clip(move, -LONGEST_MOVE, LONGEST_MOVE)
-        if done < ROUNDS_WITH_SLOPES:
-            fit, slopes = linearised(cases, like, place, free)
+        if done < ROUNDS_WITH_SLOPES or rounds > ROUNDS:
+            fit, slopes = linearised(cases, like, place, free, names)
         else:
-            fit = residuals(cases, like.moved(place))
+            fit = residuals(cases, like.moved(place, names))
         if float(np.max(np.abs(move))) < SETTLED:
             break
-    return place, fit, slopes
+    weight = fit.weights / fit.scatter**2
+    information = slopes.T @ (weight[:, None] * slopes) + precision
+    away = (place - start)[free]
+    log_evidence = -fit.loss - 0.5 * float(
+        away @ precision @ away + np.linalg.slogdet(inside)[1] + np.linalg.slogdet(information)[1]
+    )
+    return _Settled(place, fit, np.linalg.inv(information).astype(np.float64), log_evidence)
 
 
-def linearised(cases: Sequence[Case], like: EngineParameters, place: Array, free: Array) -> tuple[Fit, Array]:
+def linearised(
+    cases: Sequence[Case], like: EngineParameters, place: Array, free: Array, names: tuple[str, ...] = FITTED
+) -> tuple[Fit, Array]:
     """Return residuals at a place and their slopes along the free parameters."""
-    here = residuals(cases, like.moved(place))
+    here = residuals(cases, like.moved(place, names))
     columns = []
     for index in np.flatnonzero(free):
         aside = place.copy()
         aside[index] += STEP
-        columns.append((residuals(cases, like.moved(aside)).residuals - here.residuals) / STEP)
+        columns.append((residuals(cases, like.moved(aside, names)).residuals - here.residuals) / STEP)
     return here, np.array(columns).T.reshape(len(here.residuals), int(free.sum()))
 
 

@@ -11,7 +11,7 @@ from packaging.version import Version
 
 from hwprobe.errors import InputError
 from models.architecture import ModelArchitecture, deepseek_r1
-from models.case import Case, Run
+from models.case import STEADY_REQUESTS_PER_CLIENT, Case, Run
 from models.engine_profile import EngineProfile
 from models.estimate import Context
 from models.layout import table_of
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from tuner.engines.seam import Measurement
     from tuner.record import Manifest, TrialRecord
 
-# Requests per client of a tuner's measurement: one wave of warm-up and four measured.
-WAVES = 5
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
@@ -37,6 +34,7 @@ class Setting:
     version: str | None = None
     launch_args: str | None = None
     engine: EngineProfile | None = None
+    arch: ModelArchitecture | None = None
 
     def applied(self, point: Point) -> Point:
         """Return the point with what it lacks."""
@@ -69,7 +67,7 @@ def _of_line(line: str, number: int, setting: Setting) -> Line:
         point = setting.applied(parse_point(line, number))
         name = point.id
         machine = None if point.gpu else setting.machine
-        return Line(id=name, case=case_of(point, setting.engine, machine=machine), role=point.role)
+        return Line(id=name, case=case_of(point, setting.engine, setting.arch, machine), role=point.role)
     except InputError as error:
         return Line(id=name, error=str(error))
 
@@ -83,24 +81,22 @@ def _of_run(folder: Path, setting: Setting) -> Iterator[Line]:
 
     machine = setting.machine or machine_of(load_profile(folder / "hardware.json"))
     engine = setting.engine or profile_for(Version(manifest.sglang_version))
+    arch, version = setting.arch or deepseek_r1(), Version(manifest.sglang_version)
+    context = Context(arch=arch, machine=machine, engine=engine, version=version)
     for record in read_trials(folder / "trials.jsonl"):
         for point in record.points:
             name = f"trial-{record.number}-c{point.concurrency}"
-            yield Line(id=name, case=_trial_case(name, record, point, manifest, machine, engine))
+            yield Line(id=name, case=_trial_case(name, record, point, manifest, context))
 
 
-def _trial_case(
-    name: str, record: TrialRecord, point: Measurement, manifest: Manifest, machine: Machine, engine: EngineProfile
-) -> Case:
-    arch: ModelArchitecture = deepseek_r1()
-    context = Context(arch=arch, machine=machine, engine=engine, version=Version(manifest.sglang_version))
+def _trial_case(name: str, record: TrialRecord, point: Measurement, manifest: Manifest, context: Context) -> Case:
     ratio = manifest.range_ratio
     run = Run(
         kind="steady",  # the tuner measures after a warm-up: no first wave
         isl=Lengths(nominal=manifest.isl, range_ratio=ratio),
         osl=Lengths(nominal=manifest.osl, range_ratio=ratio),
         concurrency=point.concurrency,
-        requests=WAVES * point.concurrency,
+        requests=STEADY_REQUESTS_PER_CLIENT * point.concurrency,
     )
     measured = {
         "ttft_mean_ms": point.ttft_ms["mean"],
