@@ -37,6 +37,34 @@ FIGURES = {"tpot_mean_ms": "tpot", "ttft_mean_ms": "ttft", "output_tok_s": "outp
 PARTS = ("fixed", "moe_layer", "dense_layer")
 
 
+def not_from_slices(
+    slices: Sequence[ModelArchitecture], whole: ModelArchitecture, config: ServerConfig, target: ServerConfig
+) -> tuple[str, ...]:
+    """Say what no slice can show, and where it is taken from instead.
+
+    `config` is the layout that the slices ran with, `target` that of the whole model.
+    """
+    said = [
+        "weights and KV cache of the whole model: the ledger's, a slice holds neither",
+        "expert routing: dummy weights send every token to the same experts; the profile's popularity stands for text",
+        "MTP acceptance: as given, dummy weights accept drafts by chance",
+        "first_wave_s: the base profile's, points are measured after a warm-up",
+    ]
+    if len({arch.num_hidden_layers for arch in slices}) == 1:
+        said.append("what a step costs apart from its layers: slices of one depth do not tell, the base profile does")
+    dense = {arch.dense_layers for arch in slices}
+    if len(dense) == 1 and dense != {whole.dense_layers}:
+        said.append(f"dense layers: every slice has {dense.pop()}, the model {whole.dense_layers}; by the equations")
+    if config.tp_size != target.tp_size:
+        said.append(
+            f"collectives of {target.layout}, and how its GPUs share weights: the equations and the machine's figures; "
+            f"the slices ran on {config.layout}"
+        )
+    if target.attn_dp_size > config.attn_dp_size or target.ep_size > config.ep_size:
+        said.append("dispatch and rank synchronisation of attention DP and EP: constants shared by all versions")
+    return tuple(said)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """One part of a time: seconds (of the whole token for a rate) and one relative standard deviation."""
@@ -56,13 +84,14 @@ class WholeFigure:
     """One figure of the whole model under one load, as slices foretell it.
 
     `dummy` is what the whole model would show with made-up weights, `value` what it shows with its own, whose tokens
-    choose different experts; `deviation` is one relative standard deviation of either. Units are the metric's.
+    choose different experts; `all_else_ms` is the time apart from MoE layers, dense layers in it; `deviation` is one relative standard deviation of either. Units are the metric's.
     """
 
     run: Run
     metric: str
     measured: dict[int, float]
-    parts: tuple[Part, ...]
+    moe_layer: Part
+    all_else_ms: float
     dummy: float
     value: float
     deviation: float
@@ -74,20 +103,24 @@ class WholeFigure:
         return (self.value / factor, self.value * factor)
 
 
+def whole_kv_tokens(case: Case, whole: ModelArchitecture) -> float:
+    """Return the KV tokens that the whole model's ledger leaves in the layout of a slice's case."""
+    filled = replace(case.context, arch=whole).memory(case.table)
+    return float(filled.kv_tokens[0])
+
+
 def whole_case(case: Case, whole: ModelArchitecture, kv_tokens: float, independence: float = 1.0) -> Case:
     """Return the question of a slice's case, asked of the whole model with its own weights."""
     context = replace(case.context, arch=whole, independence=independence)
     return replace(case, context=context, kv_tokens=kv_tokens, kv_known=False, measured={}, warnings=())
 
 
-def foretell(
-    cases: Sequence[Case], whole: ModelArchitecture, kv_tokens: float, engine: EngineProfile
-) -> tuple[WholeFigure, ...]:
+def foretell(cases: Sequence[Case], whole: ModelArchitecture, engine: EngineProfile) -> tuple[WholeFigure, ...]:
     """Return every figure of the whole model that slices under the same load were measured for.
 
-    `cases` are slices of `whole` on one machine and one layout, repeats included; `engine` is the profile that was
-    calibrated with them: where slices cannot tell parts of a step apart, its equations do. `kv_tokens` is what the
-    whole model's ledger leaves, or a log of it said.
+    `cases` are slices of `whole` on one machine, repeats included; `engine` is the profile that was calibrated with
+    them: where slices cannot tell parts of a step apart, its equations do. The KV cache is what the whole model's
+    ledger leaves, and no more than the slices had; nothing is told of a layout in which the whole does not fit.
     """
     groups: dict[tuple[Run, ServerConfig], list[Case]] = {}
     for case in cases:
@@ -95,9 +128,10 @@ def foretell(
         groups.setdefault((case.run, case.config), []).append(replace(case, context=context))
     found = []
     for members in groups.values():
-        for metric in FIGURES:
+        kv_tokens = min(members[0].kv_tokens, whole_kv_tokens(members[0], whole))
+        for metric in FIGURES if kv_tokens >= 1.0 else ():
             by_slice = _measured(members, metric)
-            if by_slice:
+            if len(by_slice) > 1:
                 found.append(_foretell(members[0], metric, by_slice, whole, kv_tokens))
     return tuple(found)
 
@@ -135,10 +169,8 @@ def _foretell(
         run=like.run,
         metric=metric,
         measured={sum(each): 1e3 / value if invert else value for each, value in middle.items()},
-        parts=tuple(
-            Part(name=name, value_ms=float(value), deviation=math.sqrt(float(covariance[i, i])))
-            for i, (name, value) in enumerate(zip(PARTS, parts, strict=True))
-        ),
+        moe_layer=Part(name=PARTS[1], value_ms=float(parts[1]), deviation=math.sqrt(float(covariance[1, 1]))),
+        all_else_ms=time_ms - float(shares[1]),
         dummy=1e3 / time_ms if invert else time_ms,
         value=1e3 / (time_ms * routing) if invert else time_ms * routing,
         deviation=deviation,

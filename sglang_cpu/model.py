@@ -8,6 +8,8 @@ from typing import Any
 
 VOCABULARY = 512
 LAYERS = 3
+# Deep enough for slices of it to foretell the whole.
+DEEP_LAYERS = 8
 
 CONFIG: dict[str, Any] = {
     "architectures": ["DeepseekV3ForCausalLM"],
@@ -66,7 +68,7 @@ CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}
 SPECIAL = ("<s>", "</s>", "<unk>")
 
 
-def write_model(folder: Path) -> Path:
+def write_model(folder: Path, layers: int = LAYERS) -> Path:
     """Write config.json and a tokenizer of single bytes into `folder`; return it. Weights come from
     `--load-format dummy`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +81,7 @@ def write_model(folder: Path) -> Path:
         "chat_template": CHAT,
     }
     for name, content in {
-        "config.json": CONFIG,
+        "config.json": CONFIG | {"num_hidden_layers": layers},
         "tokenizer.json": tokenizer(),
         "tokenizer_config.json": tokens,
     }.items():

@@ -21,6 +21,10 @@ Points = Annotated[
         show_default=False,
     ),
 ]
+MaybePoints = Annotated[
+    Path | None,
+    typer.Option("--points", help="Records: JSON lines of points, SGLang's own benchmark JSONL, or a run folder."),
+]
 PointsHardware = Annotated[
     str | None,
     typer.Option("--hardware", help="Machine of records that name none: catalogue name or hardware.json."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from tuner.cli import options
 from tuner.cli import points as records
-from tuner.cli.common import start_fast
+from tuner.cli.common import read_model, start_fast
 
 if TYPE_CHECKING:
     from models.case import Case, Expected
@@ -25,6 +26,7 @@ def predict(
     hardware: records.PointsHardware = None,
     sglang_version: records.PointsVersion = None,
     launch_args: records.LaunchArgs = None,
+    model: options.Model = None,
 ) -> None:
     """Predict TTFT, TPOT, output tok/s and KV tokens of every record, with a 90 % band and what was assumed."""
     start_fast()
@@ -33,6 +35,7 @@ def predict(
     from tuner.foresight import foresee
 
     setting = records.setting_of(hardware, sglang_version, launch_args, records.profile_option(profile))
+    setting = replace(setting, arch=read_model(model))
     lines = list(read_cases(points, setting))
     cases = [line.case for line in lines if line.case is not None]
     answers = iter([_answer(case, *found) for case, found in zip(cases, foresee(cases), strict=True)])

@@ -14,7 +14,7 @@ from models.layout import table_of
 from models.memory import Memory
 from models.workload import Statistic, Workload
 from tuner.engines.seam import FailureKind, LaunchFailed, Measurement, ServerInfo
-from tuner.engines.world_memory import OOM_BOOT_SHARE, boot_failure, fails_under_load
+from tuner.engines.world_memory import OOM_BOOT_SHARE, boot_failure, bounded, fails_under_load
 from tuner.world import World
 
 # Windows of one measurement: their spread gives the interval (Student's t for 3 windows, 95 %).
@@ -28,23 +28,27 @@ OOM_TEXTS = {
 
 @dataclass(frozen=True, slots=True)
 class SimulatedEngine:
-    """Deterministic by seed: the same configuration and point give the same figures whenever asked."""
+    """Deterministic by seed: the same configuration and point give the same figures whenever asked.
+
+    `most_kv_tokens` bounds the KV cache of a rank, as --max-total-tokens does.
+    """
 
     world: World
     belief: Context
     seed: int
     name: str = "simulated"
+    most_kv_tokens: float = math.inf
 
     def launch(self, config: ServerConfig, number: int) -> SimulatedServer:
         """Start the configuration in the world. Raises LaunchFailed when the world's memory does not hold it."""
         context = self.world.truth(self.belief, config)
-        filled = context.memory(table_of([config]))
+        filled = bounded(context.memory(table_of([config])), self.most_kv_tokens)
         failure = boot_failure(self.world, filled)
         if failure is not None:
-            raise LaunchFailed(failure, OOM_TEXTS[failure], self.world.boot_s * OOM_BOOT_SHARE[failure])
+            raise LaunchFailed(failure, OOM_TEXTS[failure], self.world.start_s(context) * OOM_BOOT_SHARE[failure])
         seed = _seed(self.seed, number, config)
         jitter = 1.0 + 0.1 * float(np.random.default_rng(seed).standard_normal())
-        boot_s = self.world.boot_s * max(0.5, jitter)
+        boot_s = self.world.start_s(context) * max(0.5, jitter)
         return SimulatedServer(self.world, context, config, seed, int(filled.kv_tokens[0]), boot_s, filled)
 
     def close(self) -> None:
