@@ -29,7 +29,6 @@ from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.files import encode_json, write_atomic
 from models.architecture import ModelArchitecture, load_architecture
 from models.calibration import Calibration, calibrate
-from models.case import Case
 from models.estimate import Context
 from models.machine import machine_of
 from models.points import point_of

@@ -28,7 +28,6 @@ DUMMY_INDEPENDENCE = 0.0
 PART_SPREAD = 1.0
 # A part whose posterior is wider than this was not determined by the slices.
 DETERMINED = 0.35
-# Of dense layers that no slice varies only the equations speak.
 ROUNDS = 30
 LONGEST_MOVE = 0.5
 # The equations may give a part as nothing; it has to be something to be scaled.
@@ -67,7 +66,7 @@ def not_from_slices(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One part of a time: seconds (of the whole token for a rate) and one relative standard deviation."""
+    """One part of a time in ms (of a token for a rate), and one relative standard deviation of it."""
 
     name: str
     value_ms: float
@@ -84,7 +83,8 @@ class WholeFigure:
     """One figure of the whole model under one load, as slices foretell it.
 
     `dummy` is what the whole model would show with made-up weights, `value` what it shows with its own, whose tokens
-    choose different experts; `all_else_ms` is the time apart from MoE layers, dense layers in it; `deviation` is one relative standard deviation of either. Units are the metric's.
+    choose different experts; `deviation` is one relative standard deviation of either. `all_else_ms` is the time
+    apart from MoE layers, dense ones in it (of a token for a rate). Units are the metric's.
     """
 
     run: Run

@@ -129,7 +129,7 @@ def layout_of(context: Context, words: Sequence[str]) -> Layout:
         nodes = context.machine.nodes
         words = ("--tp-size", str(context.machine.gpu_count), *words)
         typed = replace(typed, tp_size=context.machine.gpu_count, nnodes=nodes)
-    if typed.speculative is not None:
+    if read.values.get("speculative_algorithm"):
         raise InputError("slices run without MTP (dummy weights accept drafts by chance): leave --speculative-* out")
     if typed.gpu_count > context.machine.gpu_count:
         raise InputError(f"the flags ask for {typed.gpu_count} GPUs; {context.machine.name} has fewer")
