@@ -19,6 +19,7 @@ from planner.search import SAFE_FREE_GIB
 from tuner.choices import Objective
 from tuner.confirm import to_confirm
 from tuner.engines.seam import Engine, LaunchFailed, Measurement, Server, Verdict
+from tuner.fidelity import SLICED, WHY_NONE, Screen
 from tuner.memory_offset import evidence, known_missing_gib
 from tuner.record import Outcome, TrialRecord, best_of
 from tuner.server.failure import Policy, policy_of
@@ -92,6 +93,7 @@ class Loop:
     reporter: Reporter
     records: list[TrialRecord] = field(default_factory=list)
     stop_reason: str = ""
+    screen: Screen | None = None
 
     @property
     def launches(self) -> int:
@@ -100,7 +102,8 @@ class Loop:
 
     @property
     def spent_s(self) -> float:
-        return sum(record.spent_s for record in self.records)
+        slices_s = self.screen.spent_s if self.screen else 0.0
+        return slices_s + sum(record.spent_s for record in self.records)
 
     @property
     def best(self) -> TrialRecord | None:
@@ -165,11 +168,11 @@ class Loop:
             if ruled_out >= MOST_RULED_OUT:
                 self.stop_reason = "no proposal is left that could beat the best measured and is worth a launch"
                 return
-            params = self.index.propose()
+            params = self.screen.propose(self.records) if self.screen else self.index.propose()
             if params is None:
-                self.stop_reason = self.index.why_none
+                self.stop_reason = WHY_NONE if self.screen else self.index.why_none
                 return
-            yield SAMPLER, params
+            yield SLICED if self.screen else SAMPLER, params
         self.stop_reason = f"{self.task.trials} launches done"
 
     def _try(self, source: str, params: dict[str, Any]) -> TrialRecord:
@@ -181,7 +184,7 @@ class Loop:
             return replace(blank, outcome=Outcome.RULED_OUT, reason=reason)
         predicted = predict(self.task.context, config, self.task.workload)
         draft = self._predicted(blank, predicted)
-        unjudged = source == SAMPLER and (self.index.guided or self.index.exhaustive)
+        unjudged = source == SLICED or (source == SAMPLER and (self.index.guided or self.index.exhaustive))
         reason = None if unjudged else self._cannot_win(config, predicted)
         if reason is not None:
             return replace(draft, outcome=Outcome.RULED_OUT, reason=reason)

@@ -52,6 +52,7 @@ class Manifest:
     mtp: bool
     server_flags: tuple[str, ...] = ()
     space_hash: str = ""
+    fidelity: str = "whole"
     schema_version: int = 1
 
     def differences(self, other: Manifest) -> list[str]:

@@ -17,9 +17,11 @@ from planner.plan import Plan, PlanQuestion, make_plan
 from planner.seeds import recipe, sglang_default, spread_seeds
 from planner.space import default_space
 from tuner.candidates import candidates_of
-from tuner.choices import EngineName, Objective, SamplerName
+from tuner.choices import EngineName, Fidelity, Objective, SamplerName
 from tuner.confirm import BASELINE
 from tuner.engines.choose import engine_of
+from tuner.engines.seam import Engine
+from tuner.fidelity import Screen, SliceFile, slice_for, sliced_engine
 from tuner.loop import Loop, Reporter, Task
 from tuner.record import Manifest
 from tuner.space_file import SpaceFile
@@ -56,6 +58,7 @@ class TuneQuestion:
     smoke: str | None = None
     confirm: int = 0
     space: SpaceFile | None = None
+    fidelity: Fidelity = Fidelity.WHOLE
 
     def checked(self) -> TuneQuestion:
         """Raise InputError for a question that has no meaning; return the question otherwise."""
@@ -69,6 +72,8 @@ class TuneQuestion:
             raise InputError(f"--run is '{self.run}'; it must be a plain folder name (its place is --runs)")
         self.plan.checked()
         self._check_engine()
+        if self.fidelity is Fidelity.SLICE:
+            slice_for(self.plan.arch)
         return self
 
     def _check_engine(self) -> None:
@@ -126,6 +131,7 @@ class TuneQuestion:
             mtp=plan.mtp,
             server_flags=self.server_flags,
             space_hash=content_hash(self.space.choices) if self.space else "",
+            fidelity=str(self.fidelity),
         )
 
     def folder(self) -> Path:
@@ -169,7 +175,10 @@ def prepare(question: TuneQuestion) -> Prepared:
         study_space = question.space.narrow(study_space)
         candidates_of(study_space)  # raises where nothing is left
     count = SPREAD_SEEDS_GUIDED if question.sampler is SamplerName.MODEL else SPREAD_SEEDS
-    return Prepared(question=question, plan=plan, space=study_space, seeds=tuple(_seeds(plan, study_space, count)))
+    seeds = _seeds(plan, study_space, count)
+    if question.fidelity is Fidelity.SLICE:  # only the baseline needs no slice to deserve a launch
+        seeds = seeds[:1]
+    return Prepared(question=question, plan=plan, space=study_space, seeds=tuple(seeds))
 
 
 def _seeds(plan: Plan, space: TuningSpace, count: int) -> list[tuple[str, dict[str, Any]]]:
@@ -221,4 +230,16 @@ def open_loop(prepared: Prepared, reporter: Reporter) -> tuple[Loop, bool]:
         budget_s=question.budget_s,
         confirm=question.confirm,
     )
-    return Loop(task=task, engine=engine, folder=folder, index=index, reporter=reporter, records=records), torn
+    screen = _screen(prepared, engine, folder) if question.fidelity is Fidelity.SLICE else None
+    return Loop(
+        task=task, engine=engine, folder=folder, index=index, reporter=reporter, records=records, screen=screen
+    ), torn
+
+
+def _screen(prepared: Prepared, engine: Engine, folder: RunFolder) -> Screen:
+    """Return what tries slices first, with those of earlier sessions."""
+    arch = slice_for(prepared.plan.context.arch)
+    return Screen(
+        space=prepared.space, arch=arch, objective=prepared.question.objective, slos=prepared.question.plan.slos,
+        engine=sliced_engine(engine, arch, folder.path / "slices"), file=SliceFile(folder.path / "slices.jsonl"),
+    )  # fmt: skip

@@ -117,8 +117,8 @@ def _launch(question: SliceQuestion, arch: ModelArchitecture, number: int) -> tu
     here = question.here
     context = replace(here.context, arch=arch)
     if question.engine is EngineName.SIMULATED:
-        engine = SimulatedEngine(question.world, context, question.seed, most_kv_tokens=question.most_kv_tokens)
-        return engine.launch(here.config, number), engine.close
+        engine = SimulatedEngine(question.world, context, question.seed)
+        return engine.launch(here.config.with_flags(max_total_tokens=question.most_kv_tokens), number), engine.close
     live = live_engine(
         _runner(question), context, model_path=question.model_path, trials=question.where / "trials",
         point_s=question.point_s, seed=question.seed,

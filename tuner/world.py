@@ -6,7 +6,7 @@ import tomllib
 from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -28,13 +28,13 @@ NotNegative = Annotated[float, Meta(ge=0)]
 class Effect:
     """Step times are multiplied by `time_factor` when every knob in `when` has the value given.
 
-    Knobs are fields of ServerConfig, and `mtp_steps`; two knobs in one effect are an interaction. What is
-    `whole_only` does not show on a slice of the model.
+    Knobs are fields of ServerConfig, and `mtp_steps`; two knobs in one effect are an interaction. `on` says whether
+    it shows on the whole model, on a slice of it, or on both.
     """
 
     when: dict[str, int | float | str | bool]
     time_factor: Positive
-    whole_only: bool = False
+    on: Literal["both", "whole", "slice"] = "both"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ class World:
         """
         slower, sliced = 1.0, belief.arch.sliced_from > 0
         for effect in self.effects:
-            if not (sliced and effect.whole_only) and all(
+            if effect.on in ("both", "slice" if sliced else "whole") and all(
                 _knob(config, name) == value for name, value in effect.when.items()
             ):
                 slower *= effect.time_factor

@@ -131,7 +131,7 @@ def test_rungs_are_read_as_written() -> None:
 
 @pytest.mark.slow
 def test_the_emulated_server_boots_slices_too(sgtune: Sgtune, tmp_path: Path) -> None:
-    hidden = Effect(when={"tp_size": 8}, time_factor=3.0, whole_only=True)
+    hidden = Effect(when={"tp_size": 8}, time_factor=3.0, on="whole")
     truth = world(tmp_path, slice_boot_s=0.2, boot_s=300.0, noise=0.0, effects=(hidden,))
     ran = sliced(sgtune, tmp_path, "--engine", "emulated", "--world", str(truth), "--together", "--point-time", "1s",
                  "--decode", "64/64@1,4", "--prefill", "", "--repeats", "1", "--json")  # fmt: skip

@@ -28,21 +28,17 @@ OOM_TEXTS = {
 
 @dataclass(frozen=True, slots=True)
 class SimulatedEngine:
-    """Deterministic by seed: the same configuration and point give the same figures whenever asked.
-
-    `most_kv_tokens` bounds the KV cache of a rank, as --max-total-tokens does.
-    """
+    """Deterministic by seed: the same configuration and point give the same figures whenever asked."""
 
     world: World
     belief: Context
     seed: int
     name: str = "simulated"
-    most_kv_tokens: float = math.inf
 
     def launch(self, config: ServerConfig, number: int) -> SimulatedServer:
         """Start the configuration in the world. Raises LaunchFailed when the world's memory does not hold it."""
         context = self.world.truth(self.belief, config)
-        filled = bounded(context.memory(table_of([config])), self.most_kv_tokens)
+        filled = bounded(context.memory(table_of([config])), config.flag("max_total_tokens", math.inf))
         failure = boot_failure(self.world, filled)
         if failure is not None:
             raise LaunchFailed(failure, OOM_TEXTS[failure], self.world.start_s(context) * OOM_BOOT_SHARE[failure])
