@@ -60,7 +60,7 @@ def world_of(number: int, kind: str) -> World:
 
 def score(number: int, kinds: list[str], trials: int, concurrency: int) -> list[Score]:
     """Run every arm in every kind of one world."""
-    scores = []
+    scores, best = [], 0.0
     with tempfile.TemporaryDirectory() as folder:
         for kind in kinds:
             truth = world_of(number, kind)
@@ -68,7 +68,7 @@ def score(number: int, kinds: list[str], trials: int, concurrency: int) -> list[
                 question(number, 0, SamplerName.MODEL, Path(folder), concurrency), world=truth, trials=trials
             )
             prepared = prepare(replace(base, run="x"))
-            best = optimum(truth, prepared)
+            best = best or optimum(truth, prepared)  # slices do not change what is true of the whole
             for arm in ARMS if kind == "honest" else ARMS[2:]:
                 fidelity = Fidelity.SLICE if arm == ARMS[2] else Fidelity.WHOLE
                 asked = prepare(replace(base, fidelity=fidelity, run=f"{number}-{kind}-{ARMS.index(arm)}"))

@@ -43,8 +43,8 @@ SLICE_LAYERS = 8
 MOST_SLICES = 8
 # A share carried over below which slices say nothing of the whole: no more are tried.
 LEAST_CARRY = 0.3
-# As in the sampler: rows looked at, leaders replayed, the chance of holding, and an improvement nobody could measure.
-MOST_ROWS = 1500
+# Rows looked at; as in the sampler, leaders replayed, the chance of holding, and an improvement nobody could measure.
+MOST_ROWS = 600
 REPLAYED = 6
 LEAST_CHANCE = 0.85
 LEAST_IMPROVEMENT = 0.001

@@ -81,11 +81,11 @@ def calibrate(
         asked = slices.Asked(
             slices=slice_layers, dense=slice_dense, hardware=hardware, model=model, model_path=model_path,
             version=sglang_version or options.NEWEST_VERSION, base=start, engine=engine, python=python, image=image,
-            decode=decode, prefill=prefill, repeats=repeats, rounds=rounds, together=together, target=target,
-            target_args=target_args, point_s=parse_duration_s(point_time, "--point-time"), world=world, seed=seed,
-            words=tuple(server_flags or ()),
+            decode=decode, prefill=prefill, repeats=repeats, rounds=rounds, together=together, world=world, seed=seed,
+            point_s=parse_duration_s(point_time, "--point-time"), words=tuple(server_flags or ()),
         )  # fmt: skip
-        there = slices.measure(asked, points, logs)
+        there = slices.target_layout(target, target_args, hardware, asked.version, model, start)
+        slices.measure(asked, there, points, logs)
     elif points is None:
         raise InputError("nothing to calibrate from: give --points FILE, or --slice 4,8 to measure slices here")
     whole = read_model(model)
@@ -93,6 +93,9 @@ def calibrate(
     cases, left_out = _usable(points, setting)
     for reason in left_out:
         typer.echo(f"left out: {reason}", err=True)
+    if there is None:
+        version = str(cases[0].context.version)
+        there = slices.target_layout(target, target_args, hardware, version, model, start)
     with console(stderr=True).status(f"calibrating from {len(cases)} points"):
         found = calibration.calibrate(cases, cases[0].context.engine)
         report = slice_report(cases, whole, found.profile, there)

@@ -75,33 +75,44 @@ class Asked:
     repeats: int
     rounds: int
     together: bool
-    target: str | None
-    target_args: str
     point_s: float
     world: Path | None
     seed: int
     words: tuple[str, ...]
 
 
-def measure(asked: Asked, points: Path, logs: Path | None) -> Layout | None:
-    """Measure the slices into `points`, a line each as it comes; return the target, where it is another layout."""
+def measure(asked: Asked, there: Layout | None, points: Path, logs: Path | None) -> None:
+    """Measure the slices into `points`, a line each as it comes; `there` is what the whole model is meant for."""
     from hwprobe.files import encode_json, write_atomic
     from tuner.slice_run import run_slices
 
     machine = read_hardware(asked.hardware)
     with tempfile.TemporaryDirectory(prefix="sgtune-slices-") as temporary:
         where = (logs or Path(temporary)).absolute()
-        question, target = _question(asked, machine, where)
+        question = _question(asked, machine, there, where)
         write_atomic(where / "hardware.json", encode_json(machine) + "\n")
         write_atomic(points, "")
         screen = console(stderr=True)
         for record in run_slices(question, lambda text: screen.print(text, markup=False)):
             with points.open("a", encoding="utf-8") as stream:
                 stream.write(encode_json(record, indent=0) + "\n")
-    return target
 
 
-def _question(asked: Asked, machine: HardwareProfile, where: Path) -> tuple[SliceQuestion, Layout | None]:
+def target_layout(
+    target: str | None, words: str, hardware: str | None, version: str, model: Path | None, base: EngineProfile | None
+) -> Layout | None:
+    """Return the machine and layout the whole model is meant for; None where neither option names it."""
+    from hwprobe.errors import InputError
+    from tuner.slices import layout_of
+
+    if target is None and not words:
+        return None
+    if target is None and hardware is None:
+        raise InputError("--target-args needs a machine: --target, or --hardware")
+    return layout_of(_context(version, read_hardware(target or str(hardware)), read_model(model), base), words.split())
+
+
+def _question(asked: Asked, machine: HardwareProfile, there: Layout | None, where: Path) -> SliceQuestion:
     """Read the options. Raises InputError naming the flag, before anything is started."""
     import math
 
@@ -110,12 +121,8 @@ def _question(asked: Asked, machine: HardwareProfile, where: Path) -> tuple[Slic
     from tuner.world import load_world
 
     whole = read_model(asked.model)
-    here = layout_of(_context(asked, machine, whole), asked.words)
-    target = None
-    if asked.target or asked.target_args:
-        there = _context(asked, read_hardware(asked.target) if asked.target else machine, whole)
-        target = layout_of(there, asked.target_args.split() or asked.words)
-    owner = target or here
+    here = layout_of(_context(asked.version, machine, whole, asked.base), asked.words)
+    owner = there or here
     rungs = (*rungs_of(asked.decode, "--decode"), *rungs_of(asked.prefill, "--prefill"))
     question = SliceQuestion(
         here=here, slices=slices_of(whole, asked.slices, asked.dense), rungs=rungs, engine=asked.engine,
@@ -123,17 +130,17 @@ def _question(asked: Asked, machine: HardwareProfile, where: Path) -> tuple[Slic
         image=asked.image, repeats=asked.repeats, rounds=asked.rounds, together=asked.together,
         most_kv_tokens=owner.kv_tokens_per_rank or math.inf, point_s=asked.point_s, seed=asked.seed,
     )  # fmt: skip
-    return question.checked(), target
+    return question.checked()
 
 
-def _context(asked: Asked, machine: HardwareProfile, whole: ModelArchitecture) -> Context:
+def _context(text: str, machine: HardwareProfile, whole: ModelArchitecture, base: EngineProfile | None) -> Context:
     from models.estimate import Context
     from models.machine import machine_of
     from models.version import parse_version
     from models.versions_between import profile_for
 
-    version = parse_version(asked.version)
-    return Context(arch=whole, machine=machine_of(machine), engine=asked.base or profile_for(version), version=version)
+    version = parse_version(text)
+    return Context(arch=whole, machine=machine_of(machine), engine=base or profile_for(version), version=version)
 
 
 def show(report: SliceReport, screen: Console) -> None:
