@@ -39,8 +39,8 @@ from tuner.two_fidelities import Rows, Told, regress
 from tuner.world import dummy_weights
 
 SLICE_LAYERS = 8
-# Slices that may be tried for one promotion.
-MOST_SLICES = 8
+# Slices that may be tried before the first promotion, and before each one after it.
+MOST_SLICES_FIRST, MOST_SLICES = 8, 3
 # A share carried over below which slices say nothing of the whole: no more are tried.
 LEAST_CARRY = 0.3
 # Rows looked at; as in the sampler, leaders replayed, the chance of holding, and an improvement nobody could measure.
@@ -148,12 +148,16 @@ class Screen:
             tried = {record.config for record in self.file.records}
             rows = candidates_of(self.space)
             leader = ranked[0][0]
-            spent = sum(record.after == len(records) for record in self.file.records)
-            if rows.configs[leader] in tried or spent >= MOST_SLICES or self.carry < LEAST_CARRY:
+            if rows.configs[leader] in tried or self.carry < LEAST_CARRY:
+                return dict(rows.params[leader])
+            if sum(record.after == len(records) for record in self.file.records) >= self._most_slices(records):
                 known = [index for index, _ in ranked if rows.configs[index] in tried]
-                best = known[0] if known and spent >= MOST_SLICES else leader
-                return dict(rows.params[best])
+                return dict(rows.params[(known or [leader])[0]])
             self._try(rows.params[leader], rows.configs[leader], len(records))
+
+    def _most_slices(self, records: Sequence[TrialRecord]) -> int:
+        promoted = any(record.source == SLICED for record in records)
+        return MOST_SLICES if promoted else MOST_SLICES_FIRST
 
     def _ranked(self, records: Sequence[TrialRecord]) -> list[tuple[int, float]]:
         """Return rows that were not launched, most expected feasible improvement first."""
