@@ -40,11 +40,16 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """Requests of `isl` input and `osl` output tokens from `concurrency` clients in a closed loop."""
+    """Requests of `isl` input and `osl` output tokens from `concurrency` clients in a closed loop.
+
+    With `request_rate` (1/s) an open loop: requests come at that rate on average, whatever is in flight; `concurrency`
+    is then what is expected to be in flight.
+    """
 
     isl: Lengths
     osl: Lengths
     concurrency: int = 1
+    request_rate: float | None = None
 
     @classmethod
     def checked(cls, isl: int, osl: int, concurrency: int, range_ratio: float = 1.0) -> Workload:

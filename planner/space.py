@@ -11,6 +11,7 @@ from models.architecture import ModelArchitecture
 from models.config import ServerConfig, Speculative
 from models.machine import Machine
 from models.version import at_least
+from planner.alternatives import typed_attention, typed_page
 from planner.resolver import effective_chunk, resolve, typed_chunk
 
 MTP_STEPS = (0, 1, 2, 3)
@@ -114,10 +115,10 @@ def as_launched(config: ServerConfig, version: Version) -> ServerConfig:
         chunked_prefill_size=typed_chunk(chunk, config.attn_dp_size, version) if chunk else chunk,
         schedule_policy=None,
         kv_cache_dtype=None if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
-        attention_backend=None,
-        page_size=None,
-        stream_interval=None,
-        scheduler_recv_interval=None,
+        attention_backend=typed_attention(config),
+        page_size=typed_page(config),
+        stream_interval=None if config.stream_interval == 1 else config.stream_interval,
+        scheduler_recv_interval=None if config.scheduler_recv_interval == 1 else config.scheduler_recv_interval,
         context_length=None,
     )
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from hwprobe.errors import InputError
 from models.config import ServerConfig
@@ -16,9 +17,11 @@ from models.estimate import Context, predict_many
 from models.layout import Array, table_of
 from models.memory import Memory
 from models.serving import Serving
+from planner.alternatives import DEFAULT
 from planner.rules import Question, first_error
 from planner.search import SAFE_FREE_GIB
-from tuner.tuning_space import DEFAULT, TuningSpace
+from tuner.figures import Figure
+from tuner.tuning_space import CORE, TuningSpace
 
 # What a machine may differ by from the belief: one standard deviation of the natural logarithm of each figure.
 # The first four are models.calibration's spread of a machine, widened; costs of EP and attention DP are known
@@ -29,6 +32,8 @@ PHYSICS = {
 }  # fmt: skip
 STEP = 0.05
 FRACTION = "mem_fraction_static"
+# Log units within which two rows count as equal.
+SAME = 0.002
 LARGEST_ACCEPTANCE = 0.97
 
 
@@ -46,8 +51,26 @@ class Candidates:
 
         `departure` counts standard deviations in the order of PHYSICS.
         """
-        context = departed(self.space.context, departure)
+        context = self.departed(departure)
         return predict_many(context, table_of(list(self.configs)), self.space.workload, self.memory)
+
+    def departed(self, departure: Array) -> Context:
+        """Return what would be true of the machine then."""
+        return departed(self.space.context, departure)
+
+    def take(self, index: npt.NDArray[np.intp]) -> Candidates:
+        """Return some of the rows."""
+        return rows_of(self.space, [(self.params[i], self.configs[i]) for i in index.tolist()])
+
+
+def rows_of(space: TuningSpace, chosen: Sequence[tuple[dict[str, Any], ServerConfig]]) -> Candidates:
+    """Return the rows of these parameters and configurations."""
+    return Candidates(
+        params=tuple(params for params, _ in chosen),
+        configs=tuple(config for _, config in chosen),
+        memory=space.context.memory(table_of([config for _, config in chosen])),
+        space=space,
+    )
 
 
 @lru_cache(maxsize=4)
@@ -68,34 +91,56 @@ def candidates_of(space: TuningSpace) -> Candidates:
     configs = list(seen)
     if not configs:
         raise InputError("the rules forbid every configuration of the space; widen --space")
-    filled = space.context.memory(table_of(configs))
-    fits = (filled.free >= SAFE_FREE_GIB) & (filled.kv_tokens_per_rank >= space.workload.longest_request)
-    kept = [config for config, fit in zip(configs, fits, strict=True) if fit]
-    if not kept:
+    kept = fitting(rows_of(space, [(seen[config], config) for config in configs]))
+    if not kept.configs:
         raise InputError("no configuration of the space fits this machine and holds one request; widen --space")
-    return Candidates(
-        params=tuple(seen[config] for config in kept),
-        configs=tuple(kept),
-        memory=space.context.memory(table_of(kept)),
-        space=space,
-    )
+    return kept
+
+
+def fitting(rows: Candidates) -> Candidates:
+    """Return the rows that the ledger allows: room for one request, and some memory left."""
+    memory, longest = rows.memory, rows.space.workload.longest_request
+    fits = (memory.free >= SAFE_FREE_GIB) & (memory.kv_tokens_per_rank >= longest)
+    return rows if bool(fits.all()) else rows.take(np.flatnonzero(fits))
+
+
+def undominated(rows: Candidates, belief: Array, excess: Array) -> npt.NDArray[np.intp]:
+    """Return the rows that are not beaten by one that differs in the memory fraction alone.
+
+    Beaten: more memory stays free there, and it is neither expected to do worse nor to miss more.
+    """
+    groups: dict[ServerConfig, list[int]] = {}
+    for index, config in enumerate(rows.configs):
+        groups.setdefault(replace(config, mem_fraction_static=None), []).append(index)
+    kept: list[int] = []
+    for members in groups.values():
+        members.sort(key=lambda i: -float(rows.memory.free[i]))
+        chosen: list[int] = []
+        for i in members:
+            if not any(belief[j] >= belief[i] - SAME and excess[j] <= excess[i] + SAME for j in chosen):
+                chosen.append(i)
+        kept += chosen
+    return np.array(sorted(kept), dtype=np.intp)
 
 
 def _allowed(space: TuningSpace) -> Iterator[dict[str, Any]]:
     """Yield parameters that no rule forbids; rules tell layouts, MTP depths and chunks apart and nothing else."""
-    context = space.context
-    names = list(space.choices)
     ruled = ("layout", "mtp_steps", "chunked_prefill_size")
     verdicts: dict[tuple[Any, ...], bool] = {}
-    for values in itertools.product(*space.choices.values()):
-        params = dict(zip(names, values, strict=True))
+    for values in itertools.product(*(space.choices[name] for name in CORE)):
+        params = dict(zip(CORE, values, strict=True)) | space.resting
         key = tuple(params[name] for name in ruled)
         if key not in verdicts:
-            config = space.config(params)
-            question = Question(config=config, arch=context.arch, machine=context.machine, version=context.version)
-            verdicts[key] = first_error(question) is None
+            verdicts[key] = allowed(space, space.config(params))
         if verdicts[key]:
             yield params
+
+
+def allowed(space: TuningSpace, config: ServerConfig) -> bool:
+    """Say whether no rule forbids a configuration."""
+    context = space.context
+    question = Question(config=config, arch=context.arch, machine=context.machine, version=context.version)
+    return first_error(question) is None
 
 
 def departed(belief: Context, departure: Array) -> Context:
@@ -112,27 +157,15 @@ def departed(belief: Context, departure: Array) -> Context:
     )
 
 
-def slopes(rows: Candidates, departure: Array, metric: str) -> tuple[Array, Array]:
-    """Return log(metric) of every row, and its change per standard deviation of each figure (rows x PHYSICS)."""
-    here = log_figure(rows.steady(departure), metric)
+def slopes(rows: Candidates, departure: Array, figure: Figure) -> tuple[Array, Array]:
+    """Return a figure of every row, and its change per standard deviation of each of PHYSICS (rows x PHYSICS)."""
+    here = figure(rows, departure)
     columns = []
     for index in range(len(PHYSICS)):
         aside = departure.copy()
         aside[index] += STEP
-        columns.append((log_figure(rows.steady(aside), metric) - here) / STEP)
+        columns.append((figure(rows, aside) - here) / STEP)
     return here, np.stack(columns, axis=1)
-
-
-def log_figure(steady: Serving, metric: str) -> Array:
-    """Return the natural logarithm of a figure of the closed form: output_tok_s, or tpot, ttft, e2e in ms."""
-    values = {
-        "output_tok_s": steady.output_tok_s,
-        "tpot": steady.tpot_s * 1e3,
-        "ttft": steady.ttft_s * 1e3,
-        "e2e": steady.e2e_s * 1e3,
-    }[metric]
-    logarithms: Array = np.log(np.maximum(values, 1e-9))
-    return logarithms
 
 
 # One standard deviation of what a knob, or two together, may do beyond the physics above.
@@ -141,9 +174,15 @@ KNOB_SPREAD = {
     ("attn_dp", "ep"): 0.03, ("attn_dp", "mtp"): 0.04, ("ep", "mtp"): 0.04, ("attn_dp", "chunk"): 0.02,
     ("attn_dp", "ep", "pp", "mtp"): 0.03,
 }  # fmt: skip
+# The same for a knob no equation prices, away from where it rests (there its effect is 1 by definition).
+UNPRICED_SPREAD = {
+    "moe_runner_backend": 0.06, "attention_backend": 0.05, "page_size": 0.02, "kv_cache_dtype": 0.05,
+    "schedule_conservativeness": 0.02, "enable_mixed_chunk": 0.03, "scheduler_recv_interval": 0.02,
+    "stream_interval": 0.04, "disable_radix_cache": 0.02,
+}  # fmt: skip
 
 
-def knob_names(config: ServerConfig) -> list[tuple[str, float]]:
+def knob_names(config: ServerConfig, params: Mapping[str, Any], resting: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Return every knob setting and pair of settings of a configuration, with the spread of its effect."""
     setting = {
         "attn_dp": config.attn_dp_size,
@@ -153,15 +192,27 @@ def knob_names(config: ServerConfig) -> list[tuple[str, float]]:
         "chunk": config.chunked_prefill_size,
         "graph": config.cuda_graph_max_bs_decode,
     }
-    return [(" & ".join(f"{knob} {setting[knob]}" for knob in knobs), spread) for knobs, spread in KNOB_SPREAD.items()]
+    priced = [
+        (" & ".join(f"{knob} {setting[knob]}" for knob in knobs), spread) for knobs, spread in KNOB_SPREAD.items()
+    ]
+    moved = [
+        (f"{name} {params[name]}", UNPRICED_SPREAD[name])
+        for name, rest in resting.items()
+        if params.get(name, rest) != rest
+    ]
+    return priced + moved
 
 
-def knob_features(configs: tuple[ServerConfig, ...]) -> tuple[list[str], Array]:
+def knob_features(rows: Sequence[Candidates]) -> tuple[list[str], Array]:
     """Return the names of all settings and pairs, and which each row has, scaled by spread (rows x names)."""
-    described = [knob_names(config) for config in configs]
+    described = [
+        knob_names(config, params, part.space.resting)
+        for part in rows
+        for config, params in zip(part.configs, part.params, strict=True)
+    ]
     names = sorted({name for row in described for name, _ in row})
     place = {name: index for index, name in enumerate(names)}
-    features = np.zeros((len(configs), len(names)))
+    features = np.zeros((len(described), len(names)))
     for row, settings in enumerate(described):
         for name, spread in settings:
             features[row, place[name]] = spread

@@ -15,10 +15,14 @@ class EngineName(StrEnum):
 
 
 class Objective(StrEnum):
-    """What is maximised or minimised at the asked concurrency."""
+    """What is improved: rates and TPOT at a concurrency, users at a speed, goodput at a request rate."""
 
     OUTPUT_TOK_S = "output_tok_s"
+    OUTPUT_TOK_S_PER_GPU = "output_tok_s_per_gpu"
+    OUTPUT_TOK_S_PER_COST = "output_tok_s_per_cost"
     TPOT = "tpot"
+    USERS = "users"
+    GOODPUT = "goodput"
 
 
 class SamplerName(StrEnum):

@@ -21,14 +21,15 @@ from models.architecture import ModelArchitecture
 from models.config import ServerConfig
 from models.estimate import Context, replay_workload
 from models.layout import Array, table_of
-from models.memory import Memory
 from models.workload import Slo
-from tuner.candidates import PHYSICS, Candidates, candidates_of, knob_features, log_figure, slopes
+from tuner.candidates import PHYSICS, Candidates, candidates_of, knob_features, rows_of, slopes
 from tuner.choices import Objective
 from tuner.engines.live import LiveEngine
 from tuner.engines.seam import Engine, LaunchFailed, Measurement, Verdict
 from tuner.engines.simulated import SimulatedEngine
 from tuner.engines.world_memory import bounded
+from tuner.figures import Figure, of_goal, of_point
+from tuner.goal import Goal
 from tuner.memory_offset import chance_it_holds, evidence
 from tuner.record import Outcome, TrialRecord, best_of
 from tuner.server.failure import Policy, policy_of
@@ -52,7 +53,11 @@ ROUNDS = 2
 # Trials of slices are numbered from here in their engine, apart from the run's own.
 FIRST_NUMBER = 100_000
 SLICED = "slice"
-WHY_NONE = "no launch is expected to improve on the best by more than measurements scatter"
+# Objectives that one measured point of a slice speaks for.
+RANKED = (
+    Objective.OUTPUT_TOK_S, Objective.OUTPUT_TOK_S_PER_GPU, Objective.OUTPUT_TOK_S_PER_COST, Objective.TPOT,
+)  # fmt: skip
+Pair = tuple[dict[str, Any], ServerConfig]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +75,12 @@ class SliceRecord:
     unfit: bool = False
     reason: str = ""
     spent_s: float = 0.0
+
+
+def check_objective(objective: Objective) -> None:
+    """Raise InputError for an objective that slices cannot rank."""
+    if objective not in RANKED:
+        raise InputError(f"--fidelity slice ranks {', '.join(RANKED)}; the objective is {objective}")
 
 
 def slice_for(whole: ModelArchitecture, layers: int = SLICE_LAYERS) -> ModelArchitecture:
@@ -109,12 +120,14 @@ class SliceFile:
 
 @dataclass(slots=True)
 class Screen:
-    """Decides what is launched in full; `engine` launches slices of `arch`."""
+    """Decides what is launched in full; `engine` launches slices of `arch`.
+
+    `carry` is the share of a knob's effect on slices that is found again in full launches, as learned so far.
+    """
 
     space: TuningSpace
     arch: ModelArchitecture
-    objective: Objective
-    slos: tuple[Slo, ...]
+    goal: Goal
     engine: Engine
     file: SliceFile
     shown: Callable[[str], None] = lambda text: None
@@ -128,11 +141,12 @@ class Screen:
 
     @property
     def metric(self) -> str:
-        return "output_tok_s" if self.objective is Objective.OUTPUT_TOK_S else "tpot"
+        """What of a slice's point is looked at."""
+        return "tpot" if self.goal.objective is Objective.TPOT else "output_tok_s"
 
     @property
     def _sign(self) -> float:
-        return 1.0 if self.metric == "output_tok_s" else -1.0
+        return -1.0 if self.goal.lower_is_better else 1.0
 
     @property
     def _context(self) -> Context:
@@ -169,81 +183,85 @@ class Screen:
         holds = chance_it_holds(rows.memory.free[left], evidence(records, self.space.context))
         safe = holds >= min(LEAST_CHANCE, float(holds.max()))
         left, holds = left[safe], holds[safe]
-        belief = self._sign * log_figure(rows.steady(np.zeros(len(PHYSICS))), self.metric)[left]
+        belief = self._sign * of_goal(self.goal)(rows, np.zeros(len(PHYSICS)))[left] + self._shift(rows)[left]
         leading = np.argsort(-belief, kind="stable")[:MOST_ROWS]
         left, holds = left[leading], holds[leading]
-        asked = [rows.configs[i] for i in left]
-        told = self._learn(asked, self.metric, records)
+        asked: list[Pair] = [(rows.params[i], rows.configs[i]) for i in left.tolist()]
+        told = self._learn(asked, of_goal(self.goal), records)
         self.carry = told.carry
-        for slo in self.slos:
-            limit = self._learn(asked, str(slo.metric), records, f"slo {slo}")
+        for slo in self.goal.constraining:
+            limit = self._learn(asked, of_point(str(slo.metric)), records, slo)
             holds = holds * _below((math.log(slo.limit_ms) - limit.mean) / limit.deviation)
         best = best_of(records)
         floor = best.objective if best else -math.inf
-        value = _improvement(self._sign * told.mean, told.deviation, floor) * holds
-        leaders = np.argsort(-value, kind="stable")[:REPLAYED]
-        gaps = np.array([self._gap(asked[i], sliced=False) for i in leaders])
-        exact = _improvement(self._sign * (told.mean[leaders] + gaps), told.deviation[leaders], floor) * holds[leaders]
-        order = np.argsort(-exact, kind="stable")
-        first = [(int(left[leaders[i]]), float(exact[i])) for i in order]
-        rest = np.argsort(-value, kind="stable")[REPLAYED:]
-        return first + [(int(left[i]), float(value[i])) for i in rest]
+        mean = self._sign * told.mean + self._shift(rows)[left]
+        value = _improvement(mean, told.deviation, floor) * holds
+        order = np.argsort(-value, kind="stable")
+        leaders = order[:REPLAYED]
+        gaps = self._sign * np.array([self._gap(asked[i], sliced=False) for i in leaders])
+        exact = _improvement(mean[leaders] + gaps, told.deviation[leaders], floor) * holds[leaders]
+        first = [(int(left[leaders[i]]), float(exact[i])) for i in np.argsort(-exact, kind="stable")]
+        return first + [(int(left[i]), float(value[i])) for i in order[REPLAYED:]]
+
+    def _shift(self, rows: Candidates) -> Array:
+        return np.array([self.goal.shift(config) for config in rows.configs])
 
     def _learn(
-        self, asked: Sequence[ServerConfig], metric: str, records: Sequence[TrialRecord], constraint: str = ""
+        self, asked: Sequence[Pair], figure: Figure, records: Sequence[TrialRecord], slo: Slo | None = None
     ) -> Told:
         """Regress what was measured, on slices and in full, and say what it means for the asked in full."""
+        key = self.metric if slo is None else f"slo {slo}"
         full = [record for record in records if record.outcome is Outcome.MEASURED]
-        part = [record for record in self.file.records if (constraint or metric) in record.figures]
-        configs = [*(r.config for r in full), *(r.config for r in part), *asked]
-        _, knobs = knob_features(tuple(configs))
-        place: dict[ServerConfig, int] = {}
-        ids = np.array([place.setdefault(config, len(place)) for config in configs])
-        cuts = (0, len(full), len(full) + len(part), len(configs))
-        values = [
-            np.array([self._value(r, constraint) for r in full]),
-            np.array([r.figures[constraint or metric] for r in part]),
+        part = [record for record in self.file.records if key in record.figures]
+        values = (np.array([self._value(r, slo) for r in full]), np.array([r.figures[key] for r in part]))
+        groups: list[tuple[list[Pair], bool]] = [
+            ([(r.params, r.config) for r in full], False),
+            ([(r.params, r.config) for r in part], True),
+            (list(asked), False),
         ]
+        tables = [self._rows(pairs, sliced) for pairs, sliced in groups]
+        _, knobs = knob_features(tables)
+        cuts = np.cumsum([0, *(len(pairs) for pairs, _ in groups)])
+        place: dict[ServerConfig, int] = {}
+        ids = np.array([place.setdefault(config, len(place)) for pairs, _ in groups for _, config in pairs])
         departure = np.zeros(len(PHYSICS))
         for _ in range(ROUNDS if full or part else 1):
-            groups = []
-            for low, high, sliced in ((*cuts[0:2], False), (*cuts[1:3], True), (*cuts[2:4], False)):
-                chosen, gap = configs[low:high], np.zeros(high - low)
-                if not chosen:
-                    base, by = np.zeros(0), np.zeros((0, len(PHYSICS)))
-                else:
-                    base, by = slopes(self._rows(chosen, sliced), departure, metric)
-                if high < len(configs) and not constraint:
-                    gap = np.array([self._gap(config, sliced=sliced) for config in chosen])
-                groups.append(Rows(base + gap, by, knobs[low:high], ids[low:high], sliced))
-            told = regress(list(zip(groups[:2], values, strict=True)), groups[2], departure)
+            sets = []
+            for number, (pairs, sliced) in enumerate(groups):
+                inside = slice(cuts[number], cuts[number + 1])
+                base, by = np.zeros(0), np.zeros((0, len(PHYSICS)))
+                if pairs:
+                    base, by = slopes(tables[number], departure, figure)
+                if number < 2 and slo is None:
+                    base = base + np.array([self._gap(pair, sliced=sliced) for pair in pairs])
+                sets.append(Rows(base, by, knobs[inside], ids[inside], sliced))
+            told = regress(list(zip(sets[:2], values, strict=True)), sets[2], departure)
             departure = np.clip(told.departure, -3.0, 3.0)
         return told
 
-    def _value(self, record: TrialRecord, constraint: str) -> float:
-        if not constraint:
-            return self._sign * record.objective
-        slo = next(slo for slo in self.slos if f"slo {slo}" == constraint)
-        return record.constraints[constraint] + math.log(slo.limit_ms)
+    def _value(self, record: TrialRecord, slo: Slo | None) -> float:
+        """Return what a full launch showed: the log of the objective's own figure, or of what a limit is about."""
+        if slo is None:
+            return self._sign * record.objective - self.goal.shift(record.config)
+        return record.constraints[f"slo {slo}"] + math.log(slo.limit_ms)
 
-    def _rows(self, configs: Sequence[ServerConfig], sliced: bool) -> Candidates:
+    def _rows(self, pairs: Sequence[Pair], sliced: bool) -> Candidates:
         space = replace(self.space, context=self._context) if sliced else self.space
-        return Candidates(params=(), configs=tuple(configs), memory=self._memory(configs, sliced), space=space)
+        rows = rows_of(space, pairs)
+        if not sliced:
+            return rows
+        # a slice is started with no more KV cache than the whole model has
+        whole = self.space.context.memory(table_of([config for _, config in pairs]))
+        return replace(rows, memory=bounded(rows.memory, whole.kv_tokens_per_rank))
 
-    def _memory(self, configs: Sequence[ServerConfig], sliced: bool) -> Memory:
-        """Return the ledgers; a slice is started with no more KV cache than the whole model has."""
-        table = table_of(list(configs))
-        whole = self.space.context.memory(table)
-        return bounded(self._context.memory(table), whole.kv_tokens_per_rank) if sliced else whole
-
-    def _gap(self, config: ServerConfig, *, sliced: bool) -> float:
+    def _gap(self, pair: Pair, *, sliced: bool) -> float:
         """Return the log of replay over closed form under the belief: what the closed form misses."""
+        config = pair[1]
         if (config, sliced) not in self._gaps:
-            context = self._context if sliced else self.space.context
-            rows = self._rows([config], sliced)
-            played = replay_workload(context, config, self.space.workload, rows.memory)
+            rows = self._rows([pair], sliced)
+            played = replay_workload(rows.space.context, config, self.space.workload, rows.memory)
             figure = played.output_tok_s if self.metric == "output_tok_s" else float(played.tpot_s.mean()) * 1e3
-            closed = float(log_figure(rows.steady(np.zeros(len(PHYSICS))), self.metric)[0])
+            closed = float(of_point(self.metric)(rows, np.zeros(len(PHYSICS)))[0])
             self._gaps[config, sliced] = math.log(max(figure, 1e-9)) - closed
         return self._gaps[config, sliced]
 
@@ -252,7 +270,7 @@ class Screen:
         blank = SliceRecord(after=after, params=dict(params), config=config)
         typed = config.with_flags(
             load_format="dummy",
-            max_total_tokens=int(self._memory([config], False).kv_tokens_per_rank[0]),
+            max_total_tokens=int(self.space.context.memory(table_of([config])).kv_tokens_per_rank[0]),
             json_model_override_args=override_text(self.arch),
         )
         try:
@@ -277,7 +295,7 @@ class Screen:
         found = {"output_tok_s": math.log(measured.output_tok_s)}
         if measured.tpot_ms["mean"] > 0.0:
             found["tpot"] = math.log(measured.tpot_ms["mean"])
-        limits = {f"slo {slo}": slo.excess(measured) + math.log(slo.limit_ms) for slo in self.slos}
+        limits = {f"slo {slo}": slo.excess(measured) + math.log(slo.limit_ms) for slo in self.goal.constraining}
         return found | limits
 
 

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from hwprobe.errors import SgtuneError
 from hwprobe.files import encode_json
 from models.config import ServerConfig
-from models.estimate import Context, Prediction, predict
-from models.layout import table_of
-from models.workload import Slo, Workload, missed
+from models.estimate import Context, Prediction
+from models.workload import Workload
 from planner.launch import launch_spec
-from planner.rules import Question, first_error
-from planner.search import SAFE_FREE_GIB
 from tuner.choices import Objective
-from tuner.confirm import to_confirm
-from tuner.engines.seam import Engine, LaunchFailed, Measurement, Server, Verdict
-from tuner.fidelity import SLICED, WHY_NONE, Screen
-from tuner.memory_offset import evidence, known_missing_gib
+from tuner.climb import Climb
+from tuner.confirm import BASELINE, to_confirm
+from tuner.draft import Drafts
+from tuner.engines.seam import Engine, LaunchFailed, Measurement, Server
+from tuner.fidelity import SLICED, Screen
+from tuner.gates import cannot_run, cannot_win, quarantined
+from tuner.goal import Goal
 from tuner.record import Outcome, TrialRecord, best_of
+from tuner.safest import SAFEST, Fallback
 from tuner.server.failure import Policy, policy_of
 from tuner.store import RunFolder
 from tuner.study import StudyIndex
@@ -29,8 +30,6 @@ from tuner.tuning_space import TuningSpace
 
 # Proposals in a row that may be ruled out before the space counts as exhausted.
 MOST_RULED_OUT = 150
-# Two configurations of one family predicted closer than this differ by less than measurements do.
-INDISTINCT = 0.01
 # Further launches of a configuration that failed through no fault of its own.
 RETRIES = 1
 SAMPLER = "sampler"
@@ -52,24 +51,17 @@ class Task:
 
     context: Context
     workload: Workload
-    slos: tuple[Slo, ...]
-    objective: Objective
+    goal: Goal
     space: TuningSpace
     seeds: tuple[tuple[str, dict[str, Any]], ...]
     trials: int
     budget_s: float = math.inf
     confirm: int = 0
 
-    def score(self, output_tok_s: float, tpot_mean_ms: float) -> float:
-        """Return the objective as a number to maximise (logarithmic: ratios matter)."""
-        if self.objective is Objective.OUTPUT_TOK_S:
-            return math.log(output_tok_s)
-        return -math.log(max(tpot_mean_ms, 1e-6))  # a single output token has no TPOT
-
-    def ladder(self) -> list[int]:
-        """Return the concurrencies to measure, the asked one last."""
-        asked = self.workload.concurrency
-        return sorted({max(1, asked // 8), max(1, asked // 2), asked})
+    @property
+    def drafts(self) -> Drafts:
+        """What makes this task's records."""
+        return Drafts(self.goal, self.context, self.workload, self.space)
 
 
 class Reporter(Protocol):
@@ -133,9 +125,8 @@ class Loop:
             if self.spent_s >= self.task.budget_s:
                 self.stop_reason += "; no budget was left to launch the best again"
                 return
-            predicted = predict(self.task.context, first.config, self.task.workload)
-            blank = self._blank(f"again {first.number}", first.params, first.config)
-            draft = self._predicted(replace(blank, repeats=first.number), predicted)
+            blank = self.task.drafts.blank(f"again {first.number}", first.params, first.config, self.records)
+            draft, predicted = self.task.drafts.predict(replace(blank, repeats=first.number))
             self.reporter.launching(draft.number, draft.source, first.config, predicted)
             self._keep(self._launch(draft))
 
@@ -168,98 +159,38 @@ class Loop:
             if ruled_out >= MOST_RULED_OUT:
                 self.stop_reason = "no proposal is left that could beat the best measured and is worth a launch"
                 return
-            params = self.screen.propose(self.records) if self.screen else self.index.propose()
-            if params is None:
-                self.stop_reason = WHY_NONE if self.screen else self.index.why_none
+            fallback = Fallback(self.task.space, self.records, patience=1 if self.index.guided else 0)
+            if fallback.diagnosis:
+                self.stop_reason = fallback.diagnosis
                 return
-            yield SLICED if self.screen else SAMPLER, params
+            if fallback.params is not None:
+                yield SAFEST, fallback.params
+                continue
+            if self.screen and (params := self.screen.propose(self.records)) is not None:
+                yield SLICED, params
+                continue
+            params = self.index.propose()
+            if params is None:
+                self.stop_reason = self.index.why_none
+                return
+            yield SAMPLER, params
         self.stop_reason = f"{self.task.trials} launches done"
 
     def _try(self, source: str, params: dict[str, Any]) -> TrialRecord:
         """Carry one proposal as far as it goes: ruled out, infeasible, or measured."""
         config = self.task.space.config(params)
-        blank = self._blank(source, params, config)
-        reason = self._cannot_run(config)
+        blank = self.task.drafts.blank(source, params, config, self.records)
+        reason = cannot_run(config, self.task.context, self.task.workload, self.records)
+        reason = reason or quarantined(config, self.records)
         if reason is not None:
             return replace(blank, outcome=Outcome.RULED_OUT, reason=reason)
-        predicted = predict(self.task.context, config, self.task.workload)
-        draft = self._predicted(blank, predicted)
-        unjudged = source == SLICED or (source == SAMPLER and (self.index.guided or self.index.exhaustive))
-        reason = None if unjudged else self._cannot_win(config, predicted)
+        draft, predicted = self.task.drafts.predict(blank)
+        unjudged = source in (SAFEST, SLICED) or (source == SAMPLER and (self.index.guided or self.index.exhaustive))
+        reason = None if unjudged else cannot_win(self.task.goal, config, params, predicted, self.records)
         if reason is not None:
             return replace(draft, outcome=Outcome.RULED_OUT, reason=reason)
         self.reporter.launching(draft.number, source, config, predicted)
         return self._launch(draft)
-
-    def _blank(self, source: str, params: dict[str, Any], config: ServerConfig) -> TrialRecord:
-        """A record of a configuration nothing is known of: as bad as the worst seen, memory violated."""
-        worst = min((record.objective for record in self.records), default=0.0)
-        return TrialRecord(
-            number=len(self.records),
-            source=source,
-            params=params,
-            config=config,
-            outcome=Outcome.RULED_OUT,
-            predicted={},
-            objective=worst,
-            constraints={"memory": 1.0, **{_key(slo): 0.0 for slo in self.task.slos}},
-        )
-
-    def _predicted(self, record: TrialRecord, predicted: Prediction) -> TrialRecord:
-        """Complete a record with what the model says: what samplers learn of a trial that was not measured."""
-        figures = {
-            "output_tok_s": predicted.output_tok_s,
-            "tpot_mean_ms": predicted.tpot_ms["mean"],
-            "ttft_mean_ms": predicted.ttft_ms["mean"],
-            "output_tok_s_low": predicted.band["output_tok_s"][0],
-            "output_tok_s_high": predicted.band["output_tok_s"][1],
-        }
-        misses = {_key(slo): slo.excess(predicted) for slo in self.task.slos}
-        return replace(
-            record,
-            predicted=figures,
-            objective=self.task.score(predicted.output_tok_s, predicted.tpot_ms["mean"]),
-            constraints={"memory": -1.0, **misses},
-        )
-
-    def _cannot_run(self, config: ServerConfig) -> str | None:
-        """Say which rule or number forbids the launch, or None."""
-        context = self.task.context
-        question = Question(config=config, arch=context.arch, machine=context.machine, version=context.version)
-        error = first_error(question)
-        if error is not None:
-            return f"{error.rule}: {error.message}"
-        filled = context.memory(table_of([config]))
-        if float(filled.kv_tokens_per_rank[0]) < self.task.workload.longest_request:
-            return f"memory: {int(filled.kv_tokens_per_rank[0]):,} KV tokens cannot hold one request"
-        if float(filled.free[0]) < SAFE_FREE_GIB:
-            return f"memory: {float(filled.free[0]):.1f} GiB would be left free per GPU, {SAFE_FREE_GIB} are needed"
-        missing = known_missing_gib(evidence(self.records, context))
-        if float(filled.free[0]) <= missing:
-            return f"memory: {float(filled.free[0]):.1f} GiB left free per GPU; a launch with {missing:.1f} ran out"
-        return None
-
-    def _cannot_win(self, config: ServerConfig, predicted: Prediction) -> str | None:
-        """Say that the optimistic end of the prediction loses, or that a launch would tell nothing new."""
-        twin = self._twin(config, predicted)
-        if twin is not None:
-            return f"nothing new: predicted within {100 * INDISTINCT:.0f} % of trial {twin.number}, same family"
-        best = self.best
-        if best is None or best.target is None:
-            return None
-        optimistic = self.task.score(predicted.band["output_tok_s"][1], predicted.band["tpot_mean_ms"][0])
-        if optimistic >= best.objective:
-            return None
-        return f"bound: at best {100 * math.expm1(optimistic - best.objective):+.0f} % of the best measured"
-
-    def _twin(self, config: ServerConfig, predicted: Prediction) -> TrialRecord | None:
-        """Return a measured trial of the same family whose prediction could not be told apart, or None."""
-        rate = predicted.output_tok_s
-        for record in self.records:
-            same = record.outcome is Outcome.MEASURED and record.label == config.label
-            if same and abs(record.predicted["output_tok_s"] / rate - 1.0) < INDISTINCT:
-                return record
-        return None
 
     def _launch(self, draft: TrialRecord) -> TrialRecord:
         """Launch, and once more where the machine or the moment was at fault. Raises OperatorNeeded."""
@@ -275,12 +206,12 @@ class Loop:
     def _attempt(self, draft: TrialRecord) -> TrialRecord:
         """Start the server, climb the ladder, and say what came of it. The server is stopped in any case."""
         points: list[Measurement] = []
-        boot_s = 0.0
+        boot_s, stopped = 0.0, ""
         try:
             server = self.engine.launch(draft.config, draft.number)
             boot_s = server.info().boot_s
             try:
-                self._climb(server, draft.number, points.append)
+                stopped = self._climb(server, draft, points)
             finally:
                 server.stop()
         except LaunchFailed as failure:
@@ -298,43 +229,21 @@ class Loop:
                 boot_s=boot_s,
                 spent_s=failure.seconds + sum(point.duration_s for point in points),
             )
-        return self._measured(draft, points, boot_s)
+        return self.task.drafts.measured(draft, points, boot_s, stopped)
 
-    def _climb(self, server: Server, number: int, keep: Callable[[Measurement], None]) -> None:
-        """Measure the ladder; a point nobody may use is measured once more on the same server."""
-        for concurrency in self.task.ladder():
-            workload = replace(self.task.workload, concurrency=concurrency)
-            measured = server.measure(workload)
-            if measured.verdict is not Verdict.OK:
-                measured = server.measure(workload)
-            keep(measured)
-            self.reporter.point(number, measured)
+    def _climb(self, server: Server, draft: TrialRecord, points: list[Measurement]) -> str:
+        """Measure the ladder into `points`; return why not all of it, if so."""
 
-    def _measured(self, draft: TrialRecord, points: Sequence[Measurement], boot_s: float) -> TrialRecord:
-        target = points[-1]
-        spent_s = boot_s + sum(point.duration_s for point in points)
-        if target.verdict is not Verdict.OK:
-            reason = f"the point at {target.concurrency} clients is {target.verdict}: {target.why}"
-            return replace(
-                draft, outcome=Outcome.FAILED, reason=reason, points=tuple(points), boot_s=boot_s, spent_s=spent_s
-            )
-        violated = {_key(slo): slo.excess(target) for slo in self.task.slos}
-        return replace(
-            draft,
-            outcome=Outcome.MEASURED,
-            points=tuple(points),
-            objective=self.task.score(target.output_tok_s, target.tpot_ms["mean"]),
-            constraints={"memory": -1.0, **violated},
-            misses=missed(self.task.slos, target),
-            boot_s=boot_s,
-            spent_s=spent_s,
-        )
+        def keep(point: Measurement) -> None:
+            points.append(point)
+            self.reporter.point(draft.number, point)
+
+        best = None if draft.source == BASELINE or draft.repeats is not None else self.best
+        climb = Climb(goal=self.task.goal, workload=self.task.workload, to_beat=best.objective if best else None)
+        users = draft.predicted.get(Objective.USERS, 1.0)
+        return climb.up(server, draft.config, self.task.context, users, keep)
 
     def close(self) -> None:
         """Let go of the machine and the run folder; the records stay."""
         self.engine.close()
         self.folder.release()
-
-
-def _key(slo: Slo) -> str:
-    return f"slo {slo}"

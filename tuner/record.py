@@ -53,6 +53,10 @@ class Manifest:
     server_flags: tuple[str, ...] = ()
     space_hash: str = ""
     fidelity: str = "whole"
+    request_rate: float | None = None
+    users: int | None = None
+    min_user_tok_s: float | None = None
+    cost_per_gpu_hour: float | None = None
     schema_version: int = 1
 
     def differences(self, other: Manifest) -> list[str]:
@@ -69,7 +73,8 @@ class TrialRecord:
     """One trial as evidence: what was tried and why, what was predicted, what came back.
 
     `config` is resolved; `params` are the study's; `spent_s` is the engine time of this trial;
-    `constraints` are <= 0 where feasible; `repeats` is the trial whose configuration was launched again.
+    `constraints` are <= 0 where feasible; `repeats` is the trial whose configuration was launched again. `points` are
+    in order of load; `decided_at` is the load that decides (None: the last). `value` is the objective in its unit.
     """
 
     number: int
@@ -87,6 +92,8 @@ class TrialRecord:
     spent_s: float = 0.0
     misses: tuple[str, ...] = field(default_factory=tuple)
     repeats: int | None = None
+    value: float | None = None
+    decided_at: float | None = None
 
     @property
     def label(self) -> str:
@@ -103,8 +110,10 @@ class TrialRecord:
 
     @property
     def target(self) -> Measurement | None:
-        """The point at the asked concurrency: the ladder's last."""
-        return self.points[-1] if self.outcome is Outcome.MEASURED and self.points else None
+        """The point that decides: at the asked load, or the most users that keep the limits."""
+        if self.outcome is not Outcome.MEASURED or not self.points:
+            return None
+        return next((p for p in self.points if p.load == self.decided_at), self.points[-1])
 
 
 def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:

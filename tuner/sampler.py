@@ -10,11 +10,11 @@ is the calibrated model's. The next launch is the one with the largest expected 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
@@ -22,13 +22,14 @@ from optuna.trial import FrozenTrial
 
 from hwprobe.errors import InputError
 from models.config import ServerConfig
-from models.estimate import predict
-from models.layout import Array, table_of
-from models.memory import Memory
-from models.workload import Slo
-from tuner.candidates import PHYSICS, Candidates, candidates_of, knob_features, log_figure, slopes
+from models.estimate import Prediction, predict
+from models.layout import Array
+from tuner.candidates import PHYSICS, Candidates, candidates_of, knob_features, rows_of, slopes, undominated
 from tuner.choices import Objective
+from tuner.figures import Figure, of_goal, of_point
+from tuner.goal import Goal
 from tuner.memory_offset import chance_it_holds, evidence
+from tuner.moves import Moves
 from tuner.record import Outcome, TrialRecord, best_of
 from tuner.tuning_space import TuningSpace
 
@@ -49,43 +50,59 @@ ROUNDS = 2
 # The most rows looked at, by predicted objective; and the leaders replayed before one is chosen.
 MOST_ROWS = 1500
 REPLAYED = 6
+# Leaders that moves along unpriced knobs start from, and rows that take over what the best one taught.
+BASES = 2
+CARRIED_OVER = 20
 # A configuration likelier than this to run out of memory is not launched while others are left.
 LEAST_CHANCE = 0.85
 # Expected improvement, in log units, below which no measurement could tell the difference.
 LEAST_IMPROVEMENT = 0.001
+# How much a missed limit counts against the objective while rows are ordered by belief (log units for log units).
+MISS_WEIGHT = 5.0
+
+# What the replay predicts of an objective, by the name it has in a record; users and goodput have closed forms only.
+REPLAYED_FIGURE = {
+    Objective.OUTPUT_TOK_S: "output_tok_s",
+    Objective.OUTPUT_TOK_S_PER_GPU: "output_tok_s",
+    Objective.OUTPUT_TOK_S_PER_COST: "output_tok_s",
+    Objective.TPOT: "tpot_mean_ms",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """Posterior of one figure over the rows: mean and standard deviation of its logarithm, and the effects."""
+    """Posterior of one figure over the rows: mean and standard deviation of its logarithm."""
 
     mean: Array
     deviation: Array
-    departure: Array
-    effects: dict[str, float]
 
 
 class ModelGuidedSampler(BaseSampler):
     """Proposes rows of the feasible set; learns from records, which `observe` hands over in order."""
 
     def __init__(
-        self,
-        space: TuningSpace,
-        distributions: dict[str, BaseDistribution],
-        *,
-        objective: Objective,
-        slos: Sequence[Slo],
-        seed: int,
+        self, space: TuningSpace, distributions: dict[str, BaseDistribution], *, goal: Goal, seed: int
     ) -> None:
-        self._space, self._distributions = space, distributions
-        self._metric = "output_tok_s" if objective is Objective.OUTPUT_TOK_S else "tpot"
-        self._slos = tuple(slos)
+        self._space, self._distributions, self._goal = space, distributions, goal
+        self._figure = of_goal(goal)
+        self._sign = -1.0 if goal.lower_is_better else 1.0
         self._independent = RandomSampler(seed=seed)
         self._records: list[TrialRecord] = []
-        self._rows = candidates_of(space)
-        self._belief = log_figure(self._rows.steady(np.zeros(len(PHYSICS))), self._metric)
-        self._replay_gap: dict[int, float] = {}
-        self._next, self._expected, self._chosen_after = -1, 0.0, -1
+        self._rows, self._rank = self._ranked(candidates_of(space))
+        self._moves = Moves(space)
+        self._replay_gap: dict[ServerConfig, float] = {}
+        self._next: dict[str, Any] | None = None
+        self._expected, self._chosen_after = 0.0, -1
+
+    def _ranked(self, rows: Candidates) -> tuple[Candidates, Array]:
+        """Return the rows that could matter and their order by belief: what misses a limit far behind the rest."""
+        nothing = np.zeros(len(PHYSICS))
+        belief = self._sign * self._figure(rows, nothing)
+        excess = np.zeros(len(belief))
+        for slo in self._goal.constraining if self._goal.objective is not Objective.USERS else ():
+            excess = np.maximum(excess, of_point(str(slo.metric))(rows, nothing) - math.log(slo.limit_ms))
+        kept = undominated(rows, belief, excess)
+        return rows.take(kept), belief[kept] - MISS_WEIGHT * excess[kept]
 
     def observe(self, record: TrialRecord) -> None:
         """Take a finished trial into account."""
@@ -103,71 +120,101 @@ class ModelGuidedSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return the parameters of the row with the most expected feasible improvement."""
-        return dict(self._rows.params[self._next]) if self.worth_a_launch() else {}
+        return dict(self._next) if self.worth_a_launch() and self._next is not None else {}
 
     def worth_a_launch(self) -> bool:
         """Choose the next row; say whether there is one that may improve by more than nobody could measure."""
         if self._chosen_after != len(self._records):
-            rows = self._untried()
-            self._next, self._expected = self._choose(rows) if len(rows) else (-1, 0.0)
+            self._next, self._expected = self._choose()
             self._chosen_after = len(self._records)
-        return self._next >= 0 and self._expected >= LEAST_IMPROVEMENT
+        return self._next is not None and self._expected >= LEAST_IMPROVEMENT
 
-    def _untried(self) -> Array:
+    def _choose(self) -> tuple[dict[str, Any] | None, float]:
+        """Return the parameters to launch and their expected feasible improvement in log units."""
+        best = best_of(self._records)
+        floor = best.objective if best else -math.inf
+        rows, holds = self._pool(best)
+        if not rows.configs:
+            return None, 0.0
+        value, learned, feasible = self._worth(rows, holds, floor)
+        if best is not None and any(best.params.get(name) != rest for name, rest in self._space.resting.items()):
+            first = np.argsort(-value, kind="stable")[:CARRIED_OVER]
+            more = self._untried(self._moves.carried_over([rows.params[i] for i in first], best.params))
+            more, more_holds = self._likely(more)
+            if more.configs:
+                rows = rows_of(self._space, [*_pairs(rows), *_pairs(more)])
+                value, learned, feasible = self._worth(rows, np.concatenate([holds, more_holds]), floor)
+        leaders = np.argsort(-value, kind="stable")[:REPLAYED]
+        gaps = np.array([self._gap(rows, int(i)) for i in leaders])
+        gain = _improvement(learned.mean[leaders] + gaps, learned.deviation[leaders], floor) * feasible[leaders]
+        first_place = int(np.argmax(gain))
+        return rows.params[int(leaders[first_place])], float(gain[first_place])
+
+    def _pool(self, best: TrialRecord | None) -> tuple[Candidates, Array]:
+        """Return rows worth comparing, leaders by belief and moves from the best, and the chance that each holds."""
+        untried = self._untried_rows()
+        core = self._rows.take(untried[np.argsort(-self._rank[untried], kind="stable")])
+        core, holds = self._likely(core, most=MOST_ROWS)
+        if best is None:
+            return core, holds
+        measured = sorted((r for r in self._records if r.feasible and r.repeats is None), key=lambda r: -r.objective)
+        moved, moved_holds = self._likely(self._untried(self._moves.around([r.params for r in measured[:BASES]])))
+        if not moved.configs:
+            return core, holds
+        return rows_of(self._space, [*_pairs(core), *_pairs(moved)]), np.concatenate([holds, moved_holds])
+
+    def _likely(self, rows: Candidates, most: int | None = None) -> tuple[Candidates, Array]:
+        """Leave out what is likely to run out of memory while others are left; at most so many, in order."""
+        if not rows.configs:
+            return rows, np.zeros(0)
+        holds = chance_it_holds(rows.memory.free, evidence(self._records, self._space.context))
+        safe = np.flatnonzero(holds >= min(LEAST_CHANCE, float(holds.max())))[:most]
+        return rows.take(safe), holds[safe]
+
+    def _untried_rows(self) -> npt.NDArray[np.intp]:
         tried = {record.config for record in self._records}
         return np.array([i for i, config in enumerate(self._rows.configs) if config not in tried], dtype=np.intp)
 
-    def _choose(self, rows: Array) -> tuple[int, float]:
-        """Return the row to launch and its expected feasible improvement in log units."""
-        holds = chance_it_holds(self._rows.memory.free[rows], evidence(self._records, self._space.context))
-        safe = holds >= min(LEAST_CHANCE, float(holds.max()))
-        rows, holds = rows[safe], holds[safe]
-        sign = 1.0 if self._metric == "output_tok_s" else -1.0
-        leading = np.argsort(-sign * self._belief[rows], kind="stable")[:MOST_ROWS]
-        rows, holds = rows[leading], holds[leading]
-        learned = self._learn(rows, self._metric, [(r, sign * r.objective) for r in self._measured()], COMMON)
+    def _untried(self, rows: Candidates) -> Candidates:
+        tried = {record.config for record in self._records}
+        return rows.take(np.array([i for i, c in enumerate(rows.configs) if c not in tried], dtype=np.intp))
+
+    def _worth(self, rows: Candidates, holds: Array, floor: float) -> tuple[Array, Learned, Array]:
+        """Return every row's expected feasible improvement, what is learned of its objective, and its feasibility."""
+        shift = np.array([self._goal.shift(config) for config in rows.configs])
+        seen = [(r, self._sign * r.objective - self._goal.shift(r.config)) for r in self._measured()]
+        raw = self._learn(rows, self._figure, seen, COMMON)
+        learned = Learned(self._sign * raw.mean + shift, raw.deviation)
         feasible = holds * self._within_limits(rows)
-        best = best_of(self._records)
-        floor = best.objective if best else -math.inf
-        value = _improvement(sign * learned.mean, learned.deviation, floor) * feasible
-        leaders = np.argsort(-value, kind="stable")[:REPLAYED]
-        gaps = np.array([self._gap(int(rows[i])) for i in leaders])
-        exact = _improvement(sign * (learned.mean[leaders] + gaps), learned.deviation[leaders], floor)
-        gain = exact * feasible[leaders]
-        first = int(np.argmax(gain))
-        return int(rows[leaders[first]]), float(gain[first])
+        return _improvement(learned.mean, learned.deviation, floor) * feasible, learned, feasible
 
     def _measured(self) -> list[TrialRecord]:
         return [record for record in self._records if record.outcome is Outcome.MEASURED]
 
-    def _within_limits(self, rows: Array) -> Array:
-        """Return the chance that each row meets every limit."""
-        chance = np.ones(len(rows))
-        for slo in self._slos:
+    def _within_limits(self, rows: Candidates) -> Array:
+        """Return the chance that each row meets every limit that is not part of the objective itself."""
+        chance = np.ones(len(rows.configs))
+        if self._goal.objective is Objective.USERS:
+            return chance
+        for slo in self._goal.constraining:
             seen = [(r, r.constraints[f"slo {slo}"] + math.log(slo.limit_ms)) for r in self._measured()]
-            learned = self._learn(rows, str(slo.metric), seen, COMMON_SLO)
+            learned = self._learn(rows, of_point(str(slo.metric)), seen, COMMON_SLO)
             chance *= _normal_below((math.log(slo.limit_ms) - learned.mean) / learned.deviation)
         return chance
 
-    def _learn(self, rows: Array, metric: str, seen: list[tuple[TrialRecord, float]], common: float) -> Learned:
+    def _learn(
+        self, asked: Candidates, figure: Figure, seen: list[tuple[TrialRecord, float]], common: float
+    ) -> Learned:
         """Regress log(measured) on slopes and knobs; evaluate the equations where the figures have moved to."""
-        asked = Candidates(
-            params=(), configs=tuple(self._rows.configs[i] for i in rows), space=self._space,
-            memory=_ledger(self._space, [self._rows.configs[i] for i in rows]),
-        )  # fmt: skip
-        told_configs = tuple(record.config for record, _ in seen)
+        told = rows_of(self._space, [(record.params, record.config) for record, _ in seen])
         departure = np.zeros(len(PHYSICS))
         gp = GaussianProcessRegressor(DotProduct(common, "fixed"), alpha=SCATTER**2, optimizer=None)
-        names, features = knob_features(told_configs + asked.configs)
-        count, surprise = len(told_configs), 1.0
+        _, features = knob_features((told, asked))
+        count, surprise = len(seen), 1.0
         if count:
-            told = Candidates(
-                params=(), configs=told_configs, space=self._space, memory=_ledger(self._space, list(told_configs))
-            )
-            gap = np.array([self._told_gap(record, metric) for record, _ in seen])
-            target = np.array([figure for _, figure in seen]) - gap
+            target = np.array([value - self._told_gap(record, figure) for record, value in seen])
             for _ in range(ROUNDS):
-                base, by = slopes(told, departure, metric)
+                base, by = slopes(told, departure, figure)
                 x = np.hstack([by, features[:count]])
                 known = target - base + by @ departure
                 gp.fit(x, known)
@@ -175,34 +222,36 @@ class ModelGuidedSampler(BaseSampler):
                 departure = np.clip(weights[: len(PHYSICS)], -3.0, 3.0)
             # Data that the prior calls impossible say that its spreads are too small, for every effect alike.
             surprise = math.sqrt(max(1.0, float(known @ gp.alpha_) / count))
-        base, by = slopes(asked, departure, metric)
+        base, by = slopes(asked, departure, figure)
         mean, deviation = gp.predict(np.hstack([by, features[count:]]), return_std=True)
-        effects = dict(zip(names, weights[len(PHYSICS) :].tolist(), strict=True)) if count else {}
-        return Learned(base - by @ departure + mean, np.maximum(surprise * deviation, 1e-4), departure, effects)
+        return Learned(base - by @ departure + mean, np.maximum(surprise * deviation, 1e-4))
 
-    def _told_gap(self, record: TrialRecord, metric: str) -> float:
+    def _told_gap(self, record: TrialRecord, figure: Figure) -> float:
         """Log of replay over closed form under the belief: what the closed form misses of a launched trial."""
-        key = {"output_tok_s": "output_tok_s", "tpot": "tpot_mean_ms", "ttft": "ttft_mean_ms"}.get(metric)
-        if key is None or key not in record.predicted or metric == "ttft":
+        if figure is not self._figure or self._goal.objective not in REPLAYED_FIGURE:
             return 0.0
-        closed = _one(self._space, record, metric)
-        return math.log(max(record.predicted[key], 1e-9)) - closed
+        rows = rows_of(self._space, [(record.params, record.config)])
+        replayed = record.predicted[REPLAYED_FIGURE[self._goal.objective]]
+        return math.log(max(replayed, 1e-9)) - float(figure(rows, np.zeros(len(PHYSICS)))[0])
 
-    def _gap(self, row: int) -> float:
-        if row not in self._replay_gap:
-            predicted = predict(self._space.context, self._rows.configs[row], self._space.workload)
-            figure = predicted.output_tok_s if self._metric == "output_tok_s" else predicted.tpot_ms["mean"]
-            self._replay_gap[row] = math.log(max(figure, 1e-9)) - float(self._belief[row])
-        return self._replay_gap[row]
+    def _gap(self, rows: Candidates, index: int) -> float:
+        """The same of a row that may be launched next, with the sign of the objective."""
+        if self._goal.objective not in REPLAYED_FIGURE:
+            return 0.0
+        config = rows.configs[index]
+        if config not in self._replay_gap:
+            replayed = _figure_of(predict(self._space.context, config, self._space.workload), self._goal)
+            closed = float(self._figure(rows.take(np.array([index])), np.zeros(len(PHYSICS)))[0])
+            self._replay_gap[config] = self._sign * (math.log(max(replayed, 1e-9)) - closed)
+        return self._replay_gap[config]
 
 
-def _ledger(space: TuningSpace, configs: list[ServerConfig]) -> Memory:
-    return space.context.memory(table_of(configs))
+def _pairs(rows: Candidates) -> list[tuple[dict[str, Any], ServerConfig]]:
+    return list(zip(rows.params, rows.configs, strict=True))
 
 
-def _one(space: TuningSpace, record: TrialRecord, metric: str) -> float:
-    row = Candidates(params=(), configs=(record.config,), memory=_ledger(space, [record.config]), space=space)
-    return float(log_figure(row.steady(np.zeros(len(PHYSICS))), metric)[0])
+def _figure_of(predicted: Prediction, goal: Goal) -> float:
+    return predicted.tpot_ms["mean"] if goal.objective is Objective.TPOT else predicted.output_tok_s
 
 
 def _improvement(mean: Array, deviation: Array, floor: float) -> Array:

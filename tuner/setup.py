@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ from typing import Any
 from hwprobe.errors import InputError
 from hwprobe.files import content_hash
 from hwprobe.profile import hardware_hash
+from models.workload import Slo
 from planner.arguments import read_arguments
+from planner.capacity import MOST_CLIENTS
 from planner.launch import DEFAULT_MODEL_PATH
 from planner.plan import Plan, PlanQuestion, make_plan
 from planner.seeds import recipe, sglang_default, spread_seeds
@@ -21,7 +24,8 @@ from tuner.choices import EngineName, Fidelity, Objective, SamplerName
 from tuner.confirm import BASELINE
 from tuner.engines.choose import engine_of
 from tuner.engines.seam import Engine
-from tuner.fidelity import Screen, SliceFile, slice_for, sliced_engine
+from tuner.fidelity import Screen, SliceFile, check_objective, slice_for, sliced_engine
+from tuner.goal import Goal
 from tuner.loop import Loop, Reporter, Task
 from tuner.record import Manifest
 from tuner.space_file import SpaceFile
@@ -31,6 +35,8 @@ from tuner.tuning_space import TuningSpace, tuning_space
 from tuner.world import World
 
 SPREAD_SEEDS = 6
+# The search for users looks at so many times the users the model believes in.
+USERS_HEADROOM = 2.0
 # The model-guided sampler spreads by itself where that teaches most.
 SPREAD_SEEDS_GUIDED = 1
 
@@ -59,6 +65,16 @@ class TuneQuestion:
     confirm: int = 0
     space: SpaceFile | None = None
     fidelity: Fidelity = Fidelity.WHOLE
+    cost_per_gpu_hour: float | None = None
+
+    @property
+    def goal(self) -> Goal:
+        """The objective with its figures."""
+        plan = self.plan
+        return Goal(
+            objective=self.objective, slos=plan.slos, min_user_tok_s=plan.min_user_tok_s,
+            request_rate=plan.request_rate, cost_per_gpu_hour=self.cost_per_gpu_hour,
+        )  # fmt: skip
 
     def checked(self) -> TuneQuestion:
         """Raise InputError for a question that has no meaning; return the question otherwise."""
@@ -70,11 +86,24 @@ class TuneQuestion:
             raise InputError(f"--seed is {self.seed}; it must be between 0 and {2**31 - 1}")
         if self.run is not None and (not self.run or self.run in (".", "..") or Path(self.run).name != self.run):
             raise InputError(f"--run is '{self.run}'; it must be a plain folder name (its place is --runs)")
+        self._check_objective()
         self.plan.checked()
         self._check_engine()
         if self.fidelity is Fidelity.SLICE:
+            check_objective(self.objective)
             slice_for(self.plan.arch)
         return self
+
+    def _check_objective(self) -> None:
+        """Raise InputError where objective and load do not go together."""
+        self.goal.checked()
+        loads = {"--concurrency": self.plan.concurrency, "--request-rate": self.plan.request_rate}
+        wanted = {Objective.USERS: None, Objective.GOODPUT: "--request-rate"}.get(self.objective, "--concurrency")
+        for flag, value in loads.items():
+            if flag == wanted and value is None:
+                raise InputError(f"--objective {self.objective} needs {flag}")
+            if flag != wanted and value is not None:
+                raise InputError(f"{flag} does not go with --objective {self.objective}")
 
     def _check_engine(self) -> None:
         """Raise InputError for an engine that could not start, before anything is written."""
@@ -107,7 +136,12 @@ class TuneQuestion:
     def base_name(self) -> str:
         plan = self.plan
         machine = "".join(c if c.isalnum() or c in "-_." else "-" for c in plan.hardware.name)
-        return f"{machine}-{plan.isl}-{plan.osl}-c{plan.concurrency}"
+        load = f"c{plan.concurrency}"
+        if self.objective is Objective.USERS:
+            load = f"u{plan.min_user_tok_s:g}"
+        elif self.objective is Objective.GOODPUT:
+            load = f"r{plan.request_rate:g}"
+        return f"{machine}-{plan.isl}-{plan.osl}-{load}"
 
     def manifest(self) -> Manifest:
         plan = self.plan
@@ -132,6 +166,10 @@ class TuneQuestion:
             server_flags=self.server_flags,
             space_hash=content_hash(self.space.choices) if self.space else "",
             fidelity=str(self.fidelity),
+            request_rate=plan.request_rate,
+            users=plan.users,
+            min_user_tok_s=plan.min_user_tok_s,
+            cost_per_gpu_hour=self.cost_per_gpu_hour,
         )
 
     def folder(self) -> Path:
@@ -166,11 +204,11 @@ def prepare(question: TuneQuestion) -> Prepared:
             f"nothing to tune: {plan.question.arch.name} does not fit {question.plan.hardware.name}{short}{more}"
         )
     context = plan.context
-    workload = question.plan.workload(plan.concurrency)
+    workload = question.plan.workload(_most_clients(question, plan))
     space = default_space(context.machine, context.version, mtp=question.plan.mtp)
     unfit = {item.config.layout for item in plan.found.rejected if not item.config.speculative}
     kept = {layout.layout: layout for layout in space.layouts if layout.layout not in unfit}
-    study_space = tuning_space(space, kept, context, workload)
+    study_space = tuning_space(space, kept, context, workload, _latency_limits(question))
     if question.space is not None:
         study_space = question.space.narrow(study_space)
         candidates_of(study_space)  # raises where nothing is left
@@ -179,6 +217,18 @@ def prepare(question: TuneQuestion) -> Prepared:
     if question.fidelity is Fidelity.SLICE:  # only the baseline needs no slice to deserve a launch
         seeds = seeds[:1]
     return Prepared(question=question, plan=plan, space=study_space, seeds=tuple(seeds))
+
+
+def _most_clients(question: TuneQuestion, plan: Plan) -> int:
+    """Return the clients the space is made for: those asked for, or room beyond what the model believes in."""
+    if question.objective is Objective.USERS:
+        return max(2, min(question.plan.users or MOST_CLIENTS, math.ceil(USERS_HEADROOM * plan.concurrency)))
+    return plan.concurrency
+
+
+def _latency_limits(question: TuneQuestion) -> tuple[Slo, ...]:
+    """Return the limits that fewer running requests may keep: users and open loops do not wait in line for them."""
+    return () if question.objective in (Objective.USERS, Objective.GOODPUT) else question.plan.slos
 
 
 def _seeds(plan: Plan, space: TuningSpace, count: int) -> list[tuple[str, dict[str, Any]]]:
@@ -215,15 +265,14 @@ def open_loop(prepared: Prepared, reporter: Reporter) -> tuple[Loop, bool]:
         undo.callback(folder.release)
         index = StudyIndex(
             folder.study_file, prepared.space, records, sampler=question.sampler, seed=question.seed,
-            objective=question.objective, slos=question.plan.slos,
+            goal=question.goal,
         )  # fmt: skip
         engine = engine_of(question, plan.context, folder)
         undo.pop_all()
     task = Task(
         context=plan.context,
         workload=prepared.space.workload,
-        slos=question.plan.slos,
-        objective=question.objective,
+        goal=question.goal,
         space=prepared.space,
         seeds=prepared.seeds,
         trials=question.trials,
@@ -240,6 +289,6 @@ def _screen(prepared: Prepared, engine: Engine, folder: RunFolder) -> Screen:
     """Return what tries slices first, with those of earlier sessions."""
     arch = slice_for(prepared.plan.context.arch)
     return Screen(
-        space=prepared.space, arch=arch, objective=prepared.question.objective, slos=prepared.question.plan.slos,
+        space=prepared.space, arch=arch, goal=prepared.question.goal,
         engine=sliced_engine(engine, arch, folder.path / "slices"), file=SliceFile(folder.path / "slices.jsonl"),
     )  # fmt: skip

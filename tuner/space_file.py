@@ -17,11 +17,12 @@ from typing import Any
 
 from hwprobe.errors import InputError, did_you_mean
 from hwprobe.files import read_bytes
-from tuner.tuning_space import CLIENTS, DEFAULT, TuningSpace
+from planner.alternatives import DEFAULT, UNPRICED, Choice
+from planner.flags import flags_of
+from tuner.tuning_space import CLIENTS, CORE, TuningSpace
 
-Choice = int | float | str
 LARGEST_MTP = 7
-NAMES = ("layout", "mtp_steps", "mem_fraction_static", "chunked_prefill_size", "cuda_graph", "max_running")
+NAMES = (*CORE, *UNPRICED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,19 @@ class SpaceFile:
                     f"{self.name}: space.layout has '{layout}', which is not possible here; "
                     f"{did_you_mean(str(layout), known)}"
                 )
-        return replace(space, choices={**space.choices, **self.choices})
+        known_flags = flags_of(space.context.version).by_dest
+        for name in UNPRICED:
+            for value in self.choices.get(name, ()):
+                flag = known_flags.get(name)
+                if value == DEFAULT or (flag is not None and (not flag.choices or value in flag.choices)):
+                    continue
+                if name == "attention_backend" and value in space.choices[name]:
+                    continue  # 0.4.3 spells it otherwise
+                raise InputError(
+                    f"{self.name}: space.{name} has {value!r}, which SGLang {space.context.version} does not know"
+                    + (f"; it knows {', '.join(map(str, flag.choices))}" if flag is not None and flag.choices else "")
+                )
+        return replace(space, choices={**space.choices, **self.choices}, named=frozenset(self.choices))
 
 
 def read_space_file(path: Path) -> SpaceFile:
@@ -80,14 +93,28 @@ _EXPECTED = {
     "mem_fraction_static": f"'{DEFAULT}' or a number between 0.05 and 0.99 is expected",
     "chunked_prefill_size": f"'{DEFAULT}' or a whole number of tokens from 16 is expected",
     "cuda_graph": f"'{DEFAULT}' (SGLang's sizes) or '{CLIENTS}' (just enough) is expected",
-    "max_running": f"'{DEFAULT}' (SGLang's limit) or '{CLIENTS}' (just enough) is expected",
+    "max_running": f"'{DEFAULT}' (SGLang's limit), '{CLIENTS}' (just enough) or a number of requests is expected",
+    "moe_runner_backend": f"'{DEFAULT}' or the name of a backend is expected",
+    "attention_backend": f"'{DEFAULT}' or the name of a backend is expected",
+    "kv_cache_dtype": f"'{DEFAULT}' or the name of a type is expected",
+    "page_size": f"'{DEFAULT}' or a whole number of tokens from 1 is expected",
+    "scheduler_recv_interval": f"'{DEFAULT}' or a whole number of steps from 1 is expected",
+    "stream_interval": f"'{DEFAULT}' or a whole number of tokens from 1 is expected",
+    "schedule_conservativeness": f"'{DEFAULT}' or a number from 0.01 to 10 is expected",
+    "enable_mixed_chunk": f"'{DEFAULT}' (off) or true is expected",
+    "disable_radix_cache": f"'{DEFAULT}' (the cache is on) or true is expected",
 }
+TEXTS = ("moe_runner_backend", "attention_backend", "kv_cache_dtype")
+COUNTS = ("page_size", "scheduler_recv_interval", "stream_interval")
+SWITCHES = ("enable_mixed_chunk", "disable_radix_cache")
 
 
 def _possible(name: str, value: Any) -> bool:
+    if name in SWITCHES:
+        return value is True or value == DEFAULT
     if isinstance(value, bool):
         return False
-    if name == "layout":
+    if name == "layout" or name in TEXTS:
         return isinstance(value, str)
     if name == "mtp_steps":
         return isinstance(value, int) and 0 <= value <= LARGEST_MTP
@@ -95,6 +122,10 @@ def _possible(name: str, value: Any) -> bool:
         return True
     if name == "mem_fraction_static":
         return isinstance(value, float) and 0.05 <= value <= 0.99
-    if name == "chunked_prefill_size":
-        return isinstance(value, int) and value >= 16
+    if name == "schedule_conservativeness":
+        return isinstance(value, int | float) and 0.01 <= value <= 10.0
+    if name == "chunked_prefill_size" or name in COUNTS:
+        return isinstance(value, int) and value >= (1 if name in COUNTS else 16)
+    if name == "max_running" and isinstance(value, int):
+        return value >= 1
     return bool(value == CLIENTS)

@@ -44,7 +44,8 @@ class RunFolder:
             _check_question(path, manifest)
             raise InputError(f"run folder '{path}' exists: continue it with --resume, or name another with --run")
         write_atomic(path / "hardware.json", encode_json(hardware) + "\n")
-        write_atomic(path / "run.toml", tomli_w.dumps(msgspec.to_builtins(manifest)))
+        asked = {name: value for name, value in msgspec.to_builtins(manifest).items() if value is not None}
+        write_atomic(path / "run.toml", tomli_w.dumps(asked))
         folder = cls(path)
         folder._acquire()
         return folder

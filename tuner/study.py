@@ -14,16 +14,23 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 
-from models.workload import Slo
-from tuner.choices import Objective, SamplerName
+from planner.alternatives import DEFAULT, Choice
+from tuner.choices import SamplerName
+from tuner.goal import Goal
 from tuner.grid import Grid
 from tuner.record import Outcome, TrialRecord
-from tuner.tuning_space import TuningSpace
+from tuner.tuning_space import CORE, TuningSpace
 
 TPE_STARTUP_TRIALS = 6
+# What numerics, a missing optional library or an inconsistent study make a sampler raise: never the end of a run.
+SAMPLER_ERRORS = (ValueError, ArithmeticError, LookupError, TypeError, AssertionError, RuntimeError, ImportError)
 
 if TYPE_CHECKING:
     from tuner.sampler import ModelGuidedSampler
+
+
+class SamplerWarning(UserWarning):
+    """A sampler failed, and a random proposal took its place."""
 
 
 class StudyIndex:
@@ -42,8 +49,7 @@ class StudyIndex:
         *,
         sampler: SamplerName,
         seed: int,
-        objective: Objective = Objective.OUTPUT_TOK_S,
-        slos: Sequence[Slo] = (),
+        goal: Goal | None = None,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.simplefilter("ignore", ExperimentalWarning)
@@ -52,10 +58,8 @@ class StudyIndex:
         self._distributions: dict[str, BaseDistribution] = {
             name: CategoricalDistribution(values) for name, values in space.choices.items()
         }
-        self._guide = (
-            _guide(space, self._distributions, objective, slos, seed) if sampler is SamplerName.MODEL else None
-        )
-        self._grid = Grid(space.choices, seed) if sampler is SamplerName.GRID else None
+        self._guide = _guide(space, self._distributions, goal or Goal(), seed) if sampler is SamplerName.MODEL else None
+        self._grid = Grid(_to_walk(space), seed) if sampler is SamplerName.GRID else None
         self._study = optuna.create_study(
             storage=RDBStorage(f"sqlite:///{file}"), study_name="sgtune", direction="maximize"
         )
@@ -81,16 +85,26 @@ class StudyIndex:
 
     def propose(self) -> dict[str, Any] | None:
         """Return the next parameters the sampler would try, None when none is worth a launch."""
-        if self._guide is not None and not self._guide.worth_a_launch():
-            return None
         if self._grid is not None:
             return self._grid.next()
-        self._study.sampler = self._fresh_sampler()
+        try:
+            if self._guide is not None and not self._guide.worth_a_launch():
+                return None
+            return self._ask(self._fresh_sampler())
+        except SAMPLER_ERRORS as error:
+            warnings.warn(
+                f"the sampler '{self._sampler}' failed ({type(error).__name__}: {error}); a random proposal goes on",
+                SamplerWarning,
+                stacklevel=2,
+            )
+            return self._ask(RandomSampler(seed=self._proposal_seed()))
+
+    def _ask(self, sampler: BaseSampler) -> dict[str, Any]:
+        self._study.sampler = sampler
         trial = self._study.ask(self._distributions)
-        params = dict(trial.params)
         # The proposal becomes a trial of the index only with its outcome, in `tell`.
         self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        return params
+        return dict(trial.params)
 
     def tell(self, record: TrialRecord) -> None:
         """Add a finished trial, with every constraint under a sorted key.
@@ -104,12 +118,13 @@ class StudyIndex:
             self._guide.observe(record)
         if self._grid is not None:
             self._grid.tried(record.params)
-        inside = all(value in self._space.choices[name] for name, value in record.params.items())
+        params = {**dict.fromkeys(self._space.resting, DEFAULT), **record.params}
+        inside = all(params[name] in values for name, values in self._space.choices.items())
         if record.outcome is Outcome.FAILED or not inside:
             return
         self._study.add_trial(
             optuna.trial.create_trial(
-                params=record.params,
+                params=params,
                 distributions=self._distributions,
                 value=record.objective,
                 constraints=dict(sorted(record.constraints.items())),
@@ -120,22 +135,26 @@ class StudyIndex:
     def _fresh_sampler(self) -> BaseSampler:
         if self._guide is not None:
             return self._guide
-        told = sum(t.state == optuna.trial.TrialState.COMPLETE for t in self._study.get_trials(deepcopy=False))
-        seed = zlib.crc32(f"{self._seed}/{told}".encode())
+        seed = self._proposal_seed()
         if self._sampler is SamplerName.RANDOM:
             return RandomSampler(seed=seed)
         if self._sampler is SamplerName.GP:
             return GPSampler(seed=seed, n_startup_trials=TPE_STARTUP_TRIALS, deterministic_objective=False)
         return TPESampler(seed=seed, n_startup_trials=TPE_STARTUP_TRIALS)
 
+    def _proposal_seed(self) -> int:
+        told = sum(t.state == optuna.trial.TrialState.COMPLETE for t in self._study.get_trials(deepcopy=False))
+        return zlib.crc32(f"{self._seed}/{told}".encode())
 
-def _guide(
-    space: TuningSpace,
-    distributions: dict[str, BaseDistribution],
-    objective: Objective,
-    slos: Sequence[Slo],
-    seed: int,
-) -> ModelGuidedSampler:
+
+def _to_walk(space: TuningSpace) -> dict[str, tuple[Choice, ...]]:
+    """What a grid combines: the priced knobs, and of the others those a space file names; the rest stay where it is."""
+    return {
+        name: values if name in CORE or name in space.named else values[:1] for name, values in space.choices.items()
+    }
+
+
+def _guide(space: TuningSpace, distributions: dict[str, BaseDistribution], goal: Goal, seed: int) -> ModelGuidedSampler:
     from tuner.sampler import ModelGuidedSampler  # scikit-learn is needed, and paid for, only here
 
-    return ModelGuidedSampler(space, distributions, objective=objective, slos=slos, seed=seed)
+    return ModelGuidedSampler(space, distributions, goal=goal, seed=seed)

@@ -2,42 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from models.config import ServerConfig, Speculative
 from models.estimate import Context
-from models.workload import Workload
+from models.workload import Metric, Slo, Workload
+from planner.alternatives import AUTOMATIC_ATTENTION, DEFAULT, UNPRICED, Choice, alternatives, typed_page
 from planner.resolver import DEFAULT_REQUESTS_PER_RANK, resolve
+from planner.search import LATENCY_SHARES
 from planner.space import CHUNKS, FRACTIONS, Space, as_launched, graph_size
 
-DEFAULT = "default"
 CLIENTS = "clients"
+# The knobs that equations price: every combination is a candidate. The others (UNPRICED) are moves from one.
+CORE = ("layout", "mtp_steps", "mem_fraction_static", "chunked_prefill_size", "cuda_graph", "max_running")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TuningSpace:
-    """Choices per parameter. `default` means SGLang's default; `clients` means just enough for the clients."""
+    """Choices per parameter. `default` means SGLang's default; `clients` means just enough for the clients.
+
+    Choices of CORE are combined; those of UNPRICED are moves, the first value being where they rest. `named` holds the
+    parameters that a space file speaks of.
+    """
 
     layouts: dict[str, ServerConfig]
-    choices: dict[str, tuple[int | float | str, ...]]
+    choices: dict[str, tuple[Choice, ...]]
     context: Context
     workload: Workload
+    named: frozenset[str] = frozenset()
 
     def config(self, params: dict[str, Any]) -> ServerConfig:
-        """Return the resolved configuration of a choice of parameters."""
+        """Return the resolved configuration of a choice of parameters; a knob not among them is SGLang's own."""
         layout = self.layouts[params["layout"]]
         steps = int(params["mtp_steps"])
-        per_rank = min(DEFAULT_REQUESTS_PER_RANK, -(-self.workload.concurrency // layout.attn_dp_size))
+        running = params["max_running"]
+        wanted = running if isinstance(running, int) else self.workload.concurrency
+        per_rank = min(DEFAULT_REQUESTS_PER_RANK, -(-wanted // layout.attn_dp_size))
+        unpriced = {name: params[name] for name in UNPRICED if params.get(name, DEFAULT) != DEFAULT}
         typed = replace(
             layout,
             speculative=Speculative.chain(steps) if steps else None,
             mem_fraction_static=_unless_default(params["mem_fraction_static"]),
             chunked_prefill_size=_unless_default(params["chunked_prefill_size"]),
             cuda_graph_max_bs_decode=graph_size(per_rank) if params["cuda_graph"] == CLIENTS else None,
-            max_running_requests=per_rank * layout.attn_dp_size if params["max_running"] == CLIENTS else None,
+            max_running_requests=None if running == DEFAULT else per_rank * layout.attn_dp_size,
+            **unpriced,
         )
-        return resolve(typed, self.context.arch, self.context.machine, self.context.version).config
+        resolved = resolve(typed, self.context.arch, self.context.machine, self.context.version).config
+        return _spelled_out(resolved, unpriced)
+
+    @property
+    def resting(self) -> dict[str, Choice]:
+        """The first value of every unpriced knob: SGLang's own, unless a space file fixed another."""
+        return {name: values[0] for name, values in self.choices.items() if name in UNPRICED}
 
     def params_of(self, config: ServerConfig) -> dict[str, Any]:
         """Return the parameters whose configuration is nearest to a planner's candidate."""
@@ -53,8 +72,16 @@ class TuningSpace:
             "mem_fraction_static": config.mem_fraction_static,
             "chunked_prefill_size": as_launched(config, self.context.version).chunked_prefill_size,
             "cuda_graph": CLIENTS,
-            "max_running": CLIENTS,
+            "max_running": self._running(config),
+            **self.resting,
         }
+
+    def _running(self, config: ServerConfig) -> Choice:
+        """Return the choice of running requests nearest to a planner's candidate."""
+        counts = [value for value in self.choices["max_running"] if isinstance(value, int)]
+        asked, running = self.workload.concurrency, config.max_running_requests or 0
+        nearest = min(counts, key=lambda value: abs(value - running), default=asked)
+        return CLIENTS if abs(asked - running) <= abs(nearest - running) else nearest
 
     def default_params(self, layout: ServerConfig) -> dict[str, Any]:
         """Return the parameters of a layout with every other flag left to SGLang."""
@@ -65,11 +92,19 @@ class TuningSpace:
             "chunked_prefill_size": DEFAULT,
             "cuda_graph": DEFAULT,
             "max_running": DEFAULT,
+            **dict.fromkeys(self.resting, DEFAULT),
         }
 
 
-def tuning_space(space: Space, layouts: dict[str, ServerConfig], context: Context, workload: Workload) -> TuningSpace:
-    """Build the study's space from the planner's, over the layouts that can hold the model."""
+def tuning_space(
+    space: Space, layouts: dict[str, ServerConfig], context: Context, workload: Workload, slos: Sequence[Slo] = ()
+) -> TuningSpace:
+    """Build the study's space from the planner's, over the layouts that can hold the model.
+
+    Under a limit on TPOT or E2E fewer requests may run at once than there are clients.
+    """
+    shares = LATENCY_SHARES[1:] if any(slo.metric is not Metric.TTFT for slo in slos) else ()
+    fewer = sorted({max(1, round(workload.concurrency * share)) for share in shares}, reverse=True)
     return TuningSpace(
         layouts=layouts,
         choices={
@@ -78,11 +113,22 @@ def tuning_space(space: Space, layouts: dict[str, ServerConfig], context: Contex
             "mem_fraction_static": (DEFAULT, *FRACTIONS),
             "chunked_prefill_size": (DEFAULT, *CHUNKS),
             "cuda_graph": (DEFAULT, CLIENTS),
-            "max_running": (DEFAULT, CLIENTS),
+            "max_running": (DEFAULT, CLIENTS, *(count for count in fewer if count < workload.concurrency)),
+            **alternatives(context.machine, context.version, workload.concurrency),
         },
         context=context,
         workload=workload,
     )
+
+
+def _spelled_out(config: ServerConfig, chosen: dict[str, Any]) -> ServerConfig:
+    """Return the configuration with what was chosen typed, though SGLang might choose it by itself elsewhere."""
+    typed: dict[str, Any] = {}
+    if chosen.get("attention_backend") in AUTOMATIC_ATTENTION:
+        typed["attention_backend"] = chosen["attention_backend"]
+    if chosen.get("page_size") == 1 and typed_page(config) is None:
+        typed["page_size"] = 1
+    return config.with_flags(**typed) if typed else config
 
 
 def _unless_default(value: Any) -> Any:

@@ -57,7 +57,17 @@ Explain = Annotated[bool, typer.Option("--explain", help="Show memory, step brea
 PlanOut = Annotated[Path | None, typer.Option("--out", help="Write the JSON document to this file too.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
 
-ObjectiveChoice = Annotated[Objective, typer.Option("--objective", help="What to improve.")]
+ObjectiveChoice = Annotated[
+    Objective,
+    typer.Option(
+        "--objective",
+        help="What to improve: a rate or TPOT at --concurrency, users at --min-user-tok-s, goodput at --request-rate.",
+    ),
+]
+CostPerGpuHour = Annotated[
+    float | None,
+    typer.Option("--cost-per-gpu-hour", help="Cost of a GPU-hour, any currency, for output_tok_s_per_cost."),
+]
 Engine = Annotated[
     EngineName,
     typer.Option(

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tuner.loop import Loop
     from tuner.setup import Prepared, TuneQuestion
 
+# Users looked for where --users does not say how many are wanted: more than any one server carries.
+MOST_USERS = 4096
 EXAMPLE = (
     "Example: sgtune tune --hardware nf5688g7 --isl 1000 --osl 1000 --concurrency 1024 --engine simulated --trials 12"
 )
@@ -29,10 +31,14 @@ def tune(
     hardware: options.Hardware,
     isl: options.Isl,
     osl: options.Osl,
-    concurrency: options.Concurrency,
+    concurrency: options.MaybeConcurrency = None,
     server_flags: options.ServerFlags = None,
     slo: options.SloTexts = None,
     objective: options.ObjectiveChoice = Objective.OUTPUT_TOK_S,
+    request_rate: options.RequestRate = None,
+    users: options.Users = None,
+    min_user_tok_s: options.MinUserTokS = None,
+    cost_per_gpu_hour: options.CostPerGpuHour = None,
     engine: options.Engine = EngineName.SIMULATED,
     point_time: options.PointTime = "10s",
     smoke: options.SmokeText = None,
@@ -66,7 +72,9 @@ def tune(
 
     asked = read_question(
         hardware=hardware, model=model, sglang_version=sglang_version, slo=slo, profile=profile, isl=isl, osl=osl,
-        range_ratio=range_ratio, concurrency=concurrency, mtp=mtp, acceptance=mtp_acceptance, sigma=expert_skew,
+        range_ratio=range_ratio, concurrency=concurrency, request_rate=request_rate, min_user_tok_s=min_user_tok_s,
+        users=MOST_USERS if users is None and objective is Objective.USERS else users,
+        mtp=mtp, acceptance=mtp_acceptance, sigma=expert_skew,
     )  # fmt: skip
     narrowed = read_space_file(space) if space else None
     question = TuneQuestion(
@@ -74,7 +82,7 @@ def tune(
         space=narrowed, server_flags=(*(narrowed.flags if narrowed else ()), *(server_flags or ())),
         budget_s=parse_duration_s(budget) if budget else float("inf"), seed=seed, sampler=sampler or default_sampler(),
         smoke=smoke, run=run, runs=runs, resume=resume, python=python, image=image, model_path=model_path,
-        point_s=parse_duration_s(point_time, "--point-time"),
+        point_s=parse_duration_s(point_time, "--point-time"), cost_per_gpu_hour=cost_per_gpu_hour,
     )  # fmt: skip
     _tune(question, model_path=model_path, dry_run=dry_run, json=json)
 

@@ -12,6 +12,7 @@ import tomli_w
 from hwprobe.files import encode_json, write_atomic
 from hwprobe.nvml import read_inventory, read_throttles
 from models.estimate import Context
+from models.workload import Slo
 from tuner.choices import EngineName
 from tuner.engines.live import LiveEngine
 from tuner.engines.runners import DockerRunner, EmulatedRunner, LocalRunner, Runner
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 def engine_of(question: TuneQuestion, context: Context, folder: RunFolder) -> Engine:
     """Build the engine of --engine. Raises InputError when another tuner holds one of this machine's GPUs."""
     if question.engine is EngineName.SIMULATED:
-        return SimulatedEngine(question.world, context, question.seed)
+        return SimulatedEngine(question.world, context, question.seed, slos=question.plan.slos)
     return live_engine(
         _runner(question, context, folder),
         context,
@@ -40,6 +41,7 @@ def engine_of(question: TuneQuestion, context: Context, folder: RunFolder) -> En
         seed=question.seed,
         extra_flags=question.server_flags,
         smoke=_smoke(question.smoke),
+        slos=question.plan.slos,
     )
 
 
@@ -53,6 +55,7 @@ def live_engine(
     seed: int,
     extra_flags: tuple[str, ...] = (),
     smoke: Smoke | None = None,
+    slos: tuple[Slo, ...] = (),
 ) -> LiveEngine:
     """Build a live engine on a runner, holding this machine's GPUs unless the runner emulates them.
 
@@ -73,7 +76,7 @@ def live_engine(
         context=context,
         model_path=model_path,
         trials=trials,
-        measure=measure_for_tuner(seed, settings, throttles),
+        measure=measure_for_tuner(seed, settings, throttles, slos),
         extra_flags=extra_flags,
         smoke=smoke,
         closing=closing,

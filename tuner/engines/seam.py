@@ -72,7 +72,10 @@ class ServerInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """One ladder point: what was asked, what came back, and over how long. Latencies in ms by statistic."""
+    """One ladder point: what was asked, what came back, and over how long. Latencies in ms by statistic.
+
+    `request_rate` (1/s) is what an open loop sent; `goodput_req_s` what of it kept every limit.
+    """
 
     concurrency: int
     achieved_in_flight: float
@@ -85,6 +88,13 @@ class Measurement:
     retractions: int = 0
     verdict: Verdict = field(default=Verdict.OK)
     why: str = ""
+    request_rate: float | None = None
+    goodput_req_s: float | None = None
+
+    @property
+    def load(self) -> float:
+        """What was asked of the server: requests per second of an open loop, else clients."""
+        return float(self.concurrency) if self.request_rate is None else self.request_rate
 
     @property
     def user_tok_s(self) -> float:

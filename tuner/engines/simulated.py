@@ -10,9 +10,11 @@ import numpy as np
 
 from models.config import ServerConfig
 from models.estimate import Context, replay_workload, statistics_ms
-from models.layout import table_of
+from models.layout import Array, table_of
 from models.memory import Memory
-from models.workload import Statistic, Workload
+from models.open_loop import replay_open_loop
+from models.replay import Replay
+from models.workload import Slo, Statistic, Workload
 from tuner.engines.seam import FailureKind, LaunchFailed, Measurement, ServerInfo
 from tuner.engines.world_memory import OOM_BOOT_SHARE, boot_failure, bounded, fails_under_load
 from tuner.world import World
@@ -28,12 +30,16 @@ OOM_TEXTS = {
 
 @dataclass(frozen=True, slots=True)
 class SimulatedEngine:
-    """Deterministic by seed: the same configuration and point give the same figures whenever asked."""
+    """Deterministic by seed: the same configuration and point give the same figures whenever asked.
+
+    Of an open loop the requests that keep every one of `slos` are counted.
+    """
 
     world: World
     belief: Context
     seed: int
     name: str = "simulated"
+    slos: tuple[Slo, ...] = ()
 
     def launch(self, config: ServerConfig, number: int) -> SimulatedServer:
         """Start the configuration in the world. Raises LaunchFailed when the world's memory does not hold it."""
@@ -45,7 +51,7 @@ class SimulatedEngine:
         seed = _seed(self.seed, number, config)
         jitter = 1.0 + 0.1 * float(np.random.default_rng(seed).standard_normal())
         boot_s = self.world.start_s(context) * max(0.5, jitter)
-        return SimulatedServer(self.world, context, config, seed, int(filled.kv_tokens[0]), boot_s, filled)
+        return SimulatedServer(self.world, context, config, seed, int(filled.kv_tokens[0]), boot_s, filled, self.slos)
 
     def close(self) -> None:
         """Nothing was held."""
@@ -62,6 +68,7 @@ class SimulatedServer:
     kv_tokens: int
     boot_s: float
     memory: Memory
+    slos: tuple[Slo, ...] = ()
 
     def info(self) -> ServerInfo:
         return ServerInfo(kv_tokens=self.kv_tokens, boot_s=self.boot_s)
@@ -75,7 +82,8 @@ class SimulatedServer:
                 self.boot_s,
             )
         rng = np.random.default_rng([self.seed, workload.concurrency])
-        played = replay_workload(self.context, self.config, workload, self.memory, seed=int(rng.integers(2**31)))
+        play = replay_workload if workload.request_rate is None else replay_open_loop
+        played = play(self.context, self.config, workload, self.memory, seed=int(rng.integers(2**31)))
         drift = np.exp(self.world.noise * rng.standard_normal(WINDOWS))
         rates = played.output_tok_s / drift
         middle = float(rates.mean())
@@ -83,7 +91,7 @@ class SimulatedServer:
         slow = played.output_tok_s / middle
         return Measurement(
             concurrency=workload.concurrency,
-            achieved_in_flight=float(workload.concurrency),
+            achieved_in_flight=float(workload.concurrency) if workload.request_rate is None else played.mean_running,
             output_tok_s=middle,
             output_tok_s_interval=(middle - half, middle + half),
             ttft_ms=_scaled(statistics_ms(played.ttft_s), slow),
@@ -91,7 +99,17 @@ class SimulatedServer:
             e2e_ms=_scaled(statistics_ms(played.e2e_s), slow),
             duration_s=played.duration_s * slow * (1.0 + 1.0 / WINDOWS),
             retractions=played.retractions,
+            request_rate=workload.request_rate,
+            goodput_req_s=None if workload.request_rate is None else self._goodput(played, slow),
         )
+
+    def _goodput(self, played: Replay, slow: float) -> float:
+        """Requests per second that keep every limit, when everything takes `slow` times as long."""
+        seconds: dict[str, Array] = {"ttft": played.ttft_s, "tpot": played.tpot_s, "e2e": played.e2e_s}
+        kept = np.ones(len(played.osl), dtype=bool)
+        for slo in self.slos:
+            kept &= seconds[str(slo.metric)] * slow * 1e3 <= slo.limit_ms
+        return float(kept.mean()) * len(kept) / (played.duration_s * slow)
 
     def stop(self) -> None:
         """Nothing to stop: nothing runs."""

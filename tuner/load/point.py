@@ -7,7 +7,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import numpy as np
@@ -30,6 +30,7 @@ POLL_S = 0.2
 LOAD_POLL_S = 1.0
 START_DELAY_S = 0.5
 OPEN_WARM_UP = 0.2  # of the window, before it
+LIVES_IN_WINDOW = 5.0
 OPEN_LEAST = 20  # requests in the window of an open loop
 OPEN_AFTER = 2.0  # windows for which requests keep coming, so that the last that count do not see an empty server
 
@@ -65,6 +66,16 @@ class Settings:
     @property
     def open_loop(self) -> bool:
         return self.arrival is not Arrival.CLOSED
+
+    def at_rate(self, workload: Workload) -> Settings:
+        """Return the settings of an open loop at the workload's rate, with a window several requests long.
+
+        By Little's law a request lives for concurrency / rate; a warm-up of less would meet an emptier server.
+        """
+        rate = float(workload.request_rate or 0.0)
+        least_s = max(self.least_s, LIVES_IN_WINDOW * workload.concurrency / rate)
+        most_s = max(self.most_s, 4.0 * least_s)
+        return replace(self, arrival=Arrival.POISSON, request_rate=rate, least_s=least_s, most_s=most_s)
 
     @property
     def open_window_s(self) -> float:
@@ -121,17 +132,22 @@ class Point:
             duration_s=self.warm_up_s + window.seconds,
             verdict=self.verdict,
             why=self.why,
+            request_rate=self.settings.request_rate if self.settings.open_loop else None,
+            goodput_req_s=window.goodput_rps if self.settings.open_loop else None,
         )
 
 
 def measure_for_tuner(
-    seed: int, settings: Settings, throttles: Callable[[], Sequence[str]] = tuple
+    seed: int, settings: Settings, throttles: Callable[[], Sequence[str]] = tuple, slos: Sequence[Slo] = ()
 ) -> Callable[[str, Workload, Alive], Measurement]:
     """Return what a live engine calls for each point of its ladder; prompts are new ones whenever it is asked."""
 
     def measure(url: str, workload: Workload, alive: Alive) -> Measurement:
         own = zlib.crc32(f"{seed}/{workload.concurrency}/{time.time_ns()}".encode())
-        return measure_point(url, workload, seed=own, settings=settings, alive=alive, throttles=throttles).measurement()
+        chosen = settings if workload.request_rate is None else settings.at_rate(workload)
+        return measure_point(
+            url, workload, slos=slos, seed=own, settings=chosen, alive=alive, throttles=throttles
+        ).measurement()
 
     return measure
 

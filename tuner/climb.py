@@ -1,0 +1,165 @@
+"""The ladder of one launch: which loads are measured, in which order, and when the rest is not worth its time.
+
+A boot costs minutes, so every launch yields a curve. Rungs lie around the predicted knee, on a scale that trials share
+(the asked load halved again and again), so that their curves can be compared. Where nothing has to be shown in full
+the asked load comes first: it decides, and a ladder that cannot win ends there. The baseline and launches that confirm
+climb in full, upwards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from models.config import ServerConfig
+from models.estimate import Context, demand_of
+from models.layout import table_of
+from models.serving import closed_loop
+from models.workload import Workload
+from tuner.choices import Objective
+from tuner.engines.seam import Measurement, Server, Verdict
+from tuner.goal import Goal
+
+# Rungs beside the asked one.
+LOWER_RUNGS = 2
+# Behind the best, or beyond a limit, by more than this (log units), no repeat of the measurement would help.
+BEYOND_DOUBT = 0.10
+# The search for users: the largest step between two loads, how near the last two are, how many at most.
+STEP = 1.35
+RESOLUTION = 1.08
+MOST_RUNGS = 6
+
+Keep = Callable[[Measurement], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Climb:
+    """What a launch is to show: the asked load, the goal, and the score to beat (None: climb in full)."""
+
+    goal: Goal
+    workload: Workload
+    to_beat: float | None = None
+
+    def up(self, server: Server, config: ServerConfig, context: Context, users: float, keep: Keep) -> str:
+        """Measure the rungs, handing each over as it comes; return why the climb ended early, empty where it did not.
+
+        `users` is what the closed form says the configuration carries; only the search for users looks at it.
+        """
+        if self.goal.objective is Objective.USERS:
+            return self._towards_users(server, config, users, keep)
+        rungs = self.rungs(config, context)
+        if self.to_beat is None:
+            for workload in rungs:
+                keep(_measured(server, workload))
+            return ""
+        for workload in reversed(rungs):
+            point = _measured(server, workload)
+            keep(point)
+            why = self._lost(config, point) if workload is rungs[-1] else ""
+            if why and len(rungs) > 1:
+                return why
+        return ""
+
+    def rungs(self, config: ServerConfig, context: Context) -> list[Workload]:
+        """Return the loads to measure, the asked one last."""
+        if self.goal.objective is Objective.GOODPUT:
+            rate = float(self.goal.request_rate or 0.0)
+            return [replace(self.workload, request_rate=rate * share) for share in (0.25, 0.5, 1.0)]
+        asked = self.workload.concurrency
+        steps = knee_steps(config, context, self.workload)
+        lower = {asked >> step for step in steps if asked >> step >= 1}
+        return [replace(self.workload, concurrency=clients) for clients in sorted(lower | {asked})]
+
+    def _lost(self, config: ServerConfig, point: Measurement) -> str:
+        """Say why the other rungs could not make this configuration the best, or nothing."""
+        if point.verdict is not Verdict.OK or self.to_beat is None:
+            return ""
+        over = max((slo.excess(point) for slo in self.goal.constraining), default=-math.inf)
+        at = load_of(point)
+        if over > BEYOND_DOUBT:
+            return f"a limit is missed by {100 * math.expm1(over):.0f} % at {at}: the other loads were not measured"
+        behind = self.to_beat - self.goal.score(self.goal.value(config, [point], point))
+        if behind > BEYOND_DOUBT:
+            return f"{100 * math.expm1(-behind):+.0f} % of the best at {at}: the other loads were not measured"
+        return ""
+
+    def _towards_users(self, server: Server, config: ServerConfig, users: float, keep: Keep) -> str:
+        """Step up or down until one load keeps the limits and one does not, then halve the gap."""
+        most = self.workload.concurrency
+        clients = max(1, min(most, round(users)))
+        target = None if self.to_beat is None else max(1, min(most, round(math.exp(self.to_beat))))
+        good: int | None = None
+        bad: int | None = None
+        if target is not None:
+            clients = target
+        for _ in range(MOST_RUNGS):
+            point = _measured(server, replace(self.workload, concurrency=clients))
+            keep(point)
+            over = self.goal.worst_excess(point) if point.verdict is Verdict.OK else math.inf
+            if over > 0.0:
+                bad = clients
+            else:
+                good = clients
+            if clients == target and over > BEYOND_DOUBT:
+                return f"it does not carry the {clients:,} users of the best: no fewer were tried"
+            following = _next_load(good, bad, most)
+            if following is None:
+                return ""
+            clients = following
+        return ""
+
+
+def _next_load(good: int | None, bad: int | None, most: int) -> int | None:
+    """Return the next number of users to try, None when the answer is known well enough."""
+    if bad is None:
+        return None if good is None or good >= most else min(most, max(good + 1, round(good * STEP)))
+    if good is None:
+        return None if bad <= 1 else max(1, min(bad - 1, round(bad / STEP)))
+    if bad - good <= 1 or bad / good <= RESOLUTION:
+        return None
+    return min(bad - 1, max(good + 1, round(math.sqrt(good * bad))))
+
+
+def knee_steps(config: ServerConfig, context: Context, workload: Workload) -> list[int]:
+    """Return how often the asked concurrency is halved for the rungs below it: one at the predicted knee, one beside.
+
+    The knee is where throughput x speed per user is largest (Kleinrock's power): below it a request waits for little
+    but itself, beyond it each client is paid for by the others.
+    """
+    asked = workload.concurrency
+    deepest = int(math.log2(asked)) if asked > 1 else 0
+    steps = np.arange(deepest + 1)
+    clients = np.maximum(1.0, np.floor(asked / 2.0**steps))
+    table = table_of([config])
+    demand = replace(demand_of(context, workload), concurrency=clients)
+    steady = closed_loop(context.system(table.column()), demand, context.memory(table).kv_tokens.reshape(-1, 1))
+    power = (steady.output_tok_s / steady.e2e_s)[0]
+    knee = int(np.argmax(power))
+    beside = knee // 2 if knee >= 2 else knee + 2
+    return sorted({min(deepest, step) for step in (max(1, knee), max(1, beside))} - {0})[:LOWER_RUNGS]
+
+
+def _measured(server: Server, workload: Workload) -> Measurement:
+    """Measure a load; a point nobody may use is measured once more on the same server."""
+    point = server.measure(workload)
+    return point if point.verdict is Verdict.OK else server.measure(workload)
+
+
+def load_of(point: Measurement) -> str:
+    """Return the load of a point in words."""
+    if point.request_rate is not None:
+        return f"{point.request_rate:g} requests/s"
+    return f"{point.concurrency:,} clients"
+
+
+def decision_of(goal: Goal, points: Sequence[Measurement]) -> Measurement:
+    """Return the point that decides: the largest load, or of a search for users the largest that keeps the limits."""
+    ordered = sorted(points, key=lambda point: point.load)
+    if goal.objective is not Objective.USERS:
+        return ordered[-1]
+    kept = [p for p in ordered if p.verdict is Verdict.OK and goal.worst_excess(p) <= 0.0]
+    usable = [p for p in ordered if p.verdict is Verdict.OK] or ordered
+    return kept[-1] if kept else usable[0]

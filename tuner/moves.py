@@ -1,0 +1,65 @@
+"""Moves from a good configuration along the knobs no equation prices: one at a time, and the harmless ones together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from models.config import ServerConfig
+from planner.alternatives import UNPRICED, Choice
+from tuner.candidates import Candidates, allowed, fitting, rows_of
+from tuner.tuning_space import TuningSpace
+
+# How the scheduler and the streams around it behave: no kernel changes, so that they are tried in one launch first.
+HABITS = ("scheduler_recv_interval", "stream_interval", "disable_radix_cache")
+
+
+class Moves:
+    """Builds rows for moves; each is resolved and judged by the rules once."""
+
+    def __init__(self, space: TuningSpace) -> None:
+        self._space = space
+        self._known: dict[tuple[Any, ...], ServerConfig | None] = {}
+
+    def around(self, bases: Iterable[dict[str, Any]]) -> Candidates:
+        """Return the allowed moves from every base."""
+        return self._rows(params for base in bases for params in self._from(base))
+
+    def carried_over(self, rows: Iterable[dict[str, Any]], leader: dict[str, Any]) -> Candidates:
+        """Return the rows with the unpriced knobs as the leader has them."""
+        taken = {name: leader[name] for name in self._space.resting if name in leader}
+        return self._rows(params | taken for params in rows)
+
+    def _from(self, base: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        together = dict(base)
+        for name in self._space.resting:
+            for value in self._others(name, base):
+                moved = base | {name: value}
+                yield moved
+                if self._config(moved) is None:  # an FP8 cache wants another attention backend
+                    yield from (
+                        moved | {"attention_backend": other} for other in self._others("attention_backend", base)
+                    )
+                if name in HABITS and value != self._space.resting[name]:
+                    together[name] = value
+        yield together
+
+    def _others(self, name: str, base: dict[str, Any]) -> list[Choice]:
+        return [value for value in self._space.choices[name] if value != base.get(name, self._space.resting[name])]
+
+    def _rows(self, wanted: Iterable[dict[str, Any]]) -> Candidates:
+        found: dict[ServerConfig, dict[str, Any]] = {}
+        for params in wanted:
+            config = self._config(params)
+            if config is not None:
+                found.setdefault(config, params)
+        rows = rows_of(self._space, [(params, config) for config, params in found.items()])
+        return fitting(rows) if found else rows
+
+    def _config(self, params: dict[str, Any]) -> ServerConfig | None:
+        """Return the configuration of allowed parameters, None for others."""
+        key = tuple(params.get(name) for name in (*self._space.choices, *UNPRICED))
+        if key not in self._known:
+            config = self._space.config(params)
+            self._known[key] = config if allowed(self._space, config) else None
+        return self._known[key]

@@ -1,0 +1,65 @@
+"""When nothing starts: what is likeliest to, and what to tell the operator when that does not either."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tuner.candidates import Candidates, candidates_of
+from tuner.record import Outcome, TrialRecord
+from tuner.tuning_space import TuningSpace
+
+SAFEST = "safest"
+# Launches of the safest configurations that may fail before the run stops.
+MOST_FAILURES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """Asked when the seeds are used up: the safest configuration while no launch has held, then a diagnosis.
+
+    `patience` is how many launches more the sampler may choose itself first, one that learns memory.
+    """
+
+    space: TuningSpace
+    records: Sequence[TrialRecord]
+    patience: int = 0
+
+    @property
+    def _nothing_holds(self) -> bool:
+        launched = [record for record in self.records if record.launched]
+        chosen = sum(record.source == "sampler" for record in launched)
+        failed = all(record.outcome is Outcome.INFEASIBLE for record in launched)
+        return bool(launched) and failed and chosen >= self.patience
+
+    @property
+    def params(self) -> dict[str, Any] | None:
+        """The parameters with most memory left free that were not launched, None while launches hold."""
+        if not self._nothing_holds:
+            return None
+        rows = candidates_of(self.space)
+        tried = {record.config for record in self.records}
+        order = np.argsort(-rows.memory.free, kind="stable")
+        return next((rows.params[i] for i in order.tolist() if rows.configs[i] not in tried), None)
+
+    @property
+    def diagnosis(self) -> str:
+        """Why going on makes no sense, empty while it does."""
+        safest = [record for record in self.records if record.source == SAFEST and record.launched]
+        if not self._nothing_holds or len(safest) < MOST_FAILURES:
+            return ""
+        rows = candidates_of(self.space)
+        free = max(_free_gib(rows, record) for record in safest)
+        kinds = sorted({str(record.failure) for record in safest})
+        return (
+            f"nothing starts: {len(safest)} of the safest configurations failed too ({', '.join(kinds)}), though the "
+            f"ledger leaves up to {free:.1f} GiB free per GPU; look for other processes on the GPUs, another model "
+            "than asked for, or a machine with less memory than --hardware says"
+        )
+
+
+def _free_gib(rows: Candidates, record: TrialRecord) -> float:
+    return float(rows.memory.free[rows.configs.index(record.config)])
