@@ -13,10 +13,12 @@ from models.config import ServerConfig
 from models.estimate import Prediction
 from planner.export.targets import Parameters
 from tuner.candidates import candidates_of
+from tuner.choices import Fidelity
 from tuner.cli.progress import ProgressScreen
 from tuner.confirm import BASELINE, standings, winner_of
 from tuner.engines.seam import Measurement
 from tuner.export import spec_of
+from tuner.fidelity import slices_line
 from tuner.learned import knob_effects, residuals
 from tuner.loop import Loop
 from tuner.record import Manifest, Outcome, TrialRecord
@@ -64,6 +66,10 @@ class LiveReporter(ProgressScreen):
             description=f"trial {number}: {measured.output_tok_s:,.0f} tok/s at {measured.concurrency} clients",
         )
 
+    def slice(self, said: str) -> None:
+        """Say what a slice showed."""
+        self._screen.print(said, markup=False)
+
     def finished(self, record: TrialRecord, best: TrialRecord | None) -> None:
         if not record.launched:
             return
@@ -108,6 +114,8 @@ def show_dry_run(prepared: Prepared, screen: Console) -> None:
         f"{len(candidates_of(prepared.space).configs):,} configurations that rules and memory allow"
     )
     screen.print(f"about {hours:.1f} h of boot time on the {question.engine} engine")
+    if question.fidelity is Fidelity.SLICE:
+        screen.print(slices_line(question.plan.arch, question.trials, question.world))
     table = Table(title="first launches", title_justify="left")
     for heading in ("", "source", "configuration", "mem frac", "chunk", "graph bs", "max running"):
         table.add_column(heading)
