@@ -19,10 +19,11 @@ from hwprobe.errors import InputError
 from hwprobe.files import decode_json, encode_json, read_bytes
 from models.architecture import ModelArchitecture
 from models.config import ServerConfig
-from models.estimate import Context, replay_workload
-from models.layout import Array, table_of
+from models.estimate import Context, predict_many, replay_workload
+from models.layout import Array, ConfigTable, table_of
+from models.serving import Serving
 from models.workload import Slo
-from tuner.candidates import PHYSICS, Candidates, candidates_of, knob_features, rows_of, slopes
+from tuner.candidates import PHYSICS, Candidates, candidates_of, knob_features, slopes
 from tuner.choices import Objective
 from tuner.engines.live import LiveEngine
 from tuner.engines.seam import Engine, LaunchFailed, Measurement, Verdict
@@ -127,6 +128,16 @@ class SliceFile:
             stream.flush()
             os.fsync(stream.fileno())
         self.records.append(record)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tabled(Candidates):
+    """Rows with their table made once: slopes ask for the closed form a dozen times."""
+
+    table: ConfigTable
+
+    def steady(self, departure: Array) -> Serving:
+        return predict_many(self.departed(departure), self.table, self.space.workload, self.memory)
 
 
 @dataclass(slots=True)
@@ -257,13 +268,14 @@ class Screen:
         return record.constraints[f"slo {slo}"] + math.log(slo.limit_ms)
 
     def _rows(self, pairs: Sequence[Pair], sliced: bool) -> Candidates:
-        space = replace(self.space, context=self._context) if sliced else self.space
-        rows = rows_of(space, pairs)
-        if not sliced:
-            return rows
-        # a slice is started with no more KV cache than the whole model has
-        whole = self.space.context.memory(table_of([config for _, config in pairs]))
-        return replace(rows, memory=bounded(rows.memory, whole.kv_tokens_per_rank))
+        """Return rows of the whole, or of slices, which are started with no more KV cache than the whole has."""
+        params, configs = tuple(p for p, _ in pairs), tuple(c for _, c in pairs)
+        table, space = table_of(configs), self.space
+        memory = space.context.memory(table)
+        if sliced:
+            space = replace(space, context=self._context)
+            memory = bounded(space.context.memory(table), memory.kv_tokens_per_rank)
+        return _Tabled(params=params, configs=configs, memory=memory, space=space, table=table)
 
     def _gap(self, pair: Pair, *, sliced: bool) -> float:
         """Return the log of replay over closed form under the belief: what the closed form misses."""
