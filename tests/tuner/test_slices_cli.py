@@ -68,7 +68,10 @@ def test_one_gpu_speaks_for_eight_and_says_what_it_cannot(sgtune: Sgtune, tmp_pa
     said = " ".join(told["not_from_slices"])
     assert "collectives of TP8 DP8" in said
     assert "rank synchronisation" in said
-    shown = sliced(sgtune, tmp_path, "--target", "h200x8", hardware="h200x1")
+    refused = sliced(sgtune, tmp_path, hardware="h200x1")
+    assert (refused.code, "holds measured points" in refused.err) == (2, True)
+    shown = sliced(sgtune, tmp_path, "--target", "h200x8", "--save-points", str(tmp_path / "b.jsonl"),
+                   hardware="h200x1")  # fmt: skip
     assert "the whole model on h200x8, TP8, by the calibrated profile" in shown.out
 
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from models.calibration import Calibration
     from models.case import Case
     from tuner.slice_report import SliceReport
-    from tuner.slices import Layout
 
 EXAMPLE = (
     "Examples: sgtune calibrate --points measured.jsonl --out h200-here.json, then sgtune plan --profile ...; "
@@ -62,51 +61,36 @@ def calibrate(
     With --slice the points are measured here first: the model cut to a few layers starts in a minute, and two depths
     give the cost of a layer and of all else, hence the whole model.
     """
-    from hwprobe.errors import InputError
     from models import calibration
     from models.engine_profile import save_engine_profile
     from tuner.cli.tune import parse_duration_s
     from tuner.slice_report import slice_report
 
     start = records.profile_option(base)
-    there: Layout | None = None
-    if slice_layers is not None:
-        if points is not None or hardware is None:
-            raise InputError(
-                "--slice measures its own points: leave --points out"
-                if points is not None
-                else "--slice needs --hardware, the machine the slices run on"
-            )
-        points = save_points or out.with_suffix(".points.jsonl")
-        asked = slices.Asked(
-            slices=slice_layers, dense=slice_dense, hardware=hardware, model=model, model_path=model_path,
-            version=sglang_version or options.NEWEST_VERSION, base=start, engine=engine, python=python, image=image,
-            decode=decode, prefill=prefill, repeats=repeats, rounds=rounds, together=together, world=world, seed=seed,
-            point_s=parse_duration_s(point_time, "--point-time"), words=tuple(server_flags or ()),
-        )  # fmt: skip
-        there = slices.target_layout(target, target_args, hardware, asked.version, model, start)
-        slices.measure(asked, there, points, logs)
-    elif points is None:
-        raise InputError("nothing to calibrate from: give --points FILE, or --slice 4,8 to measure slices here")
-    whole = read_model(model)
-    setting = replace(records.setting_of(hardware, sglang_version, launch_args, start), arch=whole)
-    cases, left_out = _usable(points, setting)
+    asked = slices.Asked(
+        slices=slice_layers, dense=slice_dense, hardware=hardware, model=model, model_path=model_path,
+        version=sglang_version or options.NEWEST_VERSION, base=start, engine=engine, python=python, image=image,
+        decode=decode, prefill=prefill, repeats=repeats, rounds=rounds, together=together, target=target,
+        target_args=target_args, point_s=parse_duration_s(point_time, "--point-time"), world=world, seed=seed,
+        words=tuple(server_flags or ()), logs=logs,
+    )  # fmt: skip
+    source = slices.points_of(asked, points, save_points or out.with_suffix(".points.jsonl"))
+    setting = replace(records.setting_of(hardware, sglang_version, launch_args, start), arch=read_model(model))
+    cases, left_out = _usable(source, setting)
     for reason in left_out:
         typer.echo(f"left out: {reason}", err=True)
-    if there is None:
-        version = str(cases[0].context.version)
-        there = slices.target_layout(target, target_args, hardware, version, model, start)
+    there = slices.target_layout(replace(asked, version=str(cases[0].context.version)))
     with console(stderr=True).status(f"calibrating from {len(cases)} points"):
         found = calibration.calibrate(cases, cases[0].context.engine)
-        report = slice_report(cases, whole, found.profile, there)
+        report = slice_report(cases, read_model(model), found.profile, there)
     save_engine_profile(found.profile, out)
     if json:
-        print_json(_document(found, out, points, report))
+        print_json(_document(found, out, source, report))
         return
     _show(found)
     if report is not None:
         slices.show(report, console())
-        typer.echo(f"the points are in {points}; use them again with --points {points} --hardware {hardware}")
+        typer.echo(f"the points are in {source}; use them again with --points {source} --hardware {hardware}")
     typer.echo(f"wrote {out}; use it with --profile {out}")
 
 

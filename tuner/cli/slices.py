@@ -58,11 +58,11 @@ Logs = Annotated[Path | None, typer.Option("--logs", help="Keep the servers' log
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """The options of --slice as typed."""
+    """The options of --slice and --target as typed."""
 
-    slices: str
+    slices: str | None
     dense: int | None
-    hardware: str
+    hardware: str | None
     model: Path | None
     model_path: str
     version: str
@@ -75,44 +75,69 @@ class Asked:
     repeats: int
     rounds: int
     together: bool
+    target: str | None
+    target_args: str
     point_s: float
     world: Path | None
     seed: int
     words: tuple[str, ...]
+    logs: Path | None
 
 
-def measure(asked: Asked, there: Layout | None, points: Path, logs: Path | None) -> None:
-    """Measure the slices into `points`, a line each as it comes; `there` is what the whole model is meant for."""
+def points_of(asked: Asked, given: Path | None, kept: Path) -> Path:
+    """Return the file of points: the one given, or `kept` after the slices were measured into it.
+
+    Raises InputError for options that do not go together, and where measured points would be overwritten.
+    """
+    from hwprobe.errors import InputError
+
+    if asked.slices is None:
+        if given is None:
+            raise InputError("nothing to calibrate from: give --points FILE, or --slice 4,8 to measure slices here")
+        return given
+    if given is not None:
+        raise InputError("--slice measures its own points: leave --points out")
+    if asked.hardware is None:
+        raise InputError("--slice needs --hardware, the machine the slices run on")
+    if kept.exists() and kept.stat().st_size:
+        raise InputError(
+            f"'{kept}' holds measured points: use them with --points, or name another file (--save-points)"
+        )
+    _measure(asked, kept)
+    return kept
+
+
+def _measure(asked: Asked, kept: Path) -> None:
+    """Measure the slices into a file, a line each as it comes."""
     from hwprobe.files import encode_json, write_atomic
     from tuner.slice_run import run_slices
 
-    machine = read_hardware(asked.hardware)
+    machine = read_hardware(str(asked.hardware))
     with tempfile.TemporaryDirectory(prefix="sgtune-slices-") as temporary:
-        where = (logs or Path(temporary)).absolute()
-        question = _question(asked, machine, there, where)
+        where = (asked.logs or Path(temporary)).absolute()
+        question = _question(asked, machine, where)
         write_atomic(where / "hardware.json", encode_json(machine) + "\n")
-        write_atomic(points, "")
+        write_atomic(kept, "")
         screen = console(stderr=True)
         for record in run_slices(question, lambda text: screen.print(text, markup=False)):
-            with points.open("a", encoding="utf-8") as stream:
+            with kept.open("a", encoding="utf-8") as stream:
                 stream.write(encode_json(record, indent=0) + "\n")
 
 
-def target_layout(
-    target: str | None, words: str, hardware: str | None, version: str, model: Path | None, base: EngineProfile | None
-) -> Layout | None:
-    """Return the machine and layout the whole model is meant for; None where neither option names it."""
+def target_layout(asked: Asked) -> Layout | None:
+    """Return the machine and layout the whole model is meant for; None where no option names it."""
     from hwprobe.errors import InputError
     from tuner.slices import layout_of
 
-    if target is None and not words:
+    name = asked.target or asked.hardware
+    if asked.target is None and not asked.target_args:
         return None
-    if target is None and hardware is None:
+    if name is None:
         raise InputError("--target-args needs a machine: --target, or --hardware")
-    return layout_of(_context(version, read_hardware(target or str(hardware)), read_model(model), base), words.split())
+    return layout_of(_context(asked, read_hardware(name), read_model(asked.model)), asked.target_args.split())
 
 
-def _question(asked: Asked, machine: HardwareProfile, there: Layout | None, where: Path) -> SliceQuestion:
+def _question(asked: Asked, machine: HardwareProfile, where: Path) -> SliceQuestion:
     """Read the options. Raises InputError naming the flag, before anything is started."""
     import math
 
@@ -121,26 +146,26 @@ def _question(asked: Asked, machine: HardwareProfile, there: Layout | None, wher
     from tuner.world import load_world
 
     whole = read_model(asked.model)
-    here = layout_of(_context(asked.version, machine, whole, asked.base), asked.words)
-    owner = there or here
+    here = layout_of(_context(asked, machine, whole), asked.words)
+    meant_for = target_layout(asked) or here
     rungs = (*rungs_of(asked.decode, "--decode"), *rungs_of(asked.prefill, "--prefill"))
     question = SliceQuestion(
-        here=here, slices=slices_of(whole, asked.slices, asked.dense), rungs=rungs, engine=asked.engine,
+        here=here, slices=slices_of(whole, str(asked.slices), asked.dense), rungs=rungs, engine=asked.engine,
         world=load_world(asked.world), where=where, model_path=asked.model_path, python=asked.python,
         image=asked.image, repeats=asked.repeats, rounds=asked.rounds, together=asked.together,
-        most_kv_tokens=owner.kv_tokens_per_rank or math.inf, point_s=asked.point_s, seed=asked.seed,
+        most_kv_tokens=meant_for.kv_tokens_per_rank or math.inf, point_s=asked.point_s, seed=asked.seed,
     )  # fmt: skip
     return question.checked()
 
 
-def _context(text: str, machine: HardwareProfile, whole: ModelArchitecture, base: EngineProfile | None) -> Context:
+def _context(asked: Asked, machine: HardwareProfile, whole: ModelArchitecture) -> Context:
     from models.estimate import Context
     from models.machine import machine_of
     from models.version import parse_version
     from models.versions_between import profile_for
 
-    version = parse_version(text)
-    return Context(arch=whole, machine=machine_of(machine), engine=base or profile_for(version), version=version)
+    version = parse_version(asked.version)
+    return Context(arch=whole, machine=machine_of(machine), engine=asked.base or profile_for(version), version=version)
 
 
 def show(report: SliceReport, screen: Console) -> None:
