@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from hwprobe.errors import InputError
 from models.case import Case, expected
@@ -19,7 +20,7 @@ MACHINE_SPREAD = np.array([0.08, 0.08, 0.08, 0.20, 0.40])
 # What slices of several depths tell apart beside FITTED, and what machines differ by in it: a step's fixed cost.
 FIXED = {"host_ms": 0.40}
 # Times the spread of machines, tried in turn while the evidence rises: slices may run on what is no GPU at all.
-WIDTHS = (1.0, 4.0, 16.0, 64.0)
+WIDTHS = (4.0, 16.0, 64.0)
 # One standard deviation of what a measurement of each figure scatters by (repeated sweeps: 1-2 %, 7 % at worst).
 SCATTER = {"tpot": 0.02, "output": 0.03, "ttft": 0.12}
 # A TTFT that is a queue's length says little about the speed of prefill.
@@ -97,6 +98,16 @@ class Fit:
         return float(np.sum(np.where(size <= HUBER, 0.5 * size**2, HUBER * size - 0.5 * HUBER**2)))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prior:
+    """What is believed of the named parameters' logarithms beforehand, and which of them the data may move."""
+
+    names: tuple[str, ...]
+    middle: Array
+    covariance: Array
+    free: npt.NDArray[np.bool_]
+
+
 @dataclass(frozen=True, slots=True)
 class _Settled:
     """Where a fit came to rest: the place, its residuals, the covariance of the free parameters, its evidence."""
@@ -120,54 +131,34 @@ def calibrate(cases: Sequence[Case], base: EngineProfile, spread: Array = MACHIN
         raise InputError("no point has a measured ttft, tpot or output_tok_s: there is nothing to calibrate from")
     sliced = len({case.context.arch.num_hidden_layers for case in usable}) > 1
     names = (*FITTED, *(FIXED if sliced else {}))
-    free = np.array([name == "tau_us" or len(usable) > 1 for name in names])
-    start = base.parameters.fitted(names)
     known = np.zeros((len(names), len(names)))
     known[: len(FITTED), : len(FITTED)] = base.covariance
     machine = np.array([*spread, *(FIXED[name] for name in names[len(FITTED) :])])
-    settled, prior, width = _widest(usable, base.parameters, names, start, known, machine, free, sliced)
-    after = prior.copy()
-    after[np.ix_(free, free)] = settled.covariance
-    return _calibration(usable, base, names, start, settled, prior, after, width)
-
-
-def _widest(
-    cases: Sequence[Case],
-    like: EngineParameters,
-    names: tuple[str, ...],
-    start: Array,
-    known: Array,
-    machine: Array,
-    free: Array,
-    sliced: bool,
-) -> tuple[_Settled, Array, float]:
-    """Settle under the machine's spread, and under wider ones for as long as the evidence rises."""
-    best: tuple[_Settled, Array, float] | None = None
-    place = start
-    for width in WIDTHS if sliced else WIDTHS[:1]:
-        prior = known + np.diag((width * machine) ** 2)
-        settled = _settle(cases, like, names, start, place, prior, free, ROUNDS if width == 1.0 else ROUNDS_WIDE)
-        if best is not None and settled.log_evidence <= best[0].log_evidence:
+    prior = _Prior(
+        names=names,
+        middle=base.parameters.fitted(names),
+        covariance=known + np.diag(machine**2),
+        free=np.array([name == "tau_us" or len(usable) > 1 for name in names]),
+    )
+    settled = _settle(usable, base.parameters, prior, prior.middle, ROUNDS)
+    width = 1.0
+    for wider in WIDTHS if sliced else ():
+        further = replace(prior, covariance=known + np.diag((wider * machine) ** 2))
+        found = _settle(usable, base.parameters, further, settled.place, ROUNDS_WIDE)
+        if found.log_evidence <= settled.log_evidence:
             break
-        best, place = (settled, prior, width), settled.place
-    assert best is not None
-    return best
+        prior, settled, width = further, found, wider
+    return _calibration(usable, base, prior, settled, width)
 
 
 def _calibration(
-    usable: Sequence[Case],
-    base: EngineProfile,
-    names: tuple[str, ...],
-    start: Array,
-    settled: _Settled,
-    prior: Array,
-    after: Array,
-    width: float,
+    usable: Sequence[Case], base: EngineProfile, prior: _Prior, settled: _Settled, width: float
 ) -> Calibration:
-    fit = settled.fit
+    fit, names, size = settled.fit, prior.names, len(FITTED)
+    after = prior.covariance.copy()
+    after[np.ix_(prior.free, prior.free)] = settled.covariance
     decode = [z for z, kind in zip(fit.residuals, fit.kinds, strict=True) if kind != "ttft"]
     rms = math.sqrt(float(np.mean(np.square(decode)))) if decode else base.relative_error.decode
-    size = len(FITTED)
     profile = replace(
         base,
         name=f"{base.name}-calibrated",
@@ -186,9 +177,9 @@ def _calibration(
         parameters=tuple(
             Determined(
                 name=name,
-                before=math.sqrt(prior[i, i]),
+                before=math.sqrt(prior.covariance[i, i]),
                 after=math.sqrt(after[i, i]),
-                value_before=float(np.exp(start[i])),
+                value_before=float(np.exp(prior.middle[i])),
                 value_after=float(np.exp(moved[i])),
             )
             for i, name in enumerate(names)
@@ -199,24 +190,15 @@ def _calibration(
     )
 
 
-def _settle(
-    cases: Sequence[Case],
-    like: EngineParameters,
-    names: tuple[str, ...],
-    start: Array,
-    place: Array,
-    prior: Array,
-    free: Array,
-    rounds: int,
-) -> _Settled:
-    """Gauss-Newton with numerical slopes from `place`, towards the data and the prior's middle `start`."""
-    inside = prior[np.ix_(free, free)]
+def _settle(cases: Sequence[Case], like: EngineParameters, prior: _Prior, start: Array, rounds: int) -> _Settled:
+    """Gauss-Newton with numerical slopes from `start`, towards the data and the prior's middle."""
+    names, free, place = prior.names, prior.free, start.copy()
+    inside = prior.covariance[np.ix_(free, free)]
     precision = np.linalg.inv(inside)
-    place = place.copy()
     fit, slopes = linearised(cases, like, place, free, names)
     for done in range(1, rounds + 1):
         weight = fit.weights / fit.scatter**2
-        gradient = slopes.T @ (weight * fit.residuals) + precision @ (place - start)[free]
+        gradient = slopes.T @ (weight * fit.residuals) + precision @ (place - prior.middle)[free]
         move = -np.linalg.solve(slopes.T @ (weight[:, None] * slopes) + precision, gradient)
         place[free] += np.clip(move, -LONGEST_MOVE, LONGEST_MOVE)
         if done < ROUNDS_WITH_SLOPES or rounds > ROUNDS:
@@ -227,7 +209,7 @@ def _settle(
             break
     weight = fit.weights / fit.scatter**2
     information = slopes.T @ (weight[:, None] * slopes) + precision
-    away = (place - start)[free]
+    away = (place - prior.middle)[free]
     log_evidence = -fit.loss - 0.5 * float(
         away @ precision @ away + np.linalg.slogdet(inside)[1] + np.linalg.slogdet(information)[1]
     )
