@@ -217,7 +217,11 @@ def _settle(cases: Sequence[Case], like: EngineParameters, prior: _Prior, start:
 
 
 def linearised(
-    cases: Sequence[Case], like: EngineParameters, place: Array, free: Array, names: tuple[str, ...] = FITTED
+    cases: Sequence[Case],
+    like: EngineParameters,
+    place: Array,
+    free: npt.NDArray[np.bool_],
+    names: tuple[str, ...] = FITTED,
 ) -> tuple[Fit, Array]:
     """Return residuals at a place and their slopes along the free parameters."""
     here = residuals(cases, like.moved(place, names))

@@ -24,10 +24,11 @@ from tuner.choices import EngineName, Fidelity, Objective, SamplerName
 from tuner.confirm import BASELINE
 from tuner.engines.choose import engine_of
 from tuner.engines.seam import Engine
-from tuner.fidelity import Screen, SliceFile, check_objective, slice_for, sliced_engine
+from tuner.fidelity import Screen
 from tuner.goal import Goal
 from tuner.loop import Loop, Reporter, Task
 from tuner.record import Manifest
+from tuner.slice_trials import SliceFile, check_objective, slice_for, sliced_engine
 from tuner.space_file import SpaceFile
 from tuner.store import RunFolder
 from tuner.study import StudyIndex

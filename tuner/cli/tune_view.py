@@ -18,12 +18,12 @@ from tuner.cli.progress import ProgressScreen
 from tuner.confirm import BASELINE, standings, winner_of
 from tuner.engines.seam import Measurement
 from tuner.export import spec_of
-from tuner.fidelity import slices_line
 from tuner.learned import knob_effects, residuals
 from tuner.loop import Loop
 from tuner.record import Manifest, Outcome, TrialRecord
 from tuner.report import nearest_of
 from tuner.setup import Prepared
+from tuner.slice_trials import slices_line
 
 MOST_SENTENCES = 5
 
