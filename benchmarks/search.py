@@ -1,44 +1,53 @@
 """How near to a world's true optimum a sampler comes with a few launches, in worlds the planner does not know.
 
-    python benchmarks/search.py --worlds 0-11 --seeds 10 --samplers model,tpe,random
+    python benchmarks/search.py --worlds 0-11 --seeds 10 --samplers model,tpe,random,grid --out found.jsonl
+    python benchmarks/search.py --worlds 100-123 --seeds 3 --questions broad
 
 Virtual time. The optimum of a world is the best of its whole space under its truth, without noise: all rows in closed
-form, the best SHORTLIST of them replayed. Worlds from 1000 on are for a last look, not for development.
+form, the best SHORTLIST of them replayed, and from the best of those every combination of the unpriced knobs the world
+speaks of. With `--questions broad` every world is another machine, version, workload and limit. A configuration found
+counts 0 where it misses the limit by more than the noise. Finished work in `--out` is not repeated. Worlds from 1000 on
+are for a last look, not for development.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import math
 import multiprocessing
 import sys
 import tempfile
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from worlds import world
+from worlds import Asked, question, world
 
 from hwprobe.catalogue import hardware_from_catalogue
 from models.architecture import deepseek_r1
 from models.config import ServerConfig
-from models.estimate import Context, Prediction, predict_many, replay_workload
+from models.estimate import Context, Prediction, predict_many, replay_workload, statistics_ms
 from models.layout import table_of
 from models.version import parse_version
-from models.workload import Workload
-from planner.plan import PlanQuestion
-from tuner.candidates import candidates_of
+from models.workload import Metric, Slo, Statistic, Workload
+from planner.plan import PlanQuestion, make_plan
+from tuner.candidates import allowed, candidates_of
 from tuner.choices import EngineName, Objective, SamplerName
 from tuner.engines.seam import Measurement
 from tuner.engines.world_memory import boot_failure, fails_under_load
+from tuner.moves import Moves
 from tuner.record import Outcome, TrialRecord
 from tuner.setup import Prepared, TuneQuestion, open_loop, prepare
 from tuner.world import World
 
 LAUNCHES = 12
 SHORTLIST = 300  # with 40, the optimum of one world in twelve was 1.1 % too low
+COMBINED = 12  # leaders that unpriced knobs are combined with
 FULL_LAUNCHES = (4, 8, 12)
+WITHIN_NOISE = 0.03
 
 
 class Silent:
@@ -63,106 +72,191 @@ class Score:
     launches: int
 
 
-def question(number: int, seed: int, sampler: SamplerName, runs: Path, concurrency: int) -> TuneQuestion:
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One world: its optimum once, then every sampler with every seed."""
+
+    world: int
+    samplers: tuple[SamplerName, ...]
+    seeds: int
+    asked: Asked
+    unpriced: bool
+    best: float | None = None
+
+
+def plan_of(asked: Asked) -> PlanQuestion:
+    """Return the plan's question; a limit is so many times the TPOT of the plan's own best without it."""
     plan = PlanQuestion(
-        hardware=hardware_from_catalogue("h200x8"), arch=deepseek_r1(), version=parse_version("0.5.12"), isl=1000,
-        osl=1000, concurrency=concurrency,
+        hardware=hardware_from_catalogue(asked.hardware), arch=deepseek_r1(), version=parse_version(asked.version),
+        isl=asked.isl, osl=asked.osl, concurrency=asked.concurrency, mtp=asked.mtp,
     )  # fmt: skip
+    best = make_plan(plan).best if asked.tpot_limit else None
+    if best is None or asked.tpot_limit is None:
+        return plan
+    limit_ms = asked.tpot_limit * best.prediction.tpot_ms["mean"]
+    return replace(plan, slos=(Slo(metric=Metric.TPOT, statistic=Statistic.MEAN, limit_ms=limit_ms),))
+
+
+def tune_question(job: Job, plan: PlanQuestion, sampler: SamplerName, seed: int, runs: Path) -> TuneQuestion:
     return TuneQuestion(
-        plan=plan, objective=Objective.OUTPUT_TOK_S, engine=EngineName.SIMULATED, world=world(number), trials=LAUNCHES,
-        budget_s=math.inf, seed=seed, sampler=sampler, run=f"{number}-{seed}-{sampler}-{concurrency}", runs=runs,
-        resume=False,
+        plan=plan, objective=Objective.OUTPUT_TOK_S, engine=EngineName.SIMULATED,
+        world=world(job.world, unpriced=job.unpriced), trials=LAUNCHES, budget_s=math.inf, seed=seed,
+        sampler=sampler, run=f"{job.world}-{seed}-{sampler}", runs=runs, resume=False,
     )  # fmt: skip
 
 
-def true_rate(truth: World, belief: Context, config: ServerConfig, workload: Workload) -> float:
-    """Return tok/s of a configuration in the world without noise; 0 where it runs out of memory."""
+def true_rate(
+    truth: World, belief: Context, config: ServerConfig, workload: Workload, slos: tuple[Slo, ...], within: float
+) -> float:
+    """Return tok/s of a configuration in the world without noise; 0 out of memory or beyond a limit by `within`."""
     context = truth.truth(belief, config)
     filled = context.memory(table_of([config]))
     if boot_failure(truth, filled) is not None or fails_under_load(truth, filled):
         return 0.0
-    return replay_workload(context, config, workload, filled, seed=1).output_tok_s
+    played = replay_workload(context, config, workload, filled, seed=1)
+    tpot_ms = statistics_ms(played.tpot_s)
+    missed = any(math.log(tpot_ms[slo.statistic] / slo.limit_ms) > within for slo in slos)
+    return 0.0 if missed else played.output_tok_s
 
 
 def optimum(truth: World, prepared: Prepared) -> float:
     """Return the best true rate over the space."""
-    belief, workload = prepared.plan.context, prepared.space.workload
-    rows = candidates_of(prepared.space).configs
-    groups: dict[tuple[object, ...], list[ServerConfig]] = {}
-    for config in rows:  # an effect depends on these knobs only, so that each group shares one truth
+    belief, workload, slos = prepared.plan.context, prepared.space.workload, prepared.question.plan.slos
+    space = prepared.space
+    rows = candidates_of(space)
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for index, config in enumerate(rows.configs):  # an effect depends on these knobs only: each group has one truth
         steps = config.speculative.num_steps if config.speculative else 0
         key = (config.attn_dp_size, config.ep_size, config.pp_size, steps, config.chunked_prefill_size)
-        groups.setdefault(key, []).append(config)
-    rated: list[tuple[float, ServerConfig]] = []
+        groups.setdefault(key, []).append(index)
+    rated: list[tuple[float, int]] = []
     for members in groups.values():
-        context = truth.truth(belief, members[0])
-        table = table_of(members)
+        configs = [rows.configs[i] for i in members]
+        context = truth.truth(belief, configs[0])
+        table = table_of(configs)
         filled = context.memory(table)
-        rates = predict_many(context, table, workload, filled).output_tok_s
+        steady = predict_many(context, table, workload, filled)
         holds = (filled.free >= truth.extra_memory_gib) & (filled.kv_pool > 0)
-        rated += [(float(rate), config) for rate, config, ok in zip(rates, members, holds, strict=True) if ok]
+        for slo in slos:
+            holds &= steady.tpot_s * 1e3 <= 1.1 * slo.limit_ms
+        rated += [(float(rate), i) for rate, i, ok in zip(steady.output_tok_s, members, holds, strict=True) if ok]
     rated.sort(key=lambda item: -item[0])
-    return max(true_rate(truth, belief, config, workload) for _, config in rated[:SHORTLIST])
+
+    def rate(config: ServerConfig) -> float:
+        return true_rate(truth, belief, config, workload, slos, 0.0)
+
+    exact = sorted(((rate(rows.configs[i]), i) for _, i in rated[:SHORTLIST]), key=lambda item: -item[0])
+    best = exact[0][0] if exact else 0.0
+    spoken: dict[str, set[Any]] = {}
+    for effect in truth.effects:
+        for name, value in effect.when.items():
+            if value in space.choices.get(name, ())[1:] and name in space.resting:
+                spoken.setdefault(name, set()).add(value)
+    combinations = [
+        dict(zip(spoken, values, strict=True)) for values in itertools.product(*([None, *v] for v in spoken.values()))
+    ]
+    leaders = [rows.params[i] for _, i in exact[:COMBINED]]
+    wanted = [
+        base | {name: value for name, value in chosen.items() if value is not None}
+        for base in leaders
+        for chosen in combinations[1:]
+    ]
+    more = [config for params in wanted if allowed(space, config := space.config(params))]
+    more += Moves(space).around(leaders[:2]).configs
+    return max([best, *(rate(config) for config in more)])
 
 
-def score_world(number: int, samplers: list[SamplerName], seeds: int, concurrency: int) -> list[Score]:
-    """Tune one world with every sampler and seed."""
+def run_job(job: Job) -> tuple[list[Score], float]:
+    """Tune one world with every sampler, seed by seed; return the scores and the world's optimum."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        prepared = prepare(question(number, 0, samplers[0], Path(folder), concurrency))
-        truth, belief = world(number), prepared.plan.context
-        best = optimum(truth, prepared)
-        for sampler in samplers:
-            for seed in range(seeds):
-                asked = question(number, seed, sampler, Path(folder), concurrency)
-                loop, _ = open_loop(prepare(replace(asked)), Silent())
+        plan = plan_of(job.asked)
+        best = job.best
+        for sampler in job.samplers:
+            prepared = prepare(tune_question(job, plan, sampler, 0, Path(folder)))
+            best = optimum(prepared.question.world, prepared) if best is None else best
+            for seed in range(job.seeds):
+                asked = tune_question(job, plan, sampler, seed, Path(folder))
+                loop, _ = open_loop(replace(prepared, question=asked), Silent())
+                loop.task = replace(loop.task, lower_rungs=0)  # loads below the asked one decide nothing here
                 loop.run()
                 loop.close()
-                found.append(_score(loop.records, sampler, number, seed, best, truth, belief, prepared))
-    return found
+                found.append(_score(loop.records, job, sampler, seed, best, prepared))
+    return found, best or 0.0
 
 
 def _score(
-    records: list[TrialRecord], sampler: str, number: int, seed: int, best: float, truth: World, belief: Context,
-    prepared: Prepared,
-) -> Score:  # fmt: skip
+    records: list[TrialRecord], job: Job, sampler: SamplerName, seed: int, best: float, prepared: Prepared
+) -> Score:
+    truth, belief, slos = prepared.question.world, prepared.plan.context, prepared.question.plan.slos
     launched = [record for record in records if record.launched]
     ratios = []
     for count in FULL_LAUNCHES:
-        good = [record for record in launched[:count] if record.outcome is Outcome.MEASURED]
+        good = [record for record in launched[:count] if record.feasible]
         chosen = max(good, key=lambda record: record.objective, default=None)
-        rate = true_rate(truth, belief, chosen.config, prepared.space.workload) if chosen else 0.0
-        ratios.append(rate / best)
+        rate = (
+            true_rate(truth, belief, chosen.config, prepared.space.workload, slos, WITHIN_NOISE)
+            if chosen
+            else float(best == 0.0)
+        )
+        ratios.append(rate / best if best else rate)
     bad = sum(record.outcome is Outcome.INFEASIBLE for record in launched)
-    return Score(sampler, number, seed, tuple(ratios), bad, len(launched))
+    return Score(sampler, job.world, seed, tuple(ratios), bad, len(launched))
+
+
+def table(scores: list[Score], samplers: list[SamplerName]) -> str:
+    """Return the table of all samplers, and the model's worlds where it did worst."""
+    lines = ["sampler | runs | median at 4 | at 8 | at 12 | worst quarter at 12 | worst | infeasible | launches"]
+    for sampler in samplers:
+        mine = [score for score in scores if score.sampler == sampler]
+        if not mine:
+            continue
+        by = np.array([score.ratios for score in mine])
+        cells = [str(len(mine)), *(f"{value:.3f}" for value in np.median(by, axis=0))]
+        cells += [f"{np.percentile(by[:, -1], 25):.3f}", f"{by[:, -1].min():.3f}"]
+        cells += [f"{np.mean([score.infeasible for score in mine]):.2f}", f"{np.mean([s.launches for s in mine]):.1f}"]
+        lines.append(" | ".join([str(sampler), *cells]))
+    first = [score for score in scores if score.sampler == samplers[0]]
+    by_world = {number: [s.ratios[-1] for s in first if s.world == number] for number in {s.world for s in first}}
+    worst = sorted(by_world.items(), key=lambda item: float(np.mean(item[1])))[:4]
+    lines.append("worst worlds: " + ", ".join(f"{number} ({np.mean(ratios):.3f})" for number, ratios in worst))
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worlds", default="0-11")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--samplers", default="model,tpe,random")
-    parser.add_argument("--concurrency", type=int, default=256)
+    parser.add_argument("--samplers", default="model,tpe,random,grid")
+    parser.add_argument("--questions", choices=("one", "broad"), default="one")
+    parser.add_argument("--priced-only", action="store_true", help="no effects of unpriced knobs in the worlds")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=None, help="JSON lines of finished runs, to go on from")
     asked = parser.parse_args()
     first, _, last = asked.worlds.partition("-")
-    numbers = range(int(first), int(last or first) + 1)
     samplers = [SamplerName(name) for name in asked.samplers.split(",")]
-    work = partial(score_world, samplers=samplers, seeds=asked.seeds, concurrency=asked.concurrency)
-    scores: list[Score] = []
-    with multiprocessing.Pool(asked.processes) as pool:
-        for part in pool.imap_unordered(work, numbers):
+    lines = asked.out.read_text().splitlines() if asked.out is not None and asked.out.exists() else []
+    scores = [Score(**{**json.loads(line), "ratios": tuple(json.loads(line)["ratios"])}) for line in lines]
+    done = {(score.world, score.sampler) for score in scores}
+    jobs = []
+    known = asked.out.with_suffix(".optima") if asked.out is not None else None
+    optima: dict[str, float] = json.loads(known.read_text()) if known is not None and known.exists() else {}
+    for number in range(int(first), int(last or first) + 1):
+        missing = tuple(sampler for sampler in samplers if (number, sampler) not in done)
+        put = question(number) if asked.questions == "broad" else Asked()
+        if missing:
+            jobs.append(Job(number, missing, asked.seeds, put, not asked.priced_only, optima.get(str(number))))
+    with multiprocessing.Pool(asked.processes, maxtasksperchild=1) as pool:
+        for part, best in pool.imap_unordered(run_job, jobs):
             scores += part
-            sys.stderr.write(f"world {part[0].world} done\n")
-    sys.stdout.write(f"{len(numbers)} worlds ({asked.worlds}), {asked.seeds} seeds, {asked.concurrency} clients\n")
-    sys.stdout.write("sampler | median at 4 | at 8 | at 12 | worst quarter at 12 | worst | infeasible | launches\n")
-    for sampler in samplers:
-        mine = [score for score in scores if score.sampler == sampler]
-        by = np.array([score.ratios for score in mine])
-        cells = [f"{value:.3f}" for value in np.median(by, axis=0)]
-        cells += [f"{np.percentile(by[:, -1], 25):.3f}", f"{by[:, -1].min():.3f}"]
-        cells += [f"{np.mean([score.infeasible for score in mine]):.2f}", f"{np.mean([s.launches for s in mine]):.1f}"]
-        sys.stdout.write(" | ".join([str(sampler), *cells]) + "\n")
+            optima[str(part[0].world)] = best
+            if asked.out is not None and known is not None:
+                known.write_text(json.dumps(optima))
+                with asked.out.open("a") as stream:
+                    stream.writelines(json.dumps(asdict(score)) + "\n" for score in part)
+            sys.stderr.write(f"world {part[0].world}: {[round(s.ratios[-1], 3) for s in part]}\n")
+    sys.stdout.write(f"worlds {asked.worlds}, {asked.seeds} seeds, {asked.questions} question(s)\n")
+    sys.stdout.write(table(scores, samplers))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Worlds that differ from the planner's belief, made from a seed: what the search benchmark tunes in."""
+"""Worlds that differ from the planner's belief, and the questions asked in them: what the search benchmark tunes in."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,14 +18,53 @@ KNOBS = {
     "pp_size": (2,),
     "chunked_prefill_size": (2048, 4096, 8192, 16384),
 }
+# Knobs no equation prices: half of the worlds have an effect of one or two of them.
+UNPRICED: dict[str, tuple[int | float | str | bool, ...]] = {
+    "moe_runner_backend": ("deep_gemm",), "attention_backend": ("flashmla", "flashinfer"), "stream_interval": (10,),
+    "scheduler_recv_interval": (10,), "enable_mixed_chunk": (True,), "disable_radix_cache": (True,),
+}  # fmt: skip
 NOISE = 0.03
 BOOT_S = 420.0
 
 
-def world(seed: int) -> World:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A question; `tpot_limit` is a limit on the mean TPOT as a multiple of what the plan expects (None: no limit)."""
+
+    hardware: str = "h200x8"
+    version: str = "0.5.12"
+    isl: int = 1000
+    osl: int = 1000
+    concurrency: int = 256
+    mtp: bool = True
+    tpot_limit: float | None = None
+
+
+MACHINES = ("h200x8", "nf5688g7", "b200x8", "h20x8", "2xh100x8")
+VERSIONS = ("0.5.23", "0.5.12", "0.5.3", "0.4.6", "0.4.3")
+LENGTHS = ((1000, 1000), (4000, 500), (200, 400), (2000, 200))
+CLIENTS = (16, 64, 128, 256)
+
+
+def question(seed: int) -> Asked:
+    """Return the question of a seed: another one in every world."""
+    rng = np.random.default_rng([seed, 1])
+    isl, osl = LENGTHS[int(rng.integers(len(LENGTHS)))]
+    return Asked(
+        hardware=str(rng.choice(MACHINES, p=(0.4, 0.2, 0.15, 0.1, 0.15))),
+        version=str(rng.choice(VERSIONS, p=(0.35, 0.2, 0.1, 0.15, 0.2))),
+        isl=isl,
+        osl=osl,
+        concurrency=int(rng.choice(CLIENTS)),
+        mtp=bool(rng.random() < 0.7),
+        tpot_limit=float(rng.uniform(0.9, 1.5)) if rng.random() < 0.35 else None,
+    )
+
+
+def world(seed: int, *, unpriced: bool = True) -> World:
     """Return the world of a seed: figures, skew, acceptance, memory beyond the ledger, effects of knobs and pairs."""
     rng = np.random.default_rng(seed)
-    return World(
+    made = World(
         name=f"world-{seed}",
         parameters={name: float(np.exp(rng.normal(0.0, spread))) for name, spread in FIGURES.items()},
         sigma=float(rng.uniform(0.1, 0.8)),
@@ -33,6 +74,10 @@ def world(seed: int) -> World:
         boot_s=BOOT_S,
         effects=tuple(_effect(rng) for _ in range(int(rng.integers(4, 11)))),
     )
+    if not unpriced or rng.random() < 0.5:
+        return made
+    more = tuple(_unpriced_effect(rng) for _ in range(int(rng.integers(1, 3))))
+    return World(**{name: getattr(made, name) for name in World.__slots__} | {"effects": (*made.effects, *more)})
 
 
 def _effect(rng: np.random.Generator) -> Effect:
@@ -40,3 +85,9 @@ def _effect(rng: np.random.Generator) -> Effect:
     names = rng.choice(list(KNOBS), size=int(rng.integers(1, 3)), replace=False)
     when: dict[str, int | float | str | bool] = {str(name): int(rng.choice(KNOBS[str(name)])) for name in names}
     return Effect(when=when, time_factor=float(rng.uniform(0.7, 1.6)))
+
+
+def _unpriced_effect(rng: np.random.Generator) -> Effect:
+    name = str(rng.choice(list(UNPRICED)))
+    values = UNPRICED[name]
+    return Effect(when={name: values[int(rng.integers(len(values)))]}, time_factor=float(rng.uniform(0.88, 1.15)))

@@ -18,12 +18,12 @@ from models.layout import table_of
 from models.machine import Machine, machine_of
 from models.points import Point, parse_point, read_lines
 from models.versions_between import profile_for
-from models.workload import Lengths
+from models.workload import Workload
 from planner.point_case import case_of
 
 if TYPE_CHECKING:
     from tuner.engines.seam import Measurement
-    from tuner.record import Manifest, TrialRecord
+    from tuner.record import TrialRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,21 +80,27 @@ def _of_run(folder: Path, setting: Setting) -> Iterator[Line]:
     from hwprobe.profile import load_profile
 
     machine = setting.machine or machine_of(load_profile(folder / "hardware.json"))
-    engine = setting.engine or profile_for(Version(manifest.sglang_version))
-    arch, version = setting.arch or deepseek_r1(), Version(manifest.sglang_version)
-    context = Context(arch=arch, machine=machine, engine=engine, version=version)
+    version = Version(manifest.sglang_version)
+    engine = setting.engine or profile_for(version)
+    context = Context(arch=setting.arch or deepseek_r1(), machine=machine, engine=engine, version=version)
+    workload = Workload.checked(manifest.isl, manifest.osl, 1, manifest.range_ratio)
     for record in read_trials(folder / "trials.jsonl"):
-        for point in record.points:
-            name = f"trial-{record.number}-c{point.concurrency}"
-            yield Line(id=name, case=_trial_case(name, record, point, manifest, context))
+        for point in usable_points(record):
+            case = trial_case(record, point, workload, context)
+            yield Line(id=case.id, case=case)
 
 
-def _trial_case(name: str, record: TrialRecord, point: Measurement, manifest: Manifest, context: Context) -> Case:
-    ratio = manifest.range_ratio
+def usable_points(record: TrialRecord) -> list[Measurement]:
+    """Return the points of a trial that may teach a model of closed loops."""
+    return [point for point in record.points if str(point.verdict) == "ok" and point.request_rate is None]
+
+
+def trial_case(record: TrialRecord, point: Measurement, workload: Workload, context: Context) -> Case:
+    """Return one measured point of a trial as a case; of the workload only the lengths count."""
     run = Run(
         kind="steady",  # the tuner measures after a warm-up: no first wave
-        isl=Lengths(nominal=manifest.isl, range_ratio=ratio),
-        osl=Lengths(nominal=manifest.osl, range_ratio=ratio),
+        isl=workload.isl,
+        osl=workload.osl,
         concurrency=point.concurrency,
         requests=STEADY_REQUESTS_PER_CLIENT * point.concurrency,
     )
@@ -104,7 +110,7 @@ def _trial_case(name: str, record: TrialRecord, point: Measurement, manifest: Ma
         "output_tok_s": point.output_tok_s,
     }
     return Case(
-        id=name,
+        id=f"trial-{record.number}-c{point.concurrency}",
         context=context,
         config=record.config,
         run=run,

@@ -21,14 +21,19 @@ from models.serving import closed_loop
 from models.workload import Workload
 from tuner.choices import Objective
 from tuner.engines.seam import Measurement, Server, Verdict
-from tuner.goal import Goal
+from tuner.goal import ELASTICITY, Goal
 
+# The rungs of an open loop, as shares of the asked rate.
+RATE_SHARES = (0.25, 0.5, 1.0)
 # Rungs beside the asked one.
 LOWER_RUNGS = 2
 # Behind the best, or beyond a limit, by more than this (log units), no repeat of the measurement would help.
 BEYOND_DOUBT = 0.10
-# The search for users: the largest step between two loads, how near the last two are, how many at most.
-STEP = 1.35
+# The search for users: least and largest step between two loads, how near to either side of a bracket the next may
+# lie (share of it), how near the last two are, how many at most.
+STEP = 1.05
+LARGEST_STEP = 8.0
+MARGIN = 0.15
 RESOLUTION = 1.08
 MOST_RUNGS = 6
 
@@ -37,11 +42,12 @@ Keep = Callable[[Measurement], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Climb:
-    """What a launch is to show: the asked load, the goal, and the score to beat (None: climb in full)."""
+    """What a launch is to show: the asked load and some below, the goal, the score to beat (None: climb in full)."""
 
     goal: Goal
     workload: Workload
     to_beat: float | None = None
+    lower_rungs: int = LOWER_RUNGS
 
     def up(self, server: Server, config: ServerConfig, context: Context, users: float, keep: Keep) -> str:
         """Measure the rungs, handing each over as it comes; return why the climb ended early, empty where it did not.
@@ -66,10 +72,13 @@ class Climb:
     def rungs(self, config: ServerConfig, context: Context) -> list[Workload]:
         """Return the loads to measure, the asked one last."""
         if self.goal.objective is Objective.GOODPUT:
-            rate = float(self.goal.request_rate or 0.0)
-            return [replace(self.workload, request_rate=rate * share) for share in (0.25, 0.5, 1.0)]
+            rate, asked = float(self.goal.request_rate or 0.0), self.workload.concurrency
+            return [
+                replace(self.workload, request_rate=rate * share, concurrency=max(1, round(asked * share)))
+                for share in RATE_SHARES
+            ]
         asked = self.workload.concurrency
-        steps = knee_steps(config, context, self.workload)
+        steps = knee_steps(config, context, self.workload)[: self.lower_rungs]
         lower = {asked >> step for step in steps if asked >> step >= 1}
         return [replace(self.workload, concurrency=clients) for clients in sorted(lower | {asked})]
 
@@ -87,40 +96,55 @@ class Climb:
         return ""
 
     def _towards_users(self, server: Server, config: ServerConfig, users: float, keep: Keep) -> str:
-        """Step up or down until one load keeps the limits and one does not, then halve the gap."""
+        """Measure loads until one keeps the limits, one does not, and they are near each other."""
         most = self.workload.concurrency
-        clients = max(1, min(most, round(users)))
         target = None if self.to_beat is None else max(1, min(most, round(math.exp(self.to_beat))))
-        good: int | None = None
-        bad: int | None = None
-        if target is not None:
-            clients = target
+        clients = max(1, min(most, round(users))) if target is None else target
+        good = bad = None
         for _ in range(MOST_RUNGS):
             point = _measured(server, replace(self.workload, concurrency=clients))
             keep(point)
             over = self.goal.worst_excess(point) if point.verdict is Verdict.OK else math.inf
             if over > 0.0:
-                bad = clients
+                bad = Tried(clients, over)
             else:
-                good = clients
+                good = Tried(clients, over)
             if clients == target and over > BEYOND_DOUBT:
                 return f"it does not carry the {clients:,} users of the best: no fewer were tried"
-            following = _next_load(good, bad, most)
+            following = next_load(good, bad, most)
             if following is None:
                 return ""
             clients = following
         return ""
 
 
-def _next_load(good: int | None, bad: int | None, most: int) -> int | None:
-    """Return the next number of users to try, None when the answer is known well enough."""
-    if bad is None:
-        return None if good is None or good >= most else min(most, max(good + 1, round(good * STEP)))
-    if good is None:
-        return None if bad <= 1 else max(1, min(bad - 1, round(bad / STEP)))
-    if bad - good <= 1 or bad / good <= RESOLUTION:
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A number of users, and log(latency / limit) of the limit missed most or kept by least."""
+
+    clients: int
+    excess: float
+
+
+def next_load(good: Tried | None, bad: Tried | None, most: int) -> int | None:
+    """Return the next number of users to try, None when the answer is known well enough.
+
+    Aims where the curve through what was measured crosses the limit, a little to the side that is still open.
+    """
+    if good is not None and bad is not None:
+        if bad.clients - good.clients <= 1 or bad.clients / good.clients <= RESOLUTION:
+            return None
+        share = -good.excess / (bad.excess - good.excess) if math.isfinite(bad.excess) else 0.5
+        ratio = bad.clients / good.clients
+        aim = float(good.clients * ratio ** min(max(share, MARGIN), 1.0 - MARGIN))
+        return min(bad.clients - 1, max(good.clients + 1, round(aim)))
+    if good is not None:
+        step = min(LARGEST_STEP, max(STEP, STEP * math.exp(-good.excess / ELASTICITY)))
+        return None if good.clients >= most else min(most, max(good.clients + 1, round(good.clients * step)))
+    if bad is None or bad.clients <= 1:
         return None
-    return min(bad - 1, max(good + 1, round(math.sqrt(good * bad))))
+    step = min(LARGEST_STEP, max(STEP, STEP * math.exp(min(bad.excess, 10.0) / ELASTICITY)))
+    return max(1, min(bad.clients - 1, round(bad.clients / step)))
 
 
 def knee_steps(config: ServerConfig, context: Context, workload: Workload) -> list[int]:
@@ -139,7 +163,7 @@ def knee_steps(config: ServerConfig, context: Context, workload: Workload) -> li
     power = (steady.output_tok_s / steady.e2e_s)[0]
     knee = int(np.argmax(power))
     beside = knee // 2 if knee >= 2 else knee + 2
-    return sorted({min(deepest, step) for step in (max(1, knee), max(1, beside))} - {0})[:LOWER_RUNGS]
+    return sorted({min(deepest, step) for step in (max(1, knee), max(1, beside))} - {0})
 
 
 def _measured(server: Server, workload: Workload) -> Measurement:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tuner.engines.seam import Measurement
 from tuner.record import Outcome, TrialRecord, best_of
 
 BASELINE = "SGLang default"
@@ -21,7 +22,8 @@ STUDENT_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 
 class Standing:
     """One configuration with every launch that measured it.
 
-    `output_tok_s` is the geometric mean over its launches, `interval` its 95 % interval, `objective` the mean score.
+    `output_tok_s` is the geometric mean over its launches, `interval` its 95 % interval; `value` and `value_interval`
+    the same of the objective in its unit; `objective` is the mean score.
     """
 
     first: TrialRecord
@@ -29,6 +31,8 @@ class Standing:
     output_tok_s: float
     interval: tuple[float, float]
     objective: float
+    value: float
+    value_interval: tuple[float, float]
 
     @property
     def feasible(self) -> bool:
@@ -45,7 +49,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Scatter:
-    """Standard deviation of log(rate) between launches of one configuration; nothing is known with 0 degrees."""
+    """Standard deviation of the score (a logarithm) between launches of one configuration; unknown with 0 degrees."""
 
     deviation: float
     degrees: int
@@ -99,10 +103,10 @@ def scatter_of(groups: Sequence[Sequence[TrialRecord]]) -> Scatter:
     """Return the pooled deviation between launches of one configuration."""
     squares, degrees = 0.0, 0
     for group in groups:
-        logs = [math.log(_rate(record)) for record in group]
-        middle = sum(logs) / len(logs)
-        squares += sum((value - middle) ** 2 for value in logs)
-        degrees += len(logs) - 1
+        scores = [record.objective for record in group]
+        middle = sum(scores) / len(scores)
+        squares += sum((score - middle) ** 2 for score in scores)
+        degrees += len(scores) - 1
     return Scatter(math.sqrt(squares / degrees) if degrees else 0.0, degrees)
 
 
@@ -116,7 +120,8 @@ def _groups(records: Sequence[TrialRecord]) -> list[list[TrialRecord]]:
 
 def _standing(group: Sequence[TrialRecord], scatter: Scatter) -> Standing:
     count = len(group)
-    middle = math.exp(sum(math.log(_rate(record)) for record in group) / count)
+    middle = _geometric_mean([_rate(record) for record in group])
+    value = _geometric_mean([_rate(record) if record.value is None else record.value for record in group])
     own = sum(_own_half(record) for record in group) / count / math.sqrt(count)
     between = scatter.student_t * scatter.deviation / math.sqrt(count) if scatter.degrees else 0.0
     half = max(own, between)
@@ -126,16 +131,26 @@ def _standing(group: Sequence[TrialRecord], scatter: Scatter) -> Standing:
         output_tok_s=middle,
         interval=(middle * math.exp(-half), middle * math.exp(half)),
         objective=sum(record.objective for record in group) / count,
+        value=value,
+        value_interval=(value * math.exp(-half), value * math.exp(half)),
     )
 
 
+def _geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(sum(math.log(max(value, 1e-9)) for value in values) / len(values))
+
+
+def _target(record: TrialRecord) -> Measurement:
+    return record.target or record.points[-1]
+
+
 def _rate(record: TrialRecord) -> float:
-    return max(record.points[-1].output_tok_s, 1e-9)
+    return max(_target(record).output_tok_s, 1e-9)
 
 
 def _own_half(record: TrialRecord) -> float:
     """Half the interval that one launch's measurement states of itself, in log units."""
-    low, high = record.points[-1].output_tok_s_interval
+    low, high = _target(record).output_tok_s_interval
     return math.log(high / low) / 2.0 if 0.0 < low < high else 0.0
 
 
@@ -144,4 +159,4 @@ def _standard_error(a: Standing, b: Standing, deviation: float) -> float:
 
 
 def _distance(record: TrialRecord, default: dict[str, object]) -> int:
-    return sum(record.params[name] != value for name, value in default.items())
+    return sum(record.params.get(name, value) != value for name, value in default.items())

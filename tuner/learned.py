@@ -35,7 +35,7 @@ class KnobEffect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Residual:
-    """Measured over predicted output rate of a family of configurations, less one, on average over its trials."""
+    """Measured over predicted objective of a family of configurations, less one, on average over its trials."""
 
     family: str
     mean: float
@@ -63,8 +63,7 @@ def residuals(records: Sequence[TrialRecord]) -> list[Residual]:
     """Return measured over predicted per family, largest first."""
     families: dict[str, list[float]] = {}
     for record in _measured(records):
-        ratio = record.points[-1].output_tok_s / record.predicted["output_tok_s"]
-        families.setdefault(record.label, []).append(math.log(max(ratio, 1e-9)))
+        families.setdefault(record.label, []).append(math.log(max(record.over_predicted, 1e-9)))
     found = [
         Residual(family=family, mean=math.expm1(sum(logs) / len(logs)), trials=len(logs))
         for family, logs in families.items()

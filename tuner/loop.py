@@ -14,7 +14,7 @@ from models.estimate import Context, Prediction
 from models.workload import Workload
 from planner.launch import launch_spec
 from tuner.choices import Objective
-from tuner.climb import Climb
+from tuner.climb import LOWER_RUNGS, Climb
 from tuner.confirm import BASELINE, to_confirm
 from tuner.draft import Drafts
 from tuner.engines.seam import Engine, LaunchFailed, Measurement, Server
@@ -57,6 +57,7 @@ class Task:
     trials: int
     budget_s: float = math.inf
     confirm: int = 0
+    lower_rungs: int = LOWER_RUNGS
 
     @property
     def drafts(self) -> Drafts:
@@ -239,7 +240,12 @@ class Loop:
             self.reporter.point(draft.number, point)
 
         best = None if draft.source == BASELINE or draft.repeats is not None else self.best
-        climb = Climb(goal=self.task.goal, workload=self.task.workload, to_beat=best.objective if best else None)
+        climb = Climb(
+            goal=self.task.goal,
+            workload=self.task.workload,
+            to_beat=best.objective if best else None,
+            lower_rungs=self.task.lower_rungs,
+        )
         users = draft.predicted.get(Objective.USERS, 1.0)
         return climb.up(server, draft.config, self.task.context, users, keep)
 

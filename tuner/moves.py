@@ -10,8 +10,11 @@ from planner.alternatives import UNPRICED, Choice
 from tuner.candidates import Candidates, allowed, fitting, rows_of
 from tuner.tuning_space import TuningSpace
 
-# How the scheduler and the streams around it behave: no kernel changes, so that they are tried in one launch first.
-HABITS = ("scheduler_recv_interval", "stream_interval", "disable_radix_cache")
+# Tried together in one launch first: what the scheduler and the streams around it do, and which kernels compute.
+TOGETHER = (
+    ("enable_mixed_chunk", "scheduler_recv_interval", "stream_interval", "disable_radix_cache"),
+    ("moe_runner_backend", "attention_backend"),
+)
 
 
 class Moves:
@@ -31,7 +34,6 @@ class Moves:
         return self._rows(params | taken for params in rows)
 
     def _from(self, base: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        together = dict(base)
         for name in self._space.resting:
             for value in self._others(name, base):
                 moved = base | {name: value}
@@ -40,9 +42,9 @@ class Moves:
                     yield from (
                         moved | {"attention_backend": other} for other in self._others("attention_backend", base)
                     )
-                if name in HABITS and value != self._space.resting[name]:
-                    together[name] = value
-        yield together
+        for names in TOGETHER:
+            first = {name: self._space.choices[name][1] for name in names if len(self._space.choices[name]) > 1}
+            yield base | first
 
     def _others(self, name: str, base: dict[str, Any]) -> list[Choice]:
         return [value for value in self._space.choices[name] if value != base.get(name, self._space.resting[name])]

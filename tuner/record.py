@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from models.config import ServerConfig
+from planner.alternatives import DEFAULT, UNPRICED
 from tuner.choices import Objective
 from tuner.engines.seam import FailureKind, Measurement
 
@@ -100,6 +101,13 @@ class TrialRecord:
         return self.config.label
 
     @property
+    def unpriced(self) -> str:
+        """The knobs no equation prices that are away from SGLang's own, in words."""
+        return ", ".join(
+            f"{name} {self.params[name]}" for name in UNPRICED if self.params.get(name, DEFAULT) != DEFAULT
+        )
+
+    @property
     def launched(self) -> bool:
         return self.outcome is not Outcome.RULED_OUT
 
@@ -114,6 +122,14 @@ class TrialRecord:
         if self.outcome is not Outcome.MEASURED or not self.points:
             return None
         return next((p for p in self.points if p.load == self.decided_at), self.points[-1])
+
+    @property
+    def over_predicted(self) -> float:
+        """Measured over predicted: the objective where it has a prediction of its own, else the output rate."""
+        own = next((self.predicted[name] for name in ("users", "goodput") if name in self.predicted), None)
+        if own is not None and self.value is not None:
+            return self.value / max(own, 1e-9)
+        return (self.target.output_tok_s if self.target else 0.0) / max(self.predicted["output_tok_s"], 1e-9)
 
 
 def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:

@@ -9,9 +9,12 @@ from typing import Any
 
 from packaging.version import Version
 
+from planner.frontier import pareto_front
 from planner.launch import launch_spec
 from planner.space import as_launched
 from tuner.confirm import BASELINE, Standing, standings, winner_of
+from tuner.engines.seam import Verdict
+from tuner.goal import UNITS
 from tuner.learned import knob_effects, residuals
 from tuner.record import Manifest, Outcome, TrialRecord
 
@@ -28,13 +31,20 @@ def baseline_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
 
 
 def result_document(
-    run: Path, manifest: Manifest, records: Sequence[TrialRecord], stop_reason: str, exports: Sequence[Path]
+    run: Path,
+    manifest: Manifest,
+    records: Sequence[TrialRecord],
+    stop_reason: str,
+    exports: Sequence[Path],
+    calibrated: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the document of `sgtune tune --json`."""
     best, baseline = winner_of(records), baseline_of(records)
     known = {standing.first.number: standing for standing in standings(records)}
     return {
         "run": str(run),
+        "objective": str(manifest.objective),
+        "unit": UNITS[manifest.objective],
         "engine": manifest.engine,
         "world": manifest.world,
         "best": _trial(best, manifest) if best else None,
@@ -50,6 +60,8 @@ def result_document(
             "knobs": [{"sentence": effect.sentence, **asdict(effect)} for effect in knob_effects(records)],
             "measured_over_predicted": [asdict(residual) for residual in residuals(records)],
         },
+        "pareto": pareto_of(records),
+        "calibrated": calibrated,
         "engine_hours": sum(r.spent_s for r in records) / 3600,
         "stopped": stop_reason,
         "exports": [str(path) for path in exports],
@@ -68,6 +80,8 @@ def _trial(standing: Standing, manifest: Manifest) -> dict[str, Any]:
         "argv": spec.argv(),
         "measured": target,
         "predicted": record.predicted,
+        "value": standing.value,
+        "value_interval": list(standing.value_interval),
         "output_tok_s": standing.output_tok_s,
         "interval": list(standing.interval),
         "launches": len(standing.launches),
@@ -86,4 +100,29 @@ def _summary(record: TrialRecord) -> dict[str, Any]:
         "reason": record.reason,
         "predicted_output_tok_s": record.predicted.get("output_tok_s"),
         "measured_output_tok_s": record.target.output_tok_s if record.target else None,
+        "value": record.value,
     }
+
+
+def pareto_of(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+    """Return the points of all ladders that no other beats in tok/s per GPU and tok/s per user, in that order."""
+    seen = [
+        (record, point)
+        for record in records
+        if record.outcome is Outcome.MEASURED
+        for point in record.points
+        if point.verdict is Verdict.OK
+    ]
+    front = pareto_front([(point.output_tok_s / record.config.gpu_count, point.user_tok_s) for record, point in seen])
+    return [
+        {
+            "trial": record.number,
+            "label": record.label,
+            "concurrency": point.concurrency,
+            "request_rate": point.request_rate,
+            "output_tok_s_per_gpu": point.output_tok_s / record.config.gpu_count,
+            "user_tok_s": point.user_tok_s,
+            "ttft_mean_ms": point.ttft_ms["mean"],
+        }
+        for record, point in (seen[index] for index in front)
+    ]

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
@@ -24,14 +23,23 @@ from hwprobe.errors import InputError
 from models.config import ServerConfig
 from models.estimate import Prediction, predict
 from models.layout import Array
-from tuner.candidates import PHYSICS, Candidates, candidates_of, knob_features, rows_of, slopes, undominated
+from tuner.candidates import (
+    PHYSICS,
+    UNPRICED_SPREAD,
+    Candidates,
+    candidates_of,
+    knob_features,
+    rows_of,
+    slopes,
+    undominated,
+)
 from tuner.choices import Objective
 from tuner.figures import Figure, of_goal, of_point
 from tuner.goal import Goal
 from tuner.memory_offset import chance_it_holds, evidence
 from tuner.moves import Moves
 from tuner.record import Outcome, TrialRecord, best_of
-from tuner.tuning_space import TuningSpace
+from tuner.tuning_space import CORE, TuningSpace
 
 try:
     from sklearn.gaussian_process import GaussianProcessRegressor
@@ -88,21 +96,22 @@ class ModelGuidedSampler(BaseSampler):
         self._sign = -1.0 if goal.lower_is_better else 1.0
         self._independent = RandomSampler(seed=seed)
         self._records: list[TrialRecord] = []
-        self._rows, self._rank = self._ranked(candidates_of(space))
+        self._rows = self._ranked(candidates_of(space))
         self._moves = Moves(space)
         self._replay_gap: dict[ServerConfig, float] = {}
         self._next: dict[str, Any] | None = None
         self._expected, self._chosen_after = 0.0, -1
 
-    def _ranked(self, rows: Candidates) -> tuple[Candidates, Array]:
-        """Return the rows that could matter and their order by belief: what misses a limit far behind the rest."""
+    def _ranked(self, rows: Candidates) -> Candidates:
+        """Return the rows that could matter in order of belief: what misses a limit far behind the rest."""
         nothing = np.zeros(len(PHYSICS))
         belief = self._sign * self._figure(rows, nothing)
         excess = np.zeros(len(belief))
         for slo in self._goal.constraining if self._goal.objective is not Objective.USERS else ():
             excess = np.maximum(excess, of_point(str(slo.metric))(rows, nothing) - math.log(slo.limit_ms))
         kept = undominated(rows, belief, excess)
-        return rows.take(kept), belief[kept] - MISS_WEIGHT * excess[kept]
+        order = np.argsort(MISS_WEIGHT * excess[kept] - belief[kept], kind="stable")
+        return rows.take(kept[order])
 
     def observe(self, record: TrialRecord) -> None:
         """Take a finished trial into account."""
@@ -130,38 +139,49 @@ class ModelGuidedSampler(BaseSampler):
         return self._next is not None and self._expected >= LEAST_IMPROVEMENT
 
     def _choose(self) -> tuple[dict[str, Any] | None, float]:
-        """Return the parameters to launch and their expected feasible improvement in log units."""
+        """Return the parameters to launch and their expected feasible improvement in log units.
+
+        Moves along unpriced knobs are worth a launch each, but never two in a row while a priced row is worth one.
+        """
         best = best_of(self._records)
         floor = best.objective if best else -math.inf
-        rows, holds = self._pool(best)
+        core, holds = self._likely(self._untried(self._rows), most=MOST_ROWS)
+        chosen, gain = self._best_of(core, holds, floor, best)
+        if best is None or (self._just_moved() and gain >= LEAST_IMPROVEMENT):
+            return chosen, gain
+        measured = sorted((r for r in self._records if r.feasible and r.repeats is None), key=lambda r: -r.objective)
+        moved, holds = self._likely(self._untried(self._moves.around([r.params for r in measured[:BASES]])))
+        move, worth = self._best_of(moved, holds, floor, None)
+        return (move, worth) if worth > gain else (chosen, gain)
+
+    def _just_moved(self) -> bool:
+        """Say whether the last launch differs from an earlier one in unpriced knobs alone."""
+        launched = [record.params for record in self._records if record.launched]
+
+        def priced(params: dict[str, Any]) -> list[Any]:
+            return [params.get(name) for name in CORE]
+
+        return bool(launched) and priced(launched[-1]) in [priced(params) for params in launched[:-1]]
+
+    def _best_of(
+        self, rows: Candidates, holds: Array, floor: float, leader: TrialRecord | None
+    ) -> tuple[dict[str, Any] | None, float]:
+        """Return the best of these rows and what it is worth; those ahead also with the leader's unpriced knobs."""
         if not rows.configs:
             return None, 0.0
         value, learned, feasible = self._worth(rows, holds, floor)
-        if best is not None and any(best.params.get(name) != rest for name, rest in self._space.resting.items()):
+        if leader is not None and any(leader.params.get(name) != at for name, at in self._space.resting.items()):
             first = np.argsort(-value, kind="stable")[:CARRIED_OVER]
-            more = self._untried(self._moves.carried_over([rows.params[i] for i in first], best.params))
-            more, more_holds = self._likely(more)
+            more = self._untried(self._moves.carried_over([rows.params[i] for i in first], leader.params))
+            more, holds = self._likely(more)
             if more.configs:
-                rows = rows_of(self._space, [*_pairs(rows), *_pairs(more)])
-                value, learned, feasible = self._worth(rows, np.concatenate([holds, more_holds]), floor)
+                rows = more
+                value, learned, feasible = self._worth(rows, holds, floor)
         leaders = np.argsort(-value, kind="stable")[:REPLAYED]
         gaps = np.array([self._gap(rows, int(i)) for i in leaders])
         gain = _improvement(learned.mean[leaders] + gaps, learned.deviation[leaders], floor) * feasible[leaders]
-        first_place = int(np.argmax(gain))
-        return rows.params[int(leaders[first_place])], float(gain[first_place])
-
-    def _pool(self, best: TrialRecord | None) -> tuple[Candidates, Array]:
-        """Return rows worth comparing, leaders by belief and moves from the best, and the chance that each holds."""
-        untried = self._untried_rows()
-        core = self._rows.take(untried[np.argsort(-self._rank[untried], kind="stable")])
-        core, holds = self._likely(core, most=MOST_ROWS)
-        if best is None:
-            return core, holds
-        measured = sorted((r for r in self._records if r.feasible and r.repeats is None), key=lambda r: -r.objective)
-        moved, moved_holds = self._likely(self._untried(self._moves.around([r.params for r in measured[:BASES]])))
-        if not moved.configs:
-            return core, holds
-        return rows_of(self._space, [*_pairs(core), *_pairs(moved)]), np.concatenate([holds, moved_holds])
+        place = int(np.argmax(gain))
+        return rows.params[int(leaders[place])], float(gain[place])
 
     def _likely(self, rows: Candidates, most: int | None = None) -> tuple[Candidates, Array]:
         """Leave out what is likely to run out of memory while others are left; at most so many, in order."""
@@ -170,10 +190,6 @@ class ModelGuidedSampler(BaseSampler):
         holds = chance_it_holds(rows.memory.free, evidence(self._records, self._space.context))
         safe = np.flatnonzero(holds >= min(LEAST_CHANCE, float(holds.max())))[:most]
         return rows.take(safe), holds[safe]
-
-    def _untried_rows(self) -> npt.NDArray[np.intp]:
-        tried = {record.config for record in self._records}
-        return np.array([i for i, config in enumerate(self._rows.configs) if config not in tried], dtype=np.intp)
 
     def _untried(self, rows: Candidates) -> Candidates:
         tried = {record.config for record in self._records}
@@ -209,7 +225,7 @@ class ModelGuidedSampler(BaseSampler):
         told = rows_of(self._space, [(record.params, record.config) for record, _ in seen])
         departure = np.zeros(len(PHYSICS))
         gp = GaussianProcessRegressor(DotProduct(common, "fixed"), alpha=SCATTER**2, optimizer=None)
-        _, features = knob_features((told, asked))
+        names, features = knob_features((told, asked))
         count, surprise = len(seen), 1.0
         if count:
             target = np.array([value - self._told_gap(record, figure) for record, value in seen])
@@ -224,7 +240,11 @@ class ModelGuidedSampler(BaseSampler):
             surprise = math.sqrt(max(1.0, float(known @ gp.alpha_) / count))
         base, by = slopes(asked, departure, figure)
         mean, deviation = gp.predict(np.hstack([by, features[count:]]), return_std=True)
-        return Learned(base - by @ departure + mean, np.maximum(surprise * deviation, 1e-4))
+        # That holds for what the data are about: an unpriced setting never launched keeps the spread it was given.
+        new = [name.split()[0] in UNPRICED_SPREAD and not features[:count, i].any() for i, name in enumerate(names)]
+        unseen = np.square(features[count:][:, new]).sum(axis=1)
+        variance = surprise**2 * np.maximum(np.square(deviation) - unseen, 0.0) + unseen
+        return Learned(base - by @ departure + mean, np.maximum(np.sqrt(variance), 1e-4))
 
     def _told_gap(self, record: TrialRecord, figure: Figure) -> float:
         """Log of replay over closed form under the belief: what the closed form misses of a launched trial."""
@@ -244,10 +264,6 @@ class ModelGuidedSampler(BaseSampler):
             closed = float(self._figure(rows.take(np.array([index])), np.zeros(len(PHYSICS)))[0])
             self._replay_gap[config] = self._sign * (math.log(max(replayed, 1e-9)) - closed)
         return self._replay_gap[config]
-
-
-def _pairs(rows: Candidates) -> list[tuple[dict[str, Any], ServerConfig]]:
-    return list(zip(rows.params, rows.configs, strict=True))
 
 
 def _figure_of(predicted: Prediction, goal: Goal) -> float:

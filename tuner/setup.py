@@ -12,7 +12,7 @@ from typing import Any
 from hwprobe.errors import InputError
 from hwprobe.files import content_hash
 from hwprobe.profile import hardware_hash
-from models.workload import Slo
+from models.workload import Slo, Workload
 from planner.arguments import read_arguments
 from planner.capacity import MOST_CLIENTS
 from planner.launch import DEFAULT_MODEL_PATH
@@ -36,8 +36,8 @@ from tuner.tuning_space import TuningSpace, tuning_space
 from tuner.world import World
 
 SPREAD_SEEDS = 6
-# The search for users looks at so many times the users the model believes in.
-USERS_HEADROOM = 2.0
+# Where the load in flight is an answer, not a question, so many times what the model believes in is provided for.
+HEADROOM = 2.0
 # The model-guided sampler spreads by itself where that teaches most.
 SPREAD_SEEDS_GUIDED = 1
 
@@ -193,6 +193,13 @@ class Prepared:
     space: TuningSpace
     seeds: tuple[tuple[str, dict[str, Any]], ...]
 
+    @property
+    def workload(self) -> Workload:
+        """What a launch is measured with: an open loop is expected to hold what the plan says, not the headroom."""
+        if self.question.objective is Objective.GOODPUT:
+            return self.question.plan.workload(self.plan.concurrency)
+        return self.space.workload
+
 
 def prepare(question: TuneQuestion) -> Prepared:
     """Plan the question and choose space and seeds. Raises InputError when nothing fits the machine."""
@@ -222,9 +229,9 @@ def prepare(question: TuneQuestion) -> Prepared:
 
 def _most_clients(question: TuneQuestion, plan: Plan) -> int:
     """Return the clients the space is made for: those asked for, or room beyond what the model believes in."""
-    if question.objective is Objective.USERS:
-        return max(2, min(question.plan.users or MOST_CLIENTS, math.ceil(USERS_HEADROOM * plan.concurrency)))
-    return plan.concurrency
+    if question.objective not in (Objective.USERS, Objective.GOODPUT):
+        return plan.concurrency
+    return max(2, min(question.plan.users or MOST_CLIENTS, math.ceil(HEADROOM * plan.concurrency)))
 
 
 def _latency_limits(question: TuneQuestion) -> tuple[Slo, ...]:
@@ -272,7 +279,7 @@ def open_loop(prepared: Prepared, reporter: Reporter) -> tuple[Loop, bool]:
         undo.pop_all()
     task = Task(
         context=plan.context,
-        workload=prepared.space.workload,
+        workload=prepared.workload,
         goal=question.goal,
         space=prepared.space,
         seeds=prepared.seeds,

@@ -16,7 +16,6 @@ from tuner.engines.live import LiveEngine
 from tuner.engines.seam import Engine
 from tuner.engines.simulated import SimulatedEngine
 from tuner.store import cut_torn_line
-from tuner.world import World
 
 SLICE_LAYERS = 8
 # Slices that may be tried before the first promotion, and before each one after it.
@@ -58,15 +57,16 @@ def slice_for(whole: ModelArchitecture, layers: int = SLICE_LAYERS) -> ModelArch
     return whole.sliced(depth)
 
 
-def slices_line(whole: ModelArchitecture, trials: int, world: World) -> str:
-    """Say what trying slices first may cost and save in hours of boot time, in a run of so many launches."""
+def slices_outlook(whole: ModelArchitecture, trials: int, boot_s: float, slice_boot_s: float) -> dict[str, Any]:
+    """Return what trying slices first may cost and save in hours of boots, in a run of so many launches."""
     most = MOST_SLICES_FIRST + MOST_SLICES * max(0, trials - 2)  # the baseline needs none
-    cost, saved = most * world.slice_boot_s / 3600, most * (world.boot_s - world.slice_boot_s) / 3600
-    return (
-        f"slices first: up to {most} configurations are tried on {slice_for(whole).num_hidden_layers} of "
-        f"{whole.num_hidden_layers} layers, {cost:.1f} h of boots in all; to launch them in full would take "
-        f"{saved:.1f} h more"
-    )
+    return {
+        "layers": slice_for(whole).num_hidden_layers,
+        "of_layers": whole.num_hidden_layers,
+        "most": most,
+        "boot_hours": most * slice_boot_s / 3600.0,
+        "boot_hours_saved": most * (boot_s - slice_boot_s) / 3600.0,
+    }
 
 
 def sliced_engine(engine: Engine, arch: ModelArchitecture, trials: Path) -> Engine:

@@ -63,6 +63,8 @@ class StudyIndex:
         self._study = optuna.create_study(
             storage=RDBStorage(f"sqlite:///{file}"), study_name="sgtune", direction="maximize"
         )
+        # Proposals are asked of a twin in memory: a study on disk would commit every parameter of every one of them.
+        self._twin = optuna.create_study(direction="maximize")
         for record in records:
             self.tell(record)
 
@@ -100,10 +102,10 @@ class StudyIndex:
             return self._ask(RandomSampler(seed=self._proposal_seed()))
 
     def _ask(self, sampler: BaseSampler) -> dict[str, Any]:
-        self._study.sampler = sampler
-        trial = self._study.ask(self._distributions)
+        self._twin.sampler = sampler
+        trial = self._twin.ask(self._distributions)
         # The proposal becomes a trial of the index only with its outcome, in `tell`.
-        self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        self._twin.tell(trial, state=optuna.trial.TrialState.FAIL)
         return dict(trial.params)
 
     def tell(self, record: TrialRecord) -> None:
@@ -122,15 +124,15 @@ class StudyIndex:
         inside = all(params[name] in values for name, values in self._space.choices.items())
         if record.outcome is Outcome.FAILED or not inside:
             return
-        self._study.add_trial(
-            optuna.trial.create_trial(
-                params=params,
-                distributions=self._distributions,
-                value=record.objective,
-                constraints=dict(sorted(record.constraints.items())),
-                user_attrs={"number": record.number, "outcome": str(record.outcome)},
-            )
+        told = optuna.trial.create_trial(
+            params=params,
+            distributions=self._distributions,
+            value=record.objective,
+            constraints=dict(sorted(record.constraints.items())),
+            user_attrs={"number": record.number, "outcome": str(record.outcome)},
         )
+        for study in (self._study, self._twin):
+            study.add_trial(told)
 
     def _fresh_sampler(self) -> BaseSampler:
         if self._guide is not None:
@@ -143,7 +145,7 @@ class StudyIndex:
         return TPESampler(seed=seed, n_startup_trials=TPE_STARTUP_TRIALS)
 
     def _proposal_seed(self) -> int:
-        told = sum(t.state == optuna.trial.TrialState.COMPLETE for t in self._study.get_trials(deepcopy=False))
+        told = sum(t.state == optuna.trial.TrialState.COMPLETE for t in self._twin.get_trials(deepcopy=False))
         return zlib.crc32(f"{self._seed}/{told}".encode())
 
 

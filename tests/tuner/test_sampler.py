@@ -17,8 +17,9 @@ from models.architecture import deepseek_r1
 from models.version import parse_version
 from planner.plan import PlanQuestion
 from planner.search import SAFE_FREE_GIB
-from tuner.candidates import PHYSICS, Candidates, candidates_of, log_figure, slopes
+from tuner.candidates import PHYSICS, Candidates, candidates_of, slopes
 from tuner.choices import EngineName, Objective, SamplerName
+from tuner.figures import log_figure, of_point
 from tuner.memory_offset import chance_it_holds, known_missing_gib
 from tuner.setup import Prepared, TuneQuestion, prepare
 from tuner.world import World
@@ -63,7 +64,7 @@ def test_every_candidate_is_what_its_parameters_stand_for_and_has_room(prepared:
 
 def test_the_slopes_are_the_equations_own(rows: Candidates) -> None:
     nothing = np.zeros(len(PHYSICS))
-    here, by = slopes(rows, nothing, "tpot")
+    here, by = slopes(rows, nothing, of_point("tpot"))
     assert here == pytest.approx(log_figure(rows.steady(nothing), "tpot"))
     aside = nothing.copy()
     aside[list(PHYSICS).index("tau_us")] = 1.0

@@ -8,7 +8,7 @@ import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -91,11 +91,16 @@ def tune(
 
 def _tune(question: TuneQuestion, *, model_path: str, dry_run: bool, json: bool) -> None:
     from tuner.cli.tune_view import LiveReporter, show_dry_run
+    from tuner.outlook import outlook
     from tuner.setup import open_loop, prepare
 
     prepared = prepare(question)
     if dry_run:
-        show_dry_run(prepared, console())
+        document = outlook(prepared)
+        if json:
+            print_json(document)
+        else:
+            show_dry_run(document, console())
         return
     screen = console(stderr=True)
     reporter = LiveReporter(screen, question.trials)
@@ -127,7 +132,7 @@ def _run(loop: Loop) -> None:
 def _finish(loop: Loop, prepared: Prepared, *, model_path: str, json: bool) -> None:
     from hwprobe.files import encode_json
     from planner.export.targets import Parameters, Target, possible_targets
-    from tuner.cli.tune_view import show_result
+    from tuner.cli.tune_result import show_calibrated, show_result
     from tuner.confirm import winner_of
     from tuner.export import trial_export
     from tuner.report import result_document
@@ -140,14 +145,34 @@ def _finish(loop: Loop, prepared: Prepared, *, model_path: str, json: bool) -> N
         winner = trial_export(best.first, loop.records, manifest, parameters, command_line())
         possible = [t for t in possible_targets(winner.spec, parameters) if t in (Target.BASH, Target.YAML)]
         exports = winner.write(loop.folder.export_folder, possible)
-    document = result_document(loop.folder.path, manifest, loop.records, loop.stop_reason, exports)
+    calibrated = _recalibrate(loop, prepared)
+    document = result_document(loop.folder.path, manifest, loop.records, loop.stop_reason, exports, calibrated)
     loop.folder.write("result.json", encode_json(document) + "\n")
     if json:
         print_json(document)
     else:
         show_result(loop, manifest, exports, console(), model_path=model_path)
+        show_calibrated(calibrated, console())
     if best is None:
         raise typer.Exit(3)
+
+
+def _recalibrate(loop: Loop, prepared: Prepared) -> dict[str, Any] | None:
+    """Write what the run says of the machine as a profile; return where, and in words, None where it says nothing."""
+    from models.engine_profile import save_engine_profile
+    from tuner.recalibrate import recalibrate
+
+    found = recalibrate(loop.records, prepared.space.workload, prepared.plan.context)
+    if found is None:
+        return None
+    path = loop.folder.path / "profile.json"
+    save_engine_profile(found.calibration.profile, path)
+    return {
+        "profile": str(path),
+        "mtp_acceptance": found.acceptance,
+        "rms_decode": found.calibration.rms_decode,
+        "sentence": found.sentence,
+    }
 
 
 def command_line() -> str:

@@ -1,0 +1,142 @@
+"""Knobs that no equation prices: which are offered, how they are launched, and that a run finds what they are worth."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.version import Version
+
+from hwprobe.catalogue import hardware_from_catalogue
+from models.estimate import Context
+from models.workload import Workload
+from planner.alternatives import DEFAULT, UNPRICED, alternatives
+from planner.launch import launch_spec
+from planner.resolver import resolve
+from planner.space import as_launched, default_space
+from tuner.candidates import allowed, candidates_of
+from tuner.moves import Moves
+from tuner.tuning_space import CORE, TuningSpace, tuning_space
+
+Sgtune = Callable[..., Any]
+MakeContext = Callable[..., Context]
+SMALL = (
+    "tune", "--hardware", "h200x8", "--isl", "200", "--osl", "200", "--concurrency", "32", "--engine", "simulated",
+    "--sglang-version", "0.5.12",
+)  # fmt: skip
+
+
+def space_of(where: Context) -> TuningSpace:
+    space = default_space(where.machine, where.version, mtp=False)
+    layouts = {layout.layout: layout for layout in space.layouts if layout.pp_size == 1}
+    return tuning_space(space, layouts, where, Workload.checked(200, 200, 64))
+
+
+@pytest.mark.parametrize("version", ["0.4.3", "0.4.6", "0.5.12", "0.5.23"])
+@pytest.mark.parametrize("hardware", ["h200x8", "b200x8"])
+def test_every_move_is_a_command_that_resolves_to_itself(context: MakeContext, hardware: str, version: str) -> None:
+    if hardware == "b200x8" and version < "0.5":
+        pytest.skip("no release before 0.5 knows this GPU")
+    where = context(hardware, version)
+    space = space_of(where)
+    base = candidates_of(space).params[0]
+    rows = Moves(space).around([base])
+    moved = {name for params in rows.params for name in UNPRICED if params[name] != DEFAULT}
+    assert {"stream_interval", "disable_radix_cache", "attention_backend"} <= moved
+    for params, config in zip(rows.params, rows.configs, strict=True):
+        typed = as_launched(config, where.version)
+        assert resolve(typed, where.arch, where.machine, where.version).config == config
+        line = shlex.join(launch_spec(config, where.version).argv())
+        for name in UNPRICED:
+            value = params[name]
+            if value != DEFAULT and name != "page_size":
+                shown = value in line if isinstance(value, str) else "--" + name.replace("_", "-") in line
+                assert shown or str(value) in line, (name, value, line)
+
+
+def test_the_candidates_are_the_priced_combinations_only(context: MakeContext) -> None:
+    space = space_of(context())
+    rows = candidates_of(space)
+    assert all(params[name] == DEFAULT for params in rows.params[:200] for name in UNPRICED)
+    combinations = 1
+    for name in CORE:
+        combinations *= len(space.choices[name])
+    assert len(rows.configs) <= combinations
+
+
+def test_an_fp8_cache_comes_with_a_backend_that_reads_it(context: MakeContext) -> None:
+    space = space_of(context("h200x8", "0.5.23"))
+    base = candidates_of(space).params[0]
+    assert not allowed(space, space.config(base | {"kv_cache_dtype": "fp8_e4m3"}))
+    rows = Moves(space).around([base])
+    fp8 = [params for params in rows.params if params["kv_cache_dtype"] == "fp8_e4m3"]
+    assert fp8
+    assert all(params["attention_backend"] == "flashmla" for params in fp8)
+
+
+def test_only_what_can_matter_is_offered(context: MakeContext) -> None:
+    where = context()
+    quiet = alternatives(where.machine, where.version, 1)
+    assert quiet["stream_interval"] == (DEFAULT,)
+    assert alternatives(where.machine, where.version, 64)["stream_interval"] == (DEFAULT, 10)
+    assert alternatives(where.machine, where.version, 64, shared_prefix=True)["disable_radix_cache"] == (DEFAULT,)
+    assert alternatives(where.machine, Version("0.4.3"), 64)["moe_runner_backend"] == (DEFAULT,)
+    assert hardware_from_catalogue("h200x8").name == "h200x8"
+
+
+def test_a_run_finds_what_a_stream_interval_is_worth(sgtune: Sgtune, tmp_path: Path) -> None:
+    world = tmp_path / "world.toml"
+    world.write_text(
+        'name = "chatty"\nnoise = 0.01\n[[effects]]\nwhen = { stream_interval = 10 }\ntime_factor = 0.85\n'
+    )
+    ran = sgtune(
+        *SMALL, "--trials", "12", "--world", str(world), "--no-mtp", "--runs", str(tmp_path), "--run", "a", "--json"
+    )
+    assert ran.code == 0, ran.err
+    best = json.loads(ran.out)["best"]
+    assert best["config"]["stream_interval"] == 10
+    assert "--stream-interval 10" in (tmp_path / "a" / "export" / "launch.sh").read_text().replace("\\\n", " ").replace(
+        "  ", " "
+    )
+
+
+def test_a_space_file_narrows_fixes_and_extends_them(sgtune: Sgtune, tmp_path: Path) -> None:
+    file = tmp_path / "space.toml"
+    file.write_text(
+        '[space]\nlayout = "TP8"\nmtp_steps = 0\nattention_backend = "triton"\nstream_interval = ["default", 7]\n'
+        'moe_runner_backend = "default"\ndisable_radix_cache = "default"\nenable_mixed_chunk = "default"\n'
+        'page_size = "default"\nkv_cache_dtype = "default"\nscheduler_recv_interval = "default"\n'
+        "schedule_conservativeness = 0.5\n"
+    )
+    ran = sgtune(*SMALL, "--trials", "9", "--space", str(file), "--runs", str(tmp_path), "--run", "a", "--json")
+    assert ran.code == 0, ran.err
+    lines = [json.loads(line) for line in (tmp_path / "a" / "trials.jsonl").read_text().splitlines()]
+    later = [line["params"] for line in lines if line["source"] == "sampler"]
+    assert later
+    assert {p["attention_backend"] for p in later} == {"triton"}
+    assert {p["schedule_conservativeness"] for p in later} == {0.5}
+    assert 7 in {p["stream_interval"] for p in later}
+    command = (tmp_path / "a" / "trials" / str(lines[-1]["number"]) / "command.sh").read_text()
+    assert "--attention-backend triton" in command or "SGLang default" in lines[-1]["source"] + "".join(command)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('attention_backend = "fa33"', "does not know"),
+        ("stream_interval = 0", "from 1"),
+        ("enable_mixed_chunk = 1", "or true"),
+        ("schedule_conservativeness = 99.0", "from 0.01 to 10"),
+        ("scheduler_recv_intervall = 10", "scheduler_recv_interval"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(sgtune: Sgtune, tmp_path: Path, line: str, said: str) -> None:
+    file = tmp_path / "space.toml"
+    file.write_text(f"[space]\n{line}\n")
+    ran = sgtune(*SMALL, "--space", str(file), "--runs", str(tmp_path / "runs"))
+    assert ran.code == 2
+    assert said in ran.err

@@ -1,0 +1,156 @@
+"""How a tuning run looks when it is over: the ranking, the answer, the front, and what was learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from planner.export.targets import Parameters
+from tuner.choices import Objective
+from tuner.confirm import BASELINE, standings, winner_of
+from tuner.export import spec_of
+from tuner.goal import UNITS
+from tuner.learned import knob_effects, residuals
+from tuner.loop import Loop
+from tuner.record import Manifest, Outcome, TrialRecord
+from tuner.report import nearest_of, pareto_of
+
+MOST_SENTENCES = 5
+MOST_ON_FRONT = 8
+
+
+def show_result(loop: Loop, manifest: Manifest, exports: Sequence[Path], screen: Console, *, model_path: str) -> None:
+    """Print the ranking, the winner with its interval, the gain over the baseline, and the files."""
+    screen.print(_ranking(loop.records, manifest))
+    infeasible = sum(r.launched and not r.feasible and r.repeats is None for r in loop.records)
+    skipped = sum(r.outcome is Outcome.RULED_OUT for r in loop.records)
+    screen.print(
+        f"{loop.launches} launches ({infeasible} infeasible), {skipped} proposals ruled out without launching, "
+        f"{loop.spent_s / 3600:.1f} h of engine time; stopped: {loop.stop_reason}"
+    )
+    winner = winner_of(loop.records)
+    if winner is None or winner.first.target is None:
+        _show_nearest(loop.records, screen)
+        return
+    best, target = winner.first, winner.first.target
+    low, high = winner.value_interval
+    unit = UNITS[manifest.objective]
+    rate = "" if manifest.objective is Objective.OUTPUT_TOK_S else f"{target.output_tok_s:,.0f} output tok/s, "
+    screen.print(
+        f"[bold green]best[/]: [bold]{best.label}[/]{_moved(best)} (trial {best.number}), "
+        f"{figure(winner.value)} {unit} (95 % interval {figure(low)} to {figure(high)}, "
+        f"{_launches(len(winner.launches))}), {rate}{target.user_tok_s:.1f} per user, "
+        f"TTFT {target.ttft_ms['mean']:,.0f} ms; measured over predicted {100 * (best.over_predicted - 1):+.1f} %"
+    )
+    baseline = next((s for s in standings(loop.records) if s.first.source == BASELINE), None)
+    if baseline is not None:
+        gain = 100 * (winner.value / baseline.value - 1)
+        drift = "" if baseline.drift is None else f"; its second launch {100 * baseline.drift:+.1f} %"
+        words = f"{figure(baseline.value)} {unit if rate else 'tok/s'}"
+        screen.print(f"SGLang's defaults ({baseline.first.label}): {words}; gain {gain:+.0f} %{drift}")
+    if best.params.get("kv_cache_dtype", "default") != "default":
+        screen.print("note: an FP8 KV cache changes what the model computes: compare answers before you rely on it")
+    _show_learned(loop.records, screen)
+    _show_pareto(loop.records, screen)
+    screen.print(spec_of(best, manifest, Parameters(model_path=model_path)).shell_line(), soft_wrap=True, markup=False)
+    for path in exports:
+        screen.print(f"wrote {path}", markup=False, soft_wrap=True)
+
+
+def figure(value: float) -> str:
+    """Return a number with as many digits as a reader compares."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _moved(record: TrialRecord) -> str:
+    return f" with {record.unpriced}" if record.unpriced else ""
+
+
+def show_calibrated(calibrated: dict[str, Any] | None, screen: Console) -> None:
+    """Say what the run told of the machine, and how to plan with it."""
+    if calibrated is None:
+        return
+    accepted = calibrated["mtp_acceptance"]
+    more = "" if accepted is None else f" --mtp-acceptance {accepted:.2f}"
+    screen.print(f"calibrated: {calibrated['sentence']}", markup=False, soft_wrap=True)
+    screen.print(f"plan again with --profile {calibrated['profile']}{more}", markup=False, soft_wrap=True)
+
+
+def _show_pareto(records: Sequence[TrialRecord], screen: Console) -> None:
+    """Print the front of tok/s per GPU against tok/s per user over everything measured."""
+    front = pareto_of(records)
+    if len(front) < 2:
+        return
+    step = -(-len(front) // MOST_ON_FRONT)
+    table = Table(title="best trade-offs of all loads measured", title_justify="left")
+    for heading in ("trial", "configuration", "load", "tok/s per GPU", "per user", "TTFT ms"):
+        table.add_column(heading, justify="left" if heading == "configuration" else "right")
+    for point in [*front[:-1:step], front[-1]]:
+        load = f"{point['request_rate']:g}/s" if point["request_rate"] else f"{point['concurrency']:,}"
+        table.add_row(
+            str(point["trial"]), point["label"], load, f"{point['output_tok_s_per_gpu']:,.0f}",
+            f"{point['user_tok_s']:.1f}", f"{point['ttft_mean_ms']:,.0f}",
+        )  # fmt: skip
+    screen.print(table)
+
+
+def why(record: TrialRecord) -> str:
+    """Return the failure in one line; all of the evidence is in the record."""
+    said = record.reason.strip().splitlines() or [""]
+    return f"{record.failure or record.outcome}: {said[0]}"
+
+
+def _launches(count: int) -> str:
+    return "one launch" if count == 1 else f"{count} launches"
+
+
+def _show_learned(records: Sequence[TrialRecord], screen: Console) -> None:
+    """Say what single knobs did, and where the prediction was off."""
+    for effect in knob_effects(records)[:MOST_SENTENCES]:
+        screen.print(f"learned: {effect.sentence}", markup=False)
+    off = [f"{r.family} {100 * r.mean:+.1f} %" for r in residuals(records)[:MOST_SENTENCES]]
+    if off:
+        screen.print(f"measured over predicted: {', '.join(off)}", markup=False)
+
+
+def _show_nearest(records: Sequence[TrialRecord], screen: Console) -> None:
+    nearest = nearest_of(records)
+    if nearest is None or nearest.target is None:
+        screen.print("[bold red]no configuration could be measured[/]")
+        return
+    screen.print(
+        f"[bold red]no configuration meets the limits[/]; nearest: {nearest.label} with "
+        f"{nearest.target.output_tok_s:,.0f} tok/s ({'; '.join(nearest.misses)})"
+    )
+
+
+def _ranking(records: Sequence[TrialRecord], manifest: Manifest) -> Table:
+    own = {Objective.OUTPUT_TOK_S: (), Objective.TPOT: ()}.get(manifest.objective, (str(manifest.objective),))
+    table = Table(title="measured, best first", title_justify="left")
+    for heading in ("trial", "source", "configuration", "mem frac", "chunk", "graph bs", *own, "tok/s", "predicted",
+                    "per user", "TPOT ms", "TTFT ms", "note"):  # fmt: skip
+        table.add_column(heading, justify="left" if heading in ("source", "configuration", "note") else "right")
+    first = [r for r in records if r.repeats is None]
+    again = {r.repeats: r.target.output_tok_s for r in records if r.repeats is not None and r.target}
+    measured = sorted((r for r in first if r.target), key=lambda r: (not r.feasible, -r.objective))
+    for record in [*measured, *(r for r in first if r.launched and not r.target)]:
+        config, target = record.config, record.target
+        figures = (
+            (f"{target.output_tok_s:,.0f}", f"{record.predicted['output_tok_s']:,.0f}", f"{target.user_tok_s:.1f}",
+             f"{target.tpot_ms['mean']:.1f}", f"{target.ttft_ms['mean']:,.0f}")
+            if target
+            else ("-", f"{record.predicted['output_tok_s']:,.0f}", "-", "-", "-")
+        )  # fmt: skip
+        value = () if not own else ("-" if record.value is None else figure(record.value),)
+        note = "; ".join(filter(None, (record.unpriced, *record.misses))) if target else why(record)
+        if record.number in again:
+            note = "; ".join(filter(None, (note, f"again: {again[record.number]:,.0f}")))
+        table.add_row(
+            str(record.number), record.source, record.label, f"{config.mem_fraction_static:.3f}",
+            str(config.chunked_prefill_size), str(config.cuda_graph_max_bs_decode), *value, *figures, note,
+        )  # fmt: skip
+    return table
