@@ -18,13 +18,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from search import Silent, optimum, question, true_rate
-from worlds import world
+from search import Job, Silent, optimum, plan_of, true_rate, tune_question
+from worlds import Asked, world
 
 from tuner.choices import Fidelity, SamplerName
 from tuner.loop import Loop
 from tuner.record import Outcome, TrialRecord
-from tuner.setup import Prepared, open_loop, prepare
+from tuner.setup import Prepared, TuneQuestion, open_loop, prepare
 from tuner.world import Effect, World
 
 REACHED = 0.97
@@ -51,7 +51,7 @@ class Score:
 
 def world_of(number: int, kind: str) -> World:
     """Return a world of the search benchmark, whose slices are honest, blind or false."""
-    found = world(number)
+    found = world(number, unpriced=False)
     if kind == "honest":
         return found
     effects = [replace(effect, on="whole") for effect in found.effects]
@@ -60,44 +60,46 @@ def world_of(number: int, kind: str) -> World:
     return replace(found, effects=tuple(effects))
 
 
-def score(number: int, kinds: list[str], trials: int, concurrency: int) -> list[Score]:
+def score(number: int, kinds: list[str], trials: int) -> list[Score]:
     """Run every arm in every kind of one world."""
     scores, best = [], 0.0
+    job = Job(number, (SamplerName.MODEL,), 1, Asked(), unpriced=False)
     with tempfile.TemporaryDirectory() as folder:
+        plain = tune_question(job, plan_of(job.asked), SamplerName.MODEL, 0, Path(folder))
         for kind in kinds:
-            truth = world_of(number, kind)
-            base = replace(
-                question(number, 0, SamplerName.MODEL, Path(folder), concurrency), world=truth, trials=trials
-            )
+            base = replace(plain, world=world_of(number, kind), trials=trials)
             prepared = prepare(replace(base, run="x"))
-            best = best or optimum(truth, prepared)  # slices do not change what is true of the whole
+            best = best or optimum(base.world, prepared)  # slices do not change what is true of the whole
             for arm in ARMS if kind == "honest" else ARMS[2:]:
-                fidelity = Fidelity.SLICE if arm == ARMS[2] else Fidelity.WHOLE
-                asked = prepare(replace(base, fidelity=fidelity, run=f"{number}-{kind}-{ARMS.index(arm)}"))
-                if arm == ARMS[1]:
-                    asked = replace(asked, seeds=asked.seeds[:1])
-                loop, _ = open_loop(asked, Silent())
-                loop.run()
-                loop.close()
-                ratios = _ratios(loop.records, truth, prepared, best)
-                launched = [record for record in loop.records if record.launched]
-                reached = next((i for i, ratio in enumerate(ratios, 1) if ratio >= REACHED), trials + 1)
-                scores.append(
-                    Score(
-                        kind=kind,
-                        arm=arm,
-                        world=number,
-                        reached=reached,
-                        after_two=ratios[min(1, len(ratios) - 1)],
-                        after_four=ratios[min(3, len(ratios) - 1)],
-                        final=ratios[-1],
-                        infeasible=sum(record.outcome is Outcome.INFEASIBLE for record in launched),
-                        slices=len(loop.screen.file.records) if loop.screen else 0,
-                        hours=loop.spent_s / 3600,
-                        hours_to_reach=_hours(loop, launched[:reached]),
-                    )
-                )
+                scores.append(_score(kind, arm, number, base, prepared, best))
     return scores
+
+
+def _score(kind: str, arm: str, number: int, base: TuneQuestion, prepared: Prepared, best: float) -> Score:
+    fidelity = Fidelity.SLICE if arm == ARMS[2] else Fidelity.WHOLE
+    asked = prepare(replace(base, fidelity=fidelity, run=f"{number}-{kind}-{ARMS.index(arm)}"))
+    if arm == ARMS[1]:
+        asked = replace(asked, seeds=asked.seeds[:1])
+    loop, _ = open_loop(asked, Silent())
+    loop.task = replace(loop.task, lower_rungs=0)  # loads below the asked one decide nothing here
+    loop.run()
+    loop.close()
+    ratios = _ratios(loop.records, base.world, prepared, best)
+    launched = [record for record in loop.records if record.launched]
+    reached = next((i for i, ratio in enumerate(ratios, 1) if ratio >= REACHED), base.trials + 1)
+    return Score(
+        kind=kind,
+        arm=arm,
+        world=number,
+        reached=reached,
+        after_two=ratios[min(1, len(ratios) - 1)],
+        after_four=ratios[min(3, len(ratios) - 1)],
+        final=ratios[-1],
+        infeasible=sum(record.outcome is Outcome.INFEASIBLE for record in launched),
+        slices=len(loop.screen.file.records) if loop.screen else 0,
+        hours=loop.spent_s / 3600,
+        hours_to_reach=_hours(loop, launched[:reached]),
+    )
 
 
 def _hours(loop: Loop, launched: list[TrialRecord]) -> float:
@@ -114,8 +116,8 @@ def _ratios(records: list[TrialRecord], truth: World, prepared: Prepared, best: 
     for count in range(1, len(launched) + 1):
         good = [record for record in launched[:count] if record.outcome is Outcome.MEASURED]
         chosen = max(good, key=lambda record: record.objective, default=None)
-        workload = prepared.space.workload
-        rate = true_rate(truth, prepared.plan.context, chosen.config, workload) if chosen else 0.0
+        belief, workload = prepared.plan.context, prepared.space.workload
+        rate = true_rate(truth, belief, chosen.config, workload, (), 0.0) if chosen else 0.0
         found.append(rate / best)
     return found
 
@@ -125,18 +127,17 @@ def main() -> None:
     parser.add_argument("--worlds", default="0-11")
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--trials", type=int, default=8)
-    parser.add_argument("--concurrency", type=int, default=256)
     parser.add_argument("--processes", type=int, default=2)
     asked = parser.parse_args()
     first, _, last = asked.worlds.partition("-")
     numbers = range(int(first), int(last or first) + 1)
-    work = partial(score, kinds=asked.kinds.split(","), trials=asked.trials, concurrency=asked.concurrency)
+    work = partial(score, kinds=asked.kinds.split(","), trials=asked.trials)
     scores: list[Score] = []
     with multiprocessing.Pool(asked.processes) as pool:
         for part in pool.imap_unordered(work, numbers):
             scores += part
             print(*part, sep="\n", file=sys.stderr, flush=True)
-    print(f"{len(numbers)} worlds ({asked.worlds}), {asked.trials} launches, {asked.concurrency} clients")
+    print(f"{len(numbers)} worlds ({asked.worlds}), {asked.trials} launches")
     print(
         "worlds | search | launches to 0.97: median | worst quarter | worst | never | after 2: median, worst | "
         "after 4: median, worst | at the end: worst | infeasible | slices | engine hours to 0.97: median | in all"

@@ -18,7 +18,7 @@ from tuner.climb import LOWER_RUNGS, Climb
 from tuner.confirm import BASELINE, to_confirm
 from tuner.draft import Drafts
 from tuner.engines.seam import Engine, LaunchFailed, Measurement, Server
-from tuner.fidelity import SLICED, Screen
+from tuner.fidelity import SAMPLER, SLICED, Screen
 from tuner.gates import cannot_run, cannot_win, quarantined
 from tuner.goal import Goal
 from tuner.record import Outcome, TrialRecord, best_of
@@ -32,7 +32,6 @@ from tuner.tuning_space import TuningSpace
 MOST_RULED_OUT = 150
 # Further launches of a configuration that failed through no fault of its own.
 RETRIES = 1
-SAMPLER = "sampler"
 
 
 class OperatorNeeded(SgtuneError):
