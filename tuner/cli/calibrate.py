@@ -75,7 +75,7 @@ def calibrate(
         words=tuple(server_flags or ()), logs=logs,
     )  # fmt: skip
     source = slices.points_of(asked, points, save_points or out.with_suffix(".points.jsonl"))
-    setting = replace(records.setting_of(hardware, sglang_version, launch_args, start), arch=read_model(model))
+    setting = records.setting_of(hardware, sglang_version, launch_args, start, model)
     cases, left_out = _usable(source, setting)
     for reason in left_out:
         typer.echo(f"left out: {reason}", err=True)

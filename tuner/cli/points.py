@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli.common import read_hardware
+from tuner.cli.common import read_hardware, read_model
 
 if TYPE_CHECKING:
     from models.engine_profile import EngineProfile
@@ -36,7 +36,11 @@ LaunchArgs = Annotated[
 
 
 def setting_of(
-    hardware: str | None, version: str | None, launch_args: str | None, engine: EngineProfile | None
+    hardware: str | None,
+    version: str | None,
+    launch_args: str | None,
+    engine: EngineProfile | None,
+    model: Path | None = None,
 ) -> Setting:
     """Return what the command line says beside the records."""
     from models.machine import machine_of
@@ -48,6 +52,7 @@ def setting_of(
         version=str(parse_version(version)) if version else None,
         launch_args=launch_args,
         engine=engine,
+        arch=read_model(model),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 
 from tuner.cli import options
 from tuner.cli import points as records
-from tuner.cli.common import read_model, start_fast
+from tuner.cli.common import start_fast
 
 if TYPE_CHECKING:
     from models.case import Case, Expected
@@ -34,8 +33,7 @@ def predict(
     from tuner.cases import read_cases
     from tuner.foresight import foresee
 
-    setting = records.setting_of(hardware, sglang_version, launch_args, records.profile_option(profile))
-    setting = replace(setting, arch=read_model(model))
+    setting = records.setting_of(hardware, sglang_version, launch_args, records.profile_option(profile), model)
     lines = list(read_cases(points, setting))
     cases = [line.case for line in lines if line.case is not None]
     answers = iter([_answer(case, *found) for case, found in zip(cases, foresee(cases), strict=True)])
