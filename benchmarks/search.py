@@ -82,6 +82,7 @@ class Job:
     asked: Asked
     unpriced: bool
     best: float | None = None
+    other_seeds: int | None = None
 
 
 def plan_of(asked: Asked) -> PlanQuestion:
@@ -175,7 +176,8 @@ def run_job(job: Job) -> tuple[list[Score], float]:
         for sampler in job.samplers:
             prepared = prepare(tune_question(job, plan, sampler, 0, Path(folder)))
             best = optimum(prepared.question.world, prepared) if best is None else best
-            for seed in range(job.seeds):
+            others = sampler != job.samplers[0] and job.other_seeds is not None
+            for seed in range(job.other_seeds or 0) if others else range(job.seeds):
                 asked = tune_question(job, plan, sampler, seed, Path(folder))
                 loop, _ = open_loop(replace(prepared, question=asked), Silent())
                 loop.task = replace(loop.task, lower_rungs=0)  # loads below the asked one decide nothing here
@@ -227,6 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worlds", default="0-11")
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--other-seeds", type=int, default=None, help="seeds of all samplers but the first")
     parser.add_argument("--samplers", default="model,tpe,random,grid")
     parser.add_argument("--questions", choices=("one", "broad"), default="one")
     parser.add_argument("--priced-only", action="store_true", help="no effects of unpriced knobs in the worlds")
@@ -245,7 +248,11 @@ def main() -> None:
         missing = tuple(sampler for sampler in samplers if (number, sampler) not in done)
         put = question(number) if asked.questions == "broad" else Asked()
         if missing:
-            jobs.append(Job(number, missing, asked.seeds, put, not asked.priced_only, optima.get(str(number))))
+            jobs.append(
+                Job(
+                    number, missing, asked.seeds, put, not asked.priced_only, optima.get(str(number)), asked.other_seeds
+                )
+            )
     with multiprocessing.Pool(asked.processes, maxtasksperchild=1) as pool:
         for part, best in pool.imap_unordered(run_job, jobs):
             scores += part

@@ -40,7 +40,7 @@ def alternatives(
         "moe_runner_backend": ("deep_gemm",),
         "attention_backend": _attention(machine, version),
         "page_size": (64,),
-        "kv_cache_dtype": ("fp8_e4m3",),
+        "kv_cache_dtype": ("fp8_e4m3",) if _reads_fp8(machine, version) else (),
         "schedule_conservativeness": (0.3,) if busy else (),
         "enable_mixed_chunk": (True,) if busy else (),
         "scheduler_recv_interval": (10,) if busy else (),
@@ -57,6 +57,11 @@ def _attention(machine: Machine, version: Version) -> tuple[str, ...]:
     if machine.is_blackwell and at_least(version, "0.5.0"):
         return ("cutedsl_mla", "flashinfer")
     return ("flashinfer",)
+
+
+def _reads_fp8(machine: Machine, version: Version) -> bool:
+    """Say whether a backend of the release is documented to read an FP8 cache of MLA as it is."""
+    return at_least(version, "0.4.6") if machine.is_hopper else machine.is_blackwell and at_least(version, "0.5.0")
 
 
 def _known(name: str, value: Choice, version: Version) -> bool:

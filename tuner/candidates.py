@@ -170,15 +170,15 @@ def slopes(rows: Candidates, departure: Array, figure: Figure) -> tuple[Array, A
 
 # One standard deviation of what a knob, or two together, may do beyond the physics above.
 KNOB_SPREAD = {
-    ("attn_dp",): 0.08, ("ep",): 0.09, ("pp",): 0.10, ("mtp",): 0.09, ("chunk",): 0.05, ("graph",): 0.02,
-    ("attn_dp", "ep"): 0.05, ("attn_dp", "mtp"): 0.06, ("ep", "mtp"): 0.06, ("attn_dp", "chunk"): 0.03,
-    ("attn_dp", "ep", "pp", "mtp"): 0.04,
+    ("attn_dp",): 0.06, ("ep",): 0.07, ("pp",): 0.08, ("mtp",): 0.07, ("chunk",): 0.04, ("graph",): 0.02,
+    ("attn_dp", "ep"): 0.04, ("attn_dp", "mtp"): 0.045, ("ep", "mtp"): 0.045, ("attn_dp", "chunk"): 0.025,
+    ("attn_dp", "ep", "pp", "mtp"): 0.03,
 }  # fmt: skip
 # The same for a knob no equation prices, away from where it rests (there its effect is 1 by definition).
 UNPRICED_SPREAD = {
-    "moe_runner_backend": 0.04, "attention_backend": 0.03, "page_size": 0.01, "kv_cache_dtype": 0.03,
+    "moe_runner_backend": 0.03, "attention_backend": 0.025, "page_size": 0.01, "kv_cache_dtype": 0.02,
     "schedule_conservativeness": 0.01, "enable_mixed_chunk": 0.02, "scheduler_recv_interval": 0.01,
-    "stream_interval": 0.025, "disable_radix_cache": 0.015,
+    "stream_interval": 0.02, "disable_radix_cache": 0.015,
 }  # fmt: skip
 
 

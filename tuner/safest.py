@@ -21,6 +21,8 @@ MOST_FAILURES = 3
 class Fallback:
     """Asked when the seeds are used up: the safest configuration while no launch has held, then a diagnosis.
 
+    The diagnosis comes after MOST_FAILURES of them, or when those left have less memory free than one that ran out.
+
     `patience` is how many launches more the sampler may choose itself first, one that learns memory.
     """
 
@@ -49,14 +51,15 @@ class Fallback:
     def diagnosis(self) -> str:
         """Why going on makes no sense, empty while it does."""
         safest = [record for record in self.records if record.source == SAFEST and record.launched]
-        if not self._nothing_holds or len(safest) < MOST_FAILURES:
+        hopeless = any(record.source == SAFEST and not record.launched for record in self.records)
+        if not self._nothing_holds or not safest or (len(safest) < MOST_FAILURES and not hopeless):
             return ""
         rows = candidates_of(self.space)
         free = max(_free_gib(rows, record) for record in safest)
         kinds = sorted({str(record.failure) for record in safest})
         return (
-            f"nothing starts: {len(safest)} of the safest configurations failed too ({', '.join(kinds)}), though the "
-            f"ledger leaves up to {free:.1f} GiB free per GPU; look for other processes on the GPUs, another model "
+            f"nothing starts: the safest configuration failed too ({', '.join(kinds)}; {len(safest)} tried), though "
+            f"the ledger leaves up to {free:.1f} GiB free per GPU; look for other processes on the GPUs, another model "
             "than asked for, or a machine with less memory than --hardware says"
         )
 

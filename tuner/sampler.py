@@ -60,6 +60,7 @@ MOST_ROWS = 1500
 REPLAYED = 6
 # Leaders that moves along unpriced knobs start from, and rows that take over what the best one taught.
 BASES = 2
+MOVE_EVERY = 3
 CARRIED_OVER = 20
 # A configuration likelier than this to run out of memory is not launched while others are left.
 LEAST_CHANCE = 0.85
@@ -141,7 +142,7 @@ class ModelGuidedSampler(BaseSampler):
     def _choose(self) -> tuple[dict[str, Any] | None, float]:
         """Return the parameters to launch and their expected feasible improvement in log units.
 
-        Moves along unpriced knobs are worth a launch each, but never two in a row while a priced row is worth one.
+        While a priced row is worth a launch, at most one in MOVE_EVERY goes to a move along unpriced knobs.
         """
         best = best_of(self._records)
         floor = best.objective if best else -math.inf
@@ -155,13 +156,14 @@ class ModelGuidedSampler(BaseSampler):
         return (move, worth) if worth > gain else (chosen, gain)
 
     def _just_moved(self) -> bool:
-        """Say whether the last launch differs from an earlier one in unpriced knobs alone."""
-        launched = [record.params for record in self._records if record.launched]
+        """Say whether one of the last launches differs from an earlier one in unpriced knobs alone."""
+        launched = [record.params for record in self._records if record.launched and record.repeats is None]
 
         def priced(params: dict[str, Any]) -> list[Any]:
             return [params.get(name) for name in CORE]
 
-        return bool(launched) and priced(launched[-1]) in [priced(params) for params in launched[:-1]]
+        last = range(max(0, len(launched) - MOVE_EVERY + 1), len(launched))
+        return any(priced(launched[at]) in [priced(params) for params in launched[:at]] for at in last)
 
     def _best_of(
         self, rows: Candidates, holds: Array, floor: float, leader: TrialRecord | None

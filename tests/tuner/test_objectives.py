@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from models.workload import Slo
+from hwprobe.errors import SgtuneError
+from models.workload import Slo, Workload
+from tuner.choices import Arrival
 from tuner.engines.choose import world_toml
 from tuner.engines.seam import Measurement
 from tuner.goal import carried, crossing
+from tuner.load.point import Settings, measure_for_tuner
 from tuner.world import World
 
 Sgtune = Callable[..., Any]
@@ -43,8 +47,8 @@ def test_users_are_where_the_measured_curve_crosses_the_limit() -> None:
 
 def test_most_users_at_a_speed_are_bracketed_on_one_server(sgtune: Sgtune, tmp_path: Path) -> None:
     ran = sgtune(
-        *SMALL, "--objective", "users", "--min-user-tok-s", "60", "--trials", "4", "--runs", str(tmp_path), "--run",
-        "a", "--json",
+        *SMALL, "--objective", "users", "--min-user-tok-s", "60", "--users", "60", "--no-mtp", "--trials", "3",
+        "--confirm", "0", "--runs", str(tmp_path), "--run", "a", "--json",
     )  # fmt: skip
     assert ran.code == 0, ran.err
     document = json.loads(ran.out)
@@ -66,7 +70,7 @@ def test_most_users_at_a_speed_are_bracketed_on_one_server(sgtune: Sgtune, tmp_p
 def test_goodput_counts_what_keeps_every_limit_at_a_rate(sgtune: Sgtune, tmp_path: Path) -> None:
     ran = sgtune(
         *SMALL, "--objective", "goodput", "--request-rate", "12", "--slo", "ttft:p99<1s", "--slo", "tpot:mean<25ms",
-        "--trials", "4", "--runs", str(tmp_path), "--json",
+        "--trials", "3", "--confirm", "0", "--no-mtp", "--runs", str(tmp_path), "--json",
     )  # fmt: skip
     assert ran.code == 0, ran.err
     document = json.loads(ran.out)
@@ -78,7 +82,7 @@ def test_goodput_counts_what_keeps_every_limit_at_a_rate(sgtune: Sgtune, tmp_pat
 
 
 def test_a_rate_per_gpu_and_per_cost_is_the_rate_in_another_unit(sgtune: Sgtune, tmp_path: Path) -> None:
-    common = (*SMALL, "--concurrency", "16", "--trials", "3", "--confirm", "0", "--runs", str(tmp_path), "--json")
+    common = (*SMALL, "--concurrency", "16", "--trials", "1", "--confirm", "0", "--runs", str(tmp_path), "--json")
     plain, per_gpu, per_cost = (
         json.loads(sgtune(*common, "--run", name, *more).out)
         for name, more in (
@@ -119,26 +123,36 @@ def test_an_objective_says_what_it_needs(sgtune: Sgtune, tmp_path: Path, more: t
     assert not runs.exists()
 
 
-@pytest.mark.parametrize(
-    "asked",
-    [
-        ("--objective", "users", "--min-user-tok-s", "20", "--users", "4"),
-        ("--objective", "goodput", "--request-rate", "8", "--slo", "e2e:mean<2s"),
-    ],
-)
-def test_objectives_are_measured_on_a_live_server_too(sgtune: Sgtune, tmp_path: Path, asked: tuple[str, ...]) -> None:
+def test_users_are_counted_on_a_live_server_too(sgtune: Sgtune, tmp_path: Path) -> None:
     file = tmp_path / "world.toml"
     file.write_text(world_toml(World(name="test", boot_s=0.3, noise=0.0)))
     ran = sgtune(
-        "tune", "--hardware", "h200x8", "--sglang-version", "0.5.12", "--isl", "32", "--osl", "8", *asked,
-        "--engine", "emulated", "--world", str(file), "--trials", "1", "--confirm", "0", "--point-time", "0.3s",
-        "--no-mtp", "--runs", str(tmp_path), "--json",
+        "tune", "--hardware", "h200x8", "--sglang-version", "0.5.12", "--isl", "32", "--osl", "8", "--objective",
+        "users", "--min-user-tok-s", "5", "--users", "2", "--engine", "emulated", "--world", str(file), "--trials",
+        "1", "--confirm", "0", "--point-time", "0.2s", "--no-mtp", "--runs", str(tmp_path), "--json",
     )  # fmt: skip
     assert ran.code == 0, ran.err
     best = json.loads(ran.out)["best"]
-    assert best["value"] > 0
-    if "goodput" in asked:
-        assert best["measured"]["request_rate"] == 8.0
-        assert best["measured"]["goodput_req_s"] == pytest.approx(best["value"])
-    else:
-        assert best["measured"]["concurrency"] == 4, "all four that were asked for are carried"
+    assert best["value"] == pytest.approx(2.0)
+    assert best["measured"]["concurrency"] == 2, "both that were asked for are carried"
+
+
+def test_a_live_open_loop_is_asked_for_its_rate_its_limits_and_a_window_of_several_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def measure_point(url: str, workload: Workload, **more: Any) -> Any:
+        seen.update(more, url=url)
+        raise SgtuneError("enough")
+
+    monkeypatch.setattr("tuner.load.point.measure_point", measure_point)
+    limits = (Slo.parse("ttft:p99<1s"),)
+    measure = measure_for_tuner(0, Settings(least_s=1.0), slos=limits)
+    workload = replace(Workload.checked(100, 100, 40), request_rate=4.0)
+    with pytest.raises(SgtuneError, match="enough"):
+        measure("http://127.0.0.1:1", workload, lambda: None)
+    chosen = seen["settings"]
+    assert (chosen.arrival, chosen.request_rate, seen["slos"]) == (Arrival.POISSON, 4.0, limits)
+    assert chosen.least_s == pytest.approx(50.0), "by Little's law a request lives ten seconds here"
+    assert chosen.most_s >= chosen.least_s * 3
