@@ -23,7 +23,7 @@ BOUND = 0.4
 def test_slices_of_two_and_four_layers_foretell_eight(tmp_path: Path) -> None:
     """Three servers side by side take turns, so that the machine's moods hit all of them; the fastest repeat counts,
     for other work only adds time. By hand, on a machine at rest: benchmarks/slices.py --cpu."""
-    asked = parser().parse_args(["--cpu", "--repeats", "5", "--decode", "32/32@1,4", "--point-s", "1"])
+    asked = parser().parse_args(["--cpu", "--repeats", "6", "--decode", "32/16@1,4", "--point-s", "0.3"])
     question = question_of(asked, tmp_path)
     records = list(run_slices(question, lambda text: None))
     assert marked() == []
