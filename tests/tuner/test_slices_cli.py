@@ -38,6 +38,7 @@ def test_slices_of_a_world_foretell_its_whole_model(sgtune: Sgtune, tmp_path: Pa
     ran = sliced(sgtune, tmp_path, "--world", str(truth), "--json")
     assert ran.code == 0, ran.err
     assert ran.out.count("\n") == 1
+    assert "describe a world, not a machine" in ran.err
     document = json.loads(ran.out)
     assert document["parameters"]["host_ms"]["after"] == pytest.approx(1.0, rel=0.1)
     told = document["slices"]

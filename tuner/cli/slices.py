@@ -103,6 +103,8 @@ def points_of(asked: Asked, given: Path | None, kept: Path) -> Path:
         raise InputError(
             f"'{kept}' holds measured points: use them with --points, or name another file (--save-points)"
         )
+    if asked.engine in (EngineName.SIMULATED, EngineName.EMULATED):
+        typer.echo(f"note: --engine {asked.engine}: the profile will describe a world, not a machine", err=True)
     _measure(asked, kept)
     return kept
 
