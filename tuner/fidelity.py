@@ -76,6 +76,7 @@ class Screen:
     shown: Callable[[str], None] = lambda text: None
     carry: float = math.nan
     _gaps: dict[tuple[ServerConfig, bool], float] = field(default_factory=dict)
+    _belief: Array = field(default_factory=lambda: np.zeros(0))
 
     @property
     def spent_s(self) -> float:
@@ -134,7 +135,7 @@ class Screen:
         holds = chance_it_holds(rows.memory.free[left], evidence(records, self.space.context))
         safe = holds >= min(LEAST_CHANCE, float(holds.max()))
         left, holds = left[safe], holds[safe]
-        belief = self._sign * of_goal(self.goal)(rows, np.zeros(len(PHYSICS)))[left] + self._shift(rows)[left]
+        belief = self._believed(rows)[left]
         leading = np.argsort(-belief, kind="stable")[:MOST_ROWS]
         left, holds = left[leading], holds[leading]
         asked: list[Pair] = [(rows.params[i], rows.configs[i]) for i in left.tolist()]
@@ -145,7 +146,7 @@ class Screen:
             holds = holds * _below((math.log(slo.limit_ms) - limit.mean) / limit.deviation)
         best = best_of(records)
         floor = best.objective if best else -math.inf
-        mean = self._sign * told.mean + self._shift(rows)[left]
+        mean = self._sign * told.mean + np.array([self.goal.shift(config) for _, config in asked])
         value = _improvement(mean, told.deviation, floor) * holds
         order = np.argsort(-value, kind="stable")
         leaders = order[:REPLAYED]
@@ -153,6 +154,12 @@ class Screen:
         exact = _improvement(mean[leaders] + gaps, told.deviation[leaders], floor) * holds[leaders]
         first = [(int(left[leaders[i]]), float(exact[i])) for i in np.argsort(-exact, kind="stable")]
         return first + [(int(left[i]), float(value[i])) for i in order[REPLAYED:]]
+
+    def _believed(self, rows: Candidates) -> Array:
+        """Return the score of every row before anything is measured: asked once."""
+        if not len(self._belief):
+            self._belief = self._sign * of_goal(self.goal)(rows, np.zeros(len(PHYSICS))) + self._shift(rows)
+        return self._belief
 
     def _shift(self, rows: Candidates) -> Array:
         return np.array([self.goal.shift(config) for config in rows.configs])
