@@ -25,12 +25,13 @@ class Moves:
         self._known: dict[tuple[Any, ...], ServerConfig | None] = {}
 
     def around(self, bases: Iterable[dict[str, Any]]) -> Candidates:
-        """Return the allowed moves from every base."""
-        return self._rows(params for base in bases for params in self._from(base))
+        """Return the allowed moves from every base; a baseline outside a narrowed space is none."""
+        return self._rows(params for base in bases if self._inside(base) for params in self._from(base))
 
     def carried_over(self, rows: Iterable[dict[str, Any]], leader: dict[str, Any]) -> Candidates:
         """Return the rows with the unpriced knobs as the leader has them."""
-        taken = {name: leader[name] for name in self._space.resting if name in leader}
+        choices = self._space.choices
+        taken = {name: leader[name] for name in self._space.resting if leader.get(name) in choices[name]}
         return self._rows(params | taken for params in rows)
 
     def _from(self, base: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -45,6 +46,9 @@ class Moves:
         for names in TOGETHER:
             first = {name: self._space.choices[name][1] for name in names if len(self._space.choices[name]) > 1}
             yield base | first
+
+    def _inside(self, params: dict[str, Any]) -> bool:
+        return all(params.get(name) in values for name, values in self._space.choices.items())
 
     def _others(self, name: str, base: dict[str, Any]) -> list[Choice]:
         return [value for value in self._space.choices[name] if value != base.get(name, self._space.resting[name])]

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tuner.candidates import Candidates, candidates_of
+from models.layout import table_of
+from tuner.candidates import candidates_of
 from tuner.record import Outcome, TrialRecord
 from tuner.tuning_space import TuningSpace
 
@@ -50,19 +51,15 @@ class Fallback:
     @property
     def diagnosis(self) -> str:
         """Why going on makes no sense, empty while it does."""
-        safest = [record for record in self.records if record.source == SAFEST and record.launched]
+        launched = [record for record in self.records if record.launched]
+        failures = sum(record.source == SAFEST for record in launched)
         hopeless = any(record.source == SAFEST and not record.launched for record in self.records)
-        if not self._nothing_holds or not safest or (len(safest) < MOST_FAILURES and not hopeless):
+        if not self._nothing_holds or (failures < MOST_FAILURES and not hopeless):
             return ""
-        rows = candidates_of(self.space)
-        free = max(_free_gib(rows, record) for record in safest)
-        kinds = sorted({str(record.failure) for record in safest})
+        free = float(self.space.context.memory(table_of([record.config for record in launched])).free.max())
+        kinds = sorted({str(record.failure) for record in launched})
         return (
-            f"nothing starts: the safest configuration failed too ({', '.join(kinds)}; {len(safest)} tried), though "
+            f"nothing starts: the safest configuration failed too ({', '.join(kinds)}; {len(launched)} launches), but "
             f"the ledger leaves up to {free:.1f} GiB free per GPU; look for other processes on the GPUs, another model "
             "than asked for, or a machine with less memory than --hardware says"
         )
-
-
-def _free_gib(rows: Candidates, record: TrialRecord) -> float:
-    return float(rows.memory.free[rows.configs.index(record.config)])

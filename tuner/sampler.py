@@ -172,7 +172,7 @@ class ModelGuidedSampler(BaseSampler):
         if not rows.configs:
             return None, 0.0
         value, learned, feasible = self._worth(rows, holds, floor)
-        if leader is not None and any(leader.params.get(name) != at for name, at in self._space.resting.items()):
+        if leader is not None and any(leader.params.get(name, at) != at for name, at in self._space.resting.items()):
             first = np.argsort(-value, kind="stable")[:CARRIED_OVER]
             more = self._untried(self._moves.carried_over([rows.params[i] for i in first], leader.params))
             more, holds = self._likely(more)

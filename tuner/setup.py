@@ -38,8 +38,8 @@ from tuner.world import World
 SPREAD_SEEDS = 6
 # Where the load in flight is an answer, not a question, so many times what the model believes in is provided for.
 HEADROOM = 2.0
-# The model-guided sampler spreads by itself where that teaches most.
-SPREAD_SEEDS_GUIDED = 1
+# The model-guided sampler spreads by itself; a few tell apart what would else be blamed together (MTP, EP, DP).
+SPREAD_SEEDS_GUIDED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
