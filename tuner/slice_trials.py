@@ -19,7 +19,7 @@ from tuner.store import cut_torn_line
 
 SLICE_LAYERS = 8
 # Slices that may be tried before the first promotion, and before each one after it.
-MOST_SLICES_FIRST, MOST_SLICES = 8, 3
+MOST_SLICES_FIRST, MOST_SLICES = 5, 2
 # Objectives that one measured point of a slice speaks for.
 RANKED = (
     Objective.OUTPUT_TOK_S, Objective.OUTPUT_TOK_S_PER_GPU, Objective.OUTPUT_TOK_S_PER_COST, Objective.TPOT,

@@ -97,8 +97,8 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_happened(sgtune: Sgtune, tmp_pa
 def test_the_dry_run_says_what_slices_cost_and_save(sgtune: Sgtune, tmp_path: Path) -> None:
     ran = sgtune(*QUESTION, "--fidelity", "slice", "--trials", "4", "--dry-run", "--runs", str(tmp_path))
     assert ran.code == 0
-    assert "up to 14 configurations are tried on 8 of 61 layers, 0.2 h of boots" in ran.out
-    assert "1.4 h more" in ran.out
+    assert "up to 9 configurations are tried on 8 of 61 layers" in ran.out
+    assert "0.9 h more" in ran.out
     assert "slices" not in sgtune(*QUESTION, "--trials", "4", "--dry-run", "--runs", str(tmp_path)).out
 
 
