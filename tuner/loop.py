@@ -238,7 +238,8 @@ class Loop:
             points.append(point)
             self.reporter.point(draft.number, point)
 
-        best = None if draft.source == BASELINE or draft.repeats is not None else self.best
+        in_full = draft.source == BASELINE or draft.repeats is not None or self.index.exhaustive
+        best = None if in_full else self.best
         climb = Climb(
             goal=self.task.goal,
             workload=self.task.workload,

@@ -206,7 +206,7 @@ def test_it_is_tuned_over_configurations_that_differ_and_the_better_one_is_expor
         line["params"]["chunked_prefill_size"]: line["points"] for line in lines if line["outcome"] == "measured"
     }
     assert set(measured) == {"default", 16, 64, 1024}
-    assert all([point["concurrency"] for point in points] == [1, 4, 8] for points in measured.values())
+    assert all(len(points) == 3 and points[-1]["concurrency"] == 8 for points in measured.values())
     rates = {chunk: points[-1]["output_tok_s"] for chunk, points in measured.items()}
     assert min(rates, key=lambda chunk: rates[chunk]) == 16, rates
     best = document["best"]["config"]["chunked_prefill_size"]

@@ -54,6 +54,16 @@ def test_the_founding_question_is_tuned_in_under_a_minute(sgtune: Sgtune, tmp_pa
     assert json.loads((tmp_path / "a" / "result.json").read_text()) == document
 
 
+def test_the_founding_question_with_the_abilities_of_0_4_3(sgtune: Sgtune, tmp_path: Path) -> None:
+    ran = sgtune(
+        *QUESTION, "--sglang-version", "0.4.3", "--trials", "3", "--confirm", "0", "--runs", str(tmp_path), "--json"
+    )
+    assert ran.code == 0, ran.err
+    best = json.loads(ran.out)["best"]
+    assert best["output_tok_s"] > 3975.76
+    assert "--enable-dp-attention" in best["argv"]
+
+
 def test_same_seed_same_run_another_seed_another(sgtune: Sgtune, tmp_path: Path) -> None:
     arguments = (*SMALL, "--trials", "9", "--runs", str(tmp_path), "--json")
     for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
