@@ -91,6 +91,16 @@ def fastest(cases: Sequence[Case]) -> list[Case]:
     return found
 
 
+def settled(records: Sequence[dict[str, Any]], within: float = 0.12) -> bool:
+    """Whether of every load and depth the three fastest repeats agree `within`: nothing held them up."""
+    seen: dict[tuple[Any, ...], list[float]] = {}
+    for record in records:
+        own = seen.setdefault((record["isl"], record["osl"], record["concurrency"], record["num_hidden_layers"]), [])
+        if record["role"] != LEFT_OUT:
+            own.append(record["tpot_mean_ms"])
+    return all(len(own) > 2 and sorted(own)[2] <= (1.0 + within) * min(own) for own in seen.values())
+
+
 def compare(cases: Sequence[Case], whole: ModelArchitecture, context: Context) -> tuple[list[Compared], Calibration]:
     """Calibrate from the slices alone and compare the whole they foretell with the whole that was measured."""
     slices = [case for case in cases if case.context.arch.sliced_from]

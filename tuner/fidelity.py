@@ -101,7 +101,7 @@ class Screen:
         """Return what deserves a launch next, trying slices on the way.
 
         None when nothing is worth one, and at every third launch, which belongs to the sampler that knows of no slice:
-        where slices mislead, the run is half as long again and no worse.
+        what slices say may be wrong.
         """
         chosen = sum(record.launched and record.source == SLICED for record in records)
         others = sum(record.launched and record.source == SAMPLER for record in records)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -71,8 +71,8 @@ class SliceQuestion:
         return self
 
 
-def run_slices(question: SliceQuestion, shown: Shown) -> Iterator[dict[str, Any]]:
-    """Boot the slices and yield every point as a record the moment it is measured.
+def run_slices(question: SliceQuestion, shown: Shown) -> Generator[dict[str, Any], None, None]:
+    """Boot the slices and yield every point as a record the moment it is measured; closed early, it stops them.
 
     Raises SgtuneError, naming the slice and the log's own words, when one does not start or dies.
     """
