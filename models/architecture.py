@@ -37,7 +37,8 @@ class ModelArchitecture:
     """Shapes of one model, named as in its config.json. Parameter counts are exact integers.
 
     The counts reproduce the published totals of DeepSeek-V3/R1 (671,026,419,200 in all;
-    36,624,596,992 used in matrix products per token).
+    36,624,596,992 used in matrix products per token). `sliced_from` is 0, or the layers of the model that this is a
+    slice of.
     """
 
     vocab_size: Count
@@ -59,6 +60,7 @@ class ModelArchitecture:
     num_nextn_predict_layers: int = 0
     quantization_config: _Quantization | None = None
     name: str = "unnamed"
+    sliced_from: int = 0
 
     # --- layers -------------------------------------------------------------------------------
     @property
@@ -68,6 +70,24 @@ class ModelArchitecture:
     @property
     def moe_layers(self) -> int:
         return self.num_hidden_layers - self.dense_layers
+
+    def sliced(self, layers: int, dense: int | None = None) -> ModelArchitecture:
+        """Return the model cut to its first `layers` layers, `dense` of them dense (None: as many as it has).
+
+        Embedding and head are kept, as SGLang keeps them when `--json-model-override-args` lowers
+        num_hidden_layers. All layers make the model itself. Raises InputError for more than there are.
+        """
+        first = self.first_k_dense_replace if dense is None else dense
+        if not 1 <= layers <= self.num_hidden_layers:
+            raise InputError(
+                f"a slice of {layers} layers: {self.name} has {self.num_hidden_layers}, and a slice at least 1"
+            )
+        if not 0 <= min(first, layers) <= self.dense_layers:
+            raise InputError(f"a slice with {first} dense layers: {self.name} has {self.dense_layers}")
+        if (layers, min(first, layers)) == (self.num_hidden_layers, self.dense_layers):
+            return self
+        whole = self.sliced_from or self.num_hidden_layers
+        return replace(self, num_hidden_layers=layers, first_k_dense_replace=min(first, layers), sliced_from=whole)
 
     # --- parameters of one layer --------------------------------------------------------------
     @property

@@ -7,15 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from hwprobe.errors import InputError
-from models.case import Case, expected
+from models.case import Case, Expected, expected
 from models.engine_profile import FITTED, EngineParameters, EngineProfile, RelativeError, as_matrix
 from models.layout import Array
 
 # What the same version differs by from one machine to another before anything is measured there: the same sweep
 # of one version on two dates differs by 4.6 % in decode times.
 MACHINE_SPREAD = np.array([0.08, 0.08, 0.08, 0.20, 0.40])
+# What slices of several depths tell apart beside FITTED, and what machines differ by in it: a step's fixed cost.
+FIXED = {"host_ms": 0.40}
+# Times the spread of machines, tried in turn while the evidence rises: slices may run on what is no GPU at all.
+WIDTHS = (4.0, 16.0, 64.0)
 # One standard deviation of what a measurement of each figure scatters by (repeated sweeps: 1-2 %, 7 % at worst).
 SCATTER = {"tpot": 0.02, "output": 0.03, "ttft": 0.12}
 # A TTFT that is a queue's length says little about the speed of prefill.
@@ -26,6 +31,7 @@ HUBER = 2.0
 # Gauss-Newton: slopes are measured in the first rounds and kept after, when the place hardly moves any more.
 ROUNDS = 5
 ROUNDS_WITH_SLOPES = 2
+ROUNDS_WIDE = 15
 STEP = 0.02
 LONGEST_MOVE = 0.4
 SETTLED = 2e-3
@@ -54,12 +60,16 @@ class Determined:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """A calibrated profile and what the data did to it. `outliers` are ids whose residuals were discounted."""
+    """A calibrated profile and what the data did to it. `outliers` are ids whose residuals were discounted.
+
+    `width` is how many times the machine's spread the prior had to be widened for the data to be believable.
+    """
 
     profile: EngineProfile
     parameters: tuple[Determined, ...]
     outliers: tuple[str, ...]
     rms_decode: float
+    width: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,93 +91,157 @@ class Fit:
         size = np.abs(self.z)
         return np.where(size <= HUBER, 1.0, HUBER / np.maximum(size, 1e-12))
 
+    @property
+    def loss(self) -> float:
+        """Huber's loss: half the square within HUBER standard deviations, linear beyond."""
+        size = np.abs(self.z)
+        return float(np.sum(np.where(size <= HUBER, 0.5 * size**2, HUBER * size - 0.5 * HUBER**2)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prior:
+    """What is believed of the named parameters' logarithms beforehand, and which of them the data may move."""
+
+    names: tuple[str, ...]
+    middle: Array
+    covariance: Array
+    free: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    """Where a fit came to rest: the place, its residuals, the covariance of the free parameters, its evidence."""
+
+    place: Array
+    fit: Fit
+    covariance: Array
+    log_evidence: float
+
 
 def calibrate(cases: Sequence[Case], base: EngineProfile, spread: Array = MACHINE_SPREAD) -> Calibration:
     """Fit the FITTED parameters of `base` to the cases' measurements (maximum a posteriori, log-normal errors).
 
     The prior is `base` with its covariance and `spread` (relative standard deviations of a machine beside it).
-    One measured point moves tau_us alone. Raises InputError when no case has a figure to learn from.
+    One measured point moves tau_us alone. Points on slices of different depth tell a step's fixed cost from what
+    grows with layers: host_ms is fitted too, and the prior is widened as far as the data ask for (a CPU is no GPU).
+    Raises InputError when no case has a figure to learn from.
     """
     usable = [case for case in cases if any(name in case.measured for names in FIGURES.values() for name in names)]
     if not usable:
         raise InputError("no point has a measured ttft, tpot or output_tok_s: there is nothing to calibrate from")
-    free = np.array([name == "tau_us" or len(usable) > 1 for name in FITTED])
-    prior = np.array(base.covariance) + np.diag(spread**2)
-    start = base.parameters.fitted()
-    place, fit, slopes = _settle(usable, base.parameters, start, prior, free)
-    weight = fit.weights / fit.scatter**2
-    information = slopes.T @ (weight[:, None] * slopes) + np.linalg.inv(prior[np.ix_(free, free)])
-    after = prior.copy()
-    after[np.ix_(free, free)] = np.linalg.inv(information)
+    sliced = len({case.context.arch.num_hidden_layers for case in usable}) > 1
+    names = (*FITTED, *(FIXED if sliced else {}))
+    known = np.zeros((len(names), len(names)))
+    known[: len(FITTED), : len(FITTED)] = base.covariance
+    machine = np.array([*spread, *(FIXED[name] for name in names[len(FITTED) :])])
+    prior = _Prior(
+        names=names,
+        middle=base.parameters.fitted(names),
+        covariance=known + np.diag(machine**2),
+        free=np.array([name == "tau_us" or len(usable) > 1 for name in names]),
+    )
+    settled = _settle(usable, base.parameters, prior, prior.middle, ROUNDS)
+    width = 1.0
+    for wider in WIDTHS if sliced else ():
+        further = replace(prior, covariance=known + np.diag((wider * machine) ** 2))
+        found = _settle(usable, base.parameters, further, settled.place, ROUNDS_WIDE)
+        if found.log_evidence <= settled.log_evidence:
+            break
+        prior, settled, width = further, found, wider
+    return _calibration(usable, base, prior, settled, width)
+
+
+def _calibration(
+    usable: Sequence[Case], base: EngineProfile, prior: _Prior, settled: _Settled, width: float
+) -> Calibration:
+    fit, names, size = settled.fit, prior.names, len(FITTED)
+    after = prior.covariance.copy()
+    after[np.ix_(prior.free, prior.free)] = settled.covariance
     decode = [z for z, kind in zip(fit.residuals, fit.kinds, strict=True) if kind != "ttft"]
     rms = math.sqrt(float(np.mean(np.square(decode)))) if decode else base.relative_error.decode
     profile = replace(
         base,
         name=f"{base.name}-calibrated",
         status="calibrated",
-        parameters=base.parameters.moved(place),
-        covariance=as_matrix(after),
+        parameters=base.parameters.moved(settled.place, names),
+        covariance=as_matrix(after[:size, :size]),
         relative_error=RelativeError(decode=max(base.relative_error.decode, rms), prefill=base.relative_error.prefill),
         source=f"calibrated from {base.name} with {len(usable)} measured points",
         points=len(usable),
         fitted_to=tuple(case.id for case in usable),
         warnings=tuple(said for said in base.warnings if base.status == "indicative"),
     )
-    moved = profile.parameters.fitted()
+    moved = profile.parameters.fitted(names)
     return Calibration(
         profile=profile,
         parameters=tuple(
             Determined(
                 name=name,
-                before=math.sqrt(prior[i, i]),
+                before=math.sqrt(prior.covariance[i, i]),
                 after=math.sqrt(after[i, i]),
-                value_before=float(np.exp(start[i])),
+                value_before=float(np.exp(prior.middle[i])),
                 value_after=float(np.exp(moved[i])),
             )
-            for i, name in enumerate(FITTED)
+            for i, name in enumerate(names)
         ),
         outliers=tuple(sorted({name for name, w in zip(fit.owners, fit.weights, strict=True) if w < 1.0})),
         rms_decode=rms,
+        width=width,
     )
 
 
-def _settle(
-    cases: Sequence[Case], like: EngineParameters, start: Array, prior: Array, free: Array
-) -> tuple[Array, Fit, Array]:
-    """Gauss-Newton with numerical slopes; returns the place, the residuals there and their slopes (free only)."""
-    precision = np.linalg.inv(prior[np.ix_(free, free)])
-    place = start.copy()
-    fit, slopes = linearised(cases, like, place, free)
-    for done in range(1, ROUNDS + 1):
+def _settle(cases: Sequence[Case], like: EngineParameters, prior: _Prior, start: Array, rounds: int) -> _Settled:
+    """Gauss-Newton with numerical slopes from `start`, towards the data and the prior's middle."""
+    names, free, place = prior.names, prior.free, start.copy()
+    inside = prior.covariance[np.ix_(free, free)]
+    precision = np.linalg.inv(inside)
+    fit, slopes = linearised(cases, like, place, free, names)
+    for done in range(1, rounds + 1):
         weight = fit.weights / fit.scatter**2
-        gradient = slopes.T @ (weight * fit.residuals) + precision @ (place - start)[free]
+        gradient = slopes.T @ (weight * fit.residuals) + precision @ (place - prior.middle)[free]
         move = -np.linalg.solve(slopes.T @ (weight[:, None] * slopes) + precision, gradient)
         place[free] += np.clip(move, -LONGEST_MOVE, LONGEST_MOVE)
-        if done < ROUNDS_WITH_SLOPES:
-            fit, slopes = linearised(cases, like, place, free)
+        if done < ROUNDS_WITH_SLOPES or rounds > ROUNDS:
+            fit, slopes = linearised(cases, like, place, free, names)
         else:
-            fit = residuals(cases, like.moved(place))
+            fit = residuals(cases, like.moved(place, names))
         if float(np.max(np.abs(move))) < SETTLED:
             break
-    return place, fit, slopes
+    weight = fit.weights / fit.scatter**2
+    information = slopes.T @ (weight[:, None] * slopes) + precision
+    away = (place - prior.middle)[free]
+    log_evidence = -fit.loss - 0.5 * float(
+        away @ precision @ away + np.linalg.slogdet(inside)[1] + np.linalg.slogdet(information)[1]
+    )
+    return _Settled(place, fit, np.linalg.inv(information).astype(np.float64), log_evidence)
 
 
-def linearised(cases: Sequence[Case], like: EngineParameters, place: Array, free: Array) -> tuple[Fit, Array]:
+def linearised(
+    cases: Sequence[Case],
+    like: EngineParameters,
+    place: Array,
+    free: npt.NDArray[np.bool_],
+    names: tuple[str, ...] = FITTED,
+) -> tuple[Fit, Array]:
     """Return residuals at a place and their slopes along the free parameters."""
-    here = residuals(cases, like.moved(place))
+    here = residuals(cases, like.moved(place, names))
     columns = []
     for index in np.flatnonzero(free):
         aside = place.copy()
         aside[index] += STEP
-        columns.append((residuals(cases, like.moved(aside)).residuals - here.residuals) / STEP)
+        columns.append((residuals(cases, like.moved(aside, names)).residuals - here.residuals) / STEP)
     return here, np.array(columns).T.reshape(len(here.residuals), int(free.sum()))
 
 
 def residuals(cases: Sequence[Case], parameters: EngineParameters) -> Fit:
     """Return log(expected / measured) of every figure: one for TPOT, one for output, one for TTFT per case."""
     values, scatter, owners, kinds = [], [], [], []
+    answers: dict[tuple[object, ...], Expected] = {}
     for case in cases:
-        found = expected(case.with_parameters(parameters))
+        question = _question(case)
+        if question not in answers:  # repeats of a measurement ask the same again
+            answers[question] = expected(case.with_parameters(parameters))
+        found = answers[question]
         for kind, names in FIGURES.items():
             logs = [
                 math.log(figure / case.measured[name])
@@ -180,6 +254,15 @@ def residuals(cases: Sequence[Case], parameters: EngineParameters) -> Fit:
                 owners.append(case.id)
                 kinds.append(kind)
     return Fit(np.array(values), np.array(scatter), owners, kinds)
+
+
+def _question(case: Case) -> tuple[object, ...]:
+    """Return all that an expectation depends on beside the engine's fitted parameters."""
+    context = case.context
+    return (
+        context.arch, context.machine, context.version, context.acceptance, context.sigma, context.independence,
+        context.engine.sigma, case.config, case.run, case.kv_tokens, case.kv_known,
+    )  # fmt: skip
 
 
 def _queues(case: Case) -> bool:

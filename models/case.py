@@ -20,6 +20,8 @@ from models.workload import Lengths, Workload
 
 # Requests a client sends in a benchmark that does not say how many it sent, and the most that are replayed.
 REQUESTS_PER_CLIENT = 10
+# Of a steady run: one wave of warm-up and four measured.
+STEADY_REQUESTS_PER_CLIENT = 5
 MOST_REQUESTS = 3000
 # The ledger's own error: near the point where the cache is just full, a percent decides who waits.
 KV_UNCERTAINTY = 0.02

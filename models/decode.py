@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from models.architecture import ModelArchitecture
 from models.engine_profile import EngineParameters
 from models.kernels import (
     US,
@@ -18,14 +17,11 @@ from models.kernels import (
     moe_ep_s,
     moe_tp_s,
 )
+from models.launches import graph_nodes, launch_floor_s
 from models.layout import Array, ConfigTable
 from models.prefill import DP_COLLECTIVE_SHARE
 from models.system import System
 
-# CUDA-graph nodes: counted in SGLang's DeepSeek forward pass.
-NODES_PER_MOE_LAYER = 26
-NODES_PER_DENSE_LAYER = 20
-NODES_PER_STEP = 12
 SAMPLING_S = 8.0 * US
 # Of the extra tokens MTP verifies, the share that touches experts the first token did not.
 MTP_NEW_EXPERT_SHARE = 0.85
@@ -96,7 +92,7 @@ def decode_step(system: System, batch: Array, context: Array) -> DecodeStep:
         dense_mlp=arch.dense_layers * _dense_mlp(system, tokens),
         collectives=_collectives(system, tokens, rank_tokens),
         head=_head(system, tokens, rank_tokens),
-        launch=engine.tau_us * US * _graph_nodes(arch) * np.ones_like(tokens),
+        launch=engine.tau_us * US * graph_nodes(arch) * np.ones_like(tokens),
         token_work=layers * engine.token_us * US * rank_tokens,
         host=engine.host_ms * 1e-3 + np.where(table.pp > 1, table.pp * (PP_HOST_S + PP_HOP_S), 0.0),
         rank_sync=moe_layers * _rank_sync(table, engine),
@@ -104,13 +100,13 @@ def decode_step(system: System, batch: Array, context: Array) -> DecodeStep:
         eager=np.zeros_like(tokens),
         kv_slope=kv_slope,
     )
-    return _with_eager_floor(step, table, engine, rank_batch)
+    return _with_eager_floor(step, table, launch_floor_s(arch, engine.t_pf0_ms), rank_batch)
 
 
-def _with_eager_floor(step: DecodeStep, table: ConfigTable, engine: EngineParameters, rank_batch: Array) -> DecodeStep:
+def _with_eager_floor(step: DecodeStep, table: ConfigTable, floor_s: float, rank_batch: Array) -> DecodeStep:
     """Beyond the captured graphs the CPU launches every kernel: the step takes at least that long."""
     beyond = (rank_batch > table.graph_max_bs) | (table.graphs == 0)
-    missing = np.maximum(0.0, engine.t_pf0_ms * 1e-3 - step.total)
+    missing = np.maximum(0.0, floor_s - step.total)
     return replace(step, eager=np.where(beyond, missing, 0.0))
 
 
@@ -222,10 +218,6 @@ def _head(system: System, tokens: Array, rank_tokens: Array) -> Array:
     columns = arch.vocab_size / shard
     gather = np.where(shard > 1, 4.0 * rows * columns * (shard - 1.0) / shard / machine.nvlink_bytes_s, 0.0)
     return gemm_s(rows, columns, arch.hidden_size, 2.0, machine, engine.eta_w) + gather + SAMPLING_S
-
-
-def _graph_nodes(arch: ModelArchitecture) -> float:
-    return NODES_PER_MOE_LAYER * arch.moe_layers + NODES_PER_DENSE_LAYER * arch.dense_layers + NODES_PER_STEP
 
 
 def _rank_sync(table: ConfigTable, engine: EngineParameters) -> Array:

@@ -31,9 +31,10 @@ class EngineParameters:
 
     tau_us: exposed time per CUDA-graph node; eta_w: fraction of HBM bandwidth that weight streaming
     reaches; eta_pf: prefill matrix rate relative to the kernel model; t_pf0_ms: CPU launch floor of a
-    prefill pass; eta_kv: HBM fraction of the KV stream; mla_floor_us: fixed cost of an MLA decode
-    kernel; token_us: per token and layer; host_ms: scheduler time not overlapped; ep_layer_us and
-    dp_layer_us: dispatch, permutation and rank synchronisation per MoE layer under EP and attention DP;
+    prefill pass of R1 (a slice has its share by kernels); eta_kv: HBM fraction of the KV stream;
+    mla_floor_us: fixed cost of an MLA decode kernel; token_us: per token and layer; host_ms: scheduler time
+    not overlapped; ep_layer_us and dp_layer_us: dispatch, permutation and rank synchronisation per MoE layer
+    under EP and attention DP;
     first_wave_s: what the first requests of a benchmark wait for beside their prefill.
     """
 
@@ -49,13 +50,13 @@ class EngineParameters:
     dp_layer_us: NotNegative
     first_wave_s: Positive = 1.0
 
-    def fitted(self) -> Array:
-        """Return the natural logarithms of the FITTED parameters."""
-        return np.log([getattr(self, name) for name in FITTED])
+    def fitted(self, names: tuple[str, ...] = FITTED) -> Array:
+        """Return the natural logarithms of the named parameters."""
+        return np.log([max(getattr(self, name), 1e-9) for name in names])
 
-    def moved(self, logarithms: Array) -> EngineParameters:
-        """Return the parameters with the FITTED ones at these natural logarithms."""
-        return replace(self, **{name: float(np.exp(x)) for name, x in zip(FITTED, logarithms, strict=True)})
+    def moved(self, logarithms: Array, names: tuple[str, ...] = FITTED) -> EngineParameters:
+        """Return the parameters with the named ones at these natural logarithms."""
+        return replace(self, **{name: float(np.exp(x)) for name, x in zip(names, logarithms, strict=True)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from hwprobe.errors import InputError
 from hwprobe.files import read_bytes
 
 METRICS = ("ttft_mean_ms", "ttft_median_ms", "tpot_mean_ms", "tpot_median_ms", "output_tok_s")
-KINDS = ("serving", "single_stream", "decode_step", "one_batch")
+KINDS = ("serving", "steady", "single_stream", "decode_step", "one_batch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,10 @@ class Point:
 
     Lengths are uniform on [range_ratio x L, L] (None: fixed at L). `context_tokens` is the mean context of a
     request (decode_step). `gpu` is empty where the machine is told apart from the record. `launch_args` holds the
-    other SGLang flags of the run, verbatim. Fields this class does not know are kept in `extra`.
+    other SGLang flags of the run, verbatim. A run on a slice of the model says so with `num_hidden_layers`, and
+    `first_k_dense_replace` where the slice has fewer dense layers than the model; `load_format`
+    dummy says that its weights were made up. Fields this class does not know are
+    kept in `extra`.
     """
 
     id: str
@@ -54,6 +57,9 @@ class Point:
     num_prompts: int | None = None
     context_tokens: float | None = None
     launch_args: str | None = None
+    num_hidden_layers: int | None = None
+    first_k_dense_replace: int | None = None
+    load_format: str | None = None
     ttft_mean_ms: float | None = None
     ttft_median_ms: float | None = None
     tpot_mean_ms: float | None = None

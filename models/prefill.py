@@ -16,6 +16,7 @@ from models.kernels import (
     distinct_experts,
     matrix_rate,
 )
+from models.launches import launch_floor_s
 from models.layout import Array
 from models.machine import Machine
 from models.system import System
@@ -47,7 +48,7 @@ def rank_share(system: System, prompts: Array) -> Array:
 
 def with_launch_floor(system: System, gpu_s: Array) -> Array:
     """Combine GPU work with the time the CPU needs to launch an eager pass: the larger one wins, nearly."""
-    floor = system.engine.t_pf0_ms * 1e-3
+    floor = launch_floor_s(system.arch, system.engine.t_pf0_ms)
     return (gpu_s**4 + floor**4) ** 0.25
 
 

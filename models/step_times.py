@@ -7,6 +7,7 @@ from bisect import bisect_left
 import numpy as np
 
 from models.decode import decode_step
+from models.launches import launch_floor_s
 from models.prefill import pair_s, rank_share, token_work_s
 from models.serving import FRONT_END_S, FRONT_END_TOKEN_S, accepted_tokens, stages_at_work
 from models.system import System
@@ -33,7 +34,7 @@ class StepTimes:
         self.overlap = float(table.pp[0]) <= 1
         self._ranks = int(table.attn_dp[0])
         self._pair_s = float(np.ravel(pair_s(system))[0])
-        self._floor4 = (system.engine.t_pf0_ms * 1e-3) ** 4
+        self._floor4 = launch_floor_s(system.arch, system.engine.t_pf0_ms) ** 4
         largest = max(2.0, float(table.chunk[0]))
         self._tokens: list[float] = [0.0, *np.geomspace(1.0, largest, GRID_POINTS - 1).tolist()]
         shares = rank_share(system, np.arange(1.0, self._ranks + 1.0))

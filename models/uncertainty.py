@@ -9,6 +9,7 @@ import numpy as np
 
 from models.config import ServerConfig
 from models.engine_profile import FITTED, EngineProfile
+from models.launches import launch_floor_s
 from models.layout import Array
 from models.machine import Machine
 from models.serving import Serving
@@ -108,7 +109,7 @@ def _elasticities(system: System, steady: Serving, osl: float) -> tuple[Array, A
     step_ms = float(np.ravel(steady.step_s)[0]) * 1e3
     decode = _decode_share(steady)
     pass_s = float(np.ravel(steady.prefill_pass_s)[0])
-    floor = min(1.0, (system.engine.t_pf0_ms * 1e-3 / max(pass_s, 1e-12)) ** 4)
+    floor = min(1.0, (launch_floor_s(system.arch, system.engine.t_pf0_ms) / max(pass_s, 1e-12)) ** 4)
     by = {
         "tau_us": parts["launch"] / step_ms,
         "eta_w": -sum(parts[name] for name in STREAMED) / step_ms,

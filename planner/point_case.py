@@ -12,7 +12,7 @@ from packaging.version import Version
 from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.errors import InputError
 from models.architecture import ModelArchitecture, deepseek_r1
-from models.case import MOST_REQUESTS, REQUESTS_PER_CLIENT, Case, Run
+from models.case import MOST_REQUESTS, REQUESTS_PER_CLIENT, STEADY_REQUESTS_PER_CLIENT, Case, Run
 from models.config import ServerConfig, Speculative
 from models.engine_profile import EngineProfile, shipped_profiles
 from models.estimate import DEFAULT_ACCEPTANCE, Context
@@ -20,6 +20,7 @@ from models.layout import table_of
 from models.machine import Machine, machine_of
 from models.memory import memory
 from models.points import KINDS, Point
+from models.slices import DUMMY_INDEPENDENCE
 from models.version import OLDEST, parse_version
 from models.versions_between import profile_for
 from models.workload import Lengths
@@ -58,7 +59,7 @@ def case_of(
     Raises InputError for what the model cannot answer, naming the field.
     """
     _refuse(point)
-    arch = arch or deepseek_r1()
+    arch = _slice(point, arch or deepseek_r1())
     guesses = _Guesses([])
     version = _version(point, guesses)
     engine = engine or profile_for(version)
@@ -70,7 +71,7 @@ def case_of(
         engine=engine,
         version=version,
         acceptance=_acceptance(point, config, guesses),
-        independence=engine.random_independence if _random_tokens(point) else 1.0,
+        independence=_independence(point, engine),
     )
     if ledger_tokens < 1 and point.max_total_num_tokens is None:
         raise InputError(f"{config.label} does not fit: no memory is left for the KV cache")
@@ -94,6 +95,15 @@ def _settled(
     """Return the configuration with its defaults, and the KV tokens its ledger leaves. Sweeps share theirs."""
     config = resolve(typed, arch, machine, version).config
     return config, float(memory(arch, machine, table_of([config]), version).kv_tokens[0])
+
+
+def _slice(point: Point, whole: ModelArchitecture) -> ModelArchitecture:
+    """Return the part of the model that the run served: the whole of it where the record names no layers."""
+    if point.num_hidden_layers is None:
+        if point.first_k_dense_replace is not None:
+            raise InputError("first_k_dense_replace without num_hidden_layers: a slice needs both, or the latter")
+        return whole
+    return whole.sliced(point.num_hidden_layers, point.first_k_dense_replace)
 
 
 def _refuse(point: Point) -> None:
@@ -220,7 +230,8 @@ def _run(point: Point, guesses: _Guesses) -> Run:
     if point.metric_kind in ("one_batch", "single_stream"):
         requests = concurrency
     else:
-        requests = point.num_prompts or REQUESTS_PER_CLIENT * concurrency
+        each = STEADY_REQUESTS_PER_CLIENT if point.metric_kind == "steady" else REQUESTS_PER_CLIENT
+        requests = point.num_prompts or each * concurrency
     return Run(
         kind=point.metric_kind,
         isl=Lengths(nominal=max(1, round(isl or GUESSED_LENGTH)), range_ratio=ratio),
@@ -230,6 +241,13 @@ def _run(point: Point, guesses: _Guesses) -> Run:
         request_rate=point.request_rate if point.metric_kind == "serving" and point.request_rate else None,
         context_tokens=given_context if decode_only else None,
     )
+
+
+def _independence(point: Point, engine: EngineProfile) -> float:
+    """Return the share of tokens that choose their experts on their own."""
+    if point.load_format == "dummy":
+        return DUMMY_INDEPENDENCE
+    return engine.random_independence if _random_tokens(point) else 1.0
 
 
 def _random_tokens(point: Point) -> bool:

@@ -1,13 +1,20 @@
-"""Writes a tiny DeepSeek-V3 (MLA, sigmoid-gated MoE, yarn rope): R1's own shape in small, weights made up on load."""
+"""Writes a tiny DeepSeek-V3 (MLA, sigmoid-gated MoE, yarn rope): R1's own shape in small, weights made up on load.
+
+python sglang_cpu/model.py FOLDER      the same with R1's own dimensions and FP8 blocks, for a GPU
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+R1 = Path(__file__).resolve().parents[1] / "models" / "configs" / "deepseek-r1.json"
 VOCABULARY = 512
 LAYERS = 3
+# Deep enough for slices of it to foretell the whole.
+DEEP_LAYERS = 8
 
 CONFIG: dict[str, Any] = {
     "architectures": ["DeepseekV3ForCausalLM"],
@@ -66,9 +73,18 @@ CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}
 SPECIAL = ("<s>", "</s>", "<unk>")
 
 
-def write_model(folder: Path) -> Path:
+def write_model(folder: Path, layers: int = LAYERS) -> Path:
     """Write config.json and a tokenizer of single bytes into `folder`; return it. Weights come from
     `--load-format dummy`."""
+    return _write(folder, CONFIG | {"num_hidden_layers": layers})
+
+
+def write_r1(folder: Path) -> Path:
+    """Write the model with R1's own dimensions; its tokenizer is that of single bytes, for no text is ever read."""
+    return _write(folder, CONFIG | json.loads(R1.read_text(encoding="utf-8")))
+
+
+def _write(folder: Path, config: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tokens = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -79,7 +95,7 @@ def write_model(folder: Path) -> Path:
         "chat_template": CHAT,
     }
     for name, content in {
-        "config.json": CONFIG,
+        "config.json": config,
         "tokenizer.json": tokenizer(),
         "tokenizer_config.json": tokens,
     }.items():
@@ -122,3 +138,7 @@ def byte_letters() -> list[str]:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = 256 - len(printable)
     return [chr(code) for code in (*printable, *range(256, 256 + others))]
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{write_r1(Path(sys.argv[1]))}\n")

@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 from environment import HOME, python_of
-from model import write_model
+from model import DEEP_LAYERS, write_model
 
 RELEASE = "0.5.23"
 # What SGLang needs to know to run on a CPU at all, and limits that keep its request table small.
@@ -41,16 +41,21 @@ VARIABLES = {
 
 @dataclass(frozen=True)
 class Installed:
-    """An interpreter that can run SGLang here (a script that sets the environment), and a model for it."""
+    """An interpreter that can run SGLang here (a script that sets the environment), and models for it.
+
+    `deep` is the same model with 8 layers, for slices of it.
+    """
 
     python: Path
     model: Path
+    deep: Path
 
 
 def install(release: str = RELEASE) -> Installed:
     """Build the environment if it is missing. Raises subprocess.CalledProcessError when pip fails."""
     real = python_of(release)
     model = write_model(HOME / "tiny-deepseek-v3")
+    deep = write_model(HOME / f"tiny-deepseek-v3-{DEEP_LAYERS}", DEEP_LAYERS)
     wrapper = real.parent / "sglang-python"
     settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in VARIABLES.items())
     # Without bytecode every start compiles some 2,000 files, in each of its three processes.
@@ -58,7 +63,7 @@ def install(release: str = RELEASE) -> Installed:
         f'#!/bin/sh\nunset PYTHONSAFEPATH PYTHONDONTWRITEBYTECODE\nexec env {settings} {shlex.quote(str(real))} "$@"\n'
     )
     wrapper.chmod(0o755)
-    return Installed(python=wrapper, model=model)
+    return Installed(python=wrapper, model=model, deep=deep)
 
 
 def main(arguments: list[str]) -> int:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from packaging.version import Version
 
 from hwprobe.errors import InputError
-from models.architecture import deepseek_r1
-from models.case import Case, Run
+from models.architecture import ModelArchitecture, deepseek_r1
+from models.case import STEADY_REQUESTS_PER_CLIENT, Case, Run
 from models.engine_profile import EngineProfile
 from models.estimate import Context
 from models.layout import table_of
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from tuner.engines.seam import Measurement
     from tuner.record import TrialRecord
 
-# Requests per client of a tuner's measurement: one wave of warm-up and four measured.
-WAVES = 5
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
@@ -37,6 +34,7 @@ class Setting:
     version: str | None = None
     launch_args: str | None = None
     engine: EngineProfile | None = None
+    arch: ModelArchitecture | None = None
 
     def applied(self, point: Point) -> Point:
         """Return the point with what it lacks."""
@@ -69,7 +67,7 @@ def _of_line(line: str, number: int, setting: Setting) -> Line:
         point = setting.applied(parse_point(line, number))
         name = point.id
         machine = None if point.gpu else setting.machine
-        return Line(id=name, case=case_of(point, setting.engine, machine=machine), role=point.role)
+        return Line(id=name, case=case_of(point, setting.engine, setting.arch, machine), role=point.role)
     except InputError as error:
         return Line(id=name, error=str(error))
 
@@ -84,7 +82,7 @@ def _of_run(folder: Path, setting: Setting) -> Iterator[Line]:
     machine = setting.machine or machine_of(load_profile(folder / "hardware.json"))
     version = Version(manifest.sglang_version)
     engine = setting.engine or profile_for(version)
-    context = Context(arch=deepseek_r1(), machine=machine, engine=engine, version=version)
+    context = Context(arch=setting.arch or deepseek_r1(), machine=machine, engine=engine, version=version)
     workload = Workload.checked(manifest.isl, manifest.osl, 1, manifest.range_ratio)
     for record in read_trials(folder / "trials.jsonl"):
         for point in usable_points(record):
@@ -104,7 +102,7 @@ def trial_case(record: TrialRecord, point: Measurement, workload: Workload, cont
         isl=workload.isl,
         osl=workload.osl,
         concurrency=point.concurrency,
-        requests=WAVES * point.concurrency,
+        requests=STEADY_REQUESTS_PER_CLIENT * point.concurrency,
     )
     measured = {
         "ttft_mean_ms": point.ttft_ms["mean"],

@@ -35,6 +35,13 @@ class SamplerName(StrEnum):
     GRID = "grid"
 
 
+class Fidelity(StrEnum):
+    """What a configuration is tried on before it is launched in full: nothing, or a slice of the model."""
+
+    WHOLE = "whole"
+    SLICE = "slice"
+
+
 class Backend(StrEnum):
     """Which API a load generator speaks."""
 

@@ -34,6 +34,6 @@ def _question(case: Case) -> tuple[object, ...]:
     """Return all that a prediction depends on: repeats of a sweep ask the same question again."""
     context = case.context
     return (
-        context.version, id(context.engine), context.machine, context.acceptance, context.independence,
+        context.arch, context.version, id(context.engine), context.machine, context.acceptance, context.independence,
         case.config, case.run, case.kv_tokens, case.kv_known,
     )  # fmt: skip

@@ -18,6 +18,7 @@ from tuner.climb import LOWER_RUNGS, Climb
 from tuner.confirm import BASELINE, to_confirm
 from tuner.draft import Drafts
 from tuner.engines.seam import Engine, LaunchFailed, Measurement, Server
+from tuner.fidelity import SAMPLER, SLICED, Screen
 from tuner.gates import cannot_run, cannot_win, quarantined
 from tuner.goal import Goal
 from tuner.record import Outcome, TrialRecord, best_of
@@ -31,7 +32,6 @@ from tuner.tuning_space import TuningSpace
 MOST_RULED_OUT = 150
 # Further launches of a configuration that failed through no fault of its own.
 RETRIES = 1
-SAMPLER = "sampler"
 
 
 class OperatorNeeded(SgtuneError):
@@ -85,6 +85,7 @@ class Loop:
     reporter: Reporter
     records: list[TrialRecord] = field(default_factory=list)
     stop_reason: str = ""
+    screen: Screen | None = None
 
     @property
     def launches(self) -> int:
@@ -93,7 +94,8 @@ class Loop:
 
     @property
     def spent_s(self) -> float:
-        return sum(record.spent_s for record in self.records)
+        slices_s = self.screen.spent_s if self.screen else 0.0
+        return slices_s + sum(record.spent_s for record in self.records)
 
     @property
     def best(self) -> TrialRecord | None:
@@ -164,6 +166,9 @@ class Loop:
             if fallback.params is not None:
                 yield SAFEST, fallback.params
                 continue
+            if self.screen and (params := self.screen.propose(self.records)) is not None:
+                yield SLICED, params
+                continue
             params = self.index.propose()
             if params is None:
                 self.stop_reason = self.index.why_none
@@ -180,7 +185,7 @@ class Loop:
         if reason is not None:
             return replace(blank, outcome=Outcome.RULED_OUT, reason=reason)
         draft, predicted = self.task.drafts.predict(blank)
-        unjudged = source == SAFEST or (source == SAMPLER and (self.index.guided or self.index.exhaustive))
+        unjudged = source in (SAFEST, SLICED) or (source == SAMPLER and (self.index.guided or self.index.exhaustive))
         reason = None if unjudged else cannot_win(self.task.goal, config, params, predicted, self.records)
         if reason is not None:
             return replace(draft, outcome=Outcome.RULED_OUT, reason=reason)

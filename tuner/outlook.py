@@ -9,9 +9,10 @@ from planner.alternatives import UNPRICED
 from planner.launch import launch_spec
 from planner.space import as_launched
 from tuner.candidates import candidates_of
-from tuner.choices import EngineName
+from tuner.choices import EngineName, Fidelity
 from tuner.climb import Climb
 from tuner.setup import Prepared
+from tuner.slice_trials import slices_outlook
 
 # A point takes the time of so many requests one after the other: a wave to warm up, and those that count.
 WAVES = 5.3
@@ -50,6 +51,7 @@ def outlook(prepared: Prepared) -> dict[str, Any]:
         "candidates": len(candidates_of(space).configs),
         "moves": {name: list(space.choices[name][1:]) for name in UNPRICED if len(space.choices[name]) > 1},
         "seconds_per_launch": each_s,
+        "slices": _slices(prepared, boot_s),
         "hours": min(launches * each_s, question.budget_s + each_s) / 3600.0,
         "first": first,
         "ruled_out": [
@@ -58,3 +60,10 @@ def outlook(prepared: Prepared) -> dict[str, Any]:
         ],
         "ruled_out_by_reason": prepared.plan.found.rejected_by_reason(),
     }
+
+
+def _slices(prepared: Prepared, boot_s: float) -> dict[str, Any] | None:
+    question = prepared.question
+    if question.fidelity is not Fidelity.SLICE:
+        return None
+    return slices_outlook(question.plan.arch, question.trials, boot_s, question.world.slice_boot_s)

@@ -53,6 +53,7 @@ class Manifest:
     mtp: bool
     server_flags: tuple[str, ...] = ()
     space_hash: str = ""
+    fidelity: str = "whole"
     request_rate: float | None = None
     users: int | None = None
     min_user_tok_s: float | None = None

@@ -20,12 +20,15 @@ from planner.plan import Plan, PlanQuestion, make_plan
 from planner.seeds import recipe, sglang_default, spread_seeds
 from planner.space import default_space
 from tuner.candidates import candidates_of
-from tuner.choices import EngineName, Objective, SamplerName
+from tuner.choices import EngineName, Fidelity, Objective, SamplerName
 from tuner.confirm import BASELINE
 from tuner.engines.choose import check_emulator, engine_of
+from tuner.engines.seam import Engine
+from tuner.fidelity import Screen
 from tuner.goal import Goal
 from tuner.loop import Loop, Reporter, Task
 from tuner.record import Manifest
+from tuner.slice_trials import SliceFile, check_objective, slice_for, sliced_engine
 from tuner.space_file import SpaceFile
 from tuner.store import RunFolder
 from tuner.study import StudyIndex
@@ -62,6 +65,7 @@ class TuneQuestion:
     smoke: str | None = None
     confirm: int = 0
     space: SpaceFile | None = None
+    fidelity: Fidelity = Fidelity.WHOLE
     cost_per_gpu_hour: float | None = None
 
     @property
@@ -86,6 +90,9 @@ class TuneQuestion:
         self._check_objective()
         self.plan.checked()
         self._check_engine()
+        if self.fidelity is Fidelity.SLICE:
+            check_objective(self.objective)
+            slice_for(self.plan.arch)
         return self
 
     def _check_objective(self) -> None:
@@ -161,6 +168,7 @@ class TuneQuestion:
             mtp=plan.mtp,
             server_flags=self.server_flags,
             space_hash=content_hash(self.space.choices) if self.space else "",
+            fidelity=str(self.fidelity),
             request_rate=plan.request_rate,
             users=plan.users,
             min_user_tok_s=plan.min_user_tok_s,
@@ -215,7 +223,10 @@ def prepare(question: TuneQuestion) -> Prepared:
         study_space = question.space.narrow(study_space)
         candidates_of(study_space)  # raises where nothing is left
     count = SPREAD_SEEDS_GUIDED if question.sampler is SamplerName.MODEL else SPREAD_SEEDS
-    return Prepared(question=question, plan=plan, space=study_space, seeds=tuple(_seeds(plan, study_space, count)))
+    seeds = _seeds(plan, study_space, count)
+    if question.fidelity is Fidelity.SLICE:  # only the baseline needs no slice to deserve a launch
+        seeds = seeds[:1]
+    return Prepared(question=question, plan=plan, space=study_space, seeds=tuple(seeds))
 
 
 def _most_clients(question: TuneQuestion, plan: Plan) -> int:
@@ -278,4 +289,16 @@ def open_loop(prepared: Prepared, reporter: Reporter) -> tuple[Loop, bool]:
         budget_s=question.budget_s,
         confirm=question.confirm,
     )
-    return Loop(task=task, engine=engine, folder=folder, index=index, reporter=reporter, records=records), torn
+    screen = _screen(prepared, engine, folder) if question.fidelity is Fidelity.SLICE else None
+    return Loop(
+        task=task, engine=engine, folder=folder, index=index, reporter=reporter, records=records, screen=screen
+    ), torn
+
+
+def _screen(prepared: Prepared, engine: Engine, folder: RunFolder) -> Screen:
+    """Return what tries slices first, with those of earlier sessions."""
+    arch = slice_for(prepared.plan.context.arch)
+    return Screen(
+        space=prepared.space, arch=arch, goal=prepared.question.goal,
+        engine=sliced_engine(engine, arch, folder.path / "slices"), file=SliceFile(folder.path / "slices.jsonl"),
+    )  # fmt: skip

@@ -6,7 +6,7 @@ import tomllib
 from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -16,6 +16,7 @@ from hwprobe.files import read_bytes
 from models.config import ServerConfig
 from models.engine_profile import EngineParameters
 from models.estimate import Context
+from models.slices import DUMMY_INDEPENDENCE
 from tuner.faults import PHASES, Fault
 
 Positive = Annotated[float, Meta(gt=0)]
@@ -27,11 +28,13 @@ NotNegative = Annotated[float, Meta(ge=0)]
 class Effect:
     """Step times are multiplied by `time_factor` when every knob in `when` has the value given.
 
-    Knobs are fields of ServerConfig, and `mtp_steps`; two knobs in one effect are an interaction.
+    Knobs are fields of ServerConfig, and `mtp_steps`; two knobs in one effect are an interaction. `on` says whether
+    it shows on the whole model, on a slice of it, or on both.
     """
 
     when: dict[str, int | float | str | bool]
     time_factor: Positive
+    on: Literal["both", "whole", "slice"] = "both"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +42,8 @@ class World:
     """What is true where the engine runs.
 
     `parameters` multiplies engine parameters; `extra_memory_gib` is used beyond the ledger; `noise` is the
-    relative standard deviation of a measurement; `boot_s` is what one launch costs; `faults` happen in the
-    emulated server only.
+    relative standard deviation of a measurement; `boot_s` is what one launch costs, `slice_boot_s` that of a slice;
+    `faults` happen in the emulated server only.
     """
 
     name: str = "unnamed"
@@ -50,23 +53,41 @@ class World:
     extra_memory_gib: float = 0.0
     noise: Annotated[float, Meta(ge=0, le=0.5)] = 0.015
     boot_s: Positive = 420.0
+    slice_boot_s: Positive = 60.0
     effects: tuple[Effect, ...] = ()
     faults: tuple[Fault, ...] = ()
 
     def truth(self, belief: Context, config: ServerConfig) -> Context:
-        """Return the context that is true for this configuration, starting from the planner's belief."""
-        slower = 1.0
+        """Return the context that is true for this configuration, starting from the planner's belief.
+
+        A slice has made-up weights: they accept no draft, and send every token to the same experts.
+        """
+        slower, sliced = 1.0, belief.arch.sliced_from > 0
         for effect in self.effects:
-            if all(_knob(config, name) == value for name, value in effect.when.items()):
+            if effect.on in ("both", "slice" if sliced else "whole") and all(
+                _knob(config, name) == value for name, value in effect.when.items()
+            ):
                 slower *= effect.time_factor
         true = {name: getattr(belief.engine.parameters, name) * factor for name, factor in self.parameters.items()}
         parameters = _slowed(replace(belief.engine.parameters, **true), slower)
+        if sliced:
+            belief = dummy_weights(belief)
+            return replace(belief, engine=replace(belief.engine, parameters=parameters))
         return replace(
             belief,
             engine=replace(belief.engine, parameters=parameters),
             sigma=belief.sigma if self.sigma is None else self.sigma,
             acceptance=belief.acceptance if self.acceptance is None else self.acceptance,
         )
+
+    def start_s(self, context: Context) -> float:
+        """Return what one launch of this model costs in seconds."""
+        return self.slice_boot_s if context.arch.sliced_from else self.boot_s
+
+
+def dummy_weights(context: Context) -> Context:
+    """Return the context as weights that were made up show it."""
+    return replace(context, acceptance=0.0, independence=DUMMY_INDEPENDENCE)
 
 
 # Times are multiplied and efficiencies divided, so that an effect slows every part of a step alike.

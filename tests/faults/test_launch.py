@@ -89,7 +89,7 @@ def test_fault_06_a_port_in_use_is_passed_over(engine: Launcher, config: ServerC
         taken.listen()
         derived.bind(("", second + DERIVED.start))
         derived.listen()
-        server = engine(ports=Ports(range(first, third + 1, STRIDE))).launch(config, 0)
+        server = engine(ports=Ports(range(first, third + 1, STRIDE), turn=0)).launch(config, 0)
     assert server.port == third
     server.stop()
 

@@ -148,3 +148,22 @@ def test_the_shipped_profiles_are_what_the_data_give() -> None:
     )
     assert done.returncode == 0, done.stdout
     assert "agree" in done.stdout
+
+
+def test_predict_answers_slices_of_the_model(sgtune: Run, tmp_path: Path) -> None:
+    step = ASKED | {"metric_kind": "decode_step", "concurrency": 64, "context_tokens": 2000}
+    asked = write(
+        tmp_path / "in.jsonl",
+        step,
+        step | {"id": "slice", "num_hidden_layers": 8},
+        step | {"id": "all of it", "num_hidden_layers": 61},
+        step | {"id": "dummy", "num_hidden_layers": 8, "load_format": "dummy"},
+        step | {"id": "too deep", "num_hidden_layers": 62},
+    )
+    assert sgtune("predict", "--points", str(asked), "--out", str(tmp_path / "out.jsonl")).code == 0
+    whole, slim, same, dummy, deep = lines(tmp_path / "out.jsonl")
+    assert slim["tpot_mean_ms"] < 0.2 * whole["tpot_mean_ms"]
+    assert slim["kv_tokens"] > 10 * whole["kv_tokens"]
+    assert same["tpot_mean_ms"] == whole["tpot_mean_ms"]
+    assert dummy["tpot_mean_ms"] < 0.8 * slim["tpot_mean_ms"]  # eight experts are streamed, whatever the batch
+    assert "61, and a slice at least 1" in deep["error"]

@@ -98,3 +98,30 @@ def test_spoiled_worlds_are_named(tmp_path: Path, text: str, complaint: str) -> 
     path.write_text(text)
     with pytest.raises(InputError, match=complaint):
         load_world(path)
+
+
+def test_a_slice_shows_what_a_world_lets_it_show(context: MakeContext) -> None:
+    """Its weights are made up: they accept no draft and send all tokens to the same experts; its boot is short."""
+    whole = context()
+    slim = replace(whole, arch=whole.arch.sliced(8))
+    for on, slower_whole, slower_slice in (("both", 1.5, 1.5), ("whole", 1.5, 1.0), ("slice", 1.0, 1.5)):
+        world = World(noise=0.0, effects=(Effect(when={"tp_size": 8}, time_factor=1.5, on=on),))
+        for belief, factor in ((whole, slower_whole), (slim, slower_slice)):
+            plain = measured(World(noise=0.0), belief)
+            assert measured(world, belief) == pytest.approx(plain / factor, rel=0.12), (on, factor)
+    drafts = {"speculative": Speculative.chain(2)}
+    assert measured(World(noise=0.0), whole, **drafts) > measured(World(noise=0.0), whole)
+    assert measured(World(noise=0.0), slim, **drafts) < measured(World(noise=0.0), slim)
+    booted = SimulatedEngine(World(slice_boot_s=10.0), slim, 0).launch(config(slim), 0)
+    assert 5.0 <= booted.info().boot_s < 15.0
+    few = config(whole).with_flags(max_total_tokens=5000)
+    assert SimulatedEngine(World(), slim, 0).launch(few, 0).info().kv_tokens == 5000
+
+
+def test_a_world_file_says_where_an_effect_shows(tmp_path: Path) -> None:
+    file = tmp_path / "w.toml"
+    file.write_text('[[effects]]\nwhen = { tp_size = 8 }\ntime_factor = 2.0\non = "whole"\n')
+    assert load_world(file).effects[0].on == "whole"
+    file.write_text('[[effects]]\nwhen = { tp_size = 8 }\ntime_factor = 2.0\non = "nowhere"\n')
+    with pytest.raises(InputError, match="nowhere"):
+        load_world(file)

@@ -2,49 +2,96 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuner.cli import options
+from tuner.choices import EngineName
+from tuner.cli import options, slices
 from tuner.cli import points as records
-from tuner.cli.common import console, print_json
+from tuner.cli.common import console, print_json, read_model
 
 if TYPE_CHECKING:
     from models.calibration import Calibration
     from models.case import Case
+    from tuner.slice_report import SliceReport
 
-EXAMPLE = "Example: sgtune calibrate --points measured.jsonl --out h200-here.json, then sgtune plan --profile ..."
+EXAMPLE = (
+    "Examples: sgtune calibrate --points measured.jsonl --out h200-here.json, then sgtune plan --profile ...; "
+    "sgtune calibrate --slice 4,8 --engine local --hardware h200x8 --model-path /models/DeepSeek-R1 --out here.json "
+    "-- --tp 8"
+)
 
 
 def calibrate(
-    points: records.Points,
     out: Annotated[Path, typer.Option("--out", help="Engine profile to write.")],
+    server_flags: options.ServerFlags = None,
+    points: records.MaybePoints = None,
     base: Annotated[
         Path | None, typer.Option("--base", help="Profile to start from; default: the shipped one of the version.")
     ] = None,
     hardware: records.PointsHardware = None,
     sglang_version: records.PointsVersion = None,
     launch_args: records.LaunchArgs = None,
+    model: options.Model = None,
+    slice_layers: slices.Slice = None,
+    slice_dense: slices.SliceDense = None,
+    engine: slices.SliceEngine = EngineName.SIMULATED,
+    python: options.Python = "python3",
+    image: options.Image = None,
+    model_path: options.ModelPath = options.MODEL_PATH,
+    decode: slices.Decode = "128/256@1,16,64",
+    prefill: slices.Prefill = "2048/16@1,8",
+    repeats: slices.Repeats = 3,
+    rounds: slices.Rounds = 1,
+    together: slices.Together = False,
+    target: slices.Target = None,
+    target_args: slices.TargetArgs = "",
+    point_time: options.PointTime = "5s",
+    world: options.WorldFile = None,
+    seed: options.Seed = 0,
+    save_points: slices.SavePoints = None,
+    logs: slices.Logs = None,
     json: options.Json = False,
 ) -> None:
-    """Move an engine profile towards measured points: one point moves tau alone, more points free more numbers."""
+    """Move an engine profile towards measured points: one point moves tau alone, more points free more numbers.
+
+    With --slice the points are measured here first: the model cut to a few layers starts in a minute, and two depths
+    give the cost of a layer and of all else, hence the whole model.
+    """
     from models import calibration
     from models.engine_profile import save_engine_profile
+    from tuner.cli.tune import parse_duration_s
+    from tuner.slice_report import slice_report
 
-    setting = records.setting_of(hardware, sglang_version, launch_args, records.profile_option(base))
-    cases, left_out = _usable(points, setting)
+    start = records.profile_option(base)
+    asked = slices.Asked(
+        slices=slice_layers, dense=slice_dense, hardware=hardware, model=model, model_path=model_path,
+        version=sglang_version or options.NEWEST_VERSION, base=start, engine=engine, python=python, image=image,
+        decode=decode, prefill=prefill, repeats=repeats, rounds=rounds, together=together, target=target,
+        target_args=target_args, point_s=parse_duration_s(point_time, "--point-time"), world=world, seed=seed,
+        words=tuple(server_flags or ()), logs=logs,
+    )  # fmt: skip
+    source = slices.points_of(asked, points, save_points or out.with_suffix(".points.jsonl"))
+    setting = records.setting_of(hardware, sglang_version, launch_args, start, model)
+    cases, left_out = _usable(source, setting)
     for reason in left_out:
         typer.echo(f"left out: {reason}", err=True)
+    there = slices.target_layout(replace(asked, version=str(cases[0].context.version)))
     with console(stderr=True).status(f"calibrating from {len(cases)} points"):
         found = calibration.calibrate(cases, cases[0].context.engine)
+        report = slice_report(cases, read_model(model), found.profile, there)
     save_engine_profile(found.profile, out)
     if json:
-        print_json(_document(found, out))
-    else:
-        _show(found)
-        typer.echo(f"wrote {out}; use it with --profile {out}")
+        print_json(_document(found, out, source, report))
+        return
+    _show(found)
+    if report is not None:
+        slices.show(report, console())
+        typer.echo(f"the points are in {source}; use them again with --points {source} --hardware {hardware}")
+    typer.echo(f"wrote {out}; use it with --profile {out}")
 
 
 def _usable(points: Path, setting: Any) -> tuple[list[Case], list[str]]:
@@ -72,7 +119,7 @@ def _usable(points: Path, setting: Any) -> tuple[list[Case], list[str]]:
     return cases, left_out
 
 
-def _document(found: Calibration, out: Path) -> dict[str, Any]:
+def _document(found: Calibration, out: Path, points: Path, report: SliceReport | None) -> dict[str, Any]:
     return {
         "profile": str(out),
         "name": found.profile.name,
@@ -89,6 +136,9 @@ def _document(found: Calibration, out: Path) -> dict[str, Any]:
         },
         "outliers": list(found.outliers),
         "rms_decode": found.rms_decode,
+        "prior_widened": found.width,
+        "points_file": str(points),
+        "slices": report.document() if report else None,
     }
 
 
@@ -104,6 +154,8 @@ def _show(found: Calibration) -> None:
             f"{100 * item.after:.0f} %", "determined" if item.by_data else "not determined",
         )  # fmt: skip
     console().print(table)
+    if found.width > 1.0:
+        typer.echo(f"far from the base profile: its spread between machines was taken {found.width:.0f} times as wide")
     typer.echo(f"residual of decode times and rates: {100 * found.rms_decode:.1f} % rms")
     if found.outliers:
         typer.echo(f"discounted as far off: {', '.join(found.outliers)}")

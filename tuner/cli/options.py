@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tuner.choices import EngineName, Objective, SamplerName
+from tuner.choices import EngineName, Fidelity, Objective, SamplerName
 
 # Repeated from models, which is too heavy to load for --help; a test compares them.
 NEWEST_VERSION = "0.5.23"
@@ -107,6 +107,14 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of sampler and simulated
 Sampler = Annotated[
     SamplerName | None,
     typer.Option("--sampler", help="Who proposes after the seeds; default: model with scikit-learn here, else tpe."),
+]
+FidelityChoice = Annotated[
+    Fidelity,
+    typer.Option(
+        "--fidelity",
+        help="slice: try configurations on a slice of the model first, launch in full what deserves it "
+        "(docs/fidelity.md).",
+    ),
 ]
 Run = Annotated[str | None, typer.Option("--run", help="Name of the run folder.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]

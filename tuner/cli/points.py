@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli.common import read_hardware
+from tuner.cli.common import read_hardware, read_model
 
 if TYPE_CHECKING:
     from models.engine_profile import EngineProfile
@@ -21,6 +21,10 @@ Points = Annotated[
         show_default=False,
     ),
 ]
+MaybePoints = Annotated[
+    Path | None,
+    typer.Option("--points", help="Records: JSON lines of points, SGLang's own benchmark JSONL, or a run folder."),
+]
 PointsHardware = Annotated[
     str | None,
     typer.Option("--hardware", help="Machine of records that name none: catalogue name or hardware.json."),
@@ -32,7 +36,11 @@ LaunchArgs = Annotated[
 
 
 def setting_of(
-    hardware: str | None, version: str | None, launch_args: str | None, engine: EngineProfile | None
+    hardware: str | None,
+    version: str | None,
+    launch_args: str | None,
+    engine: EngineProfile | None,
+    model: Path | None = None,
 ) -> Setting:
     """Return what the command line says beside the records."""
     from models.machine import machine_of
@@ -44,6 +52,7 @@ def setting_of(
         version=str(parse_version(version)) if version else None,
         launch_args=launch_args,
         engine=engine,
+        arch=read_model(model),
     )
 
 

@@ -25,6 +25,7 @@ def predict(
     hardware: records.PointsHardware = None,
     sglang_version: records.PointsVersion = None,
     launch_args: records.LaunchArgs = None,
+    model: options.Model = None,
 ) -> None:
     """Predict TTFT, TPOT, output tok/s and KV tokens of every record, with a 90 % band and what was assumed."""
     start_fast()
@@ -32,7 +33,7 @@ def predict(
     from tuner.cases import read_cases
     from tuner.foresight import foresee
 
-    setting = records.setting_of(hardware, sglang_version, launch_args, records.profile_option(profile))
+    setting = records.setting_of(hardware, sglang_version, launch_args, records.profile_option(profile), model)
     lines = list(read_cases(points, setting))
     cases = [line.case for line in lines if line.case is not None]
     answers = iter([_answer(case, *found) for case, found in zip(cases, foresee(cases), strict=True)])

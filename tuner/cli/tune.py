@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tuner.choices import EngineName, Objective, SamplerName
+from tuner.choices import EngineName, Fidelity, Objective, SamplerName
 from tuner.cli import options
 from tuner.cli.common import console, print_json, read_question
 
@@ -51,6 +51,7 @@ def tune(
     budget: options.Budget = None,
     seed: options.Seed = 0,
     sampler: options.Sampler = None,
+    fidelity: options.FidelityChoice = Fidelity.WHOLE,
     run: options.Run = None,
     runs: options.Runs = Path("runs"),
     resume: options.Resume = False,
@@ -81,7 +82,8 @@ def tune(
         plan=asked, objective=objective, engine=engine, world=load_world(world), trials=trials, confirm=confirm,
         space=narrowed, server_flags=(*(narrowed.flags if narrowed else ()), *(server_flags or ())),
         budget_s=parse_duration_s(budget) if budget else float("inf"), seed=seed, sampler=sampler or default_sampler(),
-        smoke=smoke, run=run, runs=runs, resume=resume, python=python, image=image, model_path=model_path,
+        smoke=smoke, fidelity=fidelity, run=run, runs=runs, resume=resume, python=python, image=image,
+        model_path=model_path,
         point_s=parse_duration_s(point_time, "--point-time"), cost_per_gpu_hour=cost_per_gpu_hour,
     )  # fmt: skip
     _tune(question, model_path=model_path, dry_run=dry_run, json=json)
@@ -105,6 +107,8 @@ def _tune(question: TuneQuestion, *, model_path: str, dry_run: bool, json: bool)
     screen = console(stderr=True)
     reporter = LiveReporter(screen, question.trials)
     loop, torn = open_loop(prepared, reporter)
+    if loop.screen is not None:
+        loop.screen.shown = reporter.slice
     if torn:
         screen.print("note: the last record was incomplete and has been cut off; its trial runs again")
     with reporter, Watch(loop, ceiling_tok_s):

@@ -60,6 +60,10 @@ class LiveReporter(ProgressScreen):
             description=f"trial {number}: {measured.output_tok_s:,.0f} tok/s at {measured.concurrency} clients",
         )
 
+    def slice(self, said: str) -> None:
+        """Say what a slice showed."""
+        self._screen.print(said, markup=False)
+
     def finished(self, record: TrialRecord, best: TrialRecord | None) -> None:
         if not record.launched:
             return
@@ -116,6 +120,12 @@ def show_dry_run(document: dict[str, Any], screen: Console) -> None:
     screen.print(
         f"about {document['hours']:.1f} h at most: {duration(document['seconds_per_launch'])} a launch, boot and loads"
     )
+    if slices := document["slices"]:
+        screen.print(
+            f"slices first: up to {slices['most']} configurations are tried on {slices['layers']} of "
+            f"{slices['of_layers']} layers, {slices['boot_hours']:.1f} h of boots in all; to launch them in full would "
+            f"take {slices['boot_hours_saved']:.1f} h more"
+        )
     table = Table(title="first launches", title_justify="left")
     for heading in (
         "",

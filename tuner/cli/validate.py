@@ -30,6 +30,7 @@ def validate(
     hardware: records.PointsHardware = None,
     sglang_version: records.PointsVersion = None,
     launch_args: records.LaunchArgs = None,
+    model: options.Model = None,
     by_concurrency: Annotated[
         bool, typer.Option("--by-concurrency", help="One row per number of clients, not only per workload.")
     ] = False,
@@ -38,7 +39,7 @@ def validate(
     """Show residuals, mean, largest and signed error, and how many measurements lie in their 90 % band."""
     from models.validation import overall, scores
 
-    setting = records.setting_of(hardware, sglang_version, launch_args, records.profile_option(profile))
+    setting = records.setting_of(hardware, sglang_version, launch_args, records.profile_option(profile), model)
     source = points or Path(str(files("models").joinpath(SHIPPED)))
     found, errors, outliers = _residuals(source, setting)
     groups = scores(found, by_concurrency=by_concurrency)

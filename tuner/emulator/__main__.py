@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from hwprobe.errors import SgtuneError
@@ -16,11 +17,13 @@ from models.architecture import ModelArchitecture, deepseek_r1
 from models.engine_profile import load_engine_profile
 from models.estimate import DEFAULT_ACCEPTANCE, Context
 from models.version import NEWEST, parse_version
+from planner.arguments import read_arguments
 from planner.check import Checked, check_arguments
 from planner.plan import PlanQuestion
 from tuner.cli.common import read_hardware
 from tuner.emulator.boot import Machine, boot
 from tuner.emulator.log import say, write
+from tuner.slices import slice_of
 from tuner.world import load_world
 
 
@@ -30,6 +33,7 @@ def main(arguments: list[str]) -> int:
     asked = _parser().parse_args(arguments[:split])
     try:
         context, world = _context(asked), load_world(asked.world)
+        context = _sliced(context, arguments[split + 1 :])
     except SgtuneError as error:
         sys.stderr.write(f"emulator: error: {error}\n")
         return 2
@@ -71,6 +75,12 @@ def _context(asked: argparse.Namespace) -> Context:
         engine=load_engine_profile(asked.profile) if asked.profile else None,
     )
     return question.context()
+
+
+def _sliced(context: Context, words: list[str]) -> Context:
+    """Return the context of the layers that --json-model-override-args leaves."""
+    text = read_arguments(words, context.version).values.get("json_model_override_args")
+    return replace(context, arch=slice_of(context.arch, text)) if text else context
 
 
 def _refusal(checked: Checked) -> int | None:

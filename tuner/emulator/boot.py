@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -18,7 +19,7 @@ from tuner.emulator import family
 from tuner.emulator.log import say, write
 from tuner.emulator.serving import Serving, serve
 from tuner.engines.seam import FailureKind
-from tuner.engines.world_memory import boot_failure, fails_under_load
+from tuner.engines.world_memory import boot_failure, bounded, fails_under_load
 from tuner.faults import Fault, FaultKind
 from tuner.world import World
 
@@ -42,6 +43,10 @@ class Machine:
     def config(self) -> ServerConfig:
         return modelled(self.checked.resolved.config)
 
+    @property
+    def boot_s(self) -> float:
+        return self.world.start_s(self.context)
+
     def truth(self) -> Context:
         return self.world.truth(self.context, self.config)
 
@@ -50,7 +55,7 @@ def boot(machine: Machine) -> int:
     """Start as SGLang would; serve; return the exit code."""
     config, context = machine.config, machine.truth()
     table = table_of([config])
-    filled = context.memory(table)
+    filled = bounded(context.memory(table), machine.checked.arguments.values.get("max_total_tokens") or math.inf)
     ledger = ledger_of(filled, table, 0)
     free = float(filled.card[0] - filled.context[0])
     started = time.monotonic()
@@ -92,7 +97,7 @@ def boot(machine: Machine) -> int:
             oom_under_load=fails_under_load(machine.world, filled),
             faults=tuple(fault for fault in machine.faults if fault.phase == "serving"),
             warm_up=lambda: _phase(machine, "warm-up"),
-            boot_s=machine.world.boot_s,
+            boot_s=machine.boot_s,
             started=started,
             children=tuple(children),
         )
@@ -136,7 +141,7 @@ def _capture(machine: Machine, config: ServerConfig, filled: Memory, ledger: Mem
 
 def _phase(machine: Machine, name: str) -> None:
     """Take the phase's time, and suffer its faults."""
-    time.sleep(SHARES[name] * machine.world.boot_s)
+    time.sleep(SHARES[name] * machine.boot_s)
     for fault in machine.faults:
         if fault.phase == name:
             suffer(fault)

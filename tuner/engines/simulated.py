@@ -16,7 +16,7 @@ from models.open_loop import replay_open_loop
 from models.replay import Replay
 from models.workload import Slo, Statistic, Workload
 from tuner.engines.seam import FailureKind, LaunchFailed, Measurement, ServerInfo
-from tuner.engines.world_memory import OOM_BOOT_SHARE, boot_failure, fails_under_load
+from tuner.engines.world_memory import OOM_BOOT_SHARE, boot_failure, bounded, fails_under_load
 from tuner.world import World
 
 # Windows of one measurement: their spread gives the interval (Student's t for 3 windows, 95 %).
@@ -44,13 +44,13 @@ class SimulatedEngine:
     def launch(self, config: ServerConfig, number: int) -> SimulatedServer:
         """Start the configuration in the world. Raises LaunchFailed when the world's memory does not hold it."""
         context = self.world.truth(self.belief, config)
-        filled = context.memory(table_of([config]))
+        filled = bounded(context.memory(table_of([config])), config.flag("max_total_tokens", math.inf))
         failure = boot_failure(self.world, filled)
         if failure is not None:
-            raise LaunchFailed(failure, OOM_TEXTS[failure], self.world.boot_s * OOM_BOOT_SHARE[failure])
+            raise LaunchFailed(failure, OOM_TEXTS[failure], self.world.start_s(context) * OOM_BOOT_SHARE[failure])
         seed = _seed(self.seed, number, config)
         jitter = 1.0 + 0.1 * float(np.random.default_rng(seed).standard_normal())
-        boot_s = self.world.boot_s * max(0.5, jitter)
+        boot_s = self.world.start_s(context) * max(0.5, jitter)
         return SimulatedServer(self.world, context, config, seed, int(filled.kv_tokens[0]), boot_s, filled, self.slos)
 
     def close(self) -> None:

@@ -28,11 +28,11 @@ def candidates() -> range:
 class Ports:
     """Hands out ports in turn: what a server leaves behind in TIME_WAIT never meets the next one."""
 
-    def __init__(self, all_of: range | None = None) -> None:
-        """Take turns through `all_of`, from its start; by default through `candidates()`, from anywhere in it."""
+    def __init__(self, all_of: range | None = None, turn: int | None = None) -> None:
+        """Take turns through `all_of` (`candidates()` by default), from place `turn` of it, by default from anywhere."""
         self._ports = candidates() if all_of is None else all_of
         # two tuners on one machine start far from each other
-        self._turn = os.getpid() * 37 if all_of is None else 0
+        self._turn = os.getpid() * 37 if turn is None else turn
 
     def next(self) -> int:
         """Return the next port that is free together with its derived ones. Raises LaunchFailed if none is."""

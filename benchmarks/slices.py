@@ -1,0 +1,198 @@
+"""How well slices of a model foretell a deeper one on the real SGLang: everything is booted and measured here.
+
+    python benchmarks/slices.py --cpu                                  tiny DeepSeek-V3 on this machine's CPU: 2, 4 -> 8
+    python benchmarks/slices.py --hardware h200x1 --python /opt/sglang/bin/python --model-path /models/r1 \\
+        --slices 4,5 --whole 6 --decode 128/256@1,16,64,256 -- --tp 1   R1's own dimensions on a GPU
+
+On the CPU all servers run side by side and take turns, so that the machine's moods hit all of them. Prints, for every
+load, the medians with their spread, what the slices foretell for the deepest, and the error: from medians, and from
+the fastest of the repeats, because other work on a machine only ever adds time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "sglang_cpu"))
+
+from run import FLAGS, install
+
+from hwprobe.catalogue import hardware_from_catalogue
+from hwprobe.files import encode_json, write_atomic
+from models.architecture import ModelArchitecture, load_architecture
+from models.calibration import Calibration, calibrate
+from models.case import Case
+from models.estimate import Context
+from models.machine import machine_of
+from models.points import point_of
+from models.slices import FIGURES, WholeFigure, foretell
+from models.version import parse_version
+from models.versions_between import profile_for
+from planner.point_case import case_of
+from tuner.choices import EngineName
+from tuner.slice_run import SliceQuestion, run_slices
+from tuner.slices import LEFT_OUT, layout_of, rungs_of, slices_of
+from tuner.world import World
+
+CPU_FLAGS = (*FLAGS, "--sleep-on-idle")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """One load: what the slices and the whole showed (every repeat), and what was foretold for the whole."""
+
+    load: str
+    metric: str
+    seen: dict[int, list[float]]
+    foretold: WholeFigure
+
+    @property
+    def measured(self) -> float:
+        return statistics.median(self.seen[max(self.seen)])
+
+    @property
+    def error(self) -> float:
+        return self.foretold.dummy / self.measured - 1.0
+
+    @property
+    def scatter(self) -> float:
+        """Relative standard error of the comparison: of what was foretold, and of the whole's median."""
+        values = self.seen[max(self.seen)]
+        own = statistics.stdev(map(math.log, values)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+        return math.hypot(self.foretold.deviation, 1.25 * own)
+
+
+def cases_of(records: Sequence[dict[str, Any]], whole: ModelArchitecture, context: Context) -> list[Case]:
+    """Return the usable points as cases of the whole and its slices."""
+    usable = [record for record in records if record["role"] != LEFT_OUT]
+    return [case_of(point_of(record), context.engine, whole, context.machine) for record in usable]
+
+
+def fastest(cases: Sequence[Case]) -> list[Case]:
+    """Return one case per load and depth, with the best of every figure over the repeats."""
+    groups: dict[tuple[Any, int], list[Case]] = {}
+    for case in cases:
+        groups.setdefault((case.run, case.context.arch.num_hidden_layers), []).append(case)
+    found = []
+    for members in groups.values():
+        seen = {name: [case.measured[name] for case in members if name in case.measured] for name in FIGURES}
+        best = {name: (max if name == "output_tok_s" else min)(values) for name, values in seen.items() if values}
+        found.append(replace(members[0], measured=best))
+    return found
+
+
+def settled(records: Sequence[dict[str, Any]], within: float = 0.12) -> bool:
+    """Whether of every load and depth the three fastest repeats agree `within`: nothing held them up."""
+    seen: dict[tuple[Any, ...], list[float]] = {}
+    for record in records:
+        own = seen.setdefault((record["isl"], record["osl"], record["concurrency"], record["num_hidden_layers"]), [])
+        if record["role"] != LEFT_OUT:
+            own.append(record["tpot_mean_ms"])
+    return all(len(own) > 2 and sorted(own)[2] <= (1.0 + within) * min(own) for own in seen.values())
+
+
+def compare(cases: Sequence[Case], whole: ModelArchitecture, context: Context) -> tuple[list[Compared], Calibration]:
+    """Calibrate from the slices alone and compare the whole they foretell with the whole that was measured."""
+    slices = [case for case in cases if case.context.arch.sliced_from]
+    found = calibrate(slices, context.engine)
+    compared = []
+    for figure in foretell(slices, whole, found.profile):
+        seen: dict[int, list[float]] = {}
+        for case in cases:
+            if case.run == figure.run and figure.metric in case.measured:
+                seen.setdefault(case.context.arch.num_hidden_layers, []).append(case.measured[figure.metric])
+        if whole.num_hidden_layers in seen:
+            run = figure.run
+            load = f"{run.isl.nominal}/{run.osl.nominal} c={run.concurrency}"
+            compared.append(Compared(load=load, metric=figure.metric, seen=seen, foretold=figure))
+    return compared, found
+
+
+def question_of(asked: argparse.Namespace, where: Path) -> SliceQuestion:
+    """Return what to run; `where` keeps the servers' logs."""
+    if asked.cpu:
+        installed = install()
+        asked.python, asked.model_path, asked.together = str(installed.python), str(installed.deep), True
+        asked.flags = [*CPU_FLAGS, *asked.flags]
+    machine = hardware_from_catalogue(asked.hardware)
+    version = parse_version(asked.sglang_version)
+    arch = load_architecture(Path(asked.model_path))
+    whole = arch.sliced(asked.whole or arch.num_hidden_layers)
+    whole = replace(whole, sliced_from=0)  # as deep as this measurement goes
+    context = Context(arch=whole, machine=machine_of(machine), engine=profile_for(version), version=version)
+    write_atomic(where / "hardware.json", encode_json(machine) + "\n")
+    return SliceQuestion(
+        here=layout_of(context, asked.flags),
+        slices=(*slices_of(whole, asked.slices, None), whole),
+        rungs=(*rungs_of(asked.decode, "--decode"), *rungs_of(asked.prefill, "--prefill")),
+        engine=EngineName.LOCAL, world=World(), where=where, model_path=asked.model_path, python=asked.python,
+        repeats=asked.repeats, rounds=asked.rounds, together=asked.together, point_s=asked.point_s,
+    ).checked()  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--cpu", action="store_true", help="the tiny model on this machine's CPU")
+    found.add_argument("--hardware", default="h200x1")
+    found.add_argument("--python", default="python3")
+    found.add_argument("--model-path", default="")
+    found.add_argument("--sglang-version", default="0.5.23")
+    found.add_argument("--slices", default="2,4")
+    found.add_argument("--whole", type=int, default=0, help="layers of the deepest; default: all of the model")
+    found.add_argument("--decode", default="32/16@1,4")
+    found.add_argument("--prefill", default="")
+    found.add_argument("--repeats", type=int, default=20)
+    found.add_argument("--rounds", type=int, default=1)
+    found.add_argument("--point-s", type=float, default=0.3)
+    found.add_argument("--together", action="store_true")
+    found.add_argument("--points", type=Path, help="keep the measured points in this file; read it if it exists")
+    found.add_argument("flags", nargs="*", help="SGLang flags, after --")
+    return found
+
+
+def main() -> None:
+    asked = parser().parse_args()
+    with tempfile.TemporaryDirectory(prefix="sgtune-slices-") as folder:
+        question = question_of(asked, Path(folder))
+        if asked.points and asked.points.exists():
+            records = [json.loads(line) for line in asked.points.read_text(encoding="utf-8").splitlines()]
+        else:
+            records = []
+            for record in run_slices(question, lambda text: print(text, file=sys.stderr)):
+                records.append(record)
+                if asked.points:
+                    with asked.points.open("a", encoding="utf-8") as stream:
+                        stream.write(encode_json(record, indent=0) + "\n")
+    context = question.here.context
+    cases = cases_of(records, context.arch, context)
+    for title, chosen in ((f"medians of {asked.repeats}", cases), (f"fastest of {asked.repeats}", fastest(cases))):
+        compared, found = compare(chosen, context.arch, context)
+        print(f"{title} (lowest to highest); prior widened {found.width:.0f} times; foretold over measured, less one")
+        show(compared)
+
+
+def show(compared: Sequence[Compared]) -> None:
+    for item in compared:
+        cells = [
+            f"{layers} layers {statistics.median(values):,.2f} ({min(values):,.2f} to {max(values):,.2f})"
+            for layers, values in sorted(item.seen.items())
+        ]
+        told = item.foretold
+        print(
+            f"{item.load} | {item.metric} | {' | '.join(cells)} | foretold {told.dummy:,.2f} +- "
+            f"{100 * told.deviation:.0f} % | error {100 * item.error:+.1f} %"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""`sgtune calibrate --slice`: boots slices of the model, keeps their points, and shows the whole model foretold."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tuner.choices import EngineName
+from tuner.cli.common import console, read_hardware, read_model
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hwprobe.profile import HardwareProfile
+    from models.architecture import ModelArchitecture
+    from models.engine_profile import EngineProfile
+    from models.estimate import Context
+    from tuner.slice_report import OnTarget, SliceReport
+    from tuner.slice_run import SliceQuestion
+    from tuner.slices import Layout
+
+Slice = Annotated[
+    str | None,
+    typer.Option("--slice", help="Boot and measure the model cut to so many layers: '4,8'; instead of --points."),
+]
+SliceDense = Annotated[
+    int | None, typer.Option("--slice-dense", help="Dense layers of a slice; default: as many as the model has.")
+]
+SliceEngine = Annotated[
+    EngineName,
+    typer.Option("--engine", help="What runs the slices: local, docker, emulated, or simulated (virtual time)."),
+]
+Decode = Annotated[str, typer.Option("--decode", help="Points where decode decides: input/output@clients,...")]
+Prefill = Annotated[str, typer.Option("--prefill", help="Points where prefill decides; '' for none.")]
+Repeats = Annotated[int, typer.Option("--repeats", help="Measure every point so often in one boot.")]
+Rounds = Annotated[int, typer.Option("--rounds", help="Boot the slices so often, in turn.")]
+Together = Annotated[
+    bool,
+    typer.Option("--together", help="Run all slices side by side and take turns: drift cancels (needs the room)."),
+]
+Target = Annotated[
+    str | None, typer.Option("--target", help="Machine the whole model is meant for, if not --hardware.")
+]
+TargetArgs = Annotated[
+    str, typer.Option("--target-args", help="SGLang flags of the whole model on --target: '--tp 8 --dp 8 ...'.")
+]
+SavePoints = Annotated[
+    Path | None,
+    typer.Option("--save-points", help="File for the measured points; default: beside --out, as .points.jsonl."),
+]
+Logs = Annotated[Path | None, typer.Option("--logs", help="Keep the servers' logs in this folder.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """The options of --slice and --target as typed."""
+
+    slices: str | None
+    dense: int | None
+    hardware: str | None
+    model: Path | None
+    model_path: str
+    version: str
+    base: EngineProfile | None
+    engine: EngineName
+    python: str
+    image: str | None
+    decode: str
+    prefill: str
+    repeats: int
+    rounds: int
+    together: bool
+    target: str | None
+    target_args: str
+    point_s: float
+    world: Path | None
+    seed: int
+    words: tuple[str, ...]
+    logs: Path | None
+
+
+def points_of(asked: Asked, given: Path | None, kept: Path) -> Path:
+    """Return the file of points: the one given, or `kept` after the slices were measured into it.
+
+    Raises InputError for options that do not go together, and where measured points would be overwritten.
+    """
+    from hwprobe.errors import InputError
+
+    if asked.slices is None:
+        if given is None:
+            raise InputError("nothing to calibrate from: give --points FILE, or --slice 4,8 to measure slices here")
+        return given
+    if given is not None:
+        raise InputError("--slice measures its own points: leave --points out")
+    if asked.hardware is None:
+        raise InputError("--slice needs --hardware, the machine the slices run on")
+    if kept.exists() and kept.stat().st_size:
+        raise InputError(
+            f"'{kept}' holds measured points: use them with --points, or name another file (--save-points)"
+        )
+    if asked.engine in (EngineName.SIMULATED, EngineName.EMULATED):
+        typer.echo(f"note: --engine {asked.engine}: the profile will describe a world, not a machine", err=True)
+    _measure(asked, kept)
+    return kept
+
+
+def _measure(asked: Asked, kept: Path) -> None:
+    """Measure the slices into a file, a line each as it comes."""
+    from hwprobe.files import encode_json, write_atomic
+    from tuner.slice_run import run_slices
+
+    machine = read_hardware(str(asked.hardware))
+    with tempfile.TemporaryDirectory(prefix="sgtune-slices-") as temporary:
+        where = (asked.logs or Path(temporary)).absolute()
+        question = _question(asked, machine, where)
+        write_atomic(where / "hardware.json", encode_json(machine) + "\n")
+        write_atomic(kept, "")
+        screen = console(stderr=True)
+        for record in run_slices(question, lambda text: screen.print(text, markup=False)):
+            with kept.open("a", encoding="utf-8") as stream:
+                stream.write(encode_json(record, indent=0) + "\n")
+
+
+def target_layout(asked: Asked) -> Layout | None:
+    """Return the machine and layout the whole model is meant for; None where no option names it."""
+    from hwprobe.errors import InputError
+    from tuner.slices import layout_of
+
+    name = asked.target or asked.hardware
+    if asked.target is None and not asked.target_args:
+        return None
+    if name is None:
+        raise InputError("--target-args needs a machine: --target, or --hardware")
+    return layout_of(_context(asked, read_hardware(name), read_model(asked.model)), asked.target_args.split())
+
+
+def _question(asked: Asked, machine: HardwareProfile, where: Path) -> SliceQuestion:
+    """Read the options. Raises InputError naming the flag, before anything is started."""
+    import math
+
+    from tuner.slice_run import SliceQuestion
+    from tuner.slices import layout_of, rungs_of, slices_of
+    from tuner.world import load_world
+
+    whole = read_model(asked.model)
+    here = layout_of(_context(asked, machine, whole), asked.words)
+    meant_for = target_layout(asked) or here
+    rungs = (*rungs_of(asked.decode, "--decode"), *rungs_of(asked.prefill, "--prefill"))
+    question = SliceQuestion(
+        here=here, slices=slices_of(whole, str(asked.slices), asked.dense), rungs=rungs, engine=asked.engine,
+        world=load_world(asked.world), where=where, model_path=asked.model_path, python=asked.python,
+        image=asked.image, repeats=asked.repeats, rounds=asked.rounds, together=asked.together,
+        most_kv_tokens=meant_for.kv_tokens_per_rank or math.inf, point_s=asked.point_s, seed=asked.seed,
+    )  # fmt: skip
+    return question.checked()
+
+
+def _context(asked: Asked, machine: HardwareProfile, whole: ModelArchitecture) -> Context:
+    from models.estimate import Context
+    from models.machine import machine_of
+    from models.version import parse_version
+    from models.versions_between import profile_for
+
+    version = parse_version(asked.version)
+    return Context(arch=whole, machine=machine_of(machine), engine=asked.base or profile_for(version), version=version)
+
+
+def show(report: SliceReport, screen: Console) -> None:
+    """Print the whole model as the slices foretell it, and what they cannot say."""
+    from rich.table import Table
+
+    depths = [arch.num_hidden_layers for arch in report.slices]
+    whole = report.whole.num_hidden_layers
+    if report.figures:
+        table = Table(title=f"{report.whole.name}: {whole} layers from slices of {depths}", title_justify="left")
+        for name in ("load", "figure", *(f"{n} layers" for n in depths), "all else", "a MoE layer", f"{whole} layers",
+                     "90 % band", "with dummy weights"):  # fmt: skip
+            table.add_column(name, justify="left" if name in ("load", "figure") else "right")
+        for figure in report.figures:
+            run, moe = figure.run, figure.moe_layer
+            table.add_row(
+                f"{run.isl.nominal:,}/{run.osl.nominal:,} c={run.concurrency}", figure.metric,
+                *(f"{figure.measured.get(n, float('nan')):,.2f}" for n in depths), f"{figure.all_else_ms:.3g} ms",
+                f"{moe.value_ms:.3g} ms" + ("" if moe.determined else " ?"), f"{figure.value:,.2f}",
+                f"{figure.band[0]:,.2f} to {figure.band[1]:,.2f}", f"{figure.dummy:,.2f}",
+            )  # fmt: skip
+        screen.print(table)
+        if any(not figure.moe_layer.determined for figure in report.figures):
+            screen.print("?: the slices differ by too little to give a layer's cost: take deeper ones")
+    if report.on_target:
+        screen.print(_target_table(report.on_target))
+    screen.print("not from the slices:")
+    for said in report.elsewhere:
+        screen.print(f"  {said}", markup=False)
+
+
+def _target_table(answers: Sequence[OnTarget]) -> object:
+    from rich.table import Table
+
+    first = answers[0].case
+    table = Table(
+        title=f"the whole model on {first.context.machine.name}, {first.config.layout}, by the calibrated profile",
+        title_justify="left",
+    )
+    for name in ("load", "TPOT ms", "90 % band", "TTFT ms", "output tok/s", "90 % band"):
+        table.add_column(name, justify="left" if name == "load" else "right")
+    for answer in answers:
+        found, run = answer.expected, answer.case.run
+        band = answer.errors.around(found.ttft_mean_ms or 1.0, found.tpot_mean_ms, found.output_tok_s)
+        tpot, rate = band["tpot_mean_ms"], band["output_tok_s"]
+        table.add_row(
+            f"{run.isl.nominal:,}/{run.osl.nominal:,} c={run.concurrency}", f"{found.tpot_mean_ms:.2f}",
+            f"{tpot[0]:.2f} to {tpot[1]:.2f}", f"{found.ttft_mean_ms or 0.0:,.0f}", f"{found.output_tok_s:,.0f}",
+            f"{rate[0]:,.0f} to {rate[1]:,.0f}",
+        )  # fmt: skip
+    return table

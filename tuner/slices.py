@@ -1,0 +1,202 @@
+"""Slices on an engine: boot the model with fewer layers, climb a short ladder, keep every point as a record."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from hwprobe.errors import InputError
+from models.architecture import ModelArchitecture
+from models.config import ServerConfig
+from models.estimate import Context
+from models.layout import table_of
+from models.workload import Workload
+from planner.arguments import read_arguments
+from planner.dialects import from_values
+from planner.resolver import resolve
+from tuner.engines.seam import Measurement, Server, Verdict
+
+MOST_CLIENTS = 4096
+# A verdict that says nothing against the median of repeats.
+USABLE = (Verdict.OK, Verdict.UNSTEADY)
+# What `calibrate` does not learn from.
+LEFT_OUT = "outlier"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Override:
+    num_hidden_layers: int | None = None
+    first_k_dense_replace: int | None = None
+
+
+def override_text(arch: ModelArchitecture) -> str:
+    """Return what --json-model-override-args makes of the whole model for it to be this slice."""
+    layers = {"num_hidden_layers": arch.num_hidden_layers, "first_k_dense_replace": arch.first_k_dense_replace}
+    return json.dumps(layers, separators=(",", ":"))
+
+
+def slice_of(whole: ModelArchitecture, text: str) -> ModelArchitecture:
+    """Return the slice that a text of --json-model-override-args leaves. Raises InputError for one that is none."""
+    try:
+        asked = msgspec.json.decode(text, type=_Override)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise InputError(f"--json-model-override-args: {error}") from error
+    layers = whole.num_hidden_layers if asked.num_hidden_layers is None else asked.num_hidden_layers
+    return whole.sliced(layers, asked.first_k_dense_replace)
+
+
+def slices_of(whole: ModelArchitecture, text: str, dense: int | None) -> tuple[ModelArchitecture, ...]:
+    """Return the slices that --slice names, shallowest first. Raises InputError naming the flag."""
+    try:
+        depths = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise InputError(f"--slice is '{text}'; write layers as in --slice 4,8") from None
+    if len(depths) < 2:
+        raise InputError(f"--slice is '{text}'; two depths are needed to tell layers from the fixed cost: --slice 4,8")
+    if depths[-1] > whole.num_hidden_layers or depths[0] < 1:
+        raise InputError(f"--slice is '{text}'; {whole.name} has {whole.num_hidden_layers} layers")
+    found = tuple(whole.sliced(depth, dense) for depth in depths)
+    if found[0].moe_layers == 0 and whole.moe_layers:
+        raise InputError(
+            f"--slice {depths[0]} has no MoE layer: the first {found[0].dense_layers} layers of {whole.name} are "
+            f"dense; take {found[0].dense_layers + 1} or more, or fewer dense ones with --slice-dense"
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Rung:
+    """One load of the ladder: lengths in tokens, and clients in a closed loop."""
+
+    isl: int
+    osl: int
+    clients: int
+
+    @property
+    def workload(self) -> Workload:
+        return Workload.checked(self.isl, self.osl, self.clients)
+
+    def __str__(self) -> str:
+        return f"{self.isl:,}/{self.osl:,} at {self.clients:,} clients"
+
+
+def rungs_of(text: str, flag: str) -> tuple[Rung, ...]:
+    """Parse 'ISL/OSL@C1,C2'; an empty text is no rung. Raises InputError naming the flag."""
+    if not text:
+        return ()
+    match = re.fullmatch(r"(\d+)/(\d+)@(\d+(?:,\d+)*)", text.strip())
+    clients = [int(part) for part in match[3].split(",")] if match else []
+    if match is None or min(int(match[1]), int(match[2]), *clients) < 1 or max(clients) > MOST_CLIENTS:
+        raise InputError(f"{flag} is '{text}'; write input and output tokens and clients, as in {flag} 128/256@1,16,64")
+    return tuple(Rung(isl=int(match[1]), osl=int(match[2]), clients=count) for count in clients)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """One launch line on one machine: the context of the whole model there, and what its flags mean."""
+
+    context: Context
+    words: tuple[str, ...]
+    config: ServerConfig
+
+    @property
+    def kv_tokens_per_rank(self) -> float:
+        """KV tokens that the whole model leaves on a rank; 0 where it does not fit."""
+        return float(self.context.memory(table_of([self.config])).kv_tokens_per_rank[0])
+
+    @property
+    def kv_tokens(self) -> float:
+        return self.kv_tokens_per_rank * self.config.attn_dp_size
+
+
+def layout_of(context: Context, words: Sequence[str]) -> Layout:
+    """Read SGLang's flags for this machine; without --tp they use all of its GPUs.
+
+    Raises InputError for flags that SGLang refuses, and for MTP: made-up weights accept drafts by chance.
+    """
+    read = read_arguments(words, context.version)
+    refused = [fault for fault in read.faults if fault.refused]
+    if refused:
+        raise InputError(f"SGLang {context.version} refuses a flag: {refused[0].message}; {refused[0].fix}")
+    typed = from_values(read.values, context.version)
+    if "tp_size" not in read.values:
+        nodes = context.machine.nodes
+        words = ("--tp-size", str(context.machine.gpu_count), *words)
+        typed = replace(typed, tp_size=context.machine.gpu_count, nnodes=nodes)
+    if read.values.get("speculative_algorithm"):
+        raise InputError("slices run without MTP (dummy weights accept drafts by chance): leave --speculative-* out")
+    if typed.gpu_count > context.machine.gpu_count:
+        raise InputError(f"the flags ask for {typed.gpu_count} GPUs; {context.machine.name} has fewer")
+    config = resolve(typed, context.arch, context.machine, context.version).config
+    return Layout(context=context, words=tuple(words), config=config)
+
+
+def launch_words(here: Layout, arch: ModelArchitecture, model_path: str, most_kv_tokens: float) -> list[str]:
+    """Return the flags that start a slice: the layout's own first, the slice's after them."""
+    words = ["--model-path", model_path, "--trust-remote-code", *here.words]
+    if "load_format" not in read_arguments(here.words, here.context.version).values:
+        words += ["--load-format", "dummy"]
+    if math.isfinite(most_kv_tokens) and "--max-total-tokens" not in here.words:
+        words += ["--max-total-tokens", str(int(most_kv_tokens))]
+    return [*words, "--json-model-override-args", override_text(arch)]
+
+
+def climb(
+    servers: Mapping[ModelArchitecture, Server],
+    rungs: Sequence[Rung],
+    repeats: int,
+    here: Layout,
+    started: int,
+    shown: Callable[[str], None],
+) -> Iterator[dict[str, Any]]:
+    """Measure every rung `repeats` times on slices that run side by side, taking turns: what drifts cancels.
+
+    Yields point records as they come; a point nobody may use is measured once more. `started` numbers the boot.
+    """
+    for repeat in range(repeats):
+        for rung in rungs:
+            for arch, server in servers.items():
+                shown(f"{arch.num_hidden_layers} layers: {rung}, repeat {repeat + 1} of {repeats}")
+                measured = server.measure(rung.workload)
+                if measured.verdict is not Verdict.OK:
+                    measured = server.measure(rung.workload)
+                yield point_record(here, arch, server, rung, measured, f"{started}.{repeat}")
+
+
+def point_record(
+    here: Layout, arch: ModelArchitecture, server: Server, rung: Rung, measured: Measurement, number: str
+) -> dict[str, Any]:
+    """Return a point as `calibrate --points` reads it."""
+    config, kv_tokens = here.config, server.info().kv_tokens
+    return {
+        "id": f"slice{arch.num_hidden_layers}-{rung.isl}-{rung.osl}-c{rung.clients}-{number}",
+        "metric_kind": "steady",
+        "hardware": here.context.machine.name,
+        "engine_version": str(here.context.version),
+        "tp": config.tp_size,
+        "attn_dp": config.attn_dp_size,
+        "ep": config.ep_size,
+        "pp": config.pp_size,
+        "max_total_num_tokens": kv_tokens // config.attn_dp_size or None,
+        "num_hidden_layers": arch.num_hidden_layers,
+        "first_k_dense_replace": arch.first_k_dense_replace,
+        "load_format": "dummy",
+        "dataset": "random",
+        "isl": rung.isl,
+        "osl": rung.osl,
+        "concurrency": rung.clients,
+        "launch_args": " ".join(here.words),
+        "ttft_mean_ms": measured.ttft_ms["mean"],
+        "tpot_mean_ms": measured.tpot_ms["mean"],
+        "output_tok_s": measured.output_tok_s,
+        "output_tok_s_interval": list(measured.output_tok_s_interval),
+        "verdict": str(measured.verdict),
+        "why": measured.why,
+        "role": "primary" if measured.verdict in USABLE else LEFT_OUT,
+    }
