@@ -29,7 +29,7 @@ class Ports:
     """Hands out ports in turn: what a server leaves behind in TIME_WAIT never meets the next one."""
 
     def __init__(self, all_of: range | None = None, turn: int | None = None) -> None:
-        """Take turns through `all_of` (`candidates()` by default), from place `turn` of it, by default from anywhere."""
+        """Take turns through `all_of` (`candidates()` by default), from place `turn` of it (by default any)."""
         self._ports = candidates() if all_of is None else all_of
         # two tuners on one machine start far from each other
         self._turn = os.getpid() * 37 if turn is None else turn
