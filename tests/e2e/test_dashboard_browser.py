@@ -142,7 +142,7 @@ def wait_until_healthy(server: subprocess.Popen[bytes], url: str) -> None:
     pytest.fail("the server did not become healthy within a minute")
 
 
-def test_plan_inputs_change_the_answer_and_the_link_keeps_them(visit: Visit) -> None:
+def plan_inputs_change_the_answer_and_the_link_keeps_them(visit: Visit) -> None:
     context = visit.context()
     page = visit.open(context)
     expect(page.locator("h3").first).to_have_text(
@@ -163,7 +163,7 @@ def test_plan_inputs_change_the_answer_and_the_link_keeps_them(visit: Visit) -> 
     context.close()
 
 
-def test_a_slider_answers_what_if(visit: Visit) -> None:
+def a_slider_answers_what_if(visit: Visit) -> None:
     context = visit.context()
     page = visit.open(context)
     tile = page.get_by_test_id("stMetric").filter(has_text="Left free")
@@ -173,7 +173,7 @@ def test_a_slider_answers_what_if(visit: Visit) -> None:
     context.close()
 
 
-def test_a_running_tune_is_followed_without_a_reload(visit: Visit) -> None:
+def a_running_tune_is_followed_without_a_reload(visit: Visit) -> None:
     """The run grows on disk, in the tuner's own files; the page follows, and stops asking when it is over."""
     source = visit.runs / "small"
     run = visit.runs / "growing"
@@ -207,7 +207,7 @@ def test_a_running_tune_is_followed_without_a_reload(visit: Visit) -> None:
     context.close()
 
 
-def test_export_downloads_what_it_shows(visit: Visit) -> None:
+def export_downloads_what_it_shows(visit: Visit) -> None:
     context = visit.context()
     page = visit.open(context, "export?run=small&file=sglang.yaml")
     with page.expect_download() as one:
@@ -236,7 +236,7 @@ def whole(visit: Visit, page: Page, name: str) -> None:
     visit.shoot(page, name)
 
 
-def test_every_page_is_whole_on_a_small_screen(visit: Visit) -> None:
+def every_page_is_whole_on_a_small_screen(visit: Visit) -> None:
     """From page to page by their names, as a reader goes; the run stays chosen."""
     context = visit.context(1280)
     page = visit.open(context, f"hardware?machine={visit.runs / 'measured.json'}&other=h200x8")
@@ -250,7 +250,7 @@ def test_every_page_is_whole_on_a_small_screen(visit: Visit) -> None:
     context.close()
 
 
-def test_the_widest_pages_are_whole_on_a_large_dark_screen(visit: Visit) -> None:
+def the_widest_pages_are_whole_on_a_large_dark_screen(visit: Visit) -> None:
     context = visit.context(2560, "dark")
     page = visit.open(context, "trials?run=small")
     whole(visit, page, "trials-2560-dark")
@@ -262,7 +262,16 @@ def test_the_widest_pages_are_whole_on_a_large_dark_screen(visit: Visit) -> None
     context.close()
 
 
-def test_nothing_left_the_machine_and_nothing_broke(visit: Visit) -> None:
-    """Runs last: what all visits above asked for and complained of."""
-    assert visit.strangers == []
-    assert visit.complaints == []
+def test_a_readers_visit(visit: Visit) -> None:
+    """One test, so that however tests are spread over processes one server and one browser serve it."""
+    for step in (
+        plan_inputs_change_the_answer_and_the_link_keeps_them,
+        a_slider_answers_what_if,
+        a_running_tune_is_followed_without_a_reload,
+        export_downloads_what_it_shows,
+        every_page_is_whole_on_a_small_screen,
+        the_widest_pages_are_whole_on_a_large_dark_screen,
+    ):
+        step(visit)
+        assert visit.strangers == [], f"{step.__name__} asked another host"
+        assert visit.complaints == [], f"{step.__name__} made the browser complain"
