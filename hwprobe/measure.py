@@ -30,8 +30,8 @@ DEADLINE_S = {
 }
 PER_GPU = (Step.MEMORY, Step.STREAM, Step.LAUNCH, Step.GEMM)
 TORCH_MISSING = (
-    "torch is not installed, so nothing was measured: pip install 'sgtune[gpu]' (or the torch build of your "
-    "CUDA or ROCm, from pytorch.org) and probe again"
+    "torch is not installed, so nothing was measured: in the checkout, pip install '.[gpu]' (or the torch build of "
+    "your CUDA or ROCm, from pytorch.org) and probe again"
 )
 
 

@@ -46,7 +46,7 @@ try:
     from sklearn.gaussian_process.kernels import DotProduct
 except ImportError as error:
     raise InputError(
-        "--sampler model needs scikit-learn: pip install 'sgtune[tune]', or choose --sampler tpe"
+        "--sampler model needs scikit-learn: in the checkout, pip install '.[tune]', or choose --sampler tpe"
     ) from error
 
 # A measurement's scatter, and what the closed form leaves against the replay.
