@@ -35,12 +35,17 @@ def ladder(current: LiveTrial | None, best: TrialRecord | None, baseline: TrialR
             hovertemplate="predicted %{y:,.0f} tok/s<extra></extra>",
         )  # fmt: skip
     styled(figure, x=CLIENTS, y="output tok/s")
-    steps = current.ladder if current else tuple(point.concurrency for point in best.points) if best else ()
-    figure.update_xaxes(type="log", tickvals=list(steps), ticktext=[f"{step:,}" for step in steps])
+    _clients_axis(figure, current.ladder if current else ())
+    return figure
+
+
+def _clients_axis(figure: go.Figure, expected: Sequence[int] = ()) -> None:
+    """Put a tick at every number of clients that is drawn or expected, on a logarithmic axis."""
+    steps = sorted({*expected, *(x for trace in figure.data for x in trace.x or ())})
+    figure.update_xaxes(type="log", tickvals=steps, ticktext=[f"{step:,}" for step in steps])
     if steps:
         figure.update_xaxes(range=[math.log10(0.8 * steps[0]), math.log10(1.25 * steps[-1])])
     figure.update_yaxes(rangemode="tozero")
-    return figure
 
 
 def _rates(
@@ -193,9 +198,7 @@ def two_curves(a: TrialRecord, b: TrialRecord, quantity: str) -> go.Figure:
             hovertemplate="%{x:,} clients: %{y:,.4~g}<extra></extra>",
         )  # fmt: skip
     styled(figure, x=CLIENTS, y=quantity, height=340)
-    steps = sorted({point.concurrency for record in (a, b) for point in record.points})
-    figure.update_xaxes(type="log", tickvals=steps, ticktext=[f"{step:,}" for step in steps])
-    figure.update_yaxes(rangemode="tozero")
+    _clients_axis(figure)
     return figure
 
 

@@ -145,7 +145,7 @@ def test_the_ladder_fills_in(records: list[TrialRecord]) -> None:
         assert_complete(figure)
         own = next(trace for trace in figure.data if str(trace.name).startswith(f"trial {target.number}"))
         assert len(own.x or ()) == measured
-        assert list(figure.layout.xaxis.tickvals) == [point.concurrency for point in target.points]
+        assert set(figure.layout.xaxis.tickvals) >= {point.concurrency for point in target.points[:measured]}
     assert_complete(run_charts.ladder(None, None, None))
 
 
@@ -166,7 +166,7 @@ def test_the_front_of_all_measured_points(records: list[TrialRecord]) -> None:
     front = traces(figure, "Pareto front")[0]
     assert len(front.x) == len(pareto_front(points))
     assert sum(len(trace.x) for trace in figure.data if trace.name in set(Family)) == len(points)
-    assert len(traces(figure, f"trial {records[0].number}")[0].x) == 3
+    assert len(traces(figure, f"trial {records[0].number}")[0].x) == len(records[0].points)
     assert figure.layout.shapes[0].x0 == 25.0
 
 
@@ -188,7 +188,7 @@ def test_two_trials_over_the_clients(records: list[TrialRecord], quantity: str) 
     figure = run_charts.two_curves(first, second, quantity)
     assert_complete(figure)
     assert figure.layout.yaxis.title.text == quantity
-    assert [len(trace.x) for trace in figure.data] == [3, 3]
+    assert [len(trace.x) for trace in figure.data] == [len(first.points), len(second.points)]
 
 
 def test_calibration_before_and_after(finished: Path) -> None:
