@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -180,21 +180,22 @@ def a_running_tune_is_followed_without_a_reload(visit: Visit) -> None:
     shutil.copytree(source, run)
     records = read_trials(source / "trials.jsonl")
     launched = [record for record in records if record.launched]
-    begin(run, records[: records.index(launched[2])], launched[2])
+    current = replace(launched[2], points=launched[0].points)  # the baseline's ladder is never cut short
+    begin(run, records[: records.index(launched[2])], current)
     context = visit.context()
     page = visit.open(context, "live?run=growing")
     page.evaluate("window.neverReloaded = true")
     expect(page.locator("h3").first).to_contain_text("Running, 2 of 5 launches done")
     expect(page.get_by_text(re.compile("measuring 8 clients for"))).to_be_visible()
     expect(page.get_by_text("1 point so far")).to_be_visible()
-    write_live(run, phase="measuring 16 clients", trial=live_trial(launched[2], launched[2].points[:2]))
-    (run / "trials" / str(launched[2].number) / "server.log").write_text("Load weight begin\nServer is fired up\n")
+    write_live(run, phase="measuring 16 clients", trial=live_trial(current, current.points[:2]))
+    (run / "trials" / str(current.number) / "server.log").write_text("Load weight begin\nServer is fired up\n")
     expect(page.get_by_text("2 points so far")).to_be_visible()
     expect(page.get_by_text("Server is fired up")).to_be_visible()
     visit.settle(page)
     visit.shoot(page, "live-running")
     with (run / "trials.jsonl").open("a") as stream:
-        stream.write(encode_json(launched[2], indent=0) + "\n")
+        stream.write(encode_json(current, indent=0) + "\n")
     expect(page.locator("h3").first).to_contain_text("Running, 3 of 5 launches done")
     write_records(run, records)
     write_live(run, state=State.FINISHED, phase="ended", trial=None, message="5 launches done")
