@@ -91,14 +91,14 @@ def fastest(cases: Sequence[Case]) -> list[Case]:
     return found
 
 
-def settled(records: Sequence[dict[str, Any]], within: float = 0.12) -> bool:
-    """Whether of every load and depth the three fastest repeats agree `within`: nothing held them up."""
+def settled(records: Sequence[dict[str, Any]], within: float = 0.1) -> bool:
+    """Whether of every load and depth the two fastest repeats agree `within`: nothing held them up."""
     seen: dict[tuple[Any, ...], list[float]] = {}
     for record in records:
         own = seen.setdefault((record["isl"], record["osl"], record["concurrency"], record["num_hidden_layers"]), [])
         if record["role"] != LEFT_OUT:
             own.append(record["tpot_mean_ms"])
-    return all(len(own) > 2 and sorted(own)[2] <= (1.0 + within) * min(own) for own in seen.values())
+    return all(len(own) > 1 and sorted(own)[1] <= (1.0 + within) * min(own) for own in seen.values())
 
 
 def compare(cases: Sequence[Case], whole: ModelArchitecture, context: Context) -> tuple[list[Compared], Calibration]:

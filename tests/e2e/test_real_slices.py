@@ -18,8 +18,8 @@ from tuner.slice_run import run_slices  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 BOUND = 0.4
-# Two loads on three depths; so many turns at the most, and three where nothing disturbs.
-TURN, MOST_REPEATS = 6, 16
+# Two loads on three depths, and turns at the most.
+TURN, MOST_REPEATS = 6, 8
 
 
 def test_slices_of_two_and_four_layers_foretell_eight(tmp_path: Path) -> None:
