@@ -28,7 +28,9 @@ class Figure:
     @property
     def load(self) -> str:
         """The load in words."""
-        return f"{self.concurrency:,} clients" if self.request_rate is None else f"{self.request_rate:g} requests/s"
+        if self.request_rate is not None:
+            return f"{self.request_rate:g} requests/s"
+        return f"{self.concurrency:,} client" + ("s" if self.concurrency != 1 else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
