@@ -75,7 +75,6 @@ def launch(sglang: Installed, context: Callable[..., Context], tmp_path: Path) -
     return start
 
 
-@pytest.mark.alone
 def test_it_is_measured_to_the_token_and_agrees_with_sglangs_own_benchmark(
     launch: Launch, sglang: Installed, tmp_path: Path
 ) -> None:
@@ -221,7 +220,6 @@ def tuned(sglang: Installed, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
     return Tuned(folder, json.loads(ran.stdout))
 
 
-@pytest.mark.alone
 def test_it_is_tuned_over_configurations_that_differ_and_the_better_one_is_exported(tuned: Tuned) -> None:
     assert tuned.document["launches"] == 3, (tuned.document["stopped"], tuned.document["trials"])
     first = [line for line in tuned.lines if line["points"] and line["repeats"] is None]
@@ -289,7 +287,6 @@ def verify(sglang: Installed, path: Path) -> subprocess.CompletedProcess[str]:
     return sgtune_process("verify", str(path), *model, "--point-time", "3s", "--json")
 
 
-@pytest.mark.alone
 def test_a_true_bundle_is_verified_and_a_falsified_figure_is_not(
     bundle: Path, sglang: Installed, tmp_path: Path
 ) -> None:

@@ -8,8 +8,12 @@ import resource
 import statistics
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks.load import measure
@@ -69,12 +73,35 @@ def test_4096_slow_streams_are_carried_without_being_the_limit() -> None:
     in_one_of_three(attempt)
 
 
+@contextmanager
+def starved_half_the_time() -> Iterator[None]:
+    """Stop the load generator's processes for 60 of every 120 ms, as a machine with too few cores does."""
+    over = threading.Event()
+
+    def starve() -> None:
+        while not over.wait(0.06):
+            for worker in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    if "tuner.load.worker" in worker.cmdline():
+                        worker.suspend()
+                        over.wait(0.06)
+                        worker.resume()
+
+    thread = threading.Thread(target=starve)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 @pytest.mark.slow
-@pytest.mark.alone
-def test_fault_15_a_server_faster_than_the_client_can_read_is_not_believed() -> None:
-    point = measure(512, 1.0, 1.0, 0.0, 100)
+def test_fault_15_a_client_that_cannot_keep_up_is_not_believed() -> None:
+    with starved_half_the_time():
+        point = measure(64, 100.0, 20.0, 0.0, 50, waves=2.0)
     assert point.verdict is Verdict.CLIENT_LIMITED
-    assert point.why
+    assert "late" in point.why
 
 
 def test_fault_34_too_few_open_files_is_an_error_that_names_ulimit() -> None:
