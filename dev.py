@@ -29,7 +29,7 @@ OLDEST = (3, 11)
 # What a command of sgtune is at its best with; the others need the base alone.
 EXTRAS = {"tune": "tune", "verify": "tune", "dashboard": "dashboard"}
 # Tests wait more than they compute; beyond this they wait for each other.
-WORKERS = min(4, os.cpu_count() or 1)
+SIDE_BY_SIDE = ("-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadgroup", "--no-loadscope-reorder")
 
 
 def main(arguments: list[str]) -> int:
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     if command == "sgtune":
         return install(EXTRAS.get(rest[0], "") if rest else "") or run("tuner.cli.main", *rest)
     if command == "test":
-        return install("dev") or run("pytest", *(rest or ("-n", str(WORKERS), "--dist", "worksteal")))
+        return install("dev") or run("pytest", *(rest or SIDE_BY_SIDE))
     if command == "check":
         return install("dev") or check()
     if command in ("oracle", "flags"):

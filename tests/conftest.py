@@ -39,8 +39,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that must be alone come first: later they would wait for long ones, and others for them."""
-    items.sort(key=lambda item: item.get_closest_marker("alone") is None)
+    """Tests that must be alone come first: later they would wait for long ones, and others for them.
+
+    Long ones come next: at the end, one worker would still run one while the others have nothing left.
+    """
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("alone", "slow")])
 
 
 @pytest.hookimpl(wrapper=True)
