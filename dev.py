@@ -28,8 +28,8 @@ PYTHON = HOME / "bin" / "python"
 OLDEST = (3, 11)
 # What a command of sgtune is at its best with; the others need the base alone.
 EXTRAS = {"tune": "tune", "verify": "tune", "dashboard": "dashboard"}
-# Tests wait more than they compute: one more than there are cores.
-SIDE_BY_SIDE = ("-n", str(min(4, 1 + (os.cpu_count() or 1))), "--dist", "loadgroup", "--no-loadscope-reorder")
+# Tests wait more than they compute; beyond four they wait for each other.
+SIDE_BY_SIDE = ("-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadgroup", "--no-loadscope-reorder")
 
 
 def main(arguments: list[str]) -> int:
