@@ -29,7 +29,7 @@ OLDEST = (3, 11)
 # What a command of sgtune is at its best with; the others need the base alone.
 EXTRAS = {"tune": "tune", "verify": "tune", "dashboard": "dashboard"}
 # Tests wait more than they compute; beyond four they wait for each other.
-SIDE_BY_SIDE = ("-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadgroup", "--no-loadscope-reorder")
+SIDE_BY_SIDE = ("-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal")
 
 
 def main(arguments: list[str]) -> int:

@@ -41,9 +41,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that must be alone come first: later they would wait for long ones, and others for them.
 
-    Long ones come next: at the end, one worker would still run one while the others have nothing left.
+    The rest keep their order: those of the real SGLang follow one another in one worker, so that only one runs at a time.
     """
-    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("alone", "slow")])
+    items.sort(key=lambda item: item.get_closest_marker("alone") is None)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -181,8 +181,6 @@ def test_a_killed_tuner_takes_its_sglang_with_it(sglang: Installed, tmp_path: Pa
     assert nothing_left()
 
 
-# What looks at the one run stays in the process that made it.
-ONE_RUN = pytest.mark.xdist_group("tuned")
 SPACE = """
 [space]
 layout = "TP1"
@@ -222,7 +220,6 @@ def tuned(sglang: Installed, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
     return Tuned(folder, json.loads(ran.stdout))
 
 
-@ONE_RUN
 def test_it_is_tuned_over_configurations_that_differ_and_the_better_one_is_exported(tuned: Tuned) -> None:
     assert tuned.document["launches"] == 3, (tuned.document["stopped"], tuned.document["trials"])
     first = [line for line in tuned.lines if line["points"] and line["repeats"] is None]
@@ -254,7 +251,6 @@ def bundle(tuned: Tuned, sglang: Installed) -> Path:
     return folder
 
 
-@ONE_RUN
 def test_the_exported_script_serves_as_it_stands(bundle: Path) -> None:
     port = Ports().next()
     server = subprocess.Popen(
@@ -291,7 +287,6 @@ def verify(sglang: Installed, path: Path) -> subprocess.CompletedProcess[str]:
     return sgtune_process("verify", str(path), *model, "--point-time", "3s", "--json")
 
 
-@ONE_RUN
 def test_a_true_bundle_is_verified_and_a_falsified_figure_is_not(
     bundle: Path, sglang: Installed, tmp_path: Path
 ) -> None:
