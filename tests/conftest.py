@@ -41,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that must be alone come first: later they would wait for long ones, and others for them.
 
-    The rest keep their order: those of the real SGLang follow one another in one worker, so that only one runs at a time.
+    The rest keep their order: those of the real SGLang follow one another in one worker, so that one runs at a time.
     """
     items.sort(key=lambda item: item.get_closest_marker("alone") is None)
 
