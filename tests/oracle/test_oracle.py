@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT / "oracle"))
+from planner.launch_line import launch_of_file
 
+ROOT = Path(__file__).parent.parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "export"
+sys.path[:0] = [str(ROOT / "oracle"), str(ROOT / "sglang_cpu")]
+
+from environment import python_of  # noqa: E402
 from generate import command_lines  # noqa: E402
 
 
@@ -29,3 +35,20 @@ def test_launch_lines_are_the_same_for_a_seed_and_not_all_alike() -> None:
     lines = command_lines(300, 7, "r1")
     assert lines == command_lines(300, 7, "r1")
     assert len({tuple(line) for line in lines}) > 290
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_sglang_takes_what_is_exported() -> None:
+    """Every launch file there is a golden one of: its own command, before SGLang's own parser and checks."""
+    oracle = runpy.run_path(str(ROOT / "oracle" / "run.py"))  # another script of the project is named run, too
+    folder = str(oracle["model_folder"]())
+    files = [file for file in sorted(GOLDEN.rglob("*")) if file.is_file() and file.parent.name != "cpu"]
+    typed = [list(launch_of_file(file).words) for file in files]
+    assert len(typed) >= 15
+    lines = [
+        [folder if before == "--model-path" else word for before, word in pairwise(["", *words])] for words in typed
+    ]
+    answers = oracle["ask"](python_of("0.5.23"), "h200", lines)
+    refused = [(file.name, answer) for file, answer in zip(files, answers, strict=True) if not answer["accepted"]]
+    assert refused == []
