@@ -8,9 +8,12 @@ from contextlib import suppress
 ATTEMPTS = 3
 
 
-def in_one_of_three(attempt: Callable[[], None]) -> None:
-    """Raise AssertionError only if every attempt does: what the code can do is the question, not the machine's mood."""
+def in_one_of_three(attempt: Callable[[], None], *also: type[Exception]) -> None:
+    """Raise AssertionError, or one of `also`, only if every attempt does.
+
+    What the code can do is the question, not the machine's mood.
+    """
     for _ in range(ATTEMPTS - 1):
-        with suppress(AssertionError):
+        with suppress(AssertionError, *also):
             return attempt()
     return attempt()
