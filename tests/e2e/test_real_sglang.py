@@ -75,6 +75,7 @@ def launch(sglang: Installed, context: Callable[..., Context], tmp_path: Path) -
     return start
 
 
+@pytest.mark.alone
 def test_it_is_measured_to_the_token_and_agrees_with_sglangs_own_benchmark(
     launch: Launch, sglang: Installed, tmp_path: Path
 ) -> None:
@@ -99,7 +100,7 @@ def test_it_is_measured_to_the_token_and_agrees_with_sglangs_own_benchmark(
         # A small machine has moods: what counts is a difference beyond what the pairs themselves scatter.
         error = statistics.stdev(ratios) / math.sqrt(PAIRS)
         assert abs(statistics.mean(ratios)) <= 0.05 + 2.0 * error, ratios
-        assert error < 0.3, ratios
+        assert error < 0.15, ratios
         assert point.verdict in (Verdict.OK, Verdict.UNSTEADY), point.why
         scheduler = [pid for pid in server.process.pids() if b"scheduler" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         os.kill(scheduler[0], signal.SIGKILL)
