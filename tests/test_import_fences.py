@@ -14,7 +14,7 @@ HEAVY = {
     "torch": ("hwprobe",),
     "pynvml": ("hwprobe",),
     "optuna": ("tuner/study.py", "tuner/sampler.py"),
-    "sklearn": ("tuner/sampler.py",),
+    "sklearn": ("tuner/posterior.py",),
     "streamlit": ("dashboard",),
     "plotly": ("dashboard",),
     "pandas": ("dashboard",),

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from hwprobe.errors import InputError
 from models.config import ServerConfig
 from models.estimate import Context, predict_many
-from models.layout import Array, table_of
+from models.layout import Array, ConfigTable, table_of
 from models.memory import Memory
 from models.serving import Serving
 from planner.alternatives import DEFAULT
@@ -43,6 +43,7 @@ class Candidates:
 
     params: tuple[dict[str, Any], ...]
     configs: tuple[ServerConfig, ...]
+    table: ConfigTable
     memory: Memory
     space: TuningSpace
 
@@ -52,7 +53,7 @@ class Candidates:
         `departure` counts standard deviations in the order of PHYSICS.
         """
         context = self.departed(departure)
-        return predict_many(context, table_of(list(self.configs)), self.space.workload, self.memory)
+        return predict_many(context, self.table, self.space.workload, self.memory)
 
     def departed(self, departure: Array) -> Context:
         """Return what would be true of the machine then."""
@@ -65,10 +66,13 @@ class Candidates:
 
 def rows_of(space: TuningSpace, chosen: Sequence[tuple[dict[str, Any], ServerConfig]]) -> Candidates:
     """Return the rows of these parameters and configurations."""
+    configs = tuple(config for _, config in chosen)
+    table = table_of(list(configs))
     return Candidates(
         params=tuple(params for params, _ in chosen),
-        configs=tuple(config for _, config in chosen),
-        memory=space.context.memory(table_of([config for _, config in chosen])),
+        configs=configs,
+        table=table,
+        memory=space.context.memory(table),
         space=space,
     )
 
@@ -109,6 +113,9 @@ def undominated(rows: Candidates, belief: Array, excess: Array) -> npt.NDArray[n
 
     Beaten: more memory stays free there, and it is neither expected to do worse nor to miss more.
     """
+    memory, workload = rows.memory, rows.space.workload
+    ranks = np.array([config.attn_dp_size for config in rows.configs])
+    room = np.minimum(memory.kv_tokens_per_rank, np.ceil(workload.concurrency / ranks) * workload.longest_request)
     groups: dict[ServerConfig, list[int]] = {}
     for index, config in enumerate(rows.configs):
         groups.setdefault(replace(config, mem_fraction_static=None), []).append(index)
@@ -117,7 +124,9 @@ def undominated(rows: Candidates, belief: Array, excess: Array) -> npt.NDArray[n
         members.sort(key=lambda i: -float(rows.memory.free[i]))
         chosen: list[int] = []
         for i in members:
-            if not any(belief[j] >= belief[i] - SAME and excess[j] <= excess[i] + SAME for j in chosen):
+            if not any(
+                belief[j] >= belief[i] - SAME and excess[j] <= excess[i] + SAME and room[j] >= room[i] for j in chosen
+            ):
                 chosen.append(i)
         kept += chosen
     return np.array(sorted(kept), dtype=np.intp)
@@ -170,8 +179,9 @@ def slopes(rows: Candidates, departure: Array, figure: Figure) -> tuple[Array, A
 
 # One standard deviation of what a knob, or two together, may do beyond the physics above.
 KNOB_SPREAD = {
-    ("attn_dp",): 0.06, ("ep",): 0.07, ("pp",): 0.08, ("mtp",): 0.07, ("chunk",): 0.04, ("graph",): 0.02,
+    ("attn_dp",): 0.06, ("ep",): 0.07, ("pp",): 0.08, ("mtp",): 0.07, ("chunk",): 0.04, ("graph",): 0.005,
     ("attn_dp", "ep"): 0.04, ("attn_dp", "mtp"): 0.045, ("ep", "mtp"): 0.045, ("attn_dp", "chunk"): 0.025,
+    ("ep", "chunk"): 0.025, ("mtp", "chunk"): 0.025,
     ("attn_dp", "ep", "pp", "mtp"): 0.03,
 }  # fmt: skip
 # The same for a knob no equation prices, away from where it rests (there its effect is 1 by definition).
@@ -180,6 +190,8 @@ UNPRICED_SPREAD = {
     "schedule_conservativeness": 0.01, "enable_mixed_chunk": 0.02, "scheduler_recv_interval": 0.01,
     "stream_interval": 0.02, "disable_radix_cache": 0.015,
 }  # fmt: skip
+# These keep the spread they were given, however large other effects turn out: they are small for a reason.
+UNSCALED = ("graph", *UNPRICED_SPREAD)
 
 
 def knob_names(config: ServerConfig, params: Mapping[str, Any], resting: Mapping[str, Any]) -> list[tuple[str, float]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.layout import Array, table_of
+from models.layout import Array
 from models.serving import Demand, Serving, closed_loop
 from models.workload import Slo
 from tuner.choices import Objective
@@ -64,7 +64,7 @@ def _curve(rows: Candidates, departure: Array) -> tuple[Array, Serving]:
     context = rows.departed(departure)
     workload = rows.space.workload
     demand = Demand(isl=workload.isl.mean, osl=workload.osl.mean, concurrency=clients, acceptance=context.acceptance)
-    table = table_of(list(rows.configs)).column()
+    table = rows.table.column()
     return clients, closed_loop(context.system(table), demand, rows.memory.kv_tokens.reshape(-1, 1))
 
 

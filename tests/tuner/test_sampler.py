@@ -89,7 +89,9 @@ def test_memory_learns_from_both_sides() -> None:
 def test_without_scikit_learn_tpe_proposes_and_asking_for_the_model_names_the_extra(
     sgtune: Sgtune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in [name for name in sys.modules if name == "tuner.sampler" or name.split(".")[0] == "sklearn"]:
+    for name in [
+        name for name in sys.modules if name in ("tuner.sampler", "tuner.posterior") or name.split(".")[0] == "sklearn"
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "sklearn", None)
     asked = (

@@ -1,0 +1,104 @@
+"""What launches teach the sampler about rows it has not launched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hwprobe.catalogue import hardware_from_catalogue
+from models.architecture import deepseek_r1
+from models.version import parse_version
+from planner.plan import PlanQuestion
+from tuner.candidates import PHYSICS, Candidates, candidates_of, undominated
+from tuner.choices import EngineName, Objective, SamplerName
+from tuner.figures import of_point
+from tuner.posterior import SCATTER, SIZES, learn
+from tuner.setup import TuneQuestion, prepare
+from tuner.world import World
+
+RATE = of_point("output_tok_s")
+NOTHING = np.zeros(len(PHYSICS))
+COMMON = 0.05
+
+
+@pytest.fixture(scope="module")
+def rows() -> Candidates:
+    plan = PlanQuestion(
+        hardware=hardware_from_catalogue("h200x8"), arch=deepseek_r1(), version=parse_version("0.5.12"), isl=1000,
+        osl=1000, concurrency=256,
+    )  # fmt: skip
+    asked = TuneQuestion(
+        plan=plan, objective=Objective.OUTPUT_TOK_S, engine=EngineName.SIMULATED, world=World(), trials=3,
+        budget_s=1e9, seed=0, sampler=SamplerName.MODEL, run="a", runs=Path("runs"), resume=False,
+    )  # fmt: skip
+    return candidates_of(prepare(asked).space)
+
+
+@pytest.fixture(scope="module")
+def launched(rows: Candidates) -> Candidates:
+    """Return rows of different layouts and MTP depths, the best predicted of each."""
+    belief = RATE(rows, NOTHING)
+    first: dict[str, int] = {}
+    for index in np.argsort(-belief, kind="stable").tolist():
+        first.setdefault(rows.configs[index].label, index)
+    return rows.take(np.array(list(first.values())[:8]))
+
+
+def test_what_was_launched_is_known_and_the_rest_less_so(launched: Candidates) -> None:
+    told, rest = launched.take(np.arange(3)), launched.take(np.arange(3, 8))
+    measured = RATE(told, NOTHING) + np.log([1.1, 0.9, 1.0])
+    again = learn(told, measured, told, RATE, COMMON)
+    assert again.weight @ again.mean == pytest.approx(measured, abs=2.5 * SCATTER)
+    unknown = learn(told, measured, rest, RATE, COMMON)
+    assert float((unknown.weight @ unknown.deviation).min()) > float((again.weight @ again.deviation).max())
+
+
+def test_a_row_that_differs_in_nothing_that_matters_is_no_improvement_however_lucky_the_measurement(
+    rows: Candidates, launched: Candidates
+) -> None:
+    best = launched.params[0]
+    twins = [
+        i for i, p in enumerate(rows.params) if {**p, "mem_fraction_static": 0} == {**best, "mem_fraction_static": 0}
+    ]
+    same = rows.take(np.array(twins))
+    close = np.abs(RATE(same, NOTHING) - RATE(launched, NOTHING)[0]) < 1e-3
+    lucky = RATE(launched, NOTHING) + np.array([0.08, *np.zeros(7)])
+    ahead = learn(launched, lucky, same, RATE, COMMON, against=0)
+    assert int(close.sum()) > 1
+    assert np.abs((ahead.weight @ ahead.mean)[close]) == pytest.approx(0.0, abs=2e-3)
+    assert float((ahead.weight @ ahead.deviation)[close].max()) < 0.005
+
+
+def test_data_that_contradict_the_physics_make_large_effects_likelier(launched: Candidates) -> None:
+    belief = RATE(launched, NOTHING)
+    agree = learn(launched, belief + 0.01 * np.array([1, -1, 1, -1, 1, -1, 1, -1]), launched, RATE, COMMON)
+    contradict = learn(launched, belief + 0.3 * np.array([1, -1, -1, 1, -1, 1, 1, -1]), launched, RATE, COMMON)
+    large = np.array([knobs >= 2.0 for _, knobs in SIZES])
+    assert agree.weight.sum() == pytest.approx(1.0)
+    assert float(agree.weight[large].sum()) < 0.5 < float(contradict.weight[large].sum())
+
+
+def test_nothing_measured_leaves_the_belief(launched: Candidates) -> None:
+    before = learn(launched.take(np.zeros(0, dtype=np.intp)), np.zeros(0), launched, RATE, COMMON)
+    assert before.weight @ before.mean == pytest.approx(RATE(launched, NOTHING))
+
+
+def test_a_smaller_memory_fraction_stands_for_others_only_where_the_cache_holds_as_many_requests(
+    rows: Candidates,
+) -> None:
+    belief = RATE(rows, NOTHING)
+    kept = set(undominated(rows, belief, np.zeros(len(belief))).tolist())
+    assert len(kept) < len(rows.configs) / 2
+    for index in range(0, len(rows.configs), 7):
+        config = rows.configs[index]
+        needed = -(-256 // config.attn_dp_size) * 2000
+        room = np.minimum(rows.memory.kv_tokens_per_rank, needed)
+        assert any(
+            room[j] >= room[index]
+            and rows.memory.free[j] >= rows.memory.free[index]
+            and belief[j] >= belief[index] - 0.002
+            for j in kept
+            if rows.configs[j].label == config.label
+        )
