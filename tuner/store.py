@@ -12,7 +12,7 @@ import msgspec
 import tomli_w
 from filelock import FileLock, Timeout
 
-from hwprobe.errors import InputError, SgtuneError
+from hwprobe.errors import InputError, SgtuneError, did_you_mean
 from hwprobe.files import decode_json, encode_json, read_bytes, write_atomic
 from hwprobe.profile import HardwareProfile
 from tuner.record import Manifest, TrialRecord
@@ -116,8 +116,12 @@ def _check_question(path: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read run.toml. Raises InputError naming what is wrong in it."""
+    """Read run.toml. Raises InputError naming what is wrong in it, or the runs there are where this is none."""
     file = path / "run.toml"
+    if not file.exists():
+        runs = [other.parent.name for other in path.parent.glob("*/run.toml")]
+        there = did_you_mean(path.name, runs) if runs else "there is none; --runs DIR names another folder"
+        raise InputError(f"no run '{path.name}' in '{path.parent}': {there}")
     try:
         return msgspec.toml.decode(read_bytes(file, "run manifest"), type=Manifest)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:

@@ -212,7 +212,9 @@ def test_export_writes_any_trial_and_names_what_is_missing(sgtune: Sgtune, tmp_p
     missing = sgtune(*common, "--trial", "99")
     assert (missing.code, "no trial 99" in missing.err) == (2, True)
     unknown = sgtune("export", "--runs", str(tmp_path), "--run", "b", "--out", str(out))
-    assert (unknown.code, "cannot read run manifest" in unknown.err) == (2, True)
+    assert (unknown.code, "no run 'b'" in unknown.err, "known: a" in unknown.err) == (2, True, True)
+    nowhere = sgtune("export", "--runs", str(tmp_path / "none"), "--run", "b", "--out", str(out))
+    assert (nowhere.code, "--runs DIR" in nowhere.err) == (2, True)
 
 
 @pytest.mark.parametrize(
