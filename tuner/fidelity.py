@@ -25,6 +25,7 @@ from tuner.engines.seam import Engine, LaunchFailed, Measurement, Verdict
 from tuner.engines.world_memory import bounded
 from tuner.figures import Figure, of_goal, of_point
 from tuner.goal import Goal
+from tuner.improvement import chance_below, expected_improvement, nothing_to_beat
 from tuner.memory_offset import chance_it_holds, evidence
 from tuner.record import Outcome, TrialRecord, best_of
 from tuner.server.failure import Policy, policy_of
@@ -143,15 +144,15 @@ class Screen:
         self.carry = told.carry
         for slo in self.goal.constraining:
             limit = self._learn(asked, of_point(str(slo.metric)), records, slo)
-            holds = holds * _below((math.log(slo.limit_ms) - limit.mean) / limit.deviation)
+            holds = holds * chance_below((math.log(slo.limit_ms) - limit.mean) / limit.deviation)
         best = best_of(records)
         floor = best.objective if best else -math.inf
         mean = self._sign * told.mean + np.array([self.goal.shift(config) for _, config in asked])
-        value = _improvement(mean, told.deviation, floor) * holds
+        value = _worth(mean, told.deviation, floor) * holds
         order = np.argsort(-value, kind="stable")
         leaders = order[:REPLAYED]
         gaps = self._sign * np.array([self._gap(asked[i], sliced=False) for i in leaders])
-        exact = _improvement(mean[leaders] + gaps, told.deviation[leaders], floor) * holds[leaders]
+        exact = _worth(mean[leaders] + gaps, told.deviation[leaders], floor) * holds[leaders]
         first = [(int(left[leaders[i]]), float(exact[i])) for i in np.argsort(-exact, kind="stable")]
         return first + [(int(left[i]), float(value[i])) for i in order[REPLAYED:]]
 
@@ -265,14 +266,5 @@ def _said(record: SliceRecord, metric: str) -> str:
     return f"{figure:,.0f} tok/s" if metric == "output_tok_s" else f"TPOT {figure:.2f} ms"
 
 
-def _improvement(mean: Array, deviation: Array, floor: float) -> Array:
-    """Expected improvement over `floor` in log units; the optimistic mean when nothing is measured yet."""
-    if not math.isfinite(floor):
-        return np.exp(mean - float(mean.max()))
-    z = (mean - floor) / deviation
-    density = np.exp(-0.5 * np.square(z)) / math.sqrt(2.0 * math.pi)
-    return np.maximum(deviation * (density + z * _below(z)), 1e-300)
-
-
-def _below(z: Array) -> Array:
-    return np.array([0.5 * math.erfc(-value / math.sqrt(2.0)) for value in np.ravel(z)])
+def _worth(mean: Array, deviation: Array, floor: float) -> Array:
+    return expected_improvement(mean - floor, deviation) if math.isfinite(floor) else nothing_to_beat(mean)

@@ -13,6 +13,7 @@ from models.serving import Demand, Serving, closed_loop
 from models.workload import Slo
 from tuner.choices import Objective
 from tuner.goal import LEAST_SHARE, Goal, crossing
+from tuner.improvement import chance_below
 
 if TYPE_CHECKING:
     from tuner.candidates import Candidates
@@ -92,6 +93,6 @@ def _goodput(rows: Candidates, departure: Array, rate: float, slos: tuple[Slo, .
         if name != "tpot":
             middle = np.log(np.exp(middle) + piled_ms)
         z = (math.log(slo.limit_ms) - middle) / REQUEST_SPREAD[name]
-        share = share * np.array([0.5 * math.erfc(-value / math.sqrt(2.0)) for value in z])
+        share = share * chance_below(z)
     logarithms: Array = np.log(np.maximum(np.minimum(rate, capacity) * share, LEAST_SHARE * rate))
     return logarithms

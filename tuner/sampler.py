@@ -34,6 +34,7 @@ from tuner.candidates import (
 from tuner.choices import Objective
 from tuner.figures import Figure, of_goal, of_point
 from tuner.goal import Goal
+from tuner.improvement import chance_below, expected_improvement, nothing_to_beat
 from tuner.memory_offset import chance_it_holds, evidence
 from tuner.moves import Moves
 from tuner.record import Outcome, TrialRecord, best_of
@@ -187,10 +188,9 @@ class ModelGuidedSampler(BaseSampler):
         learned = self._objective(rows, replayed)
         feasible = holds * self._within_limits(rows, replayed)
         if best_of(self._records) is not None:
-            return _improvement(learned) * feasible
-        mean = learned.weight @ learned.mean
+            return learned.weight @ expected_improvement(learned.mean, learned.deviation) * feasible
         likely = feasible >= min(EVEN_CHANCE, float(feasible.max()))
-        return np.exp(mean - float(mean.max())) * feasible * np.where(likely, 1.0, UNLIKELY)
+        return nothing_to_beat(learned.weight @ learned.mean) * feasible * np.where(likely, 1.0, UNLIKELY)
 
     def _objective(self, rows: Candidates, replayed: bool) -> Learned:
         """Return what is known of the rows' objective, less the best's where there is one."""
@@ -243,7 +243,7 @@ class ModelGuidedSampler(BaseSampler):
             known = [r.constraints[f"slo {slo}"] + math.log(slo.limit_ms) for r in self._measured()]
             figure = of_point(str(slo.metric))
             learned = self._learn(rows, known, figure, slo.value_ms, COMMON_SLO, replayed=replayed)
-            below = _normal_below((math.log(slo.limit_ms) - learned.mean) / learned.deviation)
+            below = chance_below((math.log(slo.limit_ms) - learned.mean) / learned.deviation)
             chance *= learned.weight @ below
         return chance
 
@@ -255,14 +255,3 @@ def _objective_of(goal: Goal) -> Read:
     if goal.objective is Objective.TPOT:
         return lambda predicted: predicted.tpot_ms["mean"]
     return lambda predicted: predicted.output_tok_s
-
-
-def _improvement(ahead: Learned) -> Array:
-    """Expected improvement in log units of what is known relative to the best."""
-    z = ahead.mean / ahead.deviation
-    density = np.exp(-0.5 * np.square(z)) / math.sqrt(2.0 * math.pi)
-    return np.maximum(ahead.weight @ (ahead.deviation * (density + z * _normal_below(z))), 1e-300)
-
-
-def _normal_below(z: Array) -> Array:
-    return np.array([0.5 * math.erfc(-value / math.sqrt(2.0)) for value in np.ravel(z)]).reshape(z.shape)
