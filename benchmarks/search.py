@@ -1,6 +1,6 @@
 """How near to a world's true optimum a sampler comes with a few launches, in worlds the planner does not know.
 
-    python benchmarks/search.py --worlds 0-11 --seeds 10 --samplers model,tpe,random,grid --out found.jsonl
+    python benchmarks/search.py --worlds 0-11 --seeds 10 --out found.jsonl
     python benchmarks/search.py --worlds 100-123 --seeds 3 --questions broad
 
 Virtual time. The optimum of a world is the best of its whole space under its truth, without noise: all rows in closed
@@ -230,7 +230,7 @@ def main() -> None:
     parser.add_argument("--worlds", default="0-11")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--other-seeds", type=int, default=None, help="seeds of all samplers but the first")
-    parser.add_argument("--samplers", default="model,tpe,random,grid")
+    parser.add_argument("--samplers", default="model,tpe,gp,random,grid")
     parser.add_argument("--questions", choices=("one", "broad"), default="one")
     parser.add_argument("--priced-only", action="store_true", help="no effects of unpriced knobs in the worlds")
     parser.add_argument("--processes", type=int, default=2)
