@@ -154,7 +154,7 @@ def test_slurm_gives_every_node_its_number(tmp_path: Path) -> None:
     file = written(Target.SLURM, spec_of("two-nodes-tp16"), Parameters(), tmp_path)
     (tmp_path / "bin").mkdir()
     for name, text in (
-        ("scontrol", "echo node7; echo node8"),
+        ("scontrol", "echo node7; sleep 0.2; echo node8"),  # longer than a reader of one line would wait
         ("python3", 'printf "%s\\0" "$@"'),
         ("srun", 'shift; SLURM_NODEID=1 exec "$@"'),
     ):

@@ -16,8 +16,8 @@ PYTHON="${PYTHON:-}"
 [ -n "$PYTHON" ] || PYTHON=python3
 # NCCL and Gloo must find the right network: export NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME here if they do not;
 # on InfiniBand name the adapters in NCCL_IB_HCA, on RoCE set NCCL_IB_GID_INDEX (often 3). NCCL_DEBUG=INFO shows both.
-RANK0_HOST="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
-export RANK0_HOST
+HOSTS="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
+export RANK0_HOST="${HOSTS%%$'\n'*}"
 
 # shellcheck disable=SC2016  # every node puts its own number in
 exec srun --kill-on-bad-exit=1 \
