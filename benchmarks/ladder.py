@@ -23,8 +23,9 @@ from worlds import Asked, world
 
 from tuner.choices import Fidelity, SamplerName
 from tuner.loop import Loop
+from tuner.question import TuneQuestion
 from tuner.record import Outcome, TrialRecord
-from tuner.setup import Prepared, TuneQuestion, open_loop, prepare
+from tuner.setup import Prepared, open_loop, prepare
 from tuner.world import Effect, World
 
 REACHED = 0.97

@@ -39,8 +39,9 @@ from tuner.choices import EngineName, Objective, SamplerName
 from tuner.engines.seam import Measurement
 from tuner.engines.world_memory import boot_failure, fails_under_load
 from tuner.moves import Moves
+from tuner.question import TuneQuestion
 from tuner.record import Outcome, TrialRecord
-from tuner.setup import Prepared, TuneQuestion, open_loop, prepare
+from tuner.setup import Prepared, open_loop, prepare
 from tuner.world import World
 
 LAUNCHES = 12

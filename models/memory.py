@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from packaging.version import Version
@@ -283,3 +283,10 @@ def ledger_of(memory: Memory, table: ConfigTable, index: int) -> MemoryLedger:
         free_gib=at(memory.free),
         gpus_per_node=int(float(table.gpus[index]) // max(1.0, float(table.nodes[index]))),
     )
+
+
+def bounded(filled: Memory, most: Array | float) -> Memory:
+    """Return the ledger with no more KV tokens per rank than `most`: what --max-total-tokens does."""
+    per_rank = np.minimum(filled.kv_tokens_per_rank, most)
+    ranks = filled.kv_tokens / np.maximum(filled.kv_tokens_per_rank, 1.0)
+    return replace(filled, kv_tokens_per_rank=per_rank, kv_tokens=per_rank * ranks)

@@ -17,6 +17,7 @@ from models.calibration import SCATTER
 from models.case import Case, Run, expected
 from models.config import ServerConfig
 from models.engine_profile import EngineProfile
+from models.estimate import Context
 from models.layout import Array
 from models.uncertainty import BAND_SIGMAS
 
@@ -221,3 +222,8 @@ def _solve(prior: Array, layers: Array, logs: Array, scatter: Array) -> tuple[Ar
         if float(np.max(np.abs(move))) < 1e-6:
             break
     return scale, np.linalg.inv(information)
+
+
+def dummy_weights(context: Context) -> Context:
+    """Return the context as weights that were made up show it."""
+    return replace(context, acceptance=0.0, independence=DUMMY_INDEPENDENCE)

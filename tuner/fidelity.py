@@ -17,12 +17,13 @@ from models.architecture import ModelArchitecture
 from models.config import ServerConfig
 from models.estimate import Context, predict_many, replay_workload
 from models.layout import Array, ConfigTable, table_of
+from models.memory import bounded
 from models.serving import Serving
+from models.slices import dummy_weights
 from models.workload import Slo
 from tuner.candidates import PHYSICS, Candidates, candidates_of, knob_features, slopes
 from tuner.choices import Objective
 from tuner.engines.seam import Engine, LaunchFailed, Measurement, Verdict
-from tuner.engines.world_memory import bounded
 from tuner.figures import Figure, of_goal, of_point
 from tuner.goal import Goal
 from tuner.improvement import chance_below, expected_improvement, nothing_to_beat
@@ -33,7 +34,6 @@ from tuner.slice_trials import MOST_SLICES, MOST_SLICES_FIRST, SliceFile, SliceR
 from tuner.slices import override_text
 from tuner.tuning_space import TuningSpace
 from tuner.two_fidelities import Rows, Told, regress
-from tuner.world import dummy_weights
 
 # A share carried over below which slices say nothing of the whole: no more are tried.
 LEAST_CARRY = 0.3

@@ -16,7 +16,7 @@ from hwprobe.files import read_bytes
 from models.config import ServerConfig
 from models.engine_profile import EngineParameters
 from models.estimate import Context
-from models.slices import DUMMY_INDEPENDENCE
+from models.slices import dummy_weights
 from tuner.faults import PHASES, Fault
 
 Positive = Annotated[float, Meta(gt=0)]
@@ -83,11 +83,6 @@ class World:
     def start_s(self, context: Context) -> float:
         """Return what one launch of this model costs in seconds."""
         return self.slice_boot_s if context.arch.sliced_from else self.boot_s
-
-
-def dummy_weights(context: Context) -> Context:
-    """Return the context as weights that were made up show it."""
-    return replace(context, acceptance=0.0, independence=DUMMY_INDEPENDENCE)
 
 
 # Times are multiplied and efficiencies divided, so that an effect slows every part of a step alike.

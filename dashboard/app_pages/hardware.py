@@ -11,7 +11,7 @@ from hwprobe.catalogue import hardware_names
 from hwprobe.errors import InputError
 from hwprobe.findings import Finding, compare, findings
 from hwprobe.profile import HardwareProfile, read_profile
-from tuner.cli.common import read_hardware
+from planner.inputs import read_hardware
 
 NOBODY = "nothing"
 

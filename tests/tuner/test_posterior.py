@@ -15,7 +15,8 @@ from tuner.candidates import PHYSICS, Candidates, candidates_of, undominated
 from tuner.choices import EngineName, Objective, SamplerName
 from tuner.figures import of_point
 from tuner.posterior import SCATTER, SIZES, learn
-from tuner.setup import TuneQuestion, prepare
+from tuner.question import TuneQuestion
+from tuner.setup import prepare
 from tuner.world import World
 
 RATE = of_point("output_tok_s")

@@ -21,7 +21,8 @@ from tuner.candidates import PHYSICS, Candidates, candidates_of, slopes
 from tuner.choices import EngineName, Objective, SamplerName
 from tuner.figures import log_figure, of_point
 from tuner.memory_offset import chance_it_holds, known_missing_gib
-from tuner.setup import Prepared, TuneQuestion, prepare
+from tuner.question import TuneQuestion
+from tuner.setup import Prepared, prepare
 from tuner.world import World
 
 Sgtune = Callable[..., Any]

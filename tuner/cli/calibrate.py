@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from planner.inputs import read_model
 from tuner.choices import EngineName
 from tuner.cli import options, slices
 from tuner.cli import points as records
-from tuner.cli.common import console, print_json, read_model
+from tuner.cli.common import console, print_json
 
 if TYPE_CHECKING:
     from models.calibration import Calibration

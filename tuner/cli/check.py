@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from planner.inputs import read_hardware, read_model
 from tuner.cli import options
-from tuner.cli.common import console, print_json, read_hardware, read_model, start_fast
+from tuner.cli.common import console, print_json, start_fast
 
 if TYPE_CHECKING:
     from packaging.version import Version

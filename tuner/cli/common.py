@@ -1,19 +1,14 @@
-"""What all commands share: consoles, questions read the same way, and the JSON promise."""
+"""What all commands share: a fast start, consoles, and the JSON promise."""
 
 from __future__ import annotations
 
 import gc
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from hwprobe.profile import HardwareProfile
-    from models.architecture import ModelArchitecture
-    from planner.plan import PlanQuestion
 
 
 GARBAGE_THRESHOLD = 100_000
@@ -38,46 +33,3 @@ def print_json(document: Any) -> None:
     from hwprobe.files import encode_json
 
     sys.stdout.write(encode_json(document, indent=0) + "\n")
-
-
-def read_hardware(name: str) -> HardwareProfile:
-    """Return the machine behind --hardware: a file if it looks like one, else the catalogue."""
-    from hwprobe.catalogue import hardware_from_catalogue
-    from hwprobe.profile import load_profile
-
-    path = Path(name)
-    if name.endswith(".json") or "/" in name or path.is_file():
-        return load_profile(path)
-    return hardware_from_catalogue(name)
-
-
-def read_model(path: Path | None) -> ModelArchitecture:
-    """Return the model behind --model, DeepSeek-R1 by default."""
-    from models.architecture import deepseek_r1, load_architecture
-
-    return deepseek_r1() if path is None else load_architecture(path)
-
-
-def read_question(
-    *,
-    hardware: str,
-    model: Path | None,
-    sglang_version: str,
-    slo: list[str] | None,
-    profile: Path | None,
-    **rest: Any,
-) -> PlanQuestion:
-    """Build the question that plan and tune share; `rest` are fields of PlanQuestion as they are."""
-    from models.engine_profile import load_engine_profile
-    from models.version import parse_version
-    from models.workload import Slo
-    from planner.plan import PlanQuestion
-
-    return PlanQuestion(
-        hardware=read_hardware(hardware),
-        arch=read_model(model),
-        version=parse_version(sglang_version),
-        slos=tuple(Slo.parse(text) for text in slo or []),
-        engine=load_engine_profile(profile) if profile else None,
-        **rest,
-    )

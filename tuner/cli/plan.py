@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from planner.inputs import read_question
 from tuner.cli import options
-from tuner.cli.common import console, print_json, read_question
+from tuner.cli.common import console, print_json
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli.common import read_hardware, read_model
+from planner.inputs import read_hardware, read_model
 
 if TYPE_CHECKING:
     from models.engine_profile import EngineProfile

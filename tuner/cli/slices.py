@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from planner.inputs import read_hardware, read_model
 from tuner.choices import EngineName
-from tuner.cli.common import console, read_hardware, read_model
+from tuner.cli.common import console
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from planner.inputs import read_question
 from tuner.choices import EngineName, Fidelity, Objective, SamplerName
 from tuner.cli import options
-from tuner.cli.common import console, print_json, read_question
+from tuner.cli.common import console, print_json
 
 if TYPE_CHECKING:
     from tuner.loop import Loop
-    from tuner.setup import Prepared, TuneQuestion
+    from tuner.question import TuneQuestion
+    from tuner.setup import Prepared
 
 # Users looked for where --users does not say how many are wanted: more than any one server carries.
 MOST_USERS = 4096
@@ -67,7 +69,7 @@ def tune(
     json: options.Json = False,
 ) -> None:
     """Find the best configuration with few launches: physics first, then measurements."""
-    from tuner.setup import TuneQuestion
+    from tuner.question import TuneQuestion
     from tuner.space_file import read_space_file
     from tuner.world import load_world
 

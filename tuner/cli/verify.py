@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from planner.inputs import read_hardware, read_model
 from tuner.choices import EngineName
 from tuner.cli import options
-from tuner.cli.common import console, print_json, read_hardware, read_model
+from tuner.cli.common import console, print_json
 
 if TYPE_CHECKING:
     from models.estimate import Context

@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from models.config import ServerConfig
 from models.estimate import Context, limits_of
 from models.layout import table_of
-from models.memory import Memory, MemoryLedger, ledger_of
+from models.memory import Memory, MemoryLedger, bounded, ledger_of
 from models.step_times import StepTimes
 from planner.check import Checked, modelled
 from tuner.emulator import family
 from tuner.emulator.log import say, write
 from tuner.emulator.serving import Serving, serve
 from tuner.engines.seam import FailureKind
-from tuner.engines.world_memory import boot_failure, bounded, fails_under_load
+from tuner.engines.world_memory import boot_failure, fails_under_load
 from tuner.faults import Fault, FaultKind
 from tuner.world import World
 

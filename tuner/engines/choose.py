@@ -1,4 +1,4 @@
-"""The engine of a tuning question."""
+"""Builds the engines that start servers: the machine's GPUs held, what a child process must know written down."""
 
 from __future__ import annotations
 
@@ -17,34 +17,14 @@ from models.estimate import Context
 from models.workload import Slo
 from tuner.choices import EngineName
 from tuner.engines.live import LiveEngine
-from tuner.engines.runners import DockerRunner, EmulatedRunner, LocalRunner, Runner
-from tuner.engines.seam import Engine
-from tuner.engines.simulated import SimulatedEngine
+from tuner.engines.runners import EmulatedRunner, Runner
 from tuner.load.point import Settings, measure_for_tuner
 from tuner.server.gate import GpuLocks
 from tuner.server.readiness import Smoke
-from tuner.store import RunFolder
 from tuner.world import World
 
 if TYPE_CHECKING:
-    from tuner.setup import TuneQuestion
-
-
-def engine_of(question: TuneQuestion, context: Context, folder: RunFolder) -> Engine:
-    """Build the engine of --engine. Raises InputError when another tuner holds one of this machine's GPUs."""
-    if question.engine is EngineName.SIMULATED:
-        return SimulatedEngine(question.world, context, question.seed, slos=question.plan.slos)
-    return live_engine(
-        _runner(question, context, folder),
-        context,
-        model_path=question.model_path,
-        trials=folder.path / "trials",
-        point_s=question.point_s,
-        seed=question.seed,
-        extra_flags=question.server_flags,
-        smoke=_smoke(question.smoke),
-        slos=question.plan.slos,
-    )
+    pass
 
 
 def live_engine(
@@ -83,21 +63,6 @@ def live_engine(
         smoke=smoke,
         closing=closing,
     )
-
-
-def _smoke(text: str | None) -> Smoke | None:
-    if text is None:
-        return None
-    prompt, _, expected = text.partition("=")
-    return Smoke(prompt, expected)
-
-
-def _runner(question: TuneQuestion, context: Context, folder: RunFolder) -> Runner:
-    if question.engine is EngineName.LOCAL:
-        return LocalRunner(python=question.python)
-    if question.engine is EngineName.DOCKER:
-        return DockerRunner(image=str(question.image), model_path=question.model_path)
-    return emulated_runner(folder.path.absolute(), context, question.world, question.seed)
 
 
 def check_emulator() -> None:

@@ -11,12 +11,12 @@ import numpy as np
 from models.config import ServerConfig
 from models.estimate import Context, replay_workload, statistics_ms
 from models.layout import Array, table_of
-from models.memory import Memory
+from models.memory import Memory, bounded
 from models.open_loop import replay_open_loop
 from models.replay import Replay
 from models.workload import Slo, Statistic, Workload
 from tuner.engines.seam import FailureKind, LaunchFailed, Measurement, ServerInfo
-from tuner.engines.world_memory import OOM_BOOT_SHARE, boot_failure, bounded, fails_under_load
+from tuner.engines.world_memory import OOM_BOOT_SHARE, boot_failure, fails_under_load
 from tuner.world import World
 
 # Windows of one measurement: their spread gives the interval (Student's t for 3 windows, 95 %).

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import numpy as np
-
-from models.layout import Array
 from models.memory import Memory
 from tuner.engines.seam import FailureKind
 from tuner.world import World
 
 # How far the boot is when the error shows: capture comes late.
 OOM_BOOT_SHARE = {FailureKind.OOM_KV: 0.6, FailureKind.OOM_GRAPHS: 0.9}
-
-
-def bounded(filled: Memory, most: Array | float) -> Memory:
-    """Return the ledger with no more KV tokens per rank than `most`: what --max-total-tokens does."""
-    per_rank = np.minimum(filled.kv_tokens_per_rank, most)
-    ranks = filled.kv_tokens / np.maximum(filled.kv_tokens_per_rank, 1.0)
-    return replace(filled, kv_tokens_per_rank=per_rank, kv_tokens=per_rank * ranks)
 
 
 def boot_failure(world: World, filled: Memory) -> FailureKind | None:

@@ -1,0 +1,45 @@
+"""The engine that --engine names, built from a tuning question."""
+
+from __future__ import annotations
+
+from models.estimate import Context
+from tuner.choices import EngineName
+from tuner.engines.choose import emulated_runner, live_engine
+from tuner.engines.runners import DockerRunner, LocalRunner, Runner
+from tuner.engines.seam import Engine
+from tuner.engines.simulated import SimulatedEngine
+from tuner.question import TuneQuestion
+from tuner.server.readiness import Smoke
+from tuner.store import RunFolder
+
+
+def engine_of(question: TuneQuestion, context: Context, folder: RunFolder) -> Engine:
+    """Build the engine of --engine. Raises InputError when another tuner holds one of this machine's GPUs."""
+    if question.engine is EngineName.SIMULATED:
+        return SimulatedEngine(question.world, context, question.seed, slos=question.plan.slos)
+    return live_engine(
+        _runner(question, context, folder),
+        context,
+        model_path=question.model_path,
+        trials=folder.path / "trials",
+        point_s=question.point_s,
+        seed=question.seed,
+        extra_flags=question.server_flags,
+        smoke=_smoke(question.smoke),
+        slos=question.plan.slos,
+    )
+
+
+def _smoke(text: str | None) -> Smoke | None:
+    if text is None:
+        return None
+    prompt, _, expected = text.partition("=")
+    return Smoke(prompt, expected)
+
+
+def _runner(question: TuneQuestion, context: Context, folder: RunFolder) -> Runner:
+    if question.engine is EngineName.LOCAL:
+        return LocalRunner(python=question.python)
+    if question.engine is EngineName.DOCKER:
+        return DockerRunner(image=str(question.image), model_path=question.model_path)
+    return emulated_runner(folder.path.absolute(), context, question.world, question.seed)

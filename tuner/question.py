@@ -1,0 +1,165 @@
+"""What `sgtune tune` is asked, with every mistake refused before anything starts."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from hwprobe.errors import InputError
+from hwprobe.files import content_hash
+from hwprobe.profile import hardware_hash
+from planner.arguments import read_arguments
+from planner.launch import DEFAULT_MODEL_PATH
+from planner.plan import PlanQuestion
+from tuner.choices import EngineName, Fidelity, Objective, SamplerName
+from tuner.engines.choose import check_emulator
+from tuner.goal import Goal
+from tuner.record import Manifest
+from tuner.slice_trials import check_objective, slice_for
+from tuner.space_file import SpaceFile
+from tuner.world import World
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneQuestion:
+    """What is asked of `sgtune tune`, read from the command line."""
+
+    plan: PlanQuestion
+    objective: Objective
+    engine: EngineName
+    world: World
+    trials: int
+    budget_s: float
+    seed: int
+    sampler: SamplerName
+    run: str | None
+    runs: Path
+    resume: bool
+    python: str = "python3"
+    image: str | None = None
+    model_path: str = DEFAULT_MODEL_PATH
+    server_flags: tuple[str, ...] = ()
+    point_s: float = 10.0
+    smoke: str | None = None
+    confirm: int = 0
+    space: SpaceFile | None = None
+    fidelity: Fidelity = Fidelity.WHOLE
+    cost_per_gpu_hour: float | None = None
+
+    @property
+    def goal(self) -> Goal:
+        """The objective with its figures."""
+        plan = self.plan
+        return Goal(
+            objective=self.objective, slos=plan.slos, min_user_tok_s=plan.min_user_tok_s,
+            request_rate=plan.request_rate, cost_per_gpu_hour=self.cost_per_gpu_hour,
+        )  # fmt: skip
+
+    def checked(self) -> TuneQuestion:
+        """Raise InputError for a question that has no meaning; return the question otherwise."""
+        if not 1 <= self.trials <= 10_000:
+            raise InputError(f"--trials is {self.trials}; it must be between 1 and 10000")
+        if not 0 <= self.confirm <= 100:
+            raise InputError(f"--confirm is {self.confirm}; it must be between 0 (off) and 100")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"--seed is {self.seed}; it must be between 0 and {2**31 - 1}")
+        if self.run is not None and (not self.run or self.run in (".", "..") or Path(self.run).name != self.run):
+            raise InputError(f"--run is '{self.run}'; it must be a plain folder name (its place is --runs)")
+        self._check_objective()
+        self.plan.checked()
+        self._check_engine()
+        if self.fidelity is Fidelity.SLICE:
+            check_objective(self.objective)
+            slice_for(self.plan.arch)
+        return self
+
+    def _check_objective(self) -> None:
+        """Raise InputError where objective and load do not go together."""
+        self.goal.checked()
+        loads = {"--concurrency": self.plan.concurrency, "--request-rate": self.plan.request_rate}
+        wanted = {Objective.USERS: None, Objective.GOODPUT: "--request-rate"}.get(self.objective, "--concurrency")
+        for flag, value in loads.items():
+            if flag == wanted and value is None:
+                raise InputError(f"--objective {self.objective} needs {flag}")
+            if flag != wanted and value is not None:
+                raise InputError(f"{flag} does not go with --objective {self.objective}")
+
+    def _check_engine(self) -> None:
+        """Raise InputError for an engine that could not start, before anything is written."""
+        if self.engine is EngineName.SIMULATED:
+            if self.server_flags:
+                raise InputError(
+                    "SGLang flags (after `--`, or in --space) need a server: --engine emulated, local or docker"
+                )
+            return
+        if self.plan.hardware.nodes > 1:
+            raise InputError(
+                f"--engine {self.engine} starts servers on this machine; --hardware {self.plan.hardware.name} is "
+                f"{self.plan.hardware.nodes} machines: plan them, or tune one with --engine simulated"
+            )
+        if self.smoke is not None and not all(self.smoke.partition("=")):
+            raise InputError(f"--smoke is '{self.smoke}'; write it as in --smoke 'The capital of France is=Paris'")
+        if self.engine is EngineName.DOCKER and not self.image:
+            raise InputError("--engine docker needs --image, as in --image lmsysorg/sglang:v0.5.23")
+        if self.engine is EngineName.EMULATED:
+            check_emulator()
+        program = {EngineName.LOCAL: self.python, EngineName.DOCKER: "docker"}.get(self.engine)
+        if program is not None and shutil.which(program) is None:
+            flag = "--python" if self.engine is EngineName.LOCAL else "--engine docker"
+            raise InputError(f"{flag}: no program '{program}' here that could be started")
+        faults = [fault for fault in read_arguments(self.server_flags, self.plan.version).faults if fault.refused]
+        if faults:
+            raise InputError(
+                f"SGLang {self.plan.version} refuses a flag after `--`: {faults[0].message}; {faults[0].fix}"
+            )
+
+    @property
+    def base_name(self) -> str:
+        plan = self.plan
+        machine = "".join(c if c.isalnum() or c in "-_." else "-" for c in plan.hardware.name)
+        load = f"c{plan.concurrency}"
+        if self.objective is Objective.USERS:
+            load = f"u{plan.min_user_tok_s:g}"
+        elif self.objective is Objective.GOODPUT:
+            load = f"r{plan.request_rate:g}"
+        return f"{machine}-{plan.isl}-{plan.osl}-{load}"
+
+    def manifest(self) -> Manifest:
+        plan = self.plan
+        return Manifest(
+            hardware=plan.hardware.name,
+            hardware_hash=hardware_hash(plan.hardware),
+            world_hash=content_hash(self.world),
+            belief_hash=content_hash((plan.context().engine, plan.acceptance, plan.context().sigma)),
+            model=plan.arch.name,
+            sglang_version=str(plan.version),
+            isl=plan.isl,
+            osl=plan.osl,
+            range_ratio=plan.range_ratio,
+            concurrency=0 if plan.concurrency is None else plan.concurrency,
+            slo=tuple(str(slo) for slo in plan.slos),
+            objective=self.objective,
+            engine=str(self.engine),
+            world=self.world.name,
+            seed=self.seed,
+            sampler=str(self.sampler),
+            mtp=plan.mtp,
+            server_flags=self.server_flags,
+            space_hash=content_hash(self.space.choices) if self.space else "",
+            fidelity=str(self.fidelity),
+            request_rate=plan.request_rate,
+            users=plan.users,
+            min_user_tok_s=plan.min_user_tok_s,
+            cost_per_gpu_hour=self.cost_per_gpu_hour,
+        )
+
+    def folder(self) -> Path:
+        """Return the run folder: the named one, the latest of this question to resume, or the next free one."""
+        if self.run is not None:
+            return self.runs / self.run
+        taken = [self.base_name, *(f"{self.base_name}-{n}" for n in range(2, 1000))]
+        existing = [name for name in taken if (self.runs / name / "run.toml").exists()]
+        if self.resume:
+            return self.runs / (existing[-1] if existing else self.base_name)
+        return self.runs / next(name for name in taken if not (self.runs / name).exists())
