@@ -5,7 +5,7 @@
     python3 dev.py test            all tests, side by side (arguments go to pytest: some tests, one after the other)
     python3 dev.py check           formatting, lint, types
     python3 dev.py oracle          sgtune's reading of launch lines against SGLang's own (--help)
-    python3 dev.py flags 0.5.24    read a release's command-line flags into planner/flags.json
+    python3 dev.py flags 0.5.24    read a release's command-line flags into planner/sglang/flags.json
     python3 dev.py sglang-cpu      the real SGLang on this machine's CPU, with a tiny DeepSeek-V3 (--help)
     python3 dev.py install         only make the environment, with the development tools
 

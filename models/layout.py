@@ -79,7 +79,7 @@ def table_of(configs: Sequence[ServerConfig]) -> ConfigTable:
     def column(name: str) -> Array:
         values = [getattr(config, name) for config in configs]
         if any(value is None for value in values):
-            raise ValueError(f"{name} is not resolved: pass the configuration through planner.resolver first")
+            raise ValueError(f"{name} is not resolved: pass the configuration through planner.sglang.resolver first")
         return np.array(values, dtype=np.float64)
 
     steps = [config.speculative.num_steps if config.speculative else 0 for config in configs]
@@ -110,5 +110,7 @@ def _chunk(config: ServerConfig) -> float:
     """Tokens a prefill pass may hold: the chunk, or without chunking (-1) whatever the longest prompt has."""
     chunk = config.chunked_prefill_size
     if chunk is None or config.context_length is None:
-        raise ValueError("chunked_prefill_size is not resolved: pass the configuration through planner.resolver first")
+        raise ValueError(
+            "chunked_prefill_size is not resolved: pass the configuration through planner.sglang.resolver first"
+        )
     return float(chunk if chunk > 0 else max(config.context_length, config.max_prefill_tokens or MAX_PREFILL_TOKENS))

@@ -1,4 +1,4 @@
-"""Reads the flags of SGLang releases from their wheels and writes planner/flags.json.
+"""Reads the flags of SGLang releases from their wheels and writes planner/sglang/flags.json.
 
     python3 dev.py flags 0.5.24          add a release to the list
     python3 dev.py flags --all           read every listed release again

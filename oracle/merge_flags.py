@@ -1,4 +1,4 @@
-"""Merges the flag lists of many releases into planner/flags.json: one record per flag and span of releases.
+"""Merges the flag lists of many releases into planner/sglang/flags.json: one record per flag and span of releases.
 
     python3 oracle/merge_flags.py FOLDER    FOLDER holds <release>.json files of dump_flags.py
 
@@ -19,7 +19,7 @@ FIELDS = {
     "data_parallel_size": "dp_size",
     "expert_parallel_size": "ep_size",
 }
-TARGET = Path(__file__).parent.parent / "planner" / "flags.json"
+TARGET = Path(__file__).parent.parent / "planner" / "sglang" / "flags.json"
 
 
 def main(folder: Path) -> None:

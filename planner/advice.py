@@ -11,9 +11,9 @@ from models.estimate import Context
 from models.memory import MemoryLedger
 from models.workload import Workload
 from planner.check import Checked, Weighed, judge, weigh
-from planner.dialects import to_flags
 from planner.fit import GOOD_FREE_GIB
 from planner.rules import ERRORS
+from planner.sglang.dialects import to_flags
 from planner.space import graph_size
 
 LEAST_GAIN = 0.03

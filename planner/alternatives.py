@@ -11,8 +11,8 @@ from packaging.version import Version
 from models.config import ServerConfig
 from models.machine import Machine
 from models.version import at_least
-from planner.backends import PAGED_32_64, PAGED_64
-from planner.flags import flags_of
+from planner.sglang.backends import PAGED_32_64, PAGED_64
+from planner.sglang.flags import flags_of
 
 DEFAULT = "default"
 Choice = int | float | str | bool

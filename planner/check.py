@@ -14,12 +14,12 @@ from models.layout import KV_BYTES, ConfigTable, table_of
 from models.machine import Machine
 from models.memory import Extras, Memory, MemoryLedger, ledger_of, memory
 from models.workload import Workload
-from planner.arguments import Arguments, read_arguments
-from planner.backends import decode_graphs, prefill_graphs
-from planner.dialects import from_values
-from planner.launch_line import with_config_file
-from planner.resolver import Resolved, resolve
 from planner.rules import RULES, Question, Rule, violations
+from planner.sglang.arguments import Arguments, read_arguments
+from planner.sglang.backends import decode_graphs, prefill_graphs
+from planner.sglang.dialects import from_values
+from planner.sglang.launch_line import with_config_file
+from planner.sglang.resolver import Resolved, resolve
 from planner.violation import Severity, Violation, sorted_violations
 
 # Element bytes of KV types the ledger's table does not list: block scales of 8 bits per 32 and per 16 values.

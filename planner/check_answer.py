@@ -15,11 +15,11 @@ from models.machine import machine_of
 from models.transfer import profile_on
 from models.workload import Workload
 from planner.advice import Advice, advise
-from planner.arguments import read_arguments
 from planner.check import Checked, Weighed, check_arguments, predicted, weigh
 from planner.fit import memory_violations
-from planner.flags import listed_releases
-from planner.launch_line import LaunchLine
+from planner.sglang.arguments import read_arguments
+from planner.sglang.flags import listed_releases
+from planner.sglang.launch_line import LaunchLine
 from planner.violation import Severity, Violation, sorted_violations
 
 DEEPEP_TOKENS = "SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK"

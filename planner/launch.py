@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from packaging.version import Version
 
 from models.config import ServerConfig
-from planner.dialects import to_flags
 from planner.rules import DEEPEP_TOKENS_PER_RANK
+from planner.sglang.dialects import to_flags
 from planner.space import as_launched
 
 DEFAULT_MODEL_PATH = "deepseek-ai/DeepSeek-R1"

@@ -15,10 +15,10 @@ from models.machine import machine_of
 from models.transfer import profile_on
 from models.workload import Metric, Slo, Statistic, Workload
 from planner.capacity import concurrency_for_rate, users_per_server
-from planner.dialects import to_argv
 from planner.frontier import pareto_front
 from planner.published import Comparison, compare_with_published
 from planner.search import Candidate, Found, search
+from planner.sglang.dialects import to_argv
 from planner.space import as_launched, default_space
 
 NODE_STEPS = (2, 4, 8)

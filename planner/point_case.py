@@ -24,9 +24,9 @@ from models.slices import DUMMY_INDEPENDENCE
 from models.version import OLDEST, parse_version
 from models.versions_between import profile_for
 from models.workload import Lengths
-from planner.arguments import read_arguments
-from planner.dialects import from_values
-from planner.resolver import resolve
+from planner.sglang.arguments import read_arguments
+from planner.sglang.dialects import from_values
+from planner.sglang.resolver import resolve
 
 GUESSED_LENGTH = 1000
 GUESSED_STEPS = 3

@@ -11,7 +11,7 @@ from typing import Any
 from models.config import ServerConfig
 from models.estimate import Context, predict
 from models.workload import Workload
-from planner.resolver import resolve
+from planner.sglang.resolver import resolve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from models.config import ServerConfig, Speculative
 from models.machine import Machine
 from models.version import at_least
 from planner.alternatives import typed_attention, typed_page
-from planner.resolver import effective_chunk, resolve, typed_chunk
+from planner.sglang.resolver import effective_chunk, resolve, typed_chunk
 
 MTP_STEPS = (0, 1, 2, 3)
 FRACTIONS = tuple(round(0.70 + 0.02 * step, 2) for step in range(14))

@@ -35,7 +35,7 @@ def test_wheel_holds_all_data_and_runs_without_the_source_tree(tmp_path: Path) -
         "models/founding_case.toml",
         "planner/export/templates/launch.sh.j2",
         "planner/export/templates/kubernetes.yaml.j2",
-        "planner/flags.json",
+        "planner/sglang/flags.json",
         "tuner/worlds/default.toml",
         "dashboard/streamlit_app.py",
         "dashboard/app_pages/plan.py",

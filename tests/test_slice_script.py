@@ -15,7 +15,7 @@ import pytest
 from packaging.version import Version
 
 from models.architecture import deepseek_r1, load_architecture
-from planner.arguments import read_arguments
+from planner.sglang.arguments import read_arguments
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "tools" / "slice_on_gpu.sh"

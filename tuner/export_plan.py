@@ -11,11 +11,11 @@ from hwprobe.errors import InputError
 from hwprobe.files import decode_json, read_bytes
 from models.config import ServerConfig
 from models.version import parse_version
-from planner.arguments import read_arguments
-from planner.dialects import from_values
 from planner.export.record import Figure, Record
 from planner.export.targets import Parameters, Provenance
 from planner.launch import launch_spec
+from planner.sglang.arguments import read_arguments
+from planner.sglang.dialects import from_values
 from tuner import __version__
 from tuner.export import Exportable, clean_command
 

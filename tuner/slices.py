@@ -17,9 +17,9 @@ from models.config import ServerConfig
 from models.estimate import Context
 from models.layout import table_of
 from models.workload import Workload
-from planner.arguments import read_arguments
-from planner.dialects import from_values
-from planner.resolver import resolve
+from planner.sglang.arguments import read_arguments
+from planner.sglang.dialects import from_values
+from planner.sglang.resolver import resolve
 from tuner.engines.seam import Measurement, Server, Verdict
 
 MOST_CLIENTS = 4096

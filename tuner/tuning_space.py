@@ -10,8 +10,8 @@ from models.config import ServerConfig, Speculative
 from models.estimate import Context
 from models.workload import Metric, Slo, Workload
 from planner.alternatives import AUTOMATIC_ATTENTION, DEFAULT, UNPRICED, Choice, alternatives, typed_page
-from planner.resolver import DEFAULT_REQUESTS_PER_RANK, resolve
 from planner.search import LATENCY_SHARES
+from planner.sglang.resolver import DEFAULT_REQUESTS_PER_RANK, resolve
 from planner.space import CHUNKS, FRACTIONS, Space, as_launched, graph_size
 
 CLIENTS = "clients"

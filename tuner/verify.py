@@ -17,13 +17,13 @@ from models.config import ServerConfig
 from models.estimate import Context
 from models.version import parse_version
 from models.workload import Workload
-from planner.arguments import read_arguments
-from planner.dialects import from_values
 from planner.export.files import BUNDLE_FILE
 from planner.export.record import Figure, Record, record_of
 from planner.export.targets import Target
-from planner.launch_line import LaunchLine, launch_of_file
-from planner.resolver import resolve
+from planner.sglang.arguments import read_arguments
+from planner.sglang.dialects import from_values
+from planner.sglang.launch_line import LaunchLine, launch_of_file
+from planner.sglang.resolver import resolve
 from tuner.engines.live import HOST, LiveEngine, LiveServer
 from tuner.engines.seam import LaunchFailed, Measurement, Verdict
 

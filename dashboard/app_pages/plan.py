@@ -11,10 +11,10 @@ from hwprobe.catalogue import hardware_names
 from hwprobe.errors import InputError
 from models.config import Speculative
 from models.estimate import DEFAULT_ACCEPTANCE
-from planner.flags import listed_releases
 from planner.launch import launch_spec
 from planner.plan import Plan
 from planner.search import Candidate
+from planner.sglang.flags import listed_releases
 from planner.space import CHUNKS, GRAPH_SIZES, MTP_STEPS
 
 CLIENTS, RATE, USERS = "clients", "requests/s", "users"

@@ -22,7 +22,7 @@ from planner.export.targets import (
     ready_path,
 )
 from planner.launch import DIST_PORT, LaunchSpec
-from planner.unit_words import exec_quote, unit_quote
+from planner.sglang.unit_words import exec_quote, unit_quote
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -10,9 +10,9 @@ from packaging.version import Version
 
 from hwprobe.errors import InputError
 from models.version import at_least
-from planner.dialects import CONFIG_FILE
 from planner.export.record import Record
 from planner.launch import DEFAULT_MODEL_PATH, LaunchSpec
+from planner.sglang.dialects import CONFIG_FILE
 
 CACHE_IN_CONTAINER = "/sglang-cache"
 HUB_IN_CONTAINER = "/huggingface"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from planner.dialects import missing_abilities
 from planner.rules import attention, experts, serving, speculation, topology
 from planner.rules.core import Outcome, Question, Rule, apply
 from planner.rules.experts import DEEPEP_TOKENS_PER_RANK
+from planner.sglang.dialects import missing_abilities
 from planner.violation import Severity, Violation, sorted_violations
 
 __all__ = [

@@ -14,7 +14,7 @@ from models.architecture import ModelArchitecture
 from models.config import ServerConfig
 from models.machine import Machine
 from models.version import at_least
-from planner.backends import attention_pair
+from planner.sglang.backends import attention_pair
 from planner.violation import Severity, Violation
 
 # SGLang 0.5.13 moved to --attn-dp-size and the per-phase graph flags; its checks are those read from 0.5.23.

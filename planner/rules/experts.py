@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from planner.backends import SPANNING, a2a_backend
 from planner.rules.core import NEWEST_FAMILY, Outcome, Question, Rule
+from planner.sglang.backends import SPANNING, a2a_backend
 
 REFUSED, FAILS, WORSE, CHANGED = Outcome.REFUSED, Outcome.FAILS, Outcome.WORSE, Outcome.CHANGED
 DEEPEP_TOKENS_PER_RANK = 128

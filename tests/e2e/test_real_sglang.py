@@ -24,7 +24,7 @@ from models.architecture import load_architecture
 from models.config import ServerConfig
 from models.estimate import Context
 from models.workload import Workload
-from planner.resolver import resolve
+from planner.sglang.resolver import resolve
 from tests.left import marked, nothing_left
 from tests.patience import in_one_of_three
 from tests.tuner.test_verify import falsified

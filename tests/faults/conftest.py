@@ -14,7 +14,7 @@ from hwprobe.nvml import Inventory
 from models.config import ServerConfig
 from models.estimate import Context
 from models.workload import Workload
-from planner.resolver import resolve
+from planner.sglang.resolver import resolve
 from tuner.engines.choose import world_toml
 from tuner.engines.live import LiveEngine
 from tuner.engines.runners import EmulatedRunner

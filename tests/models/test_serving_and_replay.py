@@ -16,7 +16,7 @@ from models.layout import table_of
 from models.replay import Replay, replay
 from models.scheduler import Limits
 from models.workload import Workload
-from planner.resolver import resolve
+from planner.sglang.resolver import resolve
 
 MakeContext = Callable[..., Context]
 

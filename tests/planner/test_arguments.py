@@ -9,9 +9,9 @@ from packaging.version import Version
 
 from hwprobe.errors import InputError
 from models.config import ServerConfig, Speculative
-from planner.arguments import read_arguments, readable_int
-from planner.dialects import from_values, to_argv
-from planner.flags import first_release_of, flags_of, life_of, listed_releases
+from planner.sglang.arguments import read_arguments, readable_int
+from planner.sglang.dialects import from_values, to_argv
+from planner.sglang.flags import first_release_of, flags_of, life_of, listed_releases
 from planner.violation import Severity
 
 NEWEST = Version("0.5.23")

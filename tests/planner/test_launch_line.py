@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hwprobe.errors import InputError
-from planner.launch_line import launch_of_file, launch_of_words, with_config_file
+from planner.sglang.launch_line import launch_of_file, launch_of_words, with_config_file
 
 WANTED = ("--model-path", "deepseek-ai/DeepSeek-R1", "--tp", "8")
 

@@ -14,8 +14,8 @@ from hwprobe.errors import InputError
 from models.architecture import deepseek_r1
 from models.config import ServerConfig, Speculative
 from models.machine import machine_of
-from planner.dialects import to_argv
-from planner.resolver import resolve
+from planner.sglang.dialects import to_argv
+from planner.sglang.resolver import resolve
 from planner.space import as_launched, fill_grid, layouts, shapes
 from planner.space import default_space as space_of
 

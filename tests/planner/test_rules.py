@@ -10,8 +10,8 @@ from models.architecture import deepseek_r1
 from models.config import ServerConfig
 from models.machine import machine_of
 from planner.check import check_arguments
-from planner.resolver import resolve
 from planner.rules import RULES, Outcome, Question, Severity, first_error, violations
+from planner.sglang.resolver import resolve
 
 R1 = deepseek_r1()
 DP8 = "--attn-dp-size 8"

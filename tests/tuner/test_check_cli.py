@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from packaging.version import Version
 
-from planner.flags import flags_of
+from planner.sglang.flags import flags_of
 from tests.conftest import run_sgtune
 
 LINE = [

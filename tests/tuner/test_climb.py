@@ -11,7 +11,7 @@ import pytest
 from models.config import ServerConfig
 from models.estimate import Context
 from models.workload import Slo, Workload
-from planner.resolver import resolve
+from planner.sglang.resolver import resolve
 from tuner.choices import Objective
 from tuner.climb import Climb, decision_of, knee_steps
 from tuner.engines.seam import Measurement, ServerInfo, Verdict

@@ -13,7 +13,7 @@ import pytest
 
 from planner.export.record import record_of
 from planner.export.targets import Target
-from planner.launch_line import launch_of_file
+from planner.sglang.launch_line import launch_of_file
 from tuner.export import clean_command, without_secrets
 
 Sgtune = Callable[..., Any]

@@ -16,7 +16,7 @@ from models.estimate import Context
 from models.workload import Workload
 from planner.alternatives import DEFAULT, UNPRICED, alternatives
 from planner.launch import launch_spec
-from planner.resolver import resolve
+from planner.sglang.resolver import resolve
 from planner.space import as_launched, default_space
 from tuner.candidates import allowed, candidates_of
 from tuner.moves import Moves

@@ -12,7 +12,7 @@ from hwprobe.errors import InputError
 from models.config import ServerConfig, Speculative
 from models.estimate import Context, predict
 from models.workload import Workload
-from planner.resolver import resolve
+from planner.sglang.resolver import resolve
 from tuner.engines.seam import FailureKind, LaunchFailed
 from tuner.engines.simulated import SimulatedEngine
 from tuner.world import Effect, World, load_world

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from models.workload import Workload
     from planner.check_answer import CheckQuestion
-    from planner.launch_line import LaunchLine
+    from planner.sglang.launch_line import LaunchLine
 
 EXAMPLE = (
     "Example: sgtune check --hardware h200x8 -- python -m sglang.launch_server "
@@ -136,7 +136,7 @@ def _launch(words: list[str]) -> LaunchLine:
     import shlex
 
     from hwprobe.errors import InputError
-    from planner.launch_line import launch_of_file, launch_of_words
+    from planner.sglang.launch_line import launch_of_file, launch_of_words
 
     if not words:
         raise InputError(f"give a launch line after `--`, or a file that holds one. {EXAMPLE}")
@@ -177,8 +177,8 @@ def _version(launch: LaunchLine, asked: str | None) -> tuple[Version, list[str]]
 def _default_hardware(launch: LaunchLine) -> str:
     """Return H200 nodes, as many as the line asks for."""
     from models.version import NEWEST, parse_version
-    from planner.arguments import read_arguments
-    from planner.dialects import from_values
+    from planner.sglang.arguments import read_arguments
+    from planner.sglang.dialects import from_values
 
     version = parse_version(NEWEST)
     nodes = from_values(read_arguments(launch.words, version).values, version).nnodes

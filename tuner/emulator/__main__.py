@@ -17,10 +17,10 @@ from models.architecture import ModelArchitecture, deepseek_r1
 from models.engine_profile import load_engine_profile
 from models.estimate import DEFAULT_ACCEPTANCE, Context
 from models.version import NEWEST, parse_version
-from planner.arguments import read_arguments
 from planner.check import Checked, check_arguments
 from planner.inputs import read_hardware
 from planner.plan import PlanQuestion
+from planner.sglang.arguments import read_arguments
 from tuner.emulator.boot import Machine, boot
 from tuner.emulator.log import say, write
 from tuner.slices import slice_of

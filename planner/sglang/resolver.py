@@ -11,7 +11,7 @@ from models.architecture import ModelArchitecture
 from models.config import ServerConfig, Speculative
 from models.machine import Machine
 from models.version import at_least
-from planner.backends import (
+from planner.sglang.backends import (
     PAGED_32_64,
     PAGED_64,
     SPANNING,
@@ -20,7 +20,7 @@ from planner.backends import (
     decode_graphs,
     prefill_graphs,
 )
-from planner.defaults import (
+from planner.sglang.defaults import (
     LARGEST_PREFILL_GRAPH,
     decode_graph_sizes,
     default_fraction,

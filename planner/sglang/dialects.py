@@ -12,7 +12,7 @@ from packaging.version import Version
 from hwprobe.errors import InputError
 from models.config import ServerConfig, Speculative
 from models.version import NEWEST, at_least
-from planner.flags import FlagSet, first_release_of, flags_of
+from planner.sglang.flags import FlagSet, first_release_of, flags_of
 
 CONFIG_FILE = "0.5.0"
 SPECULATIVE = ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")

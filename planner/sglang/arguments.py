@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from packaging.version import Version
 
-from planner.flags import Flag, FlagSet, flags_of, life_of
+from planner.sglang.flags import Flag, FlagSet, flags_of, life_of
 from planner.violation import Severity, Violation
 
 # What to write instead of a flag that a release no longer, or not yet, has.

@@ -7,7 +7,7 @@ from packaging.version import Version
 from models.config import ServerConfig
 from models.machine import Machine
 from models.version import at_least
-from planner.backends import decode_graphs, prefill_graphs
+from planner.sglang.backends import decode_graphs, prefill_graphs
 
 # SGLang up to 0.4.7: the static fraction by TP size.
 FRACTION_04 = ((16, 0.79), (8, 0.81), (4, 0.85), (2, 0.87), (1, 0.88))

@@ -11,8 +11,8 @@ from typing import Any
 
 from hwprobe.errors import InputError
 from hwprobe.files import read_bytes
-from planner.shell_words import LITERAL, OPERATORS, commands_of, literal, plain
-from planner.unit_words import assignments_of, unit_words
+from planner.sglang.shell_words import LITERAL, OPERATORS, commands_of, literal, plain
+from planner.sglang.unit_words import assignments_of, unit_words
 
 MODULE = "sglang.launch_server"
 ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)

@@ -64,7 +64,7 @@ class FlagSet:
 
 @cache
 def _table() -> _Table:
-    return msgspec.json.decode(files("planner").joinpath("flags.json").read_bytes(), type=_Table)
+    return msgspec.json.decode(files("planner").joinpath("sglang/flags.json").read_bytes(), type=_Table)
 
 
 def listed_releases() -> tuple[str, ...]:
