@@ -28,7 +28,7 @@ from models.machine import machine_of
 from models.serving import closed_loop
 from models.versions_between import profile_for
 from models.workload import Workload
-from planner.space import default_space, fill_grid, shapes
+from planner.plans.space import default_space, fill_grid, shapes
 
 CLIENTS = 64
 ROUNDS = 7

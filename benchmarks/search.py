@@ -33,7 +33,7 @@ from models.estimate import Context, Prediction, predict_many, replay_workload, 
 from models.layout import table_of
 from models.version import parse_version
 from models.workload import Metric, Slo, Statistic, Workload
-from planner.plan import PlanQuestion, make_plan
+from planner.plans.make import PlanQuestion, make_plan
 from tuner.candidates import allowed, candidates_of
 from tuner.choices import EngineName, Objective, SamplerName
 from tuner.engines.seam import Measurement

@@ -15,9 +15,9 @@ from models.layout import table_of
 from models.memory import MemoryLedger, ledger_of
 from models.workload import missed
 from planner.inputs import read_question
-from planner.plan import Plan, PlanQuestion, make_plan
+from planner.plans.make import Plan, PlanQuestion, make_plan
+from planner.plans.search import SAFE_FREE_GIB, Candidate
 from planner.rules import Question, first_error
-from planner.search import SAFE_FREE_GIB, Candidate
 
 # Clients at which a configuration's curve is drawn, as shares of those asked for.
 CURVE_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)

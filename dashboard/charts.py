@@ -25,8 +25,8 @@ from hwprobe.profile import Matrix
 from models.estimate import LIMIT_NAMES
 from models.memory import MemoryLedger
 from models.workload import Metric, Slo
-from planner.plan import Plan
-from planner.search import Candidate
+from planner.plans.make import Plan
+from planner.plans.search import Candidate
 
 # Weights below this many GiB are drawn together.
 SMALL_GIB = 0.3

@@ -19,7 +19,7 @@ from models.layout import table_of
 from models.memory import MemoryLedger, ledger_of
 from models.version import parse_version
 from models.workload import Slo
-from planner.plan import PlanQuestion
+from planner.plans.make import PlanQuestion
 from tuner.confirm import Standing, standings, winner_of
 from tuner.learned import KnobEffect, knob_effects
 from tuner.live import Live, State, read_live

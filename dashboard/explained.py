@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from models.estimate import predict_many
 from models.layout import table_of
 from models.serving import MEAN_OUTPUT_HELD
-from planner.plan import Plan
-from planner.search import Candidate
+from planner.plans.make import Plan
+from planner.plans.search import Candidate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from dashboard.charts import CLIENTS, TOK_S_GPU, TOK_S_USER, empty, owner_colour
 from dashboard.colours import BAD, COLOURS, GOOD, NEUTRAL, colour_of, family_of, symbol_of
 from models.memory import MemoryLedger
 from models.workload import Slo
-from planner.frontier import pareto_front
+from planner.plans.frontier import pareto_front
 from tuner.engines.seam import Measurement
 from tuner.live import LiveTrial
 from tuner.record import TrialRecord, best_of

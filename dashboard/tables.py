@@ -11,8 +11,8 @@ from dashboard.words import off_by
 from hwprobe.findings import Change, Finding
 from hwprobe.profile import HardwareProfile, Quantity
 from planner.launch import LaunchSpec
-from planner.plan import Plan
-from planner.search import Rejected
+from planner.plans.make import Plan
+from planner.plans.search import Rejected
 from tuner.record import TrialRecord
 
 

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 
 from dashboard.data import RunView, Status
-from planner.plan import Plan
+from planner.plans.make import Plan
 from tuner.export import without_secrets
 from tuner.record import TrialRecord
 

@@ -12,9 +12,9 @@ from models.memory import MemoryLedger
 from models.workload import Workload
 from planner.check import Checked, Weighed, judge, weigh
 from planner.fit import GOOD_FREE_GIB
+from planner.plans.space import graph_size
 from planner.rules import ERRORS
 from planner.sglang.dialects import to_flags
-from planner.space import graph_size
 
 LEAST_GAIN = 0.03
 MOST_ADVICE = 6

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from planner.check_answer import CheckAnswer
-from planner.document import ledger_document, prediction_document
+from planner.plans.document import ledger_document, prediction_document
 
 
 def check_document(answer: CheckAnswer) -> dict[str, Any]:

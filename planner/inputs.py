@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hwprobe.profile import HardwareProfile
     from models.architecture import ModelArchitecture
-    from planner.plan import PlanQuestion
+    from planner.plans.make import PlanQuestion
 
 
 def read_hardware(name: str) -> HardwareProfile:
@@ -42,7 +42,7 @@ def read_question(
     from models.engine_profile import load_engine_profile
     from models.version import parse_version
     from models.workload import Slo
-    from planner.plan import PlanQuestion
+    from planner.plans.make import PlanQuestion
 
     return PlanQuestion(
         hardware=read_hardware(hardware),

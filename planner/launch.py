@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from packaging.version import Version
 
 from models.config import ServerConfig
+from planner.plans.space import as_launched
 from planner.rules import DEEPEP_TOKENS_PER_RANK
 from planner.sglang.dialects import to_flags
-from planner.space import as_launched
 
 DEFAULT_MODEL_PATH = "deepseek-ai/DeepSeek-R1"
 DIST_PORT = 20000

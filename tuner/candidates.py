@@ -17,9 +17,9 @@ from models.estimate import Context, predict_many
 from models.layout import Array, ConfigTable, table_of
 from models.memory import Memory
 from models.serving import Serving
-from planner.alternatives import DEFAULT
+from planner.plans.alternatives import DEFAULT
+from planner.plans.search import SAFE_FREE_GIB
 from planner.rules import Question, first_error
-from planner.search import SAFE_FREE_GIB
 from tuner.figures import Figure
 from tuner.tuning_space import CORE, TuningSpace
 

@@ -10,9 +10,9 @@ from models.config import ServerConfig
 from models.estimate import Context, Prediction
 from models.layout import table_of
 from models.workload import Workload
-from planner.alternatives import DEFAULT, UNPRICED
+from planner.plans.alternatives import DEFAULT, UNPRICED
+from planner.plans.search import SAFE_FREE_GIB
 from planner.rules import Question, first_error
-from planner.search import SAFE_FREE_GIB
 from tuner.choices import Objective
 from tuner.goal import Goal
 from tuner.memory_offset import evidence, known_missing_gib

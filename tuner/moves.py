@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from models.config import ServerConfig
-from planner.alternatives import UNPRICED, Choice
+from planner.plans.alternatives import UNPRICED, Choice
 from tuner.candidates import Candidates, allowed, fitting, rows_of
 from tuner.tuning_space import TuningSpace
 

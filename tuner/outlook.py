@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from models.estimate import predict
-from planner.alternatives import UNPRICED
 from planner.launch import launch_spec
-from planner.space import as_launched
+from planner.plans.alternatives import UNPRICED
+from planner.plans.space import as_launched
 from tuner.candidates import candidates_of
 from tuner.choices import EngineName, Fidelity
 from tuner.climb import Climb

@@ -10,7 +10,7 @@ from hwprobe.errors import InputError
 from hwprobe.files import content_hash
 from hwprobe.profile import hardware_hash
 from planner.launch import DEFAULT_MODEL_PATH
-from planner.plan import PlanQuestion
+from planner.plans.make import PlanQuestion
 from planner.sglang.arguments import read_arguments
 from tuner.choices import EngineName, Fidelity, Objective, SamplerName
 from tuner.engines.choose import check_emulator

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from models.config import ServerConfig
-from planner.alternatives import DEFAULT, UNPRICED
+from planner.plans.alternatives import DEFAULT, UNPRICED
 from tuner.choices import Objective
 from tuner.engines.seam import FailureKind, Measurement
 

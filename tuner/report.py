@@ -9,9 +9,9 @@ from typing import Any
 
 from packaging.version import Version
 
-from planner.frontier import pareto_front
 from planner.launch import launch_spec
-from planner.space import as_launched
+from planner.plans.frontier import pareto_front
+from planner.plans.space import as_launched
 from tuner.confirm import BASELINE, Standing, standings, winner_of
 from tuner.engines.seam import Verdict
 from tuner.goal import UNITS

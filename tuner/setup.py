@@ -9,10 +9,10 @@ from typing import Any
 
 from hwprobe.errors import InputError
 from models.workload import Slo, Workload
-from planner.capacity import MOST_CLIENTS
-from planner.plan import Plan, make_plan
-from planner.seeds import recipe, sglang_default, spread_seeds
-from planner.space import default_space
+from planner.plans.capacity import MOST_CLIENTS
+from planner.plans.make import Plan, make_plan
+from planner.plans.seeds import recipe, sglang_default, spread_seeds
+from planner.plans.space import default_space
 from tuner.candidates import candidates_of
 from tuner.choices import Fidelity, Objective, SamplerName
 from tuner.confirm import BASELINE

@@ -17,7 +17,7 @@ from typing import Any
 
 from hwprobe.errors import InputError, did_you_mean
 from hwprobe.files import read_bytes
-from planner.alternatives import DEFAULT, UNPRICED, Choice
+from planner.plans.alternatives import DEFAULT, UNPRICED, Choice
 from planner.sglang.flags import flags_of
 from tuner.tuning_space import CLIENTS, CORE, TuningSpace
 

@@ -14,7 +14,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 
-from planner.alternatives import DEFAULT, Choice
+from planner.plans.alternatives import DEFAULT, Choice
 from tuner.choices import SamplerName
 from tuner.goal import Goal
 from tuner.grid import Grid

@@ -9,10 +9,10 @@ from typing import Any
 from models.config import ServerConfig, Speculative
 from models.estimate import Context
 from models.workload import Metric, Slo, Workload
-from planner.alternatives import AUTOMATIC_ATTENTION, DEFAULT, UNPRICED, Choice, alternatives, typed_page
-from planner.search import LATENCY_SHARES
+from planner.plans.alternatives import AUTOMATIC_ATTENTION, DEFAULT, UNPRICED, Choice, alternatives, typed_page
+from planner.plans.search import LATENCY_SHARES
+from planner.plans.space import CHUNKS, FRACTIONS, Space, as_launched, graph_size
 from planner.sglang.resolver import DEFAULT_REQUESTS_PER_RANK, resolve
-from planner.space import CHUNKS, FRACTIONS, Space, as_launched, graph_size
 
 CLIENTS = "clients"
 # The knobs that equations price: every combination is a candidate. The others (UNPRICED) are moves from one.

@@ -18,7 +18,7 @@ from models.version import parse_version
 from planner.export.render import render
 from planner.export.targets import Parameters, Target, possible_targets
 from planner.launch import launch_spec
-from planner.seeds import sglang_default
+from planner.plans.seeds import sglang_default
 from tuner.export import Exportable, chosen_trial, trial_export
 
 LANGUAGES = {Target.YAML: "yaml", Target.COMPOSE: "yaml", Target.K8S: "yaml", Target.SYSTEMD: "ini"}

@@ -12,10 +12,10 @@ from hwprobe.errors import InputError
 from models.config import Speculative
 from models.estimate import DEFAULT_ACCEPTANCE
 from planner.launch import launch_spec
-from planner.plan import Plan
-from planner.search import Candidate
+from planner.plans.make import Plan
+from planner.plans.search import Candidate
+from planner.plans.space import CHUNKS, GRAPH_SIZES, MTP_STEPS
 from planner.sglang.flags import listed_releases
-from planner.space import CHUNKS, GRAPH_SIZES, MTP_STEPS
 
 CLIENTS, RATE, USERS = "clients", "requests/s", "users"
 LIMITS = ("tpot:mean<50ms", "tpot:p99<100ms", "ttft:mean<2s", "ttft:p99<10s", "e2e:p95<60s")

@@ -21,7 +21,7 @@ from dashboard.words import off_by
 from hwprobe.findings import compare, findings
 from models.config import Speculative
 from models.workload import Slo
-from planner.frontier import pareto_front
+from planner.plans.frontier import pareto_front
 from tuner.engines.seam import FailureKind
 from tuner.record import Outcome, TrialRecord
 from tuner.store import read_trials

@@ -22,10 +22,10 @@ from planner.export.files import export_bundle, export_files
 from planner.export.render import render
 from planner.export.targets import Parameters, Provenance, Target, possible_targets
 from planner.launch import LaunchSpec, launch_spec
+from planner.plans.space import as_launched
 from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values
 from planner.sglang.launch_line import LaunchLine, launch_of_file
-from planner.space import as_launched
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "export"
 NEWEST = Version("0.5.23")

@@ -13,12 +13,12 @@ from models.architecture import deepseek_r1
 from models.layout import table_of
 from models.memory import memory
 from models.workload import Slo
-from planner.document import plan_document
-from planner.frontier import pareto_front
-from planner.plan import Plan, PlanQuestion, make_plan
+from planner.plans.document import plan_document
+from planner.plans.frontier import pareto_front
+from planner.plans.make import Plan, PlanQuestion, make_plan
+from planner.plans.search import SAFE_FREE_GIB
+from planner.plans.seeds import spread_seeds
 from planner.rules import Question, first_error
-from planner.search import SAFE_FREE_GIB
-from planner.seeds import spread_seeds
 
 
 def asked(hardware: str = "nf5688g7", version: str = "0.5.23", isl: int = 1000, osl: int = 1000, **more: Any) -> Plan:

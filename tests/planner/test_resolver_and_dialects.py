@@ -14,10 +14,10 @@ from hwprobe.errors import InputError
 from models.architecture import deepseek_r1
 from models.config import ServerConfig, Speculative
 from models.machine import machine_of
+from planner.plans.space import as_launched, fill_grid, layouts, shapes
+from planner.plans.space import default_space as space_of
 from planner.sglang.dialects import to_argv
 from planner.sglang.resolver import resolve
-from planner.space import as_launched, fill_grid, layouts, shapes
-from planner.space import default_space as space_of
 
 R1 = deepseek_r1()
 NEWEST = Version("0.5.23")

@@ -142,6 +142,6 @@ def test_secrets_stay_out_of_files() -> None:
 
 
 def test_plan_starts_without_jinja2() -> None:
-    modules = "tuner.cli.main, planner.plan, planner.document, sys"
+    modules = "tuner.cli.main, planner.plans.make, planner.plans.document, sys"
     code = f"import {modules}; sys.exit('jinja2' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,10 +14,10 @@ from packaging.version import Version
 from hwprobe.catalogue import hardware_from_catalogue
 from models.estimate import Context
 from models.workload import Workload
-from planner.alternatives import DEFAULT, UNPRICED, alternatives
 from planner.launch import launch_spec
+from planner.plans.alternatives import DEFAULT, UNPRICED, alternatives
+from planner.plans.space import as_launched, default_space
 from planner.sglang.resolver import resolve
-from planner.space import as_launched, default_space
 from tuner.candidates import allowed, candidates_of
 from tuner.moves import Moves
 from tuner.tuning_space import CORE, TuningSpace, tuning_space

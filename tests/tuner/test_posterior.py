@@ -10,7 +10,7 @@ import pytest
 from hwprobe.catalogue import hardware_from_catalogue
 from models.architecture import deepseek_r1
 from models.version import parse_version
-from planner.plan import PlanQuestion
+from planner.plans.make import PlanQuestion
 from tuner.candidates import PHYSICS, Candidates, candidates_of, undominated
 from tuner.choices import EngineName, Objective, SamplerName
 from tuner.figures import of_point

@@ -15,8 +15,8 @@ import pytest
 from hwprobe.catalogue import hardware_from_catalogue
 from models.architecture import deepseek_r1
 from models.version import parse_version
-from planner.plan import PlanQuestion
-from planner.search import SAFE_FREE_GIB
+from planner.plans.make import PlanQuestion
+from planner.plans.search import SAFE_FREE_GIB
 from tuner.candidates import PHYSICS, Candidates, candidates_of, slopes
 from tuner.choices import EngineName, Objective, SamplerName
 from tuner.figures import log_figure, of_point

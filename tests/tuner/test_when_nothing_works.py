@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from models.config import ServerConfig
-from planner.alternatives import UNPRICED
+from planner.plans.alternatives import UNPRICED
 from tuner.engines.seam import FailureKind, LaunchFailed
 from tuner.engines.simulated import SimulatedEngine, SimulatedServer
 from tuner.record import Outcome, TrialRecord

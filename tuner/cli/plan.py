@@ -13,7 +13,7 @@ from tuner.cli.common import console, print_json
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from planner.plan import PlanQuestion
+    from planner.plans.make import PlanQuestion
 
 EXAMPLE = "Example: sgtune plan --hardware nf5688g7 --isl 1000 --osl 1000 --concurrency 1024 --slo 'tpot:mean<100ms'"
 
@@ -63,8 +63,8 @@ def plan(
 def _answer(question: PlanQuestion, *, model_path: str, explain: bool, out: Path | None, json: bool) -> None:
     """Plan, write and show; exit 3 when the target cannot be met."""
     from hwprobe.files import encode_json, write_atomic
-    from planner.document import plan_document
-    from planner.plan import make_plan
+    from planner.plans.document import plan_document
+    from planner.plans.make import make_plan
     from tuner.cli.plan_view import show_plan
 
     answer = make_plan(question)

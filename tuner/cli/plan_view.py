@@ -11,8 +11,8 @@ from rich.table import Table
 from models.estimate import LIMIT_NAMES
 from models.memory import MemoryLedger
 from planner.launch import launch_spec
-from planner.plan import Plan
-from planner.search import Candidate
+from planner.plans.make import Plan
+from planner.plans.search import Candidate
 
 
 def show_plan(plan: Plan, screen: Console, *, model_path: str, explain: bool) -> None:

@@ -76,7 +76,7 @@ def _context(claim: Claim, hardware: str | None, model: Path | None, profile: Pa
     from hwprobe.files import encode_json, write_atomic
     from hwprobe.profile import hardware_hash
     from models.engine_profile import load_engine_profile
-    from planner.plan import PlanQuestion
+    from planner.plans.make import PlanQuestion
 
     record = claim.record
     machine = read_hardware(hardware or str(claim.hardware or record.hardware))

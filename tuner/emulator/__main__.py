@@ -19,7 +19,7 @@ from models.estimate import DEFAULT_ACCEPTANCE, Context
 from models.version import NEWEST, parse_version
 from planner.check import Checked, check_arguments
 from planner.inputs import read_hardware
-from planner.plan import PlanQuestion
+from planner.plans.make import PlanQuestion
 from planner.sglang.arguments import read_arguments
 from tuner.emulator.boot import Machine, boot
 from tuner.emulator.log import say, write

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from planner.search import Found
+from planner.plans.search import Found
 
 # No single R1 server of today runs more requests at once than this.
 MOST_CLIENTS = 4096

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hwprobe.profile import hardware_hash
-from planner.space import as_launched
+from planner.plans.space import as_launched
 
 if TYPE_CHECKING:
     from models.estimate import Prediction
     from models.memory import MemoryLedger
-    from planner.plan import Plan
-    from planner.published import Comparison
-    from planner.search import Candidate, Rejected
+    from planner.plans.make import Plan
+    from planner.plans.published import Comparison
+    from planner.plans.search import Candidate, Rejected
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from models.layout import Array, ConfigTable, table_of
 from models.memory import Memory, MemoryLedger, ledger_of
 from models.serving import Serving
 from models.workload import Metric, Slo, Workload, missed
+from planner.plans.space import Space, fill_grid, shapes
 from planner.rules import Question, Violation, first_error
 from planner.sglang.resolver import DEFAULT_REQUESTS_PER_RANK
-from planner.space import Space, fill_grid, shapes
 
 # A server with less than this left per GPU after graphs and activations is one allocation from an OOM;
 # SGLang's guide calls 5-8 GiB good.

@@ -14,12 +14,12 @@ from models.estimate import DEFAULT_ACCEPTANCE, Context
 from models.machine import machine_of
 from models.transfer import profile_on
 from models.workload import Metric, Slo, Statistic, Workload
-from planner.capacity import concurrency_for_rate, users_per_server
-from planner.frontier import pareto_front
-from planner.published import Comparison, compare_with_published
-from planner.search import Candidate, Found, search
+from planner.plans.capacity import concurrency_for_rate, users_per_server
+from planner.plans.frontier import pareto_front
+from planner.plans.published import Comparison, compare_with_published
+from planner.plans.search import Candidate, Found, search
+from planner.plans.space import as_launched, default_space
 from planner.sglang.dialects import to_argv
-from planner.space import as_launched, default_space
 
 NODE_STEPS = (2, 4, 8)
 MOST_USERS = 10_000_000

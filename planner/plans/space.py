@@ -11,7 +11,7 @@ from models.architecture import ModelArchitecture
 from models.config import ServerConfig, Speculative
 from models.machine import Machine
 from models.version import at_least
-from planner.alternatives import typed_attention, typed_page
+from planner.plans.alternatives import typed_attention, typed_page
 from planner.sglang.resolver import effective_chunk, resolve, typed_chunk
 
 MTP_STEPS = (0, 1, 2, 3)
