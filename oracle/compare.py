@@ -13,7 +13,7 @@ from packaging.version import Version
 from hwprobe.catalogue import hardware_from_catalogue
 from models.architecture import ModelArchitecture
 from models.machine import machine_of
-from planner.check import Checked, check_arguments
+from planner.check.judge import Checked, check_arguments
 
 # Field of sgtune's resolver -> where SGLang's resolved arguments hold it.
 FIELDS: dict[str, Callable[[Mapping[str, Any]], Any]] = {

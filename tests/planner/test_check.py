@@ -11,8 +11,8 @@ from packaging.version import Version
 from hwprobe.catalogue import hardware_from_catalogue
 from models.architecture import deepseek_r1
 from models.workload import Workload
-from planner.check_answer import CheckAnswer, CheckQuestion, answer_check
-from planner.check_document import check_document
+from planner.check.answer import CheckAnswer, CheckQuestion, answer_check
+from planner.check.document import check_document
 from planner.sglang.launch_line import launch_of_words
 
 DP8 = "--model-path deepseek-ai/DeepSeek-R1 --tp 8 --dp 8 --enable-dp-attention"

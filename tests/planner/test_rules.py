@@ -9,7 +9,7 @@ from hwprobe.catalogue import hardware_from_catalogue
 from models.architecture import deepseek_r1
 from models.config import ServerConfig
 from models.machine import machine_of
-from planner.check import check_arguments
+from planner.check.judge import check_arguments
 from planner.rules import RULES, Outcome, Question, Severity, first_error, violations
 from planner.sglang.resolver import resolve
 

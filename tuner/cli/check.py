@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from packaging.version import Version
 
     from models.workload import Workload
-    from planner.check_answer import CheckQuestion
+    from planner.check.answer import CheckQuestion
     from planner.sglang.launch_line import LaunchLine
 
 EXAMPLE = (
@@ -65,7 +65,7 @@ def check(
     """Explain any SGLang launch line: what SGLang refuses or changes, memory, KV tokens, speed, and what to change."""
     start_fast()
     from models.workload import Workload
-    from planner.check_answer import answer_check
+    from planner.check.answer import answer_check
 
     question = _question(
         line or [],
@@ -79,7 +79,7 @@ def check(
     )
     answer = answer_check(question)
     if json:
-        from planner.check_document import check_document
+        from planner.check.document import check_document
 
         print_json(check_document(answer))
     else:
@@ -103,7 +103,7 @@ def _question(
 ) -> CheckQuestion:
     from hwprobe.errors import InputError
     from models.engine_profile import load_engine_profile
-    from planner.check_answer import CheckQuestion
+    from planner.check.answer import CheckQuestion
 
     if free_before_load_gib is not None and not 1.0 <= free_before_load_gib <= 10_000.0:
         raise InputError(
@@ -157,7 +157,7 @@ def _launch(words: list[str]) -> LaunchLine:
 def _version(launch: LaunchLine, asked: str | None) -> tuple[Version, list[str]]:
     """Return the release to check for and what to say about how it was chosen."""
     from models.version import NEWEST, parse_version
-    from planner.check_answer import guessed_version
+    from planner.check.answer import guessed_version
 
     if asked is not None:
         return parse_version(asked), []

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from models.memory import MemoryLedger
-from planner.check_answer import CheckAnswer
+from planner.check.answer import CheckAnswer
 from planner.violation import Severity, Violation
 
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}

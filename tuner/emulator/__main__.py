@@ -17,7 +17,7 @@ from models.architecture import ModelArchitecture, deepseek_r1
 from models.engine_profile import load_engine_profile
 from models.estimate import DEFAULT_ACCEPTANCE, Context
 from models.version import NEWEST, parse_version
-from planner.check import Checked, check_arguments
+from planner.check.judge import Checked, check_arguments
 from planner.inputs import read_hardware
 from planner.plans.make import PlanQuestion
 from planner.sglang.arguments import read_arguments

@@ -14,7 +14,7 @@ from models.estimate import Context, limits_of
 from models.layout import table_of
 from models.memory import Memory, MemoryLedger, bounded, ledger_of
 from models.step_times import StepTimes
-from planner.check import Checked, modelled
+from planner.check.judge import Checked, modelled
 from tuner.emulator import family
 from tuner.emulator.log import say, write
 from tuner.emulator.serving import Serving, serve

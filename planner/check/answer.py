@@ -14,9 +14,9 @@ from models.estimate import DEFAULT_ACCEPTANCE, Context, Prediction
 from models.machine import machine_of
 from models.transfer import profile_on
 from models.workload import Workload
-from planner.advice import Advice, advise
-from planner.check import Checked, Weighed, check_arguments, predicted, weigh
-from planner.fit import memory_violations
+from planner.check.advice import Advice, advise
+from planner.check.judge import Checked, Weighed, check_arguments, predicted, weigh
+from planner.check.memory_fit import memory_violations
 from planner.sglang.arguments import read_arguments
 from planner.sglang.flags import listed_releases
 from planner.sglang.launch_line import LaunchLine

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner.check import Checked, Weighed
+from planner.check.judge import Checked, Weighed
 from planner.violation import Severity, Violation
 
 GOOD_FREE_GIB = 5.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from planner.check_answer import CheckAnswer
+from planner.check.answer import CheckAnswer
 from planner.plans.document import ledger_document, prediction_document
 
 

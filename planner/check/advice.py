@@ -10,8 +10,8 @@ from models.config import ServerConfig
 from models.estimate import Context
 from models.memory import MemoryLedger
 from models.workload import Workload
-from planner.check import Checked, Weighed, judge, weigh
-from planner.fit import GOOD_FREE_GIB
+from planner.check.judge import Checked, Weighed, judge, weigh
+from planner.check.memory_fit import GOOD_FREE_GIB
 from planner.plans.space import graph_size
 from planner.rules import ERRORS
 from planner.sglang.dialects import to_flags
