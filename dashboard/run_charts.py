@@ -13,9 +13,9 @@ from dashboard.colours import BAD, COLOURS, GOOD, NEUTRAL, colour_of, family_of,
 from models.memory import MemoryLedger
 from models.workload import Slo
 from planner.plans.frontier import pareto_front
-from tuner.engines.seam import Measurement
 from tuner.live import LiveTrial
 from tuner.record import TrialRecord, best_of
+from tuner.seam import Measurement
 
 
 def ladder(current: LiveTrial | None, best: TrialRecord | None, baseline: TrialRecord | None) -> go.Figure:

@@ -16,9 +16,9 @@ import psutil
 from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.files import encode_json
 from hwprobe.profile import AllReduce, Basis, GpuProfile, HardwareProfile, Quantity
-from tuner.engines.seam import FailureKind, Measurement
 from tuner.live import LIVE_FILE, LiveTrial, State, read_live
 from tuner.record import Outcome, TrialRecord
+from tuner.seam import FailureKind, Measurement
 from tuner.store import read_trials
 
 STATES = ("no run", "empty", "running", "finished", "failed", "torn", "deleted")

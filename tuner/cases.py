@@ -22,8 +22,8 @@ from models.workload import Workload
 from planner.point_case import case_of
 
 if TYPE_CHECKING:
-    from tuner.engines.seam import Measurement
     from tuner.record import TrialRecord
+    from tuner.seam import Measurement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tuner.engines.seam import Measurement, Verdict
 from tuner.record import Outcome, TrialRecord, best_of
+from tuner.seam import Measurement, Verdict
 
 BASELINE = "SGLang default"
 # Student's t at 97.5 % by degrees of freedom; few launches are ever repeated.

@@ -15,10 +15,10 @@ from models.workload import Slo, Workload, missed
 from tuner.candidates import PHYSICS, rows_of
 from tuner.choices import Objective
 from tuner.climb import decision_of
-from tuner.engines.seam import Measurement, Verdict
 from tuner.figures import of_goal
 from tuner.goal import Goal
 from tuner.record import Outcome, TrialRecord
+from tuner.seam import Measurement, Verdict
 from tuner.tuning_space import TuningSpace
 
 

@@ -6,9 +6,9 @@ from models.estimate import Context
 from tuner.choices import EngineName
 from tuner.engines.choose import emulated_runner, live_engine
 from tuner.engines.runners import DockerRunner, LocalRunner, Runner
-from tuner.engines.seam import Engine
 from tuner.engines.simulated import SimulatedEngine
 from tuner.question import TuneQuestion
+from tuner.seam import Engine
 from tuner.server.readiness import Smoke
 from tuner.store import RunFolder
 

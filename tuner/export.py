@@ -18,8 +18,8 @@ from planner.launch import LaunchSpec, launch_spec
 from tuner import __version__
 from tuner.choices import EngineName
 from tuner.confirm import Standing, standings, winner_of
-from tuner.engines.seam import Measurement, Verdict
 from tuner.record import Manifest, TrialRecord
+from tuner.seam import Measurement, Verdict
 
 REAL_ENGINES = (EngineName.LOCAL, EngineName.DOCKER)
 

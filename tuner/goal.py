@@ -13,7 +13,7 @@ from models.config import ServerConfig
 from models.layout import Array
 from models.workload import Latencies, Metric, Slo, Statistic
 from tuner.choices import Objective
-from tuner.engines.seam import Measurement, Verdict
+from tuner.seam import Measurement, Verdict
 
 # Latency grows about with the square root of the clients where a server is well used; taken where no second point
 # shows how it grows (users between one client and the first rung).

@@ -15,7 +15,7 @@ import msgspec
 import psutil
 
 from models.config import ServerConfig
-from tuner.engines.seam import Measurement
+from tuner.seam import Measurement
 
 LIVE_FILE = "live.json"
 # A process is the one that wrote the file if it was born within this many seconds of what the file says.

@@ -8,8 +8,8 @@ import numpy as np
 
 from models.estimate import Context
 from models.layout import Array, table_of
-from tuner.engines.seam import FailureKind
 from tuner.record import Outcome, TrialRecord
+from tuner.seam import FailureKind
 
 # GiB per GPU that may be missing, the spread of the ledger's error before any launch, and how sharp the edge is.
 GRID_GIB = np.arange(-3.0, 20.0, 0.05)

@@ -10,7 +10,7 @@ from typing import Any
 from models.config import ServerConfig
 from planner.plans.alternatives import DEFAULT, UNPRICED
 from tuner.choices import Objective
-from tuner.engines.seam import FailureKind, Measurement
+from tuner.seam import FailureKind, Measurement
 
 
 class Outcome(StrEnum):

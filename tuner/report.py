@@ -13,10 +13,10 @@ from planner.launch import launch_spec
 from planner.plans.frontier import pareto_front
 from planner.plans.space import as_launched
 from tuner.confirm import BASELINE, Standing, standings, winner_of
-from tuner.engines.seam import Verdict
 from tuner.goal import UNITS
 from tuner.learned import knob_effects, residuals
 from tuner.record import Manifest, Outcome, TrialRecord
+from tuner.seam import Verdict
 
 
 def nearest_of(records: Sequence[TrialRecord]) -> TrialRecord | None:

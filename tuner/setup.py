@@ -17,10 +17,10 @@ from tuner.candidates import candidates_of
 from tuner.choices import Fidelity, Objective, SamplerName
 from tuner.confirm import BASELINE
 from tuner.engine_factory import engine_of
-from tuner.engines.seam import Engine
 from tuner.fidelity import Screen
 from tuner.loop import Loop, Reporter, Task
 from tuner.question import TuneQuestion
+from tuner.seam import Engine
 from tuner.slice_trials import SliceFile, slice_for, sliced_engine
 from tuner.store import RunFolder
 from tuner.study import StudyIndex

@@ -17,8 +17,8 @@ from tuner.choices import EngineName
 from tuner.engines.choose import emulated_runner, live_engine
 from tuner.engines.live import HOST
 from tuner.engines.runners import DockerRunner, LocalRunner, Runner
-from tuner.engines.seam import LaunchFailed, Server
 from tuner.engines.simulated import SimulatedEngine
+from tuner.seam import LaunchFailed, Server
 from tuner.server.ports import Ports, candidates
 from tuner.slices import Layout, Rung, climb, launch_words
 from tuner.world import World

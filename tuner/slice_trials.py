@@ -13,8 +13,8 @@ from models.architecture import ModelArchitecture
 from models.config import ServerConfig
 from tuner.choices import Objective
 from tuner.engines.live import LiveEngine
-from tuner.engines.seam import Engine
 from tuner.engines.simulated import SimulatedEngine
+from tuner.seam import Engine
 from tuner.store import cut_torn_line
 
 SLICE_LAYERS = 8

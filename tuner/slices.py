@@ -20,7 +20,7 @@ from models.workload import Workload
 from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values
 from planner.sglang.resolver import resolve
-from tuner.engines.seam import Measurement, Server, Verdict
+from tuner.seam import Measurement, Server, Verdict
 
 MOST_CLIENTS = 4096
 # A verdict that says nothing against the median of repeats.

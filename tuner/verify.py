@@ -25,7 +25,7 @@ from planner.sglang.dialects import from_values
 from planner.sglang.launch_line import LaunchLine, launch_of_file
 from planner.sglang.resolver import resolve
 from tuner.engines.live import HOST, LiveEngine, LiveServer
-from tuner.engines.seam import LaunchFailed, Measurement, Verdict
+from tuner.seam import LaunchFailed, Measurement, Verdict
 
 SURROUNDINGS = ("SGLANG_CACHE_DIR", "HF_HOME", "MODEL_PATH", "PYTHON")
 

@@ -30,10 +30,10 @@ from tests.patience import in_one_of_three
 from tests.tuner.test_verify import falsified
 from tuner.engines.live import LiveEngine, LiveServer
 from tuner.engines.runners import LocalRunner
-from tuner.engines.seam import FailureKind, LaunchFailed, Verdict
 from tuner.load.cross_check import run_theirs
 from tuner.load.formats import in_window
 from tuner.load.point import Settings, measure_for_tuner, measure_point
+from tuner.seam import FailureKind, LaunchFailed, Verdict
 from tuner.server.gate import Gate
 from tuner.server.ports import Ports
 

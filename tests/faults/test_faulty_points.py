@@ -8,9 +8,9 @@ from models.config import ServerConfig
 from models.workload import Workload
 from tests.faults.conftest import Launcher
 from tests.patience import in_one_of_three
-from tuner.engines.seam import FailureKind, LaunchFailed, Verdict
 from tuner.faults import Fault, FaultKind
 from tuner.load.point import Point, Settings, measure_point
+from tuner.seam import FailureKind, LaunchFailed, Verdict
 
 pytestmark = pytest.mark.alone
 SETTINGS = Settings(least_s=1.0, waves=20.0, most_s=20.0, vocabulary=1000)

@@ -22,8 +22,8 @@ from hwprobe.profile import GpuState, Holder
 from models.config import ServerConfig
 from tests.faults.conftest import WORKLOAD, Launcher
 from tests.left import marked
-from tuner.engines.seam import FailureKind, LaunchFailed
 from tuner.faults import Fault, FaultKind
+from tuner.seam import FailureKind, LaunchFailed
 from tuner.server import process as server_process
 from tuner.server import readiness
 from tuner.server.failure import Policy, policy_of

@@ -13,9 +13,9 @@ import pytest
 
 from models.config import ServerConfig
 from tuner.confirm import BASELINE, standings, to_confirm, winner_of
-from tuner.engines.seam import Measurement
 from tuner.learned import knob_effects, residuals
 from tuner.record import Outcome, TrialRecord
+from tuner.seam import Measurement
 
 Sgtune = Callable[..., Any]
 DEFAULTS = {"layout": "tp8", "mtp_steps": 0, "chunked_prefill_size": "default"}

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tuner.engines.seam import FailureKind, LaunchFailed
 from tuner.engines.simulated import SimulatedEngine
 from tuner.live import LIVE_FILE, Live, State, read_live
+from tuner.seam import FailureKind, LaunchFailed
 
 Sgtune = Callable[..., Any]
 QUESTION = (

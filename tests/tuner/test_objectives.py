@@ -16,9 +16,9 @@ from hwprobe.errors import SgtuneError
 from models.workload import Slo, Workload
 from tuner.choices import Arrival
 from tuner.engines.choose import world_toml
-from tuner.engines.seam import Measurement
 from tuner.goal import carried, crossing
 from tuner.load.point import Settings, measure_for_tuner
+from tuner.seam import Measurement
 from tuner.world import World
 
 Sgtune = Callable[..., Any]

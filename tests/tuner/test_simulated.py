@@ -13,8 +13,8 @@ from models.config import ServerConfig, Speculative
 from models.estimate import Context, predict
 from models.workload import Workload
 from planner.sglang.resolver import resolve
-from tuner.engines.seam import FailureKind, LaunchFailed
 from tuner.engines.simulated import SimulatedEngine
+from tuner.seam import FailureKind, LaunchFailed
 from tuner.world import Effect, World, load_world
 
 MakeContext = Callable[..., Context]

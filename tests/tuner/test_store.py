@@ -12,8 +12,8 @@ from hwprobe.errors import InputError, SgtuneError
 from hwprobe.files import encode_json
 from models.config import ServerConfig, Speculative
 from tuner.choices import Objective
-from tuner.engines.seam import FailureKind, Measurement
 from tuner.record import Manifest, Outcome, TrialRecord
+from tuner.seam import FailureKind, Measurement
 from tuner.store import RunFolder, cut_torn_line, read_manifest, read_trials
 
 HARDWARE = hardware_from_catalogue("h200x8")

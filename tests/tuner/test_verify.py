@@ -16,7 +16,7 @@ from planner.export.record import Figure, record_line, record_of
 from tests.documents import document_of
 from tests.patience import in_one_of_three
 from tuner.engines.choose import world_toml
-from tuner.engines.seam import Measurement, Verdict
+from tuner.seam import Measurement, Verdict
 from tuner.verify import Compared, read_claim
 from tuner.world import World
 

@@ -12,7 +12,6 @@ from hwprobe.errors import InputError, SgtuneError
 from hwprobe.files import write_atomic
 from models.workload import Slo, Workload
 from tuner.choices import Arrival, Backend
-from tuner.engines.seam import LaunchFailed, Verdict
 from tuner.load.cross_check import Theirs, run_theirs
 from tuner.load.formats import json_lines, point_document, point_record, request_lines, sglang_record
 from tuner.load.knee import Knee, find_knee
@@ -20,6 +19,7 @@ from tuner.load.plot import plot_html
 from tuner.load.point import Live, Point, Settings, measure_point
 from tuner.load.server_side import Address, ServerFacts, read_facts
 from tuner.load.sources import dataset_prompts, lognormal_lengths, recorded_lengths
+from tuner.seam import LaunchFailed, Verdict
 
 MOST_CLIENTS = 65_536
 SPARE_FILES = 128

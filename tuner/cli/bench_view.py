@@ -8,8 +8,8 @@ from rich.table import Table
 
 from tuner.cli.bench_run import BenchAnswer
 from tuner.cli.progress import ProgressScreen
-from tuner.engines.seam import Verdict
 from tuner.load.point import Live, Point
+from tuner.seam import Verdict
 
 
 class BenchScreen(ProgressScreen):

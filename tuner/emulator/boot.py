@@ -18,9 +18,9 @@ from planner.check.judge import Checked, modelled
 from tuner.emulator import family
 from tuner.emulator.log import say, write
 from tuner.emulator.serving import Serving, serve
-from tuner.engines.seam import FailureKind
 from tuner.engines.world_memory import boot_failure, fails_under_load
 from tuner.faults import Fault, FaultKind
+from tuner.seam import FailureKind
 from tuner.world import World
 
 # Share of the boot time that each phase takes.

@@ -19,7 +19,7 @@ from models.memory import ledger_of
 from models.workload import Workload
 from planner.launch import launch_spec
 from tuner.engines.runners import Runner
-from tuner.engines.seam import FailureKind, LaunchFailed, Measurement, ServerInfo
+from tuner.seam import FailureKind, LaunchFailed, Measurement, ServerInfo
 from tuner.server.figures import BootFigures, boot_figures
 from tuner.server.gate import Gate
 from tuner.server.ports import Ports

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from models.memory import Memory
-from tuner.engines.seam import FailureKind
+from tuner.seam import FailureKind
 from tuner.world import World
 
 # How far the boot is when the error shows: capture comes late.

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from models.workload import Slo, missed
-from tuner.engines.seam import Verdict
 from tuner.load.point import Point
+from tuner.seam import Verdict
 
 # The answer is exact to this share: finer than what a repeat of the measurement would tell apart.
 RESOLUTION = 0.05

@@ -9,8 +9,8 @@ from importlib.resources import files
 
 import jinja2
 
-from tuner.engines.seam import Verdict
 from tuner.load.point import Point
+from tuner.seam import Verdict
 
 WIDTH, HEIGHT, LEFT, BOTTOM, MARGIN = 720.0, 380.0, 80.0, 60.0, 24.0
 TICKS = 5

@@ -15,13 +15,13 @@ import numpy as np
 from hwprobe.errors import InputError, SgtuneError
 from models.workload import Slo, Workload
 from tuner.choices import Arrival, Backend
-from tuner.engines.seam import FailureKind, LaunchFailed, Measurement, Verdict
 from tuner.load.crew import Crew
 from tuner.load.server_side import Address, Load, flush_cache, mean_load, read_load
 from tuner.load.sources import arrivals_s
 from tuner.load.traffic import Outcome, Progress, Share
 from tuner.load.verdict import Asked, judge
 from tuner.load.window import Window, window_of
+from tuner.seam import FailureKind, LaunchFailed, Measurement, Verdict
 
 # Streams one process carries without being the limit itself (docs/bench.md).
 STREAMS_PER_WORKER = 2048

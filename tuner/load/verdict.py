@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tuner.engines.seam import Verdict
 from tuner.load.traffic import Outcome
 from tuner.load.window import Window
+from tuner.seam import Verdict
 
 LEAST_IN_FLIGHT = 0.98
 # What the generator's own lateness may add to a TTFT: on average, and at its 99th percentile.

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tuner.engines.seam import FailureKind
+from tuner.seam import FailureKind
 
 LAST_LINES = 40
 EVIDENCE_LINES = 6

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from hwprobe.errors import InputError
 from hwprobe.nvml import Inventory, NvmlGpu, read_inventory
-from tuner.engines.seam import FailureKind, LaunchFailed
+from tuner.seam import FailureKind, LaunchFailed
 
 IDLE_WAIT_S = 60.0
 POLL_S = 1.0

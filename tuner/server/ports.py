@@ -6,7 +6,7 @@ import os
 import socket
 
 from hwprobe.errors import InputError
-from tuner.engines.seam import FailureKind, LaunchFailed
+from tuner.seam import FailureKind, LaunchFailed
 
 # With attention DP SGLang takes the HTTP port + 233 and the next few (server_args.py, PortArgs).
 DERIVED = range(233, 241)

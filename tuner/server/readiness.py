@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tuner.engines.seam import FailureKind, LaunchFailed
+from tuner.seam import FailureKind, LaunchFailed
 from tuner.server.failure import LAST_LINES, PORT_LOST, classify
 from tuner.server.process import ServerProcess
 

@@ -21,12 +21,12 @@ from hwprobe.errors import InputError
 from models.workload import Workload
 from tests.patience import in_one_of_three
 from tuner.choices import Arrival
-from tuner.engines.seam import Verdict
 from tuner.load.knee import find_knee
 from tuner.load.point import Point, Settings, shares_of
 from tuner.load.server_side import Address
 from tuner.load.sources import arrivals_s, dataset_prompts, lognormal_lengths, recorded_lengths
 from tuner.load.traffic import Payloads
+from tuner.seam import Verdict
 
 ADDRESS = Address(host="127.0.0.1", port=1, secure=False)
 HALF_NORMAL_MEAN = 0.79788  # of |N(0, 1)|

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from tuner.engines.seam import Verdict
 from tuner.load.traffic import Outcome, Seen
 from tuner.load.verdict import Asked, judge
 from tuner.load.window import Window, window_of
+from tuner.seam import Verdict
 
 
 def seen(start: float, *, ttft: float = 0.2, tpot: float = 0.02, tokens: int = 11, **changes: object) -> Seen:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tuner.engines.seam import FailureKind
+from tuner.seam import FailureKind
 from tuner.server.failure import RULES, Policy, classify, policy_of
 
 LOGS = Path(__file__).parents[2] / "data" / "logs"

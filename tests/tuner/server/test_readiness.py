@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tuner.engines.seam import FailureKind, LaunchFailed
+from tuner.seam import FailureKind, LaunchFailed
 from tuner.server import readiness
 from tuner.server.process import ServerProcess
 from tuner.server.readiness import PHASES, wait_until_ready
