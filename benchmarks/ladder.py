@@ -22,9 +22,9 @@ from search import Job, Silent, optimum, plan_of, true_rate, tune_question
 from worlds import Asked, world
 
 from tuner.choices import Fidelity, SamplerName
+from tuner.evidence.trial import Outcome, TrialRecord
 from tuner.loop import Loop
 from tuner.question import TuneQuestion
-from tuner.record import Outcome, TrialRecord
 from tuner.setup import Prepared, open_loop, prepare
 from tuner.world import Effect, World
 

@@ -37,9 +37,9 @@ from planner.plans.make import PlanQuestion, make_plan
 from tuner.candidates import allowed, candidates_of
 from tuner.choices import EngineName, Objective, SamplerName
 from tuner.engines.world_memory import boot_failure, fails_under_load
+from tuner.evidence.trial import Outcome, TrialRecord
 from tuner.moves import Moves
 from tuner.question import TuneQuestion
-from tuner.record import Outcome, TrialRecord
 from tuner.seam import Measurement
 from tuner.setup import Prepared, open_loop, prepare
 from tuner.world import World

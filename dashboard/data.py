@@ -20,12 +20,12 @@ from models.memory import MemoryLedger, ledger_of
 from models.version import parse_version
 from models.workload import Slo
 from planner.plans.make import PlanQuestion
-from tuner.confirm import Standing, standings, winner_of
-from tuner.learned import KnobEffect, knob_effects
-from tuner.live import Live, State, read_live
-from tuner.record import Manifest, TrialRecord, best_of
+from tuner.evidence.knob_effects import KnobEffect, knob_effects
+from tuner.evidence.live_state import Live, State, read_live
+from tuner.evidence.run_folder import read_manifest
+from tuner.evidence.standings import Standing, standings, winner_of
+from tuner.evidence.trial import Manifest, TrialRecord, best_of
 from tuner.report import baseline_of
-from tuner.store import read_manifest
 
 RUNS_VARIABLE = "SGTUNE_RUNS"
 # The end of a log that is read; long enough for forty wide lines.

@@ -12,7 +12,7 @@ from dashboard.learning import Learned
 from dashboard.run_charts import by_family, rate_at_target
 from dashboard.words import off_by
 from models.calibration import Calibration
-from tuner.record import TrialRecord
+from tuner.evidence.trial import TrialRecord
 
 AFTER = COLOURS[Family.TP]
 

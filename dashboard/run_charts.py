@@ -13,8 +13,8 @@ from dashboard.colours import BAD, COLOURS, GOOD, NEUTRAL, colour_of, family_of,
 from models.memory import MemoryLedger
 from models.workload import Slo
 from planner.plans.frontier import pareto_front
-from tuner.live import LiveTrial
-from tuner.record import TrialRecord, best_of
+from tuner.evidence.live_state import LiveTrial
+from tuner.evidence.trial import TrialRecord, best_of
 from tuner.seam import Measurement
 
 

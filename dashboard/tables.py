@@ -13,7 +13,7 @@ from hwprobe.profile import HardwareProfile, Quantity
 from planner.launch import LaunchSpec
 from planner.plans.make import Plan
 from planner.plans.search import Rejected
-from tuner.record import TrialRecord
+from tuner.evidence.trial import TrialRecord
 
 
 def ranked(plan: Plan) -> pd.DataFrame:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from dashboard.data import RunView, Status
 from planner.plans.make import Plan
+from tuner.evidence.trial import TrialRecord
 from tuner.export import without_secrets
-from tuner.record import TrialRecord
 
 
 def amount(count: float, one: str, many: str | None = None) -> str:

@@ -16,10 +16,10 @@ import psutil
 from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.files import encode_json
 from hwprobe.profile import AllReduce, Basis, GpuProfile, HardwareProfile, Quantity
-from tuner.live import LIVE_FILE, LiveTrial, State, read_live
-from tuner.record import Outcome, TrialRecord
+from tuner.evidence.live_state import LIVE_FILE, LiveTrial, State, read_live
+from tuner.evidence.run_folder import read_trials
+from tuner.evidence.trial import Outcome, TrialRecord
 from tuner.seam import FailureKind, Measurement
-from tuner.store import read_trials
 
 STATES = ("no run", "empty", "running", "finished", "failed", "torn", "deleted")
 RUN = "small"

@@ -22,7 +22,7 @@ from models.workload import Workload
 from planner.point_case import case_of
 
 if TYPE_CHECKING:
-    from tuner.record import TrialRecord
+    from tuner.evidence.trial import TrialRecord
     from tuner.seam import Measurement
 
 
@@ -74,7 +74,7 @@ def _of_line(line: str, number: int, setting: Setting) -> Line:
 
 def _of_run(folder: Path, setting: Setting) -> Iterator[Line]:
     """Every point of every measured trial: its configuration is known exactly."""
-    from tuner.store import read_manifest, read_trials  # not loaded for files of records
+    from tuner.evidence.run_folder import read_manifest, read_trials  # not loaded for files of records
 
     manifest = read_manifest(folder)
     from hwprobe.profile import load_profile

@@ -15,9 +15,9 @@ from models.workload import Slo, Workload, missed
 from tuner.candidates import PHYSICS, rows_of
 from tuner.choices import Objective
 from tuner.climb import decision_of
+from tuner.evidence.trial import Outcome, TrialRecord
 from tuner.figures import of_goal
 from tuner.goal import Goal
-from tuner.record import Outcome, TrialRecord
 from tuner.seam import Measurement, Verdict
 from tuner.tuning_space import TuningSpace
 

@@ -7,10 +7,10 @@ from tuner.choices import EngineName
 from tuner.engines.choose import emulated_runner, live_engine
 from tuner.engines.runners import DockerRunner, LocalRunner, Runner
 from tuner.engines.simulated import SimulatedEngine
+from tuner.evidence.run_folder import RunFolder
 from tuner.question import TuneQuestion
 from tuner.seam import Engine
 from tuner.server.readiness import Smoke
-from tuner.store import RunFolder
 
 
 def engine_of(question: TuneQuestion, context: Context, folder: RunFolder) -> Engine:

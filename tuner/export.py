@@ -17,8 +17,8 @@ from planner.export.targets import SECRET_FLAGS, Parameters, Provenance, Target,
 from planner.launch import LaunchSpec, launch_spec
 from tuner import __version__
 from tuner.choices import EngineName
-from tuner.confirm import Standing, standings, winner_of
-from tuner.record import Manifest, TrialRecord
+from tuner.evidence.standings import Standing, standings, winner_of
+from tuner.evidence.trial import Manifest, TrialRecord
 from tuner.seam import Measurement, Verdict
 
 REAL_ENGINES = (EngineName.LOCAL, EngineName.DOCKER)

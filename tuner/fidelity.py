@@ -23,11 +23,11 @@ from models.slices import dummy_weights
 from models.workload import Slo
 from tuner.candidates import PHYSICS, Candidates, candidates_of, knob_features, slopes
 from tuner.choices import Objective
+from tuner.evidence.trial import Outcome, TrialRecord, best_of
 from tuner.figures import Figure, of_goal, of_point
 from tuner.goal import Goal
 from tuner.improvement import chance_below, expected_improvement, nothing_to_beat
 from tuner.memory_offset import chance_it_holds, evidence
-from tuner.record import Outcome, TrialRecord, best_of
 from tuner.seam import Engine, LaunchFailed, Measurement, Verdict
 from tuner.server.failure import Policy, policy_of
 from tuner.slice_trials import MOST_SLICES, MOST_SLICES_FIRST, SliceFile, SliceRecord

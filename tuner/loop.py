@@ -15,16 +15,16 @@ from models.workload import Workload
 from planner.launch import launch_spec
 from tuner.choices import Objective
 from tuner.climb import LOWER_RUNGS, Climb
-from tuner.confirm import BASELINE, to_confirm
 from tuner.draft import Drafts
+from tuner.evidence.run_folder import RunFolder
+from tuner.evidence.standings import BASELINE, to_confirm
+from tuner.evidence.trial import Outcome, TrialRecord, best_of
 from tuner.fidelity import SAMPLER, SLICED, Screen
 from tuner.gates import cannot_run, cannot_win, quarantined
 from tuner.goal import Goal
-from tuner.record import Outcome, TrialRecord, best_of
 from tuner.safest import SAFEST, Fallback
 from tuner.seam import Engine, LaunchFailed, Measurement, Server
 from tuner.server.failure import Policy, policy_of
-from tuner.store import RunFolder
 from tuner.study import StudyIndex
 from tuner.tuning_space import TuningSpace
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from models.estimate import Context
 from models.layout import Array, table_of
-from tuner.record import Outcome, TrialRecord
+from tuner.evidence.trial import Outcome, TrialRecord
 from tuner.seam import FailureKind
 
 # GiB per GPU that may be missing, the spread of the ledger's error before any launch, and how sharp the edge is.

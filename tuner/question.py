@@ -14,8 +14,8 @@ from planner.plans.make import PlanQuestion
 from planner.sglang.arguments import read_arguments
 from tuner.choices import EngineName, Fidelity, Objective, SamplerName
 from tuner.engines.choose import check_emulator
+from tuner.evidence.trial import Manifest
 from tuner.goal import Goal
-from tuner.record import Manifest
 from tuner.slice_trials import check_objective, slice_for
 from tuner.space_file import SpaceFile
 from tuner.world import World

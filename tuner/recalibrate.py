@@ -11,7 +11,7 @@ from models.case import Case, expected
 from models.estimate import Context
 from models.workload import Workload
 from tuner.cases import trial_case, usable_points
-from tuner.record import Outcome, TrialRecord
+from tuner.evidence.trial import Outcome, TrialRecord
 
 # Trials that are learned from, the best first, and points of each: the decision and the lightest load.
 MOST_TRIALS = 6

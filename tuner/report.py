@@ -12,10 +12,10 @@ from packaging.version import Version
 from planner.launch import launch_spec
 from planner.plans.frontier import pareto_front
 from planner.plans.space import as_launched
-from tuner.confirm import BASELINE, Standing, standings, winner_of
+from tuner.evidence.knob_effects import knob_effects, residuals
+from tuner.evidence.standings import BASELINE, Standing, standings, winner_of
+from tuner.evidence.trial import Manifest, Outcome, TrialRecord
 from tuner.goal import UNITS
-from tuner.learned import knob_effects, residuals
-from tuner.record import Manifest, Outcome, TrialRecord
 from tuner.seam import Verdict
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from models.layout import table_of
 from tuner.candidates import candidates_of
-from tuner.record import Outcome, TrialRecord
+from tuner.evidence.trial import Outcome, TrialRecord
 from tuner.tuning_space import TuningSpace
 
 SAFEST = "safest"

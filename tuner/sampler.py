@@ -32,12 +32,12 @@ from tuner.candidates import (
     undominated,
 )
 from tuner.choices import Objective
+from tuner.evidence.trial import Outcome, TrialRecord, best_of
 from tuner.figures import Figure, of_goal, of_point
 from tuner.goal import Goal
 from tuner.improvement import chance_below, expected_improvement, nothing_to_beat
 from tuner.memory_offset import chance_it_holds, evidence
 from tuner.moves import Moves
-from tuner.record import Outcome, TrialRecord, best_of
 from tuner.tuning_space import CORE, TuningSpace
 
 try:

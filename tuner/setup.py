@@ -15,14 +15,14 @@ from planner.plans.seeds import recipe, sglang_default, spread_seeds
 from planner.plans.space import default_space
 from tuner.candidates import candidates_of
 from tuner.choices import Fidelity, Objective, SamplerName
-from tuner.confirm import BASELINE
 from tuner.engine_factory import engine_of
+from tuner.evidence.run_folder import RunFolder
+from tuner.evidence.standings import BASELINE
 from tuner.fidelity import Screen
 from tuner.loop import Loop, Reporter, Task
 from tuner.question import TuneQuestion
 from tuner.seam import Engine
 from tuner.slice_trials import SliceFile, slice_for, sliced_engine
-from tuner.store import RunFolder
 from tuner.study import StudyIndex
 from tuner.tuning_space import TuningSpace, tuning_space
 

@@ -14,8 +14,8 @@ from models.config import ServerConfig
 from tuner.choices import Objective
 from tuner.engines.live import LiveEngine
 from tuner.engines.simulated import SimulatedEngine
+from tuner.evidence.run_folder import cut_torn_line
 from tuner.seam import Engine
-from tuner.store import cut_torn_line
 
 SLICE_LAYERS = 8
 # Slices that may be tried before the first promotion, and before each one after it.

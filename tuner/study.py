@@ -16,9 +16,9 @@ from optuna.storages import RDBStorage
 
 from planner.plans.alternatives import DEFAULT, Choice
 from tuner.choices import SamplerName
+from tuner.evidence.trial import Outcome, TrialRecord
 from tuner.goal import Goal
 from tuner.grid import Grid
-from tuner.record import Outcome, TrialRecord
 from tuner.tuning_space import CORE, TuningSpace
 
 TPE_STARTUP_TRIALS = 6

@@ -18,9 +18,9 @@ from models.config import ServerConfig
 from models.estimate import Prediction
 from models.workload import Workload
 from tuner.engines.live import LiveEngine
-from tuner.live import LIVE_FILE, Live, LiveTrial, State
+from tuner.evidence.live_state import LIVE_FILE, Live, LiveTrial, State
+from tuner.evidence.trial import TrialRecord
 from tuner.loop import Loop
-from tuner.record import TrialRecord
 from tuner.seam import Engine, Measurement, Server, ServerInfo
 
 CHOOSING = "choosing the next configuration"

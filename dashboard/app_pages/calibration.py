@@ -10,7 +10,7 @@ from dashboard.learning import MOST_POINTS, calibrated, parameter_table
 from dashboard.parts import BOUND, choose_run, command, table
 from dashboard.words import off_by, percent
 from hwprobe.errors import InputError
-from tuner.learned import residuals
+from tuner.evidence.knob_effects import residuals
 
 MOST_SENTENCES = 8
 

@@ -9,8 +9,8 @@ from dashboard.data import RunView
 from dashboard.parts import BOUND, choose_run, command, table
 from hwprobe.errors import InputError
 from planner.export.targets import Parameters
+from tuner.evidence.trial import TrialRecord
 from tuner.export import spec_of
-from tuner.record import TrialRecord
 
 run = choose_run()
 

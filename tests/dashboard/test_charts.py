@@ -22,9 +22,9 @@ from hwprobe.findings import compare, findings
 from models.config import Speculative
 from models.workload import Slo
 from planner.plans.frontier import pareto_front
-from tuner.record import Outcome, TrialRecord
+from tuner.evidence.run_folder import read_trials
+from tuner.evidence.trial import Outcome, TrialRecord
 from tuner.seam import FailureKind
-from tuner.store import read_trials
 
 ASKED = Asked(hardware="h200x8", sglang_version="0.5.12", isl=500, osl=500, concurrency=64, slo=("tpot:mean<25ms",))
 

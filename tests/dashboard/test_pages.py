@@ -11,8 +11,8 @@ from streamlit.testing.v1 import AppTest
 
 import dashboard
 from hwprobe.profile import save_profile
-from tuner.live import read_live
-from tuner.store import read_trials
+from tuner.evidence.live_state import read_live
+from tuner.evidence.run_folder import read_trials
 
 ENTRY = Path(dashboard.__file__).parent / "streamlit_app.py"
 PAGES = ("plan", "hardware", "live", "trials", "calibration", "export")

@@ -25,8 +25,8 @@ from playwright.sync_api import Browser, BrowserContext, Error, Page, Request, e
 from hwprobe.files import encode_json
 from hwprobe.profile import save_profile
 from tests.patience import in_one_of_three
-from tuner.live import State
-from tuner.store import read_trials
+from tuner.evidence.live_state import State
+from tuner.evidence.run_folder import read_trials
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = (

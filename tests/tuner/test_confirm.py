@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from models.config import ServerConfig
-from tuner.confirm import BASELINE, standings, to_confirm, winner_of
-from tuner.learned import knob_effects, residuals
-from tuner.record import Outcome, TrialRecord
+from tuner.evidence.knob_effects import knob_effects, residuals
+from tuner.evidence.standings import BASELINE, standings, to_confirm, winner_of
+from tuner.evidence.trial import Outcome, TrialRecord
 from tuner.seam import Measurement
 
 Sgtune = Callable[..., Any]

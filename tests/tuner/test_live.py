@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tuner.engines.simulated import SimulatedEngine
-from tuner.live import LIVE_FILE, Live, State, read_live
+from tuner.evidence.live_state import LIVE_FILE, Live, State, read_live
 from tuner.seam import FailureKind, LaunchFailed
 
 Sgtune = Callable[..., Any]

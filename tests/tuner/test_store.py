@@ -12,9 +12,9 @@ from hwprobe.errors import InputError, SgtuneError
 from hwprobe.files import encode_json
 from models.config import ServerConfig, Speculative
 from tuner.choices import Objective
-from tuner.record import Manifest, Outcome, TrialRecord
+from tuner.evidence.run_folder import RunFolder, cut_torn_line, read_manifest, read_trials
+from tuner.evidence.trial import Manifest, Outcome, TrialRecord
 from tuner.seam import FailureKind, Measurement
-from tuner.store import RunFolder, cut_torn_line, read_manifest, read_trials
 
 HARDWARE = hardware_from_catalogue("h200x8")
 MANIFEST = Manifest(
@@ -117,7 +117,7 @@ def test_a_full_disk_is_an_error_with_a_way_on(tmp_path: Path, monkeypatch: pyte
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tuner.store.os.fsync", full)
+    monkeypatch.setattr("tuner.evidence.run_folder.os.fsync", full)
     with pytest.raises(SgtuneError, match=r"No space left.*--resume"):
         folder.append(record(1))
     monkeypatch.undo()

@@ -14,7 +14,7 @@ import pytest
 from models.config import ServerConfig
 from planner.plans.alternatives import UNPRICED
 from tuner.engines.simulated import SimulatedEngine, SimulatedServer
-from tuner.record import Outcome, TrialRecord
+from tuner.evidence.trial import Outcome, TrialRecord
 from tuner.seam import FailureKind, LaunchFailed
 from tuner.study import SamplerWarning
 from tuner.tuning_space import CORE

@@ -108,8 +108,8 @@ def _check_question(
 def _of_run(folder: Path, trial: int | None, parameters: Parameters) -> Exportable:
     from hwprobe.profile import read_profile
     from tuner.cli.tune import command_line
+    from tuner.evidence.run_folder import read_manifest, read_trials
     from tuner.export import chosen_trial, trial_export
-    from tuner.store import read_manifest, read_trials
 
     manifest = read_manifest(folder)
     records = read_trials(folder / "trials.jsonl")

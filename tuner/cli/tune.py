@@ -137,7 +137,7 @@ def _finish(loop: Loop, prepared: Prepared, *, model_path: str, json: bool) -> N
     from hwprobe.files import encode_json
     from planner.export.targets import Parameters, Target, possible_targets
     from tuner.cli.tune_result import show_calibrated, show_result
-    from tuner.confirm import winner_of
+    from tuner.evidence.standings import winner_of
     from tuner.export import trial_export
     from tuner.report import result_document
 

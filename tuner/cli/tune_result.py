@@ -11,12 +11,12 @@ from rich.table import Table
 
 from planner.export.targets import Parameters
 from tuner.choices import Objective
-from tuner.confirm import BASELINE, standings, winner_of
+from tuner.evidence.knob_effects import knob_effects, residuals
+from tuner.evidence.standings import BASELINE, standings, winner_of
+from tuner.evidence.trial import Manifest, Outcome, TrialRecord
 from tuner.export import spec_of
 from tuner.goal import UNITS
-from tuner.learned import knob_effects, residuals
 from tuner.loop import Loop
-from tuner.record import Manifest, Outcome, TrialRecord
 from tuner.report import nearest_of, pareto_of
 
 MOST_SENTENCES = 5

@@ -12,8 +12,8 @@ from models.config import ServerConfig
 from models.estimate import Prediction
 from tuner.cli.progress import ProgressScreen
 from tuner.cli.tune_result import figure, why
+from tuner.evidence.trial import TrialRecord
 from tuner.loop import Loop
-from tuner.record import TrialRecord
 from tuner.seam import Measurement
 from tuner.setup import Prepared
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuner.record import Outcome, TrialRecord
+from tuner.evidence.trial import Outcome, TrialRecord
 
 LAYOUT = "layout"
 

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from hwprobe.errors import InputError, SgtuneError, did_you_mean
 from hwprobe.files import decode_json, encode_json, read_bytes, write_atomic
 from hwprobe.profile import HardwareProfile
-from tuner.record import Manifest, TrialRecord
+from tuner.evidence.trial import Manifest, TrialRecord
 
 
 class RunFolder:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tuner.record import Outcome, TrialRecord, best_of
+from tuner.evidence.trial import Outcome, TrialRecord, best_of
 from tuner.seam import Measurement, Verdict
 
 BASELINE = "SGLang default"
