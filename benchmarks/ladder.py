@@ -22,11 +22,11 @@ from search import Job, Silent, optimum, plan_of, true_rate, tune_question
 from worlds import Asked, world
 
 from tuner.choices import Fidelity, SamplerName
+from tuner.engines.world import Effect, World
 from tuner.evidence.trial import Outcome, TrialRecord
 from tuner.loop import Loop
 from tuner.question import TuneQuestion
 from tuner.setup import Prepared, open_loop, prepare
-from tuner.world import Effect, World
 
 REACHED = 0.97
 KINDS = ("honest", "blind", "false")

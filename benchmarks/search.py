@@ -36,13 +36,13 @@ from models.workload import Metric, Slo, Statistic, Workload
 from planner.plans.make import PlanQuestion, make_plan
 from tuner.candidates import allowed, candidates_of
 from tuner.choices import EngineName, Objective, SamplerName
+from tuner.engines.world import World
 from tuner.engines.world_memory import boot_failure, fails_under_load
 from tuner.evidence.trial import Outcome, TrialRecord
 from tuner.moves import Moves
 from tuner.question import TuneQuestion
 from tuner.seam import Measurement
 from tuner.setup import Prepared, open_loop, prepare
-from tuner.world import World
 
 LAUNCHES = 12
 SHORTLIST = 300  # with 40, the optimum of one world in twelve was 1.1 % too low

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tuner.world import Effect, World
+from tuner.engines.world import Effect, World
 
 # Spread (log) of each figure of the machine around the belief.
 FIGURES = {"tau_us": 0.25, "eta_w": 0.2, "eta_pf": 0.25, "eta_kv": 0.25, "host_ms": 0.4, "t_pf0_ms": 0.3,

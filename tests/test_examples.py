@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tuner.world import load_world
+from tuner.engines.world import load_world
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RUN = "h200x8-64-clients"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from models.estimate import Context
 from tuner.choices import EngineName
-from tuner.engines.choose import emulated_runner, live_engine
+from tuner.engines.build import emulated_runner, live_engine
 from tuner.engines.runners import DockerRunner, LocalRunner, Runner
 from tuner.engines.simulated import SimulatedEngine
 from tuner.evidence.run_folder import RunFolder

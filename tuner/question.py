@@ -13,12 +13,12 @@ from planner.launch import DEFAULT_MODEL_PATH
 from planner.plans.make import PlanQuestion
 from planner.sglang.arguments import read_arguments
 from tuner.choices import EngineName, Fidelity, Objective, SamplerName
-from tuner.engines.choose import check_emulator
+from tuner.engines.build import check_emulator
+from tuner.engines.world import World
 from tuner.evidence.trial import Manifest
 from tuner.goal import Goal
 from tuner.slice_trials import check_objective, slice_for
 from tuner.space_file import SpaceFile
-from tuner.world import World
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

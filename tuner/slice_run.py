@@ -14,14 +14,14 @@ from typing import Any
 from hwprobe.errors import InputError, SgtuneError
 from models.architecture import ModelArchitecture
 from tuner.choices import EngineName
-from tuner.engines.choose import emulated_runner, live_engine
+from tuner.engines.build import emulated_runner, live_engine
 from tuner.engines.live import HOST
 from tuner.engines.runners import DockerRunner, LocalRunner, Runner
 from tuner.engines.simulated import SimulatedEngine
+from tuner.engines.world import World
 from tuner.seam import LaunchFailed, Server
 from tuner.server.ports import Ports, candidates
 from tuner.slices import Layout, Rung, climb, launch_words
-from tuner.world import World
 
 # Servers that start at the same time take each an eighth of the ports, so that none takes another's.
 MOST_TOGETHER = 8

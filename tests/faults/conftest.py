@@ -15,15 +15,15 @@ from models.config import ServerConfig
 from models.estimate import Context
 from models.workload import Workload
 from planner.sglang.resolver import resolve
-from tuner.engines.choose import world_toml
+from tuner.engines.build import world_toml
+from tuner.engines.faults import Fault
 from tuner.engines.live import LiveEngine
 from tuner.engines.runners import EmulatedRunner
-from tuner.faults import Fault
+from tuner.engines.world import World
 from tuner.load.point import Settings, measure_for_tuner
 from tuner.server.gate import Gate
 from tuner.server.ports import Ports
 from tuner.server.readiness import PHASES, Phase
-from tuner.world import World
 
 # Nobody waits minutes for a server that hangs; importing is real work, which a busy machine may take long over.
 QUICK_PHASES: tuple[Phase, ...] = tuple(

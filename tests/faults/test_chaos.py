@@ -14,7 +14,7 @@ import pytest
 from tests.faults.test_launch import GRAPHS
 from tests.faults.test_tune_faults import question, records, start
 from tests.left import nothing_left, still_listening
-from tuner.faults import Fault, FaultKind
+from tuner.engines.faults import Fault, FaultKind
 
 TRIALS = 30
 KILLS = 10

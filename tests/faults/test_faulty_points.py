@@ -8,7 +8,7 @@ from models.config import ServerConfig
 from models.workload import Workload
 from tests.faults.conftest import Launcher
 from tests.patience import in_one_of_three
-from tuner.faults import Fault, FaultKind
+from tuner.engines.faults import Fault, FaultKind
 from tuner.load.point import Point, Settings, measure_point
 from tuner.seam import FailureKind, LaunchFailed, Verdict
 

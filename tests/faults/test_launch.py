@@ -22,7 +22,7 @@ from hwprobe.profile import GpuState, Holder
 from models.config import ServerConfig
 from tests.faults.conftest import WORKLOAD, Launcher
 from tests.left import marked
-from tuner.faults import Fault, FaultKind
+from tuner.engines.faults import Fault, FaultKind
 from tuner.seam import FailureKind, LaunchFailed
 from tuner.server import process as server_process
 from tuner.server import readiness

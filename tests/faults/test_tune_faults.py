@@ -22,11 +22,11 @@ from filelock import FileLock
 
 from hwprobe.errors import InputError
 from tests.left import marked, nothing_left, still_listening
-from tuner.engines.choose import world_toml
-from tuner.faults import Fault, FaultKind
+from tuner.engines.build import world_toml
+from tuner.engines.faults import Fault, FaultKind
+from tuner.engines.world import World
 from tuner.server.gate import GpuLocks
 from tuner.server.ports import is_free
-from tuner.world import World
 
 Sgtune = Callable[..., Any]
 TRIALS = 2

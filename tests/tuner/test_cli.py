@@ -184,7 +184,7 @@ def test_usage_errors_speak_of_sgtune() -> None:
 def test_without_aiohttp_the_emulated_engine_names_the_extra_and_writes_nothing(
     sgtune: Sgtune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tuner.engines.choose.find_spec", lambda name: None)
+    monkeypatch.setattr("tuner.engines.build.find_spec", lambda name: None)
     question = ("--hardware", "h200x8", "--isl", "10", "--osl", "10", "--concurrency", "1")
     ran = sgtune("tune", *question, "--engine", "emulated", "--runs", str(tmp_path / "runs"))
     assert (ran.code, "pip install '.[tune]'" in ran.err) == (2, True)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tuner.engines.choose import world_toml
+from tuner.engines.build import world_toml
+from tuner.engines.world import Effect, World
 from tuner.fidelity import SLICED
 from tuner.two_fidelities import Rows, regress
-from tuner.world import Effect, World
 
 Sgtune = Callable[..., Any]
 QUESTION = (

@@ -15,11 +15,11 @@ import pytest
 from hwprobe.errors import SgtuneError
 from models.workload import Slo, Workload
 from tuner.choices import Arrival
-from tuner.engines.choose import world_toml
+from tuner.engines.build import world_toml
+from tuner.engines.world import World
 from tuner.goal import carried, crossing
 from tuner.load.point import Settings, measure_for_tuner
 from tuner.seam import Measurement
-from tuner.world import World
 
 Sgtune = Callable[..., Any]
 SMALL = ("tune", "--hardware", "h200x8", "--isl", "300", "--osl", "150", "--sglang-version", "0.5.12")

@@ -13,11 +13,11 @@ from models.version import parse_version
 from planner.plans.make import PlanQuestion
 from tuner.candidates import PHYSICS, Candidates, candidates_of, undominated
 from tuner.choices import EngineName, Objective, SamplerName
+from tuner.engines.world import World
 from tuner.figures import of_point
 from tuner.posterior import SCATTER, SIZES, learn
 from tuner.question import TuneQuestion
 from tuner.setup import prepare
-from tuner.world import World
 
 RATE = of_point("output_tok_s")
 NOTHING = np.zeros(len(PHYSICS))

@@ -19,11 +19,11 @@ from planner.plans.make import PlanQuestion
 from planner.plans.search import SAFE_FREE_GIB
 from tuner.candidates import PHYSICS, Candidates, candidates_of, slopes
 from tuner.choices import EngineName, Objective, SamplerName
+from tuner.engines.world import World
 from tuner.figures import log_figure, of_point
 from tuner.memory_offset import chance_it_holds, known_missing_gib
 from tuner.question import TuneQuestion
 from tuner.setup import Prepared, prepare
-from tuner.world import World
 
 Sgtune = Callable[..., Any]
 

@@ -14,8 +14,8 @@ from models.estimate import Context, predict
 from models.workload import Workload
 from planner.sglang.resolver import resolve
 from tuner.engines.simulated import SimulatedEngine
+from tuner.engines.world import Effect, World, load_world
 from tuner.seam import FailureKind, LaunchFailed
-from tuner.world import Effect, World, load_world
 
 MakeContext = Callable[..., Context]
 WORKLOAD = Workload.checked(500, 500, 32)

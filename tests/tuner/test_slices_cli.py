@@ -12,9 +12,9 @@ import pytest
 from hwprobe.errors import InputError
 from models.architecture import deepseek_r1
 from models.estimate import Context
-from tuner.engines.choose import world_toml
+from tuner.engines.build import world_toml
+from tuner.engines.world import Effect, World
 from tuner.slices import Rung, launch_words, layout_of, override_text, rungs_of, slice_of, slices_of
-from tuner.world import Effect, World
 
 Sgtune = Callable[..., Any]
 R1 = deepseek_r1()

@@ -15,10 +15,10 @@ import pytest
 from planner.export.record import Figure, record_line, record_of
 from tests.documents import document_of
 from tests.patience import in_one_of_three
-from tuner.engines.choose import world_toml
+from tuner.engines.build import world_toml
+from tuner.engines.world import World
 from tuner.seam import Measurement, Verdict
 from tuner.verify import Compared, read_claim
-from tuner.world import World
 
 Sgtune = Callable[..., Any]
 QUESTION = ("--hardware", "h200x8", "--isl", "64", "--osl", "16", "--concurrency", "2")

@@ -144,9 +144,9 @@ def _question(asked: Asked, machine: HardwareProfile, where: Path) -> SliceQuest
     """Read the options. Raises InputError naming the flag, before anything is started."""
     import math
 
+    from tuner.engines.world import load_world
     from tuner.slice_run import SliceQuestion
     from tuner.slices import layout_of, rungs_of, slices_of
-    from tuner.world import load_world
 
     whole = read_model(asked.model)
     here = layout_of(_context(asked, machine, whole), asked.words)

@@ -69,9 +69,9 @@ def tune(
     json: options.Json = False,
 ) -> None:
     """Find the best configuration with few launches: physics first, then measurements."""
+    from tuner.engines.world import load_world
     from tuner.question import TuneQuestion
     from tuner.space_file import read_space_file
-    from tuner.world import load_world
 
     asked = read_question(
         hardware=hardware, model=model, sglang_version=sglang_version, slo=slo, profile=profile, isl=isl, osl=osl,

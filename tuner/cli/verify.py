@@ -16,8 +16,8 @@ from tuner.cli.common import console, print_json
 if TYPE_CHECKING:
     from models.estimate import Context
     from tuner.engines.runners import Runner
+    from tuner.engines.world import World
     from tuner.verify import Claim, Verified
-    from tuner.world import World
 
 EXAMPLE = "Example: sgtune verify launch/ --engine local"
 DISAGREES = 1
@@ -51,8 +51,8 @@ def verify(
     """Start exactly the command of a launch file, measure the recorded points again, and compare. Exit 1 outside."""
     from planner.export.targets import Target
     from tuner.cli.tune import parse_duration_s
+    from tuner.engines.world import load_world
     from tuner.verify import read_claim
-    from tuner.world import load_world
 
     point_s = parse_duration_s(point_time, "--point-time")
     claim = read_claim(path, Target.DOCKER if engine is EngineName.DOCKER else Target.BASH)
@@ -108,7 +108,7 @@ def _runner(
     import shutil
 
     from hwprobe.errors import InputError
-    from tuner.engines.choose import emulated_runner
+    from tuner.engines.build import emulated_runner
     from tuner.engines.runners import DockerRunner, LocalRunner
 
     if engine is EngineName.SIMULATED:
@@ -136,7 +136,7 @@ def _verified(
     seed: int,
     extra: tuple[str, ...],
 ) -> Verified:
-    from tuner.engines.choose import live_engine
+    from tuner.engines.build import live_engine
     from tuner.verify import verify
 
     screen = console(stderr=True)

@@ -23,8 +23,8 @@ from planner.plans.make import PlanQuestion
 from planner.sglang.arguments import read_arguments
 from tuner.emulator.boot import Machine, boot
 from tuner.emulator.log import say, write
+from tuner.engines.world import load_world
 from tuner.slices import slice_of
-from tuner.world import load_world
 
 
 def main(arguments: list[str]) -> int:

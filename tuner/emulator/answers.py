@@ -13,7 +13,7 @@ from aiohttp import web
 
 from tuner.emulator import family
 from tuner.emulator.driver import Driver, Live
-from tuner.faults import Fault, FaultKind
+from tuner.engines.faults import Fault, FaultKind
 
 if TYPE_CHECKING:
     from tuner.emulator.serving import Serving

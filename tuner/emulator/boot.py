@@ -18,10 +18,10 @@ from planner.check.judge import Checked, modelled
 from tuner.emulator import family
 from tuner.emulator.log import say, write
 from tuner.emulator.serving import Serving, serve
+from tuner.engines.faults import Fault, FaultKind
+from tuner.engines.world import World
 from tuner.engines.world_memory import boot_failure, fails_under_load
-from tuner.faults import Fault, FaultKind
 from tuner.seam import FailureKind
-from tuner.world import World
 
 # Share of the boot time that each phase takes.
 SHARES = {"import": 0.05, "distributed": 0.1, "weights": 0.5, "kv pool": 0.05, "graphs": 0.25, "warm-up": 0.05}

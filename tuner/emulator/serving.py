@@ -19,7 +19,7 @@ from tuner.emulator import family
 from tuner.emulator.answers import Answers
 from tuner.emulator.driver import Driver
 from tuner.emulator.log import say
-from tuner.faults import Fault
+from tuner.engines.faults import Fault
 
 HOST, PORT = "127.0.0.1", 30000
 POLL_S = 0.1

@@ -15,9 +15,9 @@ from models.memory import Memory, bounded
 from models.open_loop import replay_open_loop
 from models.replay import Replay
 from models.workload import Slo, Statistic, Workload
+from tuner.engines.world import World
 from tuner.engines.world_memory import OOM_BOOT_SHARE, boot_failure, fails_under_load
 from tuner.seam import FailureKind, LaunchFailed, Measurement, ServerInfo
-from tuner.world import World
 
 # Windows of one measurement: their spread gives the interval (Student's t for 3 windows, 95 %).
 WINDOWS = 3

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from models.memory import Memory
+from tuner.engines.world import World
 from tuner.seam import FailureKind
-from tuner.world import World
 
 # How far the boot is when the error shows: capture comes late.
 OOM_BOOT_SHARE = {FailureKind.OOM_KV: 0.6, FailureKind.OOM_GRAPHS: 0.9}

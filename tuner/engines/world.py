@@ -17,7 +17,7 @@ from models.config import ServerConfig
 from models.engine_profile import EngineParameters
 from models.estimate import Context
 from models.slices import dummy_weights
-from tuner.faults import PHASES, Fault
+from tuner.engines.faults import PHASES, Fault
 
 Positive = Annotated[float, Meta(gt=0)]
 Fraction = Annotated[float, Meta(ge=0, lt=1)]

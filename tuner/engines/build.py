@@ -18,10 +18,10 @@ from models.workload import Slo
 from tuner.choices import EngineName
 from tuner.engines.live import LiveEngine
 from tuner.engines.runners import EmulatedRunner, Runner
+from tuner.engines.world import World
 from tuner.load.point import Settings, measure_for_tuner
 from tuner.server.gate import GpuLocks
 from tuner.server.readiness import Smoke
-from tuner.world import World
 
 if TYPE_CHECKING:
     pass
