@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.workload import Workload
-from tuner.load.point import Point, Settings, measure_point
+from tuner.bench.point import Point, Settings, measure_point
 
 STUB = Path(__file__).with_name("load_stub.py")
 INPUT_TOKENS = 100

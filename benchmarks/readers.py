@@ -20,17 +20,17 @@ from typing import Any
 import aiohttp
 
 from models.workload import Workload
-from tuner.load.point import Settings, shares_of
-from tuner.load.server_side import Address
-from tuner.load.traffic import Payloads
-from tuner.load.wire import TOKENS, Stream, Tally
+from tuner.bench.http_stream import TOKENS, Stream, Tally
+from tuner.bench.point import Settings, shares_of
+from tuner.bench.requests import Payloads
+from tuner.bench.server_side import Address
 
 STUB = Path(__file__).with_name("load_stub.py")
 OUTPUT_TOKENS = 200
 
 
 async def own_reader(address: Address, payloads: Payloads, streams: int) -> int:
-    """Read `streams` answers with tuner.load.wire; return the tokens."""
+    """Read `streams` answers with tuner.bench.http_stream; return the tokens."""
     tally, loop = Tally(), asyncio.get_running_loop()
     ended: asyncio.Queue[Stream] = asyncio.Queue()
     for index in range(streams):

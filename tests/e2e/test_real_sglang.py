@@ -28,11 +28,11 @@ from planner.sglang.resolver import resolve
 from tests.left import marked, nothing_left
 from tests.patience import in_one_of_three
 from tests.tuner.test_verify import falsified
+from tuner.bench.cross_check import run_theirs
+from tuner.bench.formats import in_window
+from tuner.bench.point import Settings, measure_for_tuner, measure_point
 from tuner.engines.live import LiveEngine, LiveServer
 from tuner.engines.runners import LocalRunner
-from tuner.load.cross_check import run_theirs
-from tuner.load.formats import in_window
-from tuner.load.point import Settings, measure_for_tuner, measure_point
 from tuner.seam import FailureKind, LaunchFailed, Verdict
 from tuner.server.gate import Gate
 from tuner.server.ports import Ports

@@ -15,12 +15,12 @@ from models.config import ServerConfig
 from models.estimate import Context
 from models.workload import Workload
 from planner.sglang.resolver import resolve
+from tuner.bench.point import Settings, measure_for_tuner
 from tuner.engines.build import world_toml
 from tuner.engines.faults import Fault
 from tuner.engines.live import LiveEngine
 from tuner.engines.runners import EmulatedRunner
 from tuner.engines.world import World
-from tuner.load.point import Settings, measure_for_tuner
 from tuner.server.gate import Gate
 from tuner.server.ports import Ports
 from tuner.server.readiness import PHASES, Phase

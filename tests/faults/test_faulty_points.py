@@ -8,8 +8,8 @@ from models.config import ServerConfig
 from models.workload import Workload
 from tests.faults.conftest import Launcher
 from tests.patience import in_one_of_three
+from tuner.bench.point import Point, Settings, measure_point
 from tuner.engines.faults import Fault, FaultKind
-from tuner.load.point import Point, Settings, measure_point
 from tuner.seam import FailureKind, LaunchFailed, Verdict
 
 pytestmark = pytest.mark.alone
@@ -73,7 +73,7 @@ def _fields(settings: Settings) -> dict[str, object]:
 def test_fault_10_tokens_that_stop_coming_end_the_point(
     engine: Launcher, config: ServerConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tuner.load.point.STALLED_S", 1.5)
+    monkeypatch.setattr("tuner.bench.point.STALLED_S", 1.5)
     with pytest.raises(LaunchFailed) as failed:
         measured(engine, config, Fault(kind=FaultKind.MUTE, requests=10))
     assert failed.value.kind is FailureKind.STALLED

@@ -14,11 +14,11 @@ import pytest
 
 from hwprobe.errors import SgtuneError
 from models.workload import Slo, Workload
+from tuner.bench.point import Settings, measure_for_tuner
 from tuner.choices import Arrival
 from tuner.engines.build import world_toml
 from tuner.engines.world import World
 from tuner.goal import carried, crossing
-from tuner.load.point import Settings, measure_for_tuner
 from tuner.seam import Measurement
 
 Sgtune = Callable[..., Any]
@@ -146,7 +146,7 @@ def test_a_live_open_loop_is_asked_for_its_rate_its_limits_and_a_window_of_sever
         seen.update(more, url=url)
         raise SgtuneError("enough")
 
-    monkeypatch.setattr("tuner.load.point.measure_point", measure_point)
+    monkeypatch.setattr("tuner.bench.point.measure_point", measure_point)
     limits = (Slo.parse("ttft:p99<1s"),)
     measure = measure_for_tuner(0, Settings(least_s=1.0), slos=limits)
     workload = replace(Workload.checked(100, 100, 40), request_rate=4.0)

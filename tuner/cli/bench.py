@@ -14,7 +14,7 @@ from tuner.cli.common import console, print_json
 from tuner.cli.tune import command_line, parse_duration_s
 
 if TYPE_CHECKING:
-    from tuner.cli.bench_run import BenchQuestion
+    from tuner.bench.sweep import BenchQuestion
 
 EXAMPLE = "Example: sgtune bench --url http://127.0.0.1:30000 --isl 1000 --osl 1000 --concurrency 1,16,64"
 KEY_VARIABLE = "SGTUNE_API_KEY"
@@ -84,7 +84,7 @@ def bench(
 ) -> None:
     """Measure a running server: closed or open loop, steady-state windows, and a verdict on every point."""
     from models.workload import Slo, Workload
-    from tuner.cli.bench_run import BenchQuestion
+    from tuner.bench.sweep import BenchQuestion
 
     question = BenchQuestion(
         url=url, workload=Workload.checked(isl, osl, 1, range_ratio), concurrency=concurrency,
@@ -99,7 +99,7 @@ def bench(
 
 
 def _bench(question: BenchQuestion, *, json: bool) -> None:
-    from tuner.cli.bench_run import run_bench
+    from tuner.bench.sweep import run_bench
     from tuner.cli.bench_view import BenchScreen, show_bench
 
     try:

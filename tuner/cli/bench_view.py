@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tuner.cli.bench_run import BenchAnswer
+from tuner.bench.point import Live, Point
+from tuner.bench.sweep import BenchAnswer
 from tuner.cli.progress import ProgressScreen
-from tuner.load.point import Live, Point
 from tuner.seam import Verdict
 
 

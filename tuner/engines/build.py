@@ -15,11 +15,11 @@ from hwprobe.files import encode_json, write_atomic
 from hwprobe.nvml import read_inventory, read_throttles
 from models.estimate import Context
 from models.workload import Slo
+from tuner.bench.point import Settings, measure_for_tuner
 from tuner.choices import EngineName
 from tuner.engines.live import LiveEngine
 from tuner.engines.runners import EmulatedRunner, Runner
 from tuner.engines.world import World
-from tuner.load.point import Settings, measure_for_tuner
 from tuner.server.gate import GpuLocks
 from tuner.server.readiness import Smoke
 

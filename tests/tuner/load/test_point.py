@@ -20,12 +20,12 @@ from benchmarks.load import measure
 from hwprobe.errors import InputError
 from models.workload import Workload
 from tests.patience import in_one_of_three
+from tuner.bench.max_clients import find_knee
+from tuner.bench.point import Point, Settings, shares_of
+from tuner.bench.requests import Payloads
+from tuner.bench.server_side import Address
+from tuner.bench.workload_sources import arrivals_s, dataset_prompts, lognormal_lengths, recorded_lengths
 from tuner.choices import Arrival
-from tuner.load.knee import find_knee
-from tuner.load.point import Point, Settings, shares_of
-from tuner.load.server_side import Address
-from tuner.load.sources import arrivals_s, dataset_prompts, lognormal_lengths, recorded_lengths
-from tuner.load.traffic import Payloads
 from tuner.seam import Verdict
 
 ADDRESS = Address(host="127.0.0.1", port=1, secure=False)
@@ -82,7 +82,7 @@ def starved_half_the_time() -> Iterator[None]:
         while not over.wait(0.06):
             for worker in psutil.Process().children(recursive=True):
                 with suppress(psutil.Error):
-                    if "tuner.load.worker" in worker.cmdline():
+                    if "tuner.bench.worker" in worker.cmdline():
                         worker.suspend()
                         over.wait(0.06)
                         worker.resume()

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from tuner.load.traffic import Outcome, Seen
-from tuner.load.verdict import Asked, judge
-from tuner.load.window import Window, window_of
+from tuner.bench.requests import Outcome, Seen
+from tuner.bench.verdict import Asked, judge
+from tuner.bench.window import Window, window_of
 from tuner.seam import Verdict
 
 

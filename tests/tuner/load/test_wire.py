@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tuner.bench.http_stream import Stream, Tally
+from tuner.bench.worker import closing_figures
 from tuner.choices import Backend
-from tuner.load.wire import Stream, Tally
-from tuner.load.worker import closing_figures
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 

@@ -9,7 +9,7 @@ from importlib.resources import files
 
 import jinja2
 
-from tuner.load.point import Point
+from tuner.bench.point import Point
 from tuner.seam import Verdict
 
 WIDTH, HEIGHT, LEFT, BOTTOM, MARGIN = 720.0, 380.0, 80.0, 60.0, 24.0
@@ -60,7 +60,7 @@ def plot_html(points: Sequence[Point], title: str, command: str) -> str:
         }
         for point, speed in zip(ordered, speeds, strict=True)
     ]
-    template = files("tuner").joinpath("load/plot.html.j2").read_text(encoding="utf-8")
+    template = files("tuner").joinpath("bench/plot.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(template).render(
         title=title, command=command, marks=marks, x=x, y=y, width=WIDTH, height=HEIGHT, left=LEFT, margin=MARGIN

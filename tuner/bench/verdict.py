@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tuner.load.traffic import Outcome
-from tuner.load.window import Window
+from tuner.bench.requests import Outcome
+from tuner.bench.window import Window
 from tuner.seam import Verdict
 
 LEAST_IN_FLIGHT = 0.98

@@ -11,14 +11,14 @@ from typing import Any, Protocol
 from hwprobe.errors import InputError, SgtuneError
 from hwprobe.files import write_atomic
 from models.workload import Slo, Workload
+from tuner.bench.cross_check import Theirs, run_theirs
+from tuner.bench.formats import json_lines, point_document, point_record, request_lines, sglang_record
+from tuner.bench.max_clients import Knee, find_knee
+from tuner.bench.plot import plot_html
+from tuner.bench.point import Live, Point, Settings, measure_point
+from tuner.bench.server_side import Address, ServerFacts, read_facts
+from tuner.bench.workload_sources import dataset_prompts, lognormal_lengths, recorded_lengths
 from tuner.choices import Arrival, Backend
-from tuner.load.cross_check import Theirs, run_theirs
-from tuner.load.formats import json_lines, point_document, point_record, request_lines, sglang_record
-from tuner.load.knee import Knee, find_knee
-from tuner.load.plot import plot_html
-from tuner.load.point import Live, Point, Settings, measure_point
-from tuner.load.server_side import Address, ServerFacts, read_facts
-from tuner.load.sources import dataset_prompts, lognormal_lengths, recorded_lengths
 from tuner.seam import LaunchFailed, Verdict
 
 MOST_CLIENTS = 65_536

@@ -1,4 +1,4 @@
-"""`python -m tuner.load.worker`: one process of the load generator.
+"""`python -m tuner.bench.worker`: one process of the load generator.
 
 Reads its Share as one line on stdin, prints Progress lines, and writes its Outcome to the file the Share names when
 stdin says `stop`. The end of stdin is the parent's death: it exits at once.
@@ -20,9 +20,9 @@ from typing import Any
 
 import msgspec
 
+from tuner.bench.http_stream import Stream, Tally
+from tuner.bench.requests import Outcome, Payloads, Progress, Seen, Share
 from tuner.choices import Backend
-from tuner.load.traffic import Outcome, Payloads, Progress, Seen, Share
-from tuner.load.wire import Stream, Tally
 
 PROGRESS_S = 0.25
 TICK_S = 0.01

@@ -14,13 +14,13 @@ import numpy as np
 
 from hwprobe.errors import InputError, SgtuneError
 from models.workload import Slo, Workload
+from tuner.bench.requests import Outcome, Progress, Share
+from tuner.bench.server_side import Address, Load, flush_cache, mean_load, read_load
+from tuner.bench.verdict import Asked, judge
+from tuner.bench.window import Window, window_of
+from tuner.bench.worker_pool import Crew
+from tuner.bench.workload_sources import arrivals_s
 from tuner.choices import Arrival, Backend
-from tuner.load.crew import Crew
-from tuner.load.server_side import Address, Load, flush_cache, mean_load, read_load
-from tuner.load.sources import arrivals_s
-from tuner.load.traffic import Outcome, Progress, Share
-from tuner.load.verdict import Asked, judge
-from tuner.load.window import Window, window_of
 from tuner.seam import FailureKind, LaunchFailed, Measurement, Verdict
 
 # Streams one process carries without being the limit itself (docs/bench.md).

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hwprobe.errors import InputError, SgtuneError
-from tuner.load.point import Point
-from tuner.load.server_side import Address
+from tuner.bench.point import Point
+from tuner.bench.server_side import Address
 
 MODULES = ("sglang.benchmark.serving", "sglang.bench_serving")
 LIMIT_S = 3600.0

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from hwprobe.errors import SgtuneError
-from tuner.load.traffic import Outcome, Progress, Share
+from tuner.bench.requests import Outcome, Progress, Share
 
 STOP_S = 30.0
 
@@ -34,7 +34,7 @@ class Crew:
         environment = {**os.environ, "PYTHONSAFEPATH": "1", "OPENBLAS_NUM_THREADS": "1"}
         for share, result in zip(self._shares, self._results, strict=True):
             worker = subprocess.Popen(
-                [sys.executable, "-m", "tuner.load.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                [sys.executable, "-m", "tuner.bench.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 env=environment, start_new_session=True,
             )  # fmt: skip
             self._stack.callback(worker.wait)

@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from tuner.bench.point import Point
+from tuner.bench.requests import Seen
+from tuner.bench.server_side import ServerFacts
+from tuner.bench.window import tpot_s
 from tuner.choices import Arrival
-from tuner.load.point import Point
-from tuner.load.server_side import ServerFacts
-from tuner.load.traffic import Seen
-from tuner.load.window import tpot_s
 
 # What a record needs of the server, by SGLang's name for it.
 FROM_SERVER = {

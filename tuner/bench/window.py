@@ -10,8 +10,8 @@ import numpy as np
 
 from models.layout import Array
 from models.workload import Slo, Statistic
-from tuner.load.traffic import Outcome, Seen
-from tuner.load.wire import BIN_S
+from tuner.bench.http_stream import BIN_S
+from tuner.bench.requests import Outcome, Seen
 
 RESAMPLES = 400
 # Blocks of the window that are resampled for the interval of a rate: longer than a request's own rhythm would need

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from models.workload import Slo, missed
-from tuner.load.point import Point
+from tuner.bench.point import Point
 from tuner.seam import Verdict
 
 # The answer is exact to this share: finer than what a repeat of the measurement would tell apart.
