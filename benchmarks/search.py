@@ -34,14 +34,14 @@ from models.layout import table_of
 from models.version import parse_version
 from models.workload import Metric, Slo, Statistic, Workload
 from planner.plans.make import PlanQuestion, make_plan
-from tuner.candidates import allowed, candidates_of
 from tuner.choices import EngineName, Objective, SamplerName
 from tuner.engines.world import World
 from tuner.engines.world_memory import boot_failure, fails_under_load
 from tuner.evidence.trial import Outcome, TrialRecord
-from tuner.moves import Moves
 from tuner.question import TuneQuestion
 from tuner.seam import Measurement
+from tuner.search.configurations import allowed, candidates_of
+from tuner.search.unmodelled_knobs import Moves
 from tuner.setup import Prepared, open_loop, prepare
 
 LAUNCHES = 12

@@ -13,8 +13,8 @@ ORDER = ("hwprobe", "models", "planner", "tuner", "dashboard")
 HEAVY = {
     "torch": ("hwprobe",),
     "pynvml": ("hwprobe",),
-    "optuna": ("tuner/study.py", "tuner/sampler.py"),
-    "sklearn": ("tuner/posterior.py",),
+    "optuna": ("tuner/search/optuna_study.py", "tuner/search/model_sampler.py"),
+    "sklearn": ("tuner/search/gaussian_process.py",),
     "streamlit": ("dashboard",),
     "plotly": ("dashboard",),
     "pandas": ("dashboard",),

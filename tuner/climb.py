@@ -20,8 +20,8 @@ from models.layout import table_of
 from models.serving import closed_loop
 from models.workload import Workload
 from tuner.choices import Objective
-from tuner.goal import ELASTICITY, Goal
 from tuner.seam import Measurement, Server, Verdict
+from tuner.search.objective import ELASTICITY, Goal
 
 # The rungs of an open loop, as shares of the asked rate.
 RATE_SHARES = (0.25, 0.5, 1.0)

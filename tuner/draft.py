@@ -12,14 +12,14 @@ import numpy as np
 from models.config import ServerConfig
 from models.estimate import Context, Prediction, predict
 from models.workload import Slo, Workload, missed
-from tuner.candidates import PHYSICS, rows_of
 from tuner.choices import Objective
 from tuner.climb import decision_of
 from tuner.evidence.trial import Outcome, TrialRecord
-from tuner.figures import of_goal
-from tuner.goal import Goal
 from tuner.seam import Measurement, Verdict
-from tuner.tuning_space import TuningSpace
+from tuner.search.closed_form import of_goal
+from tuner.search.configurations import PHYSICS, rows_of
+from tuner.search.objective import Goal
+from tuner.search.space import TuningSpace
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,18 +21,18 @@ from models.memory import bounded
 from models.serving import Serving
 from models.slices import dummy_weights
 from models.workload import Slo
-from tuner.candidates import PHYSICS, Candidates, candidates_of, knob_features, slopes
 from tuner.choices import Objective
 from tuner.evidence.trial import Outcome, TrialRecord, best_of
-from tuner.figures import Figure, of_goal, of_point
-from tuner.goal import Goal
-from tuner.improvement import chance_below, expected_improvement, nothing_to_beat
-from tuner.memory_offset import chance_it_holds, evidence
 from tuner.seam import Engine, LaunchFailed, Measurement, Verdict
+from tuner.search.closed_form import Figure, of_goal, of_point
+from tuner.search.configurations import PHYSICS, Candidates, candidates_of, knob_features, slopes
+from tuner.search.expected_improvement import chance_below, expected_improvement, nothing_to_beat
+from tuner.search.memory_belief import chance_it_holds, evidence
+from tuner.search.objective import Goal
+from tuner.search.space import TuningSpace
 from tuner.server.failure import Policy, policy_of
 from tuner.slice_trials import MOST_SLICES, MOST_SLICES_FIRST, SliceFile, SliceRecord
 from tuner.slices import override_text
-from tuner.tuning_space import TuningSpace
 from tuner.two_fidelities import Rows, Told, regress
 
 # A share carried over below which slices say nothing of the whole: no more are tried.

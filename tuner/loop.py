@@ -20,13 +20,13 @@ from tuner.evidence.run_folder import RunFolder
 from tuner.evidence.standings import BASELINE, to_confirm
 from tuner.evidence.trial import Outcome, TrialRecord, best_of
 from tuner.fidelity import SAMPLER, SLICED, Screen
-from tuner.gates import cannot_run, cannot_win, quarantined
-from tuner.goal import Goal
-from tuner.safest import SAFEST, Fallback
 from tuner.seam import Engine, LaunchFailed, Measurement, Server
+from tuner.search.fallback import SAFEST, Fallback
+from tuner.search.objective import Goal
+from tuner.search.optuna_study import StudyIndex
+from tuner.search.prechecks import cannot_run, cannot_win, quarantined
+from tuner.search.space import TuningSpace
 from tuner.server.failure import Policy, policy_of
-from tuner.study import StudyIndex
-from tuner.tuning_space import TuningSpace
 
 # Proposals in a row that may be ruled out before the space counts as exhausted.
 MOST_RULED_OUT = 150

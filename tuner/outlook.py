@@ -8,9 +8,9 @@ from models.estimate import predict
 from planner.launch import launch_spec
 from planner.plans.alternatives import UNPRICED
 from planner.plans.space import as_launched
-from tuner.candidates import candidates_of
 from tuner.choices import EngineName, Fidelity
 from tuner.climb import Climb
+from tuner.search.configurations import candidates_of
 from tuner.setup import Prepared
 from tuner.slice_trials import slices_outlook
 

@@ -16,9 +16,9 @@ from tuner.choices import EngineName, Fidelity, Objective, SamplerName
 from tuner.engines.build import check_emulator
 from tuner.engines.world import World
 from tuner.evidence.trial import Manifest
-from tuner.goal import Goal
+from tuner.search.objective import Goal
+from tuner.search.space_file import SpaceFile
 from tuner.slice_trials import check_objective, slice_for
-from tuner.space_file import SpaceFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

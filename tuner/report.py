@@ -15,8 +15,8 @@ from planner.plans.space import as_launched
 from tuner.evidence.knob_effects import knob_effects, residuals
 from tuner.evidence.standings import BASELINE, Standing, standings, winner_of
 from tuner.evidence.trial import Manifest, Outcome, TrialRecord
-from tuner.goal import UNITS
 from tuner.seam import Verdict
+from tuner.search.objective import UNITS
 
 
 def nearest_of(records: Sequence[TrialRecord]) -> TrialRecord | None:

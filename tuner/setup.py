@@ -13,7 +13,6 @@ from planner.plans.capacity import MOST_CLIENTS
 from planner.plans.make import Plan, make_plan
 from planner.plans.seeds import recipe, sglang_default, spread_seeds
 from planner.plans.space import default_space
-from tuner.candidates import candidates_of
 from tuner.choices import Fidelity, Objective, SamplerName
 from tuner.engine_factory import engine_of
 from tuner.evidence.run_folder import RunFolder
@@ -22,9 +21,10 @@ from tuner.fidelity import Screen
 from tuner.loop import Loop, Reporter, Task
 from tuner.question import TuneQuestion
 from tuner.seam import Engine
+from tuner.search.configurations import candidates_of
+from tuner.search.optuna_study import StudyIndex
+from tuner.search.space import TuningSpace, tuning_space
 from tuner.slice_trials import SliceFile, slice_for, sliced_engine
-from tuner.study import StudyIndex
-from tuner.tuning_space import TuningSpace, tuning_space
 
 SPREAD_SEEDS = 6
 # Where the load in flight is an answer, not a question, so many times what the model believes in is provided for.

@@ -14,8 +14,8 @@ from models.workload import Slo, Workload
 from planner.sglang.resolver import resolve
 from tuner.choices import Objective
 from tuner.climb import Climb, decision_of, knee_steps
-from tuner.goal import Goal
 from tuner.seam import Measurement, ServerInfo, Verdict
+from tuner.search.objective import Goal
 
 MakeContext = Callable[..., Context]
 WORKLOAD = Workload.checked(500, 500, 64)

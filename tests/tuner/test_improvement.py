@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.improvement import chance_below, expected_improvement
+from tuner.search.expected_improvement import chance_below, expected_improvement
 
 AHEAD = st.floats(-1.0, 1.0)
 DEVIATION = st.floats(1e-3, 1.0)

@@ -18,9 +18,9 @@ from planner.launch import launch_spec
 from planner.plans.alternatives import DEFAULT, UNPRICED, alternatives
 from planner.plans.space import as_launched, default_space
 from planner.sglang.resolver import resolve
-from tuner.candidates import allowed, candidates_of
-from tuner.moves import Moves
-from tuner.tuning_space import CORE, TuningSpace, tuning_space
+from tuner.search.configurations import allowed, candidates_of
+from tuner.search.space import CORE, TuningSpace, tuning_space
+from tuner.search.unmodelled_knobs import Moves
 
 Sgtune = Callable[..., Any]
 MakeContext = Callable[..., Context]

@@ -18,8 +18,8 @@ from tuner.bench.point import Settings, measure_for_tuner
 from tuner.choices import Arrival
 from tuner.engines.build import world_toml
 from tuner.engines.world import World
-from tuner.goal import carried, crossing
 from tuner.seam import Measurement
+from tuner.search.objective import carried, crossing
 
 Sgtune = Callable[..., Any]
 SMALL = ("tune", "--hardware", "h200x8", "--isl", "300", "--osl", "150", "--sglang-version", "0.5.12")

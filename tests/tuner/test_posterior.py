@@ -11,12 +11,12 @@ from hwprobe.catalogue import hardware_from_catalogue
 from models.architecture import deepseek_r1
 from models.version import parse_version
 from planner.plans.make import PlanQuestion
-from tuner.candidates import PHYSICS, Candidates, candidates_of, undominated
 from tuner.choices import EngineName, Objective, SamplerName
 from tuner.engines.world import World
-from tuner.figures import of_point
-from tuner.posterior import SCATTER, SIZES, learn
 from tuner.question import TuneQuestion
+from tuner.search.closed_form import of_point
+from tuner.search.configurations import PHYSICS, Candidates, candidates_of, undominated
+from tuner.search.gaussian_process import SCATTER, SIZES, learn
 from tuner.setup import prepare
 
 RATE = of_point("output_tok_s")

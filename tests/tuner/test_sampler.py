@@ -17,12 +17,12 @@ from models.architecture import deepseek_r1
 from models.version import parse_version
 from planner.plans.make import PlanQuestion
 from planner.plans.search import SAFE_FREE_GIB
-from tuner.candidates import PHYSICS, Candidates, candidates_of, slopes
 from tuner.choices import EngineName, Objective, SamplerName
 from tuner.engines.world import World
-from tuner.figures import log_figure, of_point
-from tuner.memory_offset import chance_it_holds, known_missing_gib
 from tuner.question import TuneQuestion
+from tuner.search.closed_form import log_figure, of_point
+from tuner.search.configurations import PHYSICS, Candidates, candidates_of, slopes
+from tuner.search.memory_belief import chance_it_holds, known_missing_gib
 from tuner.setup import Prepared, prepare
 
 Sgtune = Callable[..., Any]
@@ -91,7 +91,9 @@ def test_without_scikit_learn_tpe_proposes_and_asking_for_the_model_names_the_ex
     sgtune: Sgtune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [
-        name for name in sys.modules if name in ("tuner.sampler", "tuner.posterior") or name.split(".")[0] == "sklearn"
+        name
+        for name in sys.modules
+        if name in ("tuner.search.model_sampler", "tuner.search.gaussian_process") or name.split(".")[0] == "sklearn"
     ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "sklearn", None)

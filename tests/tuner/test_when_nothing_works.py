@@ -16,8 +16,8 @@ from planner.plans.alternatives import UNPRICED
 from tuner.engines.simulated import SimulatedEngine, SimulatedServer
 from tuner.evidence.trial import Outcome, TrialRecord
 from tuner.seam import FailureKind, LaunchFailed
-from tuner.study import SamplerWarning
-from tuner.tuning_space import CORE
+from tuner.search.optuna_study import SamplerWarning
+from tuner.search.space import CORE
 
 Sgtune = Callable[..., Any]
 SMALL = (
@@ -97,7 +97,7 @@ def test_fault_39_what_fails_twice_is_quarantined_and_the_run_goes_on(
 def test_fault_40_a_sampler_that_raises_is_replaced_for_one_point_with_a_warning(
     sgtune: Sgtune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tuner.sampler import ModelGuidedSampler
+    from tuner.search.model_sampler import ModelGuidedSampler
 
     error = np.linalg.LinAlgError("Singular matrix")
     real, calls = ModelGuidedSampler.worth_a_launch, 0

@@ -71,7 +71,7 @@ def tune(
     """Find the best configuration with few launches: physics first, then measurements."""
     from tuner.engines.world import load_world
     from tuner.question import TuneQuestion
-    from tuner.space_file import read_space_file
+    from tuner.search.space_file import read_space_file
 
     asked = read_question(
         hardware=hardware, model=model, sglang_version=sglang_version, slo=slo, profile=profile, isl=isl, osl=osl,

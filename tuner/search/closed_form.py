@@ -12,11 +12,11 @@ from models.layout import Array
 from models.serving import Demand, Serving, closed_loop
 from models.workload import Slo
 from tuner.choices import Objective
-from tuner.goal import LEAST_SHARE, Goal, crossing
-from tuner.improvement import chance_below
+from tuner.search.expected_improvement import chance_below
+from tuner.search.objective import LEAST_SHARE, Goal, crossing
 
 if TYPE_CHECKING:
-    from tuner.candidates import Candidates
+    from tuner.search.configurations import Candidates
 
 # Log of a figure of every row, when the machine departs from the belief by so much.
 Figure = Callable[["Candidates", Array], Array]

@@ -15,8 +15,8 @@ from planner.plans.search import SAFE_FREE_GIB
 from planner.rules import Question, first_error
 from tuner.choices import Objective
 from tuner.evidence.trial import Outcome, TrialRecord, best_of
-from tuner.goal import Goal
-from tuner.memory_offset import evidence, known_missing_gib
+from tuner.search.memory_belief import evidence, known_missing_gib
+from tuner.search.objective import Goal
 
 # Two configurations of one family predicted closer than this differ by less than measurements do.
 INDISTINCT = 0.01

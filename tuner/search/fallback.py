@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from models.layout import table_of
-from tuner.candidates import candidates_of
 from tuner.evidence.trial import Outcome, TrialRecord
-from tuner.tuning_space import TuningSpace
+from tuner.search.configurations import candidates_of
+from tuner.search.space import TuningSpace
 
 SAFEST = "safest"
 # Launches of the safest configurations that may fail before the run stops.

@@ -14,8 +14,8 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import DotProduct
 
 from models.layout import Array
-from tuner.candidates import PHYSICS, UNSCALED, Candidates, knob_features, slopes
-from tuner.figures import Figure
+from tuner.search.closed_form import Figure
+from tuner.search.configurations import PHYSICS, UNSCALED, Candidates, knob_features, slopes
 
 # A measurement's scatter, and what the closed form leaves against the replay.
 SCATTER = 0.02

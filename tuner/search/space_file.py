@@ -19,7 +19,7 @@ from hwprobe.errors import InputError, did_you_mean
 from hwprobe.files import read_bytes
 from planner.plans.alternatives import DEFAULT, UNPRICED, Choice
 from planner.sglang.flags import flags_of
-from tuner.tuning_space import CLIENTS, CORE, TuningSpace
+from tuner.search.space import CLIENTS, CORE, TuningSpace
 
 LARGEST_MTP = 7
 NAMES = (*CORE, *UNPRICED)

@@ -7,8 +7,8 @@ from typing import Any
 
 from models.config import ServerConfig
 from planner.plans.alternatives import UNPRICED, Choice
-from tuner.candidates import Candidates, allowed, fitting, rows_of
-from tuner.tuning_space import TuningSpace
+from tuner.search.configurations import Candidates, allowed, fitting, rows_of
+from tuner.search.space import TuningSpace
 
 # Tried together in one launch first: what the scheduler and the streams around it do, and which kernels compute.
 TOGETHER = (

@@ -24,24 +24,24 @@ from hwprobe.errors import InputError
 from models.config import ServerConfig
 from models.estimate import Prediction, predict
 from models.layout import Array
-from tuner.candidates import (
+from tuner.choices import Objective
+from tuner.evidence.trial import Outcome, TrialRecord, best_of
+from tuner.search.closed_form import Figure, of_goal, of_point
+from tuner.search.configurations import (
     PHYSICS,
     Candidates,
     candidates_of,
     rows_of,
     undominated,
 )
-from tuner.choices import Objective
-from tuner.evidence.trial import Outcome, TrialRecord, best_of
-from tuner.figures import Figure, of_goal, of_point
-from tuner.goal import Goal
-from tuner.improvement import chance_below, expected_improvement, nothing_to_beat
-from tuner.memory_offset import chance_it_holds, evidence
-from tuner.moves import Moves
-from tuner.tuning_space import CORE, TuningSpace
+from tuner.search.expected_improvement import chance_below, expected_improvement, nothing_to_beat
+from tuner.search.memory_belief import chance_it_holds, evidence
+from tuner.search.objective import Goal
+from tuner.search.space import CORE, TuningSpace
+from tuner.search.unmodelled_knobs import Moves
 
 try:
-    from tuner.posterior import Learned, learn
+    from tuner.search.gaussian_process import Learned, learn
 except ImportError as error:
     raise InputError(
         "--sampler model needs scikit-learn: in the checkout, pip install '.[tune]', or choose --sampler tpe"

@@ -20,8 +20,8 @@ from models.serving import Serving
 from planner.plans.alternatives import DEFAULT
 from planner.plans.search import SAFE_FREE_GIB
 from planner.rules import Question, first_error
-from tuner.figures import Figure
-from tuner.tuning_space import CORE, TuningSpace
+from tuner.search.closed_form import Figure
+from tuner.search.space import CORE, TuningSpace
 
 # What a machine may differ by from the belief: one standard deviation of the natural logarithm of each figure.
 # The first four are models.calibration's spread of a machine, widened; costs of EP and attention DP are known

@@ -17,16 +17,16 @@ from optuna.storages import RDBStorage
 from planner.plans.alternatives import DEFAULT, Choice
 from tuner.choices import SamplerName
 from tuner.evidence.trial import Outcome, TrialRecord
-from tuner.goal import Goal
-from tuner.grid import Grid
-from tuner.tuning_space import CORE, TuningSpace
+from tuner.search.grid import Grid
+from tuner.search.objective import Goal
+from tuner.search.space import CORE, TuningSpace
 
 TPE_STARTUP_TRIALS = 6
 # What numerics, a missing optional library or an inconsistent study make a sampler raise: never the end of a run.
 SAMPLER_ERRORS = (ValueError, ArithmeticError, LookupError, TypeError, AssertionError, RuntimeError, ImportError)
 
 if TYPE_CHECKING:
-    from tuner.sampler import ModelGuidedSampler
+    from tuner.search.model_sampler import ModelGuidedSampler
 
 
 class SamplerWarning(UserWarning):
@@ -157,6 +157,6 @@ def _to_walk(space: TuningSpace) -> dict[str, tuple[Choice, ...]]:
 
 
 def _guide(space: TuningSpace, distributions: dict[str, BaseDistribution], goal: Goal, seed: int) -> ModelGuidedSampler:
-    from tuner.sampler import ModelGuidedSampler  # scikit-learn is needed, and paid for, only here
+    from tuner.search.model_sampler import ModelGuidedSampler  # scikit-learn is needed, and paid for, only here
 
     return ModelGuidedSampler(space, distributions, goal=goal, seed=seed)
