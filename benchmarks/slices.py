@@ -41,8 +41,8 @@ from models.versions_between import profile_for
 from planner.point_case import case_of
 from tuner.choices import EngineName
 from tuner.engines.world import World
-from tuner.slice_run import SliceQuestion, run_slices
-from tuner.slices import LEFT_OUT, layout_of, rungs_of, slices_of
+from tuner.slices.launch import LEFT_OUT, layout_of, rungs_of, slices_of
+from tuner.slices.run import SliceQuestion, run_slices
 
 CPU_FLAGS = (*FLAGS, "--sleep-on-idle")
 

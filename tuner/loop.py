@@ -19,7 +19,6 @@ from tuner.draft import Drafts
 from tuner.evidence.run_folder import RunFolder
 from tuner.evidence.standings import BASELINE, to_confirm
 from tuner.evidence.trial import Outcome, TrialRecord, best_of
-from tuner.fidelity import SAMPLER, SLICED, Screen
 from tuner.seam import Engine, LaunchFailed, Measurement, Server
 from tuner.search.fallback import SAFEST, Fallback
 from tuner.search.objective import Goal
@@ -27,6 +26,7 @@ from tuner.search.optuna_study import StudyIndex
 from tuner.search.prechecks import cannot_run, cannot_win, quarantined
 from tuner.search.space import TuningSpace
 from tuner.server.failure import Policy, policy_of
+from tuner.slices.screening import SAMPLER, SLICED, Screen
 
 # Proposals in a row that may be ruled out before the space counts as exhausted.
 MOST_RULED_OUT = 150

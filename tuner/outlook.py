@@ -12,7 +12,7 @@ from tuner.choices import EngineName, Fidelity
 from tuner.climb import Climb
 from tuner.search.configurations import candidates_of
 from tuner.setup import Prepared
-from tuner.slice_trials import slices_outlook
+from tuner.slices.records import slices_outlook
 
 # A point takes the time of so many requests one after the other: a wave to warm up, and those that count.
 WAVES = 5.3

@@ -18,7 +18,7 @@ from tuner.engines.world import World
 from tuner.evidence.trial import Manifest
 from tuner.search.objective import Goal
 from tuner.search.space_file import SpaceFile
-from tuner.slice_trials import check_objective, slice_for
+from tuner.slices.records import check_objective, slice_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,14 +17,14 @@ from tuner.choices import Fidelity, Objective, SamplerName
 from tuner.engine_factory import engine_of
 from tuner.evidence.run_folder import RunFolder
 from tuner.evidence.standings import BASELINE
-from tuner.fidelity import Screen
 from tuner.loop import Loop, Reporter, Task
 from tuner.question import TuneQuestion
 from tuner.seam import Engine
 from tuner.search.configurations import candidates_of
 from tuner.search.optuna_study import StudyIndex
 from tuner.search.space import TuningSpace, tuning_space
-from tuner.slice_trials import SliceFile, slice_for, sliced_engine
+from tuner.slices.records import SliceFile, slice_for, sliced_engine
+from tuner.slices.screening import Screen
 
 SPREAD_SEEDS = 6
 # Where the load in flight is an answer, not a question, so many times what the model believes in is provided for.

@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "sglang_cpu"))
 
 from slices import cases_of, compare, fastest, parser, question_of, settled  # noqa: E402
 
-from tuner.slice_run import run_slices  # noqa: E402
+from tuner.slices.run import run_slices  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 BOUND = 0.4

@@ -12,8 +12,8 @@ import pytest
 
 from tuner.engines.build import world_toml
 from tuner.engines.world import Effect, World
-from tuner.fidelity import SLICED
-from tuner.two_fidelities import Rows, regress
+from tuner.slices.regression import Rows, regress
+from tuner.slices.screening import SLICED
 
 Sgtune = Callable[..., Any]
 QUESTION = (

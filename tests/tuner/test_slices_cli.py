@@ -14,7 +14,7 @@ from models.architecture import deepseek_r1
 from models.estimate import Context
 from tuner.engines.build import world_toml
 from tuner.engines.world import Effect, World
-from tuner.slices import Rung, launch_words, layout_of, override_text, rungs_of, slice_of, slices_of
+from tuner.slices.launch import Rung, launch_words, layout_of, override_text, rungs_of, slice_of, slices_of
 
 Sgtune = Callable[..., Any]
 R1 = deepseek_r1()

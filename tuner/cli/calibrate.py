@@ -17,7 +17,7 @@ from tuner.cli.common import console, print_json
 if TYPE_CHECKING:
     from models.calibration import Calibration
     from models.case import Case
-    from tuner.slice_report import SliceReport
+    from tuner.slices.report import SliceReport
 
 EXAMPLE = (
     "Examples: sgtune calibrate --points measured.jsonl --out h200-here.json, then sgtune plan --profile ...; "
@@ -65,7 +65,7 @@ def calibrate(
     from models import calibration
     from models.engine_profile import save_engine_profile
     from tuner.cli.tune import parse_duration_s
-    from tuner.slice_report import slice_report
+    from tuner.slices.report import slice_report
 
     start = records.profile_option(base)
     asked = slices.Asked(

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from models.architecture import ModelArchitecture
     from models.engine_profile import EngineProfile
     from models.estimate import Context
-    from tuner.slice_report import OnTarget, SliceReport
-    from tuner.slice_run import SliceQuestion
-    from tuner.slices import Layout
+    from tuner.slices.launch import Layout
+    from tuner.slices.report import OnTarget, SliceReport
+    from tuner.slices.run import SliceQuestion
 
 Slice = Annotated[
     str | None,
@@ -113,7 +113,7 @@ def points_of(asked: Asked, given: Path | None, kept: Path) -> Path:
 def _measure(asked: Asked, kept: Path) -> None:
     """Measure the slices into a file, a line each as it comes."""
     from hwprobe.files import encode_json, write_atomic
-    from tuner.slice_run import run_slices
+    from tuner.slices.run import run_slices
 
     machine = read_hardware(str(asked.hardware))
     with tempfile.TemporaryDirectory(prefix="sgtune-slices-") as temporary:
@@ -130,7 +130,7 @@ def _measure(asked: Asked, kept: Path) -> None:
 def target_layout(asked: Asked) -> Layout | None:
     """Return the machine and layout the whole model is meant for; None where no option names it."""
     from hwprobe.errors import InputError
-    from tuner.slices import layout_of
+    from tuner.slices.launch import layout_of
 
     name = asked.target or asked.hardware
     if asked.target is None and not asked.target_args:
@@ -145,8 +145,8 @@ def _question(asked: Asked, machine: HardwareProfile, where: Path) -> SliceQuest
     import math
 
     from tuner.engines.world import load_world
-    from tuner.slice_run import SliceQuestion
-    from tuner.slices import layout_of, rungs_of, slices_of
+    from tuner.slices.launch import layout_of, rungs_of, slices_of
+    from tuner.slices.run import SliceQuestion
 
     whole = read_model(asked.model)
     here = layout_of(_context(asked, machine, whole), asked.words)

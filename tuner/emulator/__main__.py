@@ -24,7 +24,7 @@ from planner.sglang.arguments import read_arguments
 from tuner.emulator.boot import Machine, boot
 from tuner.emulator.log import say, write
 from tuner.engines.world import load_world
-from tuner.slices import slice_of
+from tuner.slices.launch import slice_of
 
 
 def main(arguments: list[str]) -> int:

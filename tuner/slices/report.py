@@ -12,7 +12,7 @@ from models.case import Case, Expected, foreseen
 from models.engine_profile import EngineProfile
 from models.slices import WholeFigure, foretell, not_from_slices
 from models.uncertainty import Errors
-from tuner.slices import Layout
+from tuner.slices.launch import Layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,9 +31,9 @@ from tuner.search.memory_belief import chance_it_holds, evidence
 from tuner.search.objective import Goal
 from tuner.search.space import TuningSpace
 from tuner.server.failure import Policy, policy_of
-from tuner.slice_trials import MOST_SLICES, MOST_SLICES_FIRST, SliceFile, SliceRecord
-from tuner.slices import override_text
-from tuner.two_fidelities import Rows, Told, regress
+from tuner.slices.launch import override_text
+from tuner.slices.records import MOST_SLICES, MOST_SLICES_FIRST, SliceFile, SliceRecord
+from tuner.slices.regression import Rows, Told, regress
 
 # A share carried over below which slices say nothing of the whole: no more are tried.
 LEAST_CARRY = 0.3

@@ -21,7 +21,7 @@ from tuner.engines.simulated import SimulatedEngine
 from tuner.engines.world import World
 from tuner.seam import LaunchFailed, Server
 from tuner.server.ports import Ports, candidates
-from tuner.slices import Layout, Rung, climb, launch_words
+from tuner.slices.launch import Layout, Rung, climb, launch_words
 
 # Servers that start at the same time take each an eighth of the ports, so that none takes another's.
 MOST_TOGETHER = 8
