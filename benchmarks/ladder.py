@@ -24,9 +24,9 @@ from worlds import Asked, world
 from tuner.choices import Fidelity, SamplerName
 from tuner.engines.world import Effect, World
 from tuner.evidence.trial import Outcome, TrialRecord
-from tuner.loop import Loop
-from tuner.question import TuneQuestion
-from tuner.setup import Prepared, open_loop, prepare
+from tuner.run.loop import Loop
+from tuner.run.question import TuneQuestion
+from tuner.run.setup import Prepared, open_loop, prepare
 
 REACHED = 0.97
 KINDS = ("honest", "blind", "false")

@@ -38,11 +38,11 @@ from tuner.choices import EngineName, Objective, SamplerName
 from tuner.engines.world import World
 from tuner.engines.world_memory import boot_failure, fails_under_load
 from tuner.evidence.trial import Outcome, TrialRecord
-from tuner.question import TuneQuestion
+from tuner.run.question import TuneQuestion
+from tuner.run.setup import Prepared, open_loop, prepare
 from tuner.seam import Measurement
 from tuner.search.configurations import allowed, candidates_of
 from tuner.search.unmodelled_knobs import Moves
-from tuner.setup import Prepared, open_loop, prepare
 
 LAUNCHES = 12
 SHORTLIST = 300  # with 40, the optimum of one world in twelve was 1.1 % too low

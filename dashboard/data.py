@@ -25,7 +25,7 @@ from tuner.evidence.live_state import Live, State, read_live
 from tuner.evidence.run_folder import read_manifest
 from tuner.evidence.standings import Standing, standings, winner_of
 from tuner.evidence.trial import Manifest, TrialRecord, best_of
-from tuner.report import baseline_of
+from tuner.run.result import baseline_of
 
 RUNS_VARIABLE = "SGTUNE_RUNS"
 # The end of a log that is read; long enough for forty wide lines.

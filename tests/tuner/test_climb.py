@@ -13,7 +13,7 @@ from models.estimate import Context
 from models.workload import Slo, Workload
 from planner.sglang.resolver import resolve
 from tuner.choices import Objective
-from tuner.climb import Climb, decision_of, knee_steps
+from tuner.run.load_ladder import Climb, decision_of, knee_steps
 from tuner.seam import Measurement, ServerInfo, Verdict
 from tuner.search.objective import Goal
 

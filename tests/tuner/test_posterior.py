@@ -13,11 +13,11 @@ from models.version import parse_version
 from planner.plans.make import PlanQuestion
 from tuner.choices import EngineName, Objective, SamplerName
 from tuner.engines.world import World
-from tuner.question import TuneQuestion
+from tuner.run.question import TuneQuestion
+from tuner.run.setup import prepare
 from tuner.search.closed_form import of_point
 from tuner.search.configurations import PHYSICS, Candidates, candidates_of, undominated
 from tuner.search.gaussian_process import SCATTER, SIZES, learn
-from tuner.setup import prepare
 
 RATE = of_point("output_tok_s")
 NOTHING = np.zeros(len(PHYSICS))

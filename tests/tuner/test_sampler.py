@@ -19,11 +19,11 @@ from planner.plans.make import PlanQuestion
 from planner.plans.search import SAFE_FREE_GIB
 from tuner.choices import EngineName, Objective, SamplerName
 from tuner.engines.world import World
-from tuner.question import TuneQuestion
+from tuner.run.question import TuneQuestion
+from tuner.run.setup import Prepared, prepare
 from tuner.search.closed_form import log_figure, of_point
 from tuner.search.configurations import PHYSICS, Candidates, candidates_of, slopes
 from tuner.search.memory_belief import chance_it_holds, known_missing_gib
-from tuner.setup import Prepared, prepare
 
 Sgtune = Callable[..., Any]
 

@@ -18,9 +18,9 @@ from tuner.cli import options
 from tuner.cli.common import console, print_json
 
 if TYPE_CHECKING:
-    from tuner.loop import Loop
-    from tuner.question import TuneQuestion
-    from tuner.setup import Prepared
+    from tuner.run.loop import Loop
+    from tuner.run.question import TuneQuestion
+    from tuner.run.setup import Prepared
 
 # Users looked for where --users does not say how many are wanted: more than any one server carries.
 MOST_USERS = 4096
@@ -70,7 +70,7 @@ def tune(
 ) -> None:
     """Find the best configuration with few launches: physics first, then measurements."""
     from tuner.engines.world import load_world
-    from tuner.question import TuneQuestion
+    from tuner.run.question import TuneQuestion
     from tuner.search.space_file import read_space_file
 
     asked = read_question(
@@ -93,9 +93,9 @@ def tune(
 
 def _tune(question: TuneQuestion, *, model_path: str, dry_run: bool, json: bool) -> None:
     from tuner.cli.tune_view import LiveReporter, show_dry_run
-    from tuner.outlook import outlook
-    from tuner.setup import open_loop, prepare
-    from tuner.watch import Watch
+    from tuner.run.dry_run import outlook
+    from tuner.run.live_writer import Watch
+    from tuner.run.setup import open_loop, prepare
 
     prepared = prepare(question)
     if dry_run:
@@ -139,7 +139,7 @@ def _finish(loop: Loop, prepared: Prepared, *, model_path: str, json: bool) -> N
     from tuner.cli.tune_result import show_calibrated, show_result
     from tuner.evidence.standings import winner_of
     from tuner.export import trial_export
-    from tuner.report import result_document
+    from tuner.run.result import result_document
 
     manifest = prepared.question.manifest()
     best = winner_of(loop.records)

@@ -13,9 +13,9 @@ from models.estimate import Prediction
 from tuner.cli.progress import ProgressScreen
 from tuner.cli.tune_result import figure, why
 from tuner.evidence.trial import TrialRecord
-from tuner.loop import Loop
+from tuner.run.loop import Loop
+from tuner.run.setup import Prepared
 from tuner.seam import Measurement
-from tuner.setup import Prepared
 
 
 class LiveReporter(ProgressScreen):

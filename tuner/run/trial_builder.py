@@ -13,8 +13,8 @@ from models.config import ServerConfig
 from models.estimate import Context, Prediction, predict
 from models.workload import Slo, Workload, missed
 from tuner.choices import Objective
-from tuner.climb import decision_of
 from tuner.evidence.trial import Outcome, TrialRecord
+from tuner.run.load_ladder import decision_of
 from tuner.seam import Measurement, Verdict
 from tuner.search.closed_form import of_goal
 from tuner.search.configurations import PHYSICS, rows_of

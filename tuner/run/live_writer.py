@@ -20,7 +20,7 @@ from models.workload import Workload
 from tuner.engines.live import LiveEngine
 from tuner.evidence.live_state import LIVE_FILE, Live, LiveTrial, State
 from tuner.evidence.trial import TrialRecord
-from tuner.loop import Loop
+from tuner.run.loop import Loop
 from tuner.seam import Engine, Measurement, Server, ServerInfo
 
 CHOOSING = "choosing the next configuration"

@@ -8,7 +8,7 @@ from tuner.engines.build import emulated_runner, live_engine
 from tuner.engines.runners import DockerRunner, LocalRunner, Runner
 from tuner.engines.simulated import SimulatedEngine
 from tuner.evidence.run_folder import RunFolder
-from tuner.question import TuneQuestion
+from tuner.run.question import TuneQuestion
 from tuner.seam import Engine
 from tuner.server.readiness import Smoke
 

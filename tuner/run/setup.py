@@ -14,11 +14,11 @@ from planner.plans.make import Plan, make_plan
 from planner.plans.seeds import recipe, sglang_default, spread_seeds
 from planner.plans.space import default_space
 from tuner.choices import Fidelity, Objective, SamplerName
-from tuner.engine_factory import engine_of
 from tuner.evidence.run_folder import RunFolder
 from tuner.evidence.standings import BASELINE
-from tuner.loop import Loop, Reporter, Task
-from tuner.question import TuneQuestion
+from tuner.run.engine_factory import engine_of
+from tuner.run.loop import Loop, Reporter, Task
+from tuner.run.question import TuneQuestion
 from tuner.seam import Engine
 from tuner.search.configurations import candidates_of
 from tuner.search.optuna_study import StudyIndex

@@ -14,11 +14,11 @@ from models.estimate import Context, Prediction
 from models.workload import Workload
 from planner.launch import launch_spec
 from tuner.choices import Objective
-from tuner.climb import LOWER_RUNGS, Climb
-from tuner.draft import Drafts
 from tuner.evidence.run_folder import RunFolder
 from tuner.evidence.standings import BASELINE, to_confirm
 from tuner.evidence.trial import Outcome, TrialRecord, best_of
+from tuner.run.load_ladder import LOWER_RUNGS, Climb
+from tuner.run.trial_builder import Drafts
 from tuner.seam import Engine, LaunchFailed, Measurement, Server
 from tuner.search.fallback import SAFEST, Fallback
 from tuner.search.objective import Goal

@@ -9,9 +9,9 @@ from planner.launch import launch_spec
 from planner.plans.alternatives import UNPRICED
 from planner.plans.space import as_launched
 from tuner.choices import EngineName, Fidelity
-from tuner.climb import Climb
+from tuner.run.load_ladder import Climb
+from tuner.run.setup import Prepared
 from tuner.search.configurations import candidates_of
-from tuner.setup import Prepared
 from tuner.slices.records import slices_outlook
 
 # A point takes the time of so many requests one after the other: a wave to warm up, and those that count.
