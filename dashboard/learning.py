@@ -12,7 +12,7 @@ from dashboard.data import RunView, Stamp
 from hwprobe.errors import InputError
 from models.calibration import Calibration, calibrate
 from models.case import expected
-from tuner.cases import Setting, read_cases
+from tuner.calibrate.cases import Setting, read_cases
 
 # Each costs about a dozen replays; those left out lie between the ones that are used.
 MOST_POINTS = 12

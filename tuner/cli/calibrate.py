@@ -98,7 +98,7 @@ def calibrate(
 def _usable(points: Path, setting: Any) -> tuple[list[Case], list[str]]:
     """Return the cases to learn from, of one version, and why the others are left out."""
     from hwprobe.errors import InputError
-    from tuner.cases import read_cases
+    from tuner.calibrate.cases import read_cases
 
     cases: list[Case] = []
     left_out: list[str] = []

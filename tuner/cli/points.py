@@ -11,7 +11,7 @@ from planner.inputs import read_hardware, read_model
 
 if TYPE_CHECKING:
     from models.engine_profile import EngineProfile
-    from tuner.cases import Setting
+    from tuner.calibrate.cases import Setting
 
 Points = Annotated[
     Path,
@@ -45,7 +45,7 @@ def setting_of(
     """Return what the command line says beside the records."""
     from models.machine import machine_of
     from models.version import parse_version
-    from tuner.cases import Setting
+    from tuner.calibrate.cases import Setting
 
     return Setting(
         machine=machine_of(read_hardware(hardware)) if hardware else None,

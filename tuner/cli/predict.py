@@ -30,8 +30,8 @@ def predict(
     """Predict TTFT, TPOT, output tok/s and KV tokens of every record, with a 90 % band and what was assumed."""
     start_fast()
     from hwprobe.files import encode_json, write_atomic
-    from tuner.cases import read_cases
-    from tuner.foresight import foresee
+    from tuner.calibrate.cases import read_cases
+    from tuner.calibrate.predict_cases import foresee
 
     setting = records.setting_of(hardware, sglang_version, launch_args, records.profile_option(profile), model)
     lines = list(read_cases(points, setting))

@@ -58,8 +58,8 @@ def validate(
 def _residuals(source: Path, setting: Any) -> tuple[list[Residual], list[dict[str, str]], int]:
     """Return the residuals of all records, the records without a prediction, and the number of outliers."""
     from models.validation import residuals_of
-    from tuner.cases import read_cases
-    from tuner.foresight import foresee
+    from tuner.calibrate.cases import read_cases
+    from tuner.calibrate.predict_cases import foresee
 
     lines = list(read_cases(source, setting))
     errors = [{"id": line.id, "error": line.error or ""} for line in lines if line.case is None]

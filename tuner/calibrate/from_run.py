@@ -10,7 +10,7 @@ from models.calibration import Calibration, calibrate
 from models.case import Case, expected
 from models.estimate import Context
 from models.workload import Workload
-from tuner.cases import trial_case, usable_points
+from tuner.calibrate.cases import trial_case, usable_points
 from tuner.evidence.trial import Outcome, TrialRecord
 
 # Trials that are learned from, the best first, and points of each: the decision and the lightest load.
