@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dashboard.data import RunView, Status
 from planner.plans.make import Plan
 from tuner.evidence.trial import TrialRecord
-from tuner.export import without_secrets
+from tuner.launch_files.trial_export import without_secrets
 
 
 def amount(count: float, one: str, many: str | None = None) -> str:

@@ -19,7 +19,7 @@ from planner.export.render import render
 from planner.export.targets import Parameters, Target, possible_targets
 from planner.launch import launch_spec
 from planner.plans.seeds import sglang_default
-from tuner.export import Exportable, chosen_trial, trial_export
+from tuner.launch_files.trial_export import Exportable, chosen_trial, trial_export
 
 LANGUAGES = {Target.YAML: "yaml", Target.COMPOSE: "yaml", Target.K8S: "yaml", Target.SYSTEMD: "ini"}
 WINNER = "the winner"

@@ -10,7 +10,7 @@ from dashboard.parts import BOUND, choose_run, command, table
 from hwprobe.errors import InputError
 from planner.export.targets import Parameters
 from tuner.evidence.trial import TrialRecord
-from tuner.export import spec_of
+from tuner.launch_files.trial_export import spec_of
 
 run = choose_run()
 

@@ -14,7 +14,7 @@ import pytest
 from planner.export.record import record_of
 from planner.export.targets import Target
 from planner.sglang.launch_line import launch_of_file
-from tuner.export import clean_command, without_secrets
+from tuner.launch_files.trial_export import clean_command, without_secrets
 
 Sgtune = Callable[..., Any]
 QUESTION = ("--hardware", "h200x8", "--isl", "200", "--osl", "50", "--concurrency", "16")

@@ -17,8 +17,8 @@ from tests.documents import document_of
 from tests.patience import in_one_of_three
 from tuner.engines.build import world_toml
 from tuner.engines.world import World
+from tuner.launch_files.verification import Compared, read_claim
 from tuner.seam import Measurement, Verdict
-from tuner.verify import Compared, read_claim
 
 Sgtune = Callable[..., Any]
 QUESTION = ("--hardware", "h200x8", "--isl", "64", "--osl", "16", "--concurrency", "2")

@@ -13,7 +13,7 @@ from tuner.cli.common import print_json
 
 if TYPE_CHECKING:
     from planner.export.targets import Parameters
-    from tuner.export import Exportable
+    from tuner.launch_files.trial_export import Exportable
 
 EXAMPLE = "Example: sgtune export --run nf5688g7-1000-1000-c1024 --bundle launch/"
 
@@ -73,7 +73,7 @@ def export(
     _check_question(run, plan, trial, candidate, out, bundle, target)
     if plan is not None:
         from tuner.cli.tune import command_line
-        from tuner.export_plan import plan_export
+        from tuner.launch_files.plan_export import plan_export
 
         exportable = plan_export(plan, candidate, parameters, command_line())
     else:
@@ -109,7 +109,7 @@ def _of_run(folder: Path, trial: int | None, parameters: Parameters) -> Exportab
     from hwprobe.profile import read_profile
     from tuner.cli.tune import command_line
     from tuner.evidence.run_folder import read_manifest, read_trials
-    from tuner.export import chosen_trial, trial_export
+    from tuner.launch_files.trial_export import chosen_trial, trial_export
 
     manifest = read_manifest(folder)
     records = read_trials(folder / "trials.jsonl")

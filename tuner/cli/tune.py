@@ -138,7 +138,7 @@ def _finish(loop: Loop, prepared: Prepared, *, model_path: str, json: bool) -> N
     from planner.export.targets import Parameters, Target, possible_targets
     from tuner.cli.tune_result import show_calibrated, show_result
     from tuner.evidence.standings import winner_of
-    from tuner.export import trial_export
+    from tuner.launch_files.trial_export import trial_export
     from tuner.run.result import result_document
 
     manifest = prepared.question.manifest()

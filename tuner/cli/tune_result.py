@@ -14,7 +14,7 @@ from tuner.choices import Objective
 from tuner.evidence.knob_effects import knob_effects, residuals
 from tuner.evidence.standings import BASELINE, standings, winner_of
 from tuner.evidence.trial import Manifest, Outcome, TrialRecord
-from tuner.export import spec_of
+from tuner.launch_files.trial_export import spec_of
 from tuner.run.loop import Loop
 from tuner.run.result import nearest_of, pareto_of
 from tuner.search.objective import UNITS

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from models.estimate import Context
     from tuner.engines.runners import Runner
     from tuner.engines.world import World
-    from tuner.verify import Claim, Verified
+    from tuner.launch_files.verification import Claim, Verified
 
 EXAMPLE = "Example: sgtune verify launch/ --engine local"
 DISAGREES = 1
@@ -52,7 +52,7 @@ def verify(
     from planner.export.targets import Target
     from tuner.cli.tune import parse_duration_s
     from tuner.engines.world import load_world
-    from tuner.verify import read_claim
+    from tuner.launch_files.verification import read_claim
 
     point_s = parse_duration_s(point_time, "--point-time")
     claim = read_claim(path, Target.DOCKER if engine is EngineName.DOCKER else Target.BASH)
@@ -137,7 +137,7 @@ def _verified(
     extra: tuple[str, ...],
 ) -> Verified:
     from tuner.engines.build import live_engine
-    from tuner.verify import verify
+    from tuner.launch_files.verification import verify
 
     screen = console(stderr=True)
     started = live_engine(

@@ -17,7 +17,7 @@ from planner.launch import launch_spec
 from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values
 from tuner import __version__
-from tuner.export import Exportable, clean_command
+from tuner.launch_files.trial_export import Exportable, clean_command
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
