@@ -167,8 +167,8 @@ def test_what_help_repeats_is_what_the_model_means() -> None:
     from models.version import NEWEST
     from planner.export.targets import Target
     from planner.launch import DEFAULT_MODEL_PATH
-    from tuner.cli import options
-    from tuner.cli.export import TargetName
+    from tuner.cli.commands.export import TargetName
+    from tuner.cli.common.terminal import options
 
     assert options.NEWEST_VERSION == NEWEST
     assert options.ACCEPTANCE == DEFAULT_ACCEPTANCE

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tuner.cli import dashboard
+from tuner.cli.commands import dashboard
 
 Sgtune = Callable[..., Any]
 

@@ -137,5 +137,7 @@ def test_measured_memory_moves_the_plan_and_its_basis_says_so(sgtune: Sgtune, tm
 
 def test_asking_for_the_probe_loads_no_torch() -> None:
     """The parent only starts children: a CUDA context of its own would count as a busy GPU."""
-    program = "import sys, tuner.cli.probe, hwprobe.session, hwprobe.findings; sys.exit('torch' in sys.modules)"
+    program = (
+        "import sys, tuner.cli.commands.probe, hwprobe.session, hwprobe.findings; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from hwprobe.errors import InputError
-from tuner.cli.tune import parse_duration_s
+from tuner.cli.commands.tune import parse_duration_s
 
 Sgtune = Callable[..., Any]
 QUESTION = (

@@ -12,7 +12,7 @@ import typer
 
 from hwprobe.errors import SgtuneError
 from tuner import __version__
-from tuner.cli import (
+from tuner.cli.commands import (
     bench,
     calibrate,
     check,

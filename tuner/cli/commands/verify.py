@@ -10,8 +10,7 @@ import typer
 
 from planner.inputs import read_hardware, read_model
 from tuner.choices import EngineName
-from tuner.cli import options
-from tuner.cli.common import console, print_json
+from tuner.cli.common.terminal import console, options, print_json
 
 if TYPE_CHECKING:
     from models.estimate import Context
@@ -50,7 +49,7 @@ def verify(
 ) -> None:
     """Start exactly the command of a launch file, measure the recorded points again, and compare. Exit 1 outside."""
     from planner.export.targets import Target
-    from tuner.cli.tune import parse_duration_s
+    from tuner.cli.commands.tune import parse_duration_s
     from tuner.engines.world import load_world
     from tuner.launch_files.verification import read_claim
 

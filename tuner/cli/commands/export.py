@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli import options
-from tuner.cli.common import print_json
+from tuner.cli.common.terminal import options, print_json
 
 if TYPE_CHECKING:
     from planner.export.targets import Parameters
@@ -72,7 +71,7 @@ def export(
     ).checked()  # fmt: skip
     _check_question(run, plan, trial, candidate, out, bundle, target)
     if plan is not None:
-        from tuner.cli.tune import command_line
+        from tuner.cli.commands.tune import command_line
         from tuner.launch_files.plan_export import plan_export
 
         exportable = plan_export(plan, candidate, parameters, command_line())
@@ -107,7 +106,7 @@ def _check_question(
 
 def _of_run(folder: Path, trial: int | None, parameters: Parameters) -> Exportable:
     from hwprobe.profile import read_profile
-    from tuner.cli.tune import command_line
+    from tuner.cli.commands.tune import command_line
     from tuner.evidence.run_folder import read_manifest, read_trials
     from tuner.launch_files.trial_export import chosen_trial, trial_export
 

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuner.cli import options
-from tuner.cli import points as records
-from tuner.cli.common import start_fast
+from tuner.cli.common.terminal import options, start_fast
+from tuner.cli.common.terminal import points as records
 
 if TYPE_CHECKING:
     from models.case import Case, Expected

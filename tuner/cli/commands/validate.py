@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuner.cli import options
-from tuner.cli import points as records
-from tuner.cli.common import console, print_json
+from tuner.cli.common.terminal import console, options, print_json
+from tuner.cli.common.terminal import points as records
 
 if TYPE_CHECKING:
     from models.validation import Residual, Score

@@ -14,8 +14,7 @@ import typer
 
 from planner.inputs import read_question
 from tuner.choices import EngineName, Fidelity, Objective, SamplerName
-from tuner.cli import options
-from tuner.cli.common import console, print_json
+from tuner.cli.common.terminal import console, options, print_json
 
 if TYPE_CHECKING:
     from tuner.run.loop import Loop
@@ -92,7 +91,7 @@ def tune(
 
 
 def _tune(question: TuneQuestion, *, model_path: str, dry_run: bool, json: bool) -> None:
-    from tuner.cli.tune_view import LiveReporter, show_dry_run
+    from tuner.cli.views.tune_view import LiveReporter, show_dry_run
     from tuner.run.dry_run import outlook
     from tuner.run.live_writer import Watch
     from tuner.run.setup import open_loop, prepare
@@ -136,7 +135,7 @@ def _run(loop: Loop) -> None:
 def _finish(loop: Loop, prepared: Prepared, *, model_path: str, json: bool) -> None:
     from hwprobe.files import encode_json
     from planner.export.targets import Parameters, Target, possible_targets
-    from tuner.cli.tune_result import show_calibrated, show_result
+    from tuner.cli.views.tune_result import show_calibrated, show_result
     from tuner.evidence.standings import winner_of
     from tuner.launch_files.trial_export import trial_export
     from tuner.run.result import result_document

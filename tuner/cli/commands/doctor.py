@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from tuner.cli import options
-from tuner.cli.common import console, print_json
+from tuner.cli.common.terminal import console, options, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ import typer
 
 from planner.inputs import read_hardware, read_model
 from tuner.choices import EngineName
-from tuner.cli.common import console
+from tuner.cli.common.terminal import console
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,9 +10,9 @@ import typer
 
 from planner.inputs import read_model
 from tuner.choices import EngineName
-from tuner.cli import options, slices
-from tuner.cli import points as records
-from tuner.cli.common import console, print_json
+from tuner.cli.commands import calibrate_slices as slices
+from tuner.cli.common.terminal import console, options, print_json
+from tuner.cli.common.terminal import points as records
 
 if TYPE_CHECKING:
     from models.calibration import Calibration
@@ -64,7 +64,7 @@ def calibrate(
     """
     from models import calibration
     from models.engine_profile import save_engine_profile
-    from tuner.cli.tune import parse_duration_s
+    from tuner.cli.commands.tune import parse_duration_s
     from tuner.slices.report import slice_report
 
     start = records.profile_option(base)

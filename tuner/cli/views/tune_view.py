@@ -10,8 +10,8 @@ from rich.table import Table
 
 from models.config import ServerConfig
 from models.estimate import Prediction
-from tuner.cli.progress import ProgressScreen
-from tuner.cli.tune_result import figure, why
+from tuner.cli.views.progress import ProgressScreen
+from tuner.cli.views.tune_result import figure, why
 from tuner.evidence.trial import TrialRecord
 from tuner.run.loop import Loop
 from tuner.run.setup import Prepared

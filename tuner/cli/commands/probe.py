@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hwprobe.choices import DeviceName
-from tuner.cli import options
-from tuner.cli.common import console, print_json
+from tuner.cli.common.terminal import console, options, print_json
 
 if TYPE_CHECKING:
     from hwprobe.measure import Outcome, Progress, Task
@@ -60,7 +59,7 @@ def _probe(device: DeviceName, *, quick: bool, inventory: bool) -> Probed:
 
 def _progress() -> Progress:
     """Return what writes one line per measurement to stderr: its name when it starts, its result when it ends."""
-    from tuner.cli.probe_view import summary
+    from tuner.cli.views.probe_view import summary
 
     screen = console(stderr=True)
 
@@ -77,8 +76,8 @@ def _deliver(probed: Probed, out: Path | None, *, json: bool) -> None:
     from dataclasses import replace
 
     from hwprobe.profile import save_profile
-    from tuner.cli.probe_view import show_profile
-    from tuner.cli.tune import command_line
+    from tuner.cli.commands.tune import command_line
+    from tuner.cli.views.probe_view import show_profile
 
     profile = replace(probed.profile, command=command_line())
     if out is not None:
@@ -94,7 +93,7 @@ def _compare(first: Path, second: Path, *, json: bool) -> None:
     from hwprobe.errors import InputError
     from hwprobe.findings import compare
     from hwprobe.profile import read_profile
-    from tuner.cli.probe_view import show_comparison
+    from tuner.cli.views.probe_view import show_comparison
 
     a, b = read_profile(first), read_profile(second)
     changes = compare(a, b)

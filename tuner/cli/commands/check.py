@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from planner.inputs import read_hardware, read_model
-from tuner.cli import options
-from tuner.cli.common import console, print_json, start_fast
+from tuner.cli.common.terminal import console, options, print_json, start_fast
 
 if TYPE_CHECKING:
     from packaging.version import Version
@@ -83,7 +82,7 @@ def check(
 
         print_json(check_document(answer))
     else:
-        from tuner.cli.check_view import show_check
+        from tuner.cli.views.check_view import show_check
 
         show_check(answer, console())
     if answer.verdict != "runs":

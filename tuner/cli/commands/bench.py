@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tuner.choices import Arrival, Backend
-from tuner.cli import options
-from tuner.cli.common import console, print_json
-from tuner.cli.tune import command_line, parse_duration_s
+from tuner.cli.commands.tune import command_line, parse_duration_s
+from tuner.cli.common.terminal import console, options, print_json
 
 if TYPE_CHECKING:
     from tuner.bench.sweep import BenchQuestion
@@ -100,7 +99,7 @@ def bench(
 
 def _bench(question: BenchQuestion, *, json: bool) -> None:
     from tuner.bench.sweep import run_bench
-    from tuner.cli.bench_view import BenchScreen, show_bench
+    from tuner.cli.views.bench_view import BenchScreen, show_bench
 
     try:
         with BenchScreen(console(stderr=True)) as screen:

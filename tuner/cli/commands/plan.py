@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from planner.inputs import read_question
-from tuner.cli import options
-from tuner.cli.common import console, print_json
+from tuner.cli.common.terminal import console, options, print_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,7 +64,7 @@ def _answer(question: PlanQuestion, *, model_path: str, explain: bool, out: Path
     from hwprobe.files import encode_json, write_atomic
     from planner.plans.document import plan_document
     from planner.plans.make import make_plan
-    from tuner.cli.plan_view import show_plan
+    from tuner.cli.views.plan_view import show_plan
 
     answer = make_plan(question)
     document = plan_document(answer)

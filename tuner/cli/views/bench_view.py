@@ -8,7 +8,7 @@ from rich.table import Table
 
 from tuner.bench.point import Live, Point
 from tuner.bench.sweep import BenchAnswer
-from tuner.cli.progress import ProgressScreen
+from tuner.cli.views.progress import ProgressScreen
 from tuner.seam import Verdict
 
 
