@@ -22,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hwprobe.catalogue import hardware_from_catalogue
 from models.architecture import deepseek_r1
-from models.estimate import Context, demand_of
+from models.engine.versions import profile_for
 from models.layout import table_of
 from models.machine import machine_of
-from models.serving import closed_loop
-from models.versions_between import profile_for
+from models.serving.closed_form import closed_loop
+from models.serving.estimate import Context, demand_of
 from models.workload import Workload
 from planner.plans.space import default_space, fill_grid, shapes
 

@@ -29,8 +29,8 @@ from worlds import Asked, question, world
 from hwprobe.catalogue import hardware_from_catalogue
 from models.architecture import deepseek_r1
 from models.config import ServerConfig
-from models.estimate import Context, Prediction, predict_many, replay_workload, statistics_ms
 from models.layout import table_of
+from models.serving.estimate import Context, Prediction, predict_many, replay_workload, statistics_ms
 from models.version import parse_version
 from models.workload import Metric, Slo, Statistic, Workload
 from planner.plans.make import PlanQuestion, make_plan

@@ -30,14 +30,14 @@ from run import FLAGS, install
 from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.files import encode_json, write_atomic
 from models.architecture import ModelArchitecture, load_architecture
-from models.calibration import Calibration, calibrate
-from models.case import Case
-from models.estimate import Context
+from models.engine.versions import profile_for
 from models.machine import machine_of
-from models.points import point_of
-from models.slices import FIGURES, WholeFigure, foretell
+from models.records.calibration import Calibration, calibrate
+from models.records.case import Case
+from models.records.points import point_of
+from models.records.slice_fit import FIGURES, WholeFigure, foretell
+from models.serving.estimate import Context
 from models.version import parse_version
-from models.versions_between import profile_for
 from planner.point_case import case_of
 from tuner.choices import EngineName
 from tuner.engines.world import World

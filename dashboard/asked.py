@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from models.config import ServerConfig
-from models.estimate import DEFAULT_ACCEPTANCE, Prediction, predict
+from models.costs.memory import MemoryLedger, ledger_of
 from models.layout import table_of
-from models.memory import MemoryLedger, ledger_of
+from models.serving.estimate import DEFAULT_ACCEPTANCE, Prediction, predict
 from models.workload import missed
 from planner.inputs import read_question
 from planner.plans.make import Plan, PlanQuestion, make_plan

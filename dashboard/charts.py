@@ -22,8 +22,8 @@ from dashboard.colours import (
 from hwprobe.expected import EXPECTED
 from hwprobe.findings import Change, Finding
 from hwprobe.profile import Matrix
-from models.estimate import LIMIT_NAMES
-from models.memory import MemoryLedger
+from models.costs.memory import MemoryLedger
+from models.serving.estimate import LIMIT_NAMES
 from models.workload import Metric, Slo
 from planner.plans.make import Plan
 from planner.plans.search import Candidate

@@ -14,9 +14,9 @@ import psutil
 from hwprobe.errors import InputError
 from hwprobe.profile import HardwareProfile, read_profile
 from models.architecture import deepseek_r1
-from models.estimate import Context
+from models.costs.memory import MemoryLedger, ledger_of
 from models.layout import table_of
-from models.memory import MemoryLedger, ledger_of
+from models.serving.estimate import Context
 from models.version import parse_version
 from models.workload import Slo
 from planner.plans.make import PlanQuestion

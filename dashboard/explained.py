@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from models.estimate import predict_many
 from models.layout import table_of
-from models.serving import MEAN_OUTPUT_HELD
+from models.serving.closed_form import MEAN_OUTPUT_HELD
+from models.serving.estimate import predict_many
 from planner.plans.make import Plan
 from planner.plans.search import Candidate
 

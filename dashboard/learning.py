@@ -10,8 +10,8 @@ import pandas as pd
 
 from dashboard.data import RunView, Stamp
 from hwprobe.errors import InputError
-from models.calibration import Calibration, calibrate
-from models.case import expected
+from models.records.calibration import Calibration, calibrate
+from models.records.case import expected
 from tuner.calibrate.cases import Setting, read_cases
 
 # Each costs about a dozen replays; those left out lie between the ones that are used.

@@ -11,7 +11,7 @@ from dashboard.colours import COLOURS, NEUTRAL, Family
 from dashboard.learning import Learned
 from dashboard.run_charts import by_family, rate_at_target
 from dashboard.words import off_by
-from models.calibration import Calibration
+from models.records.calibration import Calibration
 from tuner.evidence.trial import TrialRecord
 
 AFTER = COLOURS[Family.TP]

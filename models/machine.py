@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from hwprobe.profile import Basis, HardwareProfile, Quantity
-from models.transfer import sheet_equivalent
+from models.engine.transfer import sheet_equivalent
 
 GIB = 2**30
 # PCIe Gen5 x16 per direction: what GPUs without NVLink have between them.
@@ -17,7 +17,7 @@ class Machine:
     """One GPU's limits and the links between GPUs. Link rates are per GPU and per direction.
 
     Rates are in terms of data sheets, which engine profiles were fitted with: a measured rate appears as the
-    sheet rate it stands for (`models.transfer.sheet_equivalent`). `basis` says where each came from.
+    sheet rate it stands for (`models.engine.transfer.sheet_equivalent`). `basis` says where each came from.
     """
 
     name: str

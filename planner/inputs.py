@@ -39,7 +39,7 @@ def read_question(
     **rest: Any,
 ) -> PlanQuestion:
     """Build the question that plan and tune share; `rest` are fields of PlanQuestion as they are."""
-    from models.engine_profile import load_engine_profile
+    from models.engine.profile import load_engine_profile
     from models.version import parse_version
     from models.workload import Slo
     from planner.plans.make import PlanQuestion

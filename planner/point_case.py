@@ -12,17 +12,17 @@ from packaging.version import Version
 from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.errors import InputError
 from models.architecture import ModelArchitecture, deepseek_r1
-from models.case import MOST_REQUESTS, REQUESTS_PER_CLIENT, STEADY_REQUESTS_PER_CLIENT, Case, Run
 from models.config import ServerConfig, Speculative
-from models.engine_profile import EngineProfile, shipped_profiles
-from models.estimate import DEFAULT_ACCEPTANCE, Context
+from models.costs.memory import memory
+from models.engine.profile import EngineProfile, shipped_profiles
+from models.engine.versions import profile_for
 from models.layout import table_of
 from models.machine import Machine, machine_of
-from models.memory import memory
-from models.points import KINDS, Point
-from models.slices import DUMMY_INDEPENDENCE
+from models.records.case import MOST_REQUESTS, REQUESTS_PER_CLIENT, STEADY_REQUESTS_PER_CLIENT, Case, Run
+from models.records.points import KINDS, Point
+from models.records.slice_fit import DUMMY_INDEPENDENCE
+from models.serving.estimate import DEFAULT_ACCEPTANCE, Context
 from models.version import OLDEST, parse_version
-from models.versions_between import profile_for
 from models.workload import Lengths
 from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values

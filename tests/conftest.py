@@ -18,9 +18,9 @@ from packaging.version import Version
 
 from hwprobe.catalogue import hardware_from_catalogue
 from models.architecture import deepseek_r1
-from models.estimate import Context
+from models.engine.versions import profile_for
 from models.machine import machine_of
-from models.versions_between import profile_for
+from models.serving.estimate import Context
 
 # The same examples on every run: a red build is the change's fault, not the day's.
 settings.register_profile("sgtune", derandomize=True, deadline=None)

@@ -19,12 +19,12 @@ import numpy as np
 from fit_profiles import FAMILIES, drift_of, finished, fit, joint, merged, points, trains
 from packaging.version import Version
 
-from models.calibration import FIGURES, calibrate
-from models.case import Case, foreseen
-from models.engine_profile import EngineProfile
-from models.points import Point
-from models.uncertainty import BAND_SIGMAS
-from models.versions_between import profile_among
+from models.engine.profile import EngineProfile
+from models.engine.versions import profile_among
+from models.records.calibration import FIGURES, calibrate
+from models.records.case import Case, foreseen
+from models.records.points import Point
+from models.serving.uncertainty import BAND_SIGMAS
 from planner.point_case import case_of
 
 CALIBRATION = ((4, 1024, 1024), (64, 1024, 1024), (16, 8192, 1024))

@@ -28,9 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from hwprobe.files import encode_json
-from models.calibration import SCATTER, Calibration, Fit, calibrate, linearised, residuals
-from models.case import Case
-from models.engine_profile import (
+from models.engine.profile import (
     FITTED,
     Drift,
     EngineParameters,
@@ -38,9 +36,11 @@ from models.engine_profile import (
     RelativeError,
     as_matrix,
 )
+from models.engine.versions import release_number
 from models.layout import Array
-from models.points import METRICS, Point, parse_point, read_lines
-from models.versions_between import release_number
+from models.records.calibration import SCATTER, Calibration, Fit, calibrate, linearised, residuals
+from models.records.case import Case
+from models.records.points import METRICS, Point, parse_point, read_lines
 from planner.point_case import case_of
 
 DATA = ROOT / "models" / "data" / "published_points.jsonl"

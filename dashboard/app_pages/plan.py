@@ -10,7 +10,7 @@ from dashboard.words import plan_answer
 from hwprobe.catalogue import hardware_names
 from hwprobe.errors import InputError
 from models.config import Speculative
-from models.estimate import DEFAULT_ACCEPTANCE
+from models.serving.estimate import DEFAULT_ACCEPTANCE
 from planner.launch import launch_spec
 from planner.plans.make import Plan
 from planner.plans.search import Candidate

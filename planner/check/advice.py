@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from math import floor
 
 from models.config import ServerConfig
-from models.estimate import Context
-from models.memory import MemoryLedger
+from models.costs.memory import MemoryLedger
+from models.serving.estimate import Context
 from models.workload import Workload
 from planner.check.judge import Checked, Weighed, judge, weigh
 from planner.check.memory_fit import GOOD_FREE_GIB

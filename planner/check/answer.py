@@ -9,10 +9,10 @@ from packaging.version import Version
 
 from hwprobe.profile import HardwareProfile
 from models.architecture import ModelArchitecture
-from models.engine_profile import EngineProfile
-from models.estimate import DEFAULT_ACCEPTANCE, Context, Prediction
+from models.engine.profile import EngineProfile
+from models.engine.transfer import profile_on
 from models.machine import machine_of
-from models.transfer import profile_on
+from models.serving.estimate import DEFAULT_ACCEPTANCE, Context, Prediction
 from models.workload import Workload
 from planner.check.advice import Advice, advise
 from planner.check.judge import Checked, Weighed, check_arguments, predicted, weigh

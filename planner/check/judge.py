@@ -9,10 +9,10 @@ from packaging.version import Version
 
 from models.architecture import ModelArchitecture
 from models.config import ServerConfig
-from models.estimate import Context, Prediction, predict
+from models.costs.memory import Extras, Memory, MemoryLedger, ledger_of, memory
 from models.layout import KV_BYTES, ConfigTable, table_of
 from models.machine import Machine
-from models.memory import Extras, Memory, MemoryLedger, ledger_of, memory
+from models.serving.estimate import Context, Prediction, predict
 from models.workload import Workload
 from planner.rules import RULES, Question, Rule, violations
 from planner.sglang.arguments import Arguments, read_arguments

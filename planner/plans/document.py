@@ -8,8 +8,8 @@ from hwprobe.profile import hardware_hash
 from planner.plans.space import as_launched
 
 if TYPE_CHECKING:
-    from models.estimate import Prediction
-    from models.memory import MemoryLedger
+    from models.costs.memory import MemoryLedger
+    from models.serving.estimate import Prediction
     from planner.plans.make import Plan
     from planner.plans.published import Comparison
     from planner.plans.search import Candidate, Rejected

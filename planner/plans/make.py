@@ -9,10 +9,10 @@ from packaging.version import Version
 from hwprobe.errors import InputError
 from hwprobe.profile import HardwareProfile
 from models.architecture import ModelArchitecture
-from models.engine_profile import EngineProfile
-from models.estimate import DEFAULT_ACCEPTANCE, Context
+from models.engine.profile import EngineProfile
+from models.engine.transfer import profile_on
 from models.machine import machine_of
-from models.transfer import profile_on
+from models.serving.estimate import DEFAULT_ACCEPTANCE, Context
 from models.workload import Metric, Slo, Statistic, Workload
 from planner.plans.capacity import concurrency_for_rate, users_per_server
 from planner.plans.frontier import pareto_front

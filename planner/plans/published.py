@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from models.config import ServerConfig
-from models.estimate import Context, predict
+from models.serving.estimate import Context, predict
 from models.workload import Workload
 from planner.sglang.resolver import resolve
 

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from models.config import ServerConfig
-from models.estimate import LIMIT_NAMES, Context, Prediction, predict, predict_many
+from models.costs.memory import Memory, MemoryLedger, ledger_of
 from models.layout import Array, ConfigTable, table_of
-from models.memory import Memory, MemoryLedger, ledger_of
-from models.serving import Serving
+from models.serving.closed_form import Serving
+from models.serving.estimate import LIMIT_NAMES, Context, Prediction, predict, predict_many
 from models.workload import Metric, Slo, Workload, missed
 from planner.plans.space import Space, fill_grid, shapes
 from planner.rules import Question, Violation, first_error

@@ -22,7 +22,7 @@ import pytest
 from hwprobe.nvml import Inventory
 from models.architecture import load_architecture
 from models.config import ServerConfig
-from models.estimate import Context
+from models.serving.estimate import Context
 from models.workload import Workload
 from planner.sglang.resolver import resolve
 from tests.left import marked, nothing_left

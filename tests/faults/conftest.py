@@ -12,7 +12,7 @@ from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.files import encode_json
 from hwprobe.nvml import Inventory
 from models.config import ServerConfig
-from models.estimate import Context
+from models.serving.estimate import Context
 from models.workload import Workload
 from planner.sglang.resolver import resolve
 from tuner.bench.point import Settings, measure_for_tuner

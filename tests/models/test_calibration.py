@@ -11,12 +11,12 @@ from packaging.version import Version
 from tests_data import SHIPPED
 
 from hwprobe.errors import InputError
-from models.calibration import calibrate, residuals
-from models.case import Case, expected, foreseen
-from models.engine_profile import FITTED, EngineProfile, shipped_drift, shipped_profiles
-from models.points import METRICS, Point, parse_point, read_lines
-from models.uncertainty import BAND_SIGMAS
-from models.versions_between import profile_among, profile_for
+from models.engine.profile import FITTED, EngineProfile, shipped_drift, shipped_profiles
+from models.engine.versions import profile_among, profile_for
+from models.records.calibration import calibrate, residuals
+from models.records.case import Case, expected, foreseen
+from models.records.points import METRICS, Point, parse_point, read_lines
+from models.serving.uncertainty import BAND_SIGMAS
 from planner.point_case import case_of
 
 QUESTIONS = ((4, 1024, 1024), (64, 1024, 1024), (16, 8192, 1024))

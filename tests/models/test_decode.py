@@ -16,13 +16,13 @@ from typical import filled
 from hwprobe.catalogue import hardware_from_catalogue
 from models.architecture import deepseek_r1
 from models.config import Speculative
-from models.decode import COSTS, DecodeStep, decode_step
-from models.engine_profile import EngineParameters
-from models.kernels import distinct_experts
+from models.costs.decode import COSTS, DecodeStep, decode_step
+from models.costs.kernels import distinct_experts
+from models.costs.system import System
+from models.engine.profile import EngineParameters
+from models.engine.versions import profile_for
 from models.layout import ConfigTable, table_of
 from models.machine import Machine, machine_of
-from models.system import System
-from models.versions_between import profile_for
 
 R1 = deepseek_r1()
 H200 = machine_of(hardware_from_catalogue("h200x8"))

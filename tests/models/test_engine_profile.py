@@ -11,14 +11,14 @@ import pytest
 from packaging.version import Version
 
 from hwprobe.errors import InputError
-from models.engine_profile import (
+from models.engine.profile import (
     EngineProfile,
     load_engine_profile,
     save_engine_profile,
     shipped_profiles,
 )
+from models.engine.versions import profile_for, release_number
 from models.version import parse_version
-from models.versions_between import profile_for, release_number
 
 
 def test_shipped_versions() -> None:

@@ -14,9 +14,9 @@ from typical import filled
 from hwprobe.catalogue import hardware_from_catalogue
 from models.architecture import deepseek_r1
 from models.config import Speculative
+from models.costs.memory import ledger_of, memory, weights
 from models.layout import table_of
 from models.machine import machine_of
-from models.memory import ledger_of, memory, weights
 
 R1 = deepseek_r1()
 H200 = machine_of(hardware_from_catalogue("h200x8"))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests_data import SHIPPED
 
 from hwprobe.errors import InputError
-from models.points import parse_point, read_lines
+from models.records.points import parse_point, read_lines
 
 
 def test_the_published_points_are_read() -> None:

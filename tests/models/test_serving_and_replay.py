@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.config import ServerConfig, Speculative
-from models.estimate import Context, predict, predict_many
 from models.layout import table_of
-from models.replay import Replay, replay
-from models.scheduler import Limits
+from models.serving.estimate import Context, predict, predict_many
+from models.serving.replay import Replay, replay
+from models.serving.scheduler import Limits
 from models.workload import Workload
 from planner.sglang.resolver import resolve
 
@@ -222,8 +222,8 @@ def test_more_bandwidth_never_slows_serving(clients: int, isl: int, osl: int, fa
 
     from hwprobe.catalogue import hardware_from_catalogue
     from models.architecture import deepseek_r1
+    from models.engine.versions import profile_for
     from models.machine import machine_of
-    from models.versions_between import profile_for
 
     version = Version("0.5.12")
     where = Context(

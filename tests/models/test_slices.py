@@ -15,18 +15,18 @@ from typical import filled
 from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.errors import InputError
 from models.architecture import ModelArchitecture, deepseek_r1
-from models.calibration import calibrate
-from models.case import Case, expected
-from models.decode import decode_step
-from models.engine_profile import EngineProfile
+from models.costs.decode import decode_step
+from models.costs.memory import ledger_of, memory
+from models.costs.prefill import prefill_s
+from models.costs.system import System
+from models.engine.profile import EngineProfile
+from models.engine.versions import profile_for
 from models.layout import table_of
 from models.machine import machine_of
-from models.memory import ledger_of, memory
-from models.points import Point
-from models.prefill import prefill_s
-from models.slices import FIGURES, foretell
-from models.system import System
-from models.versions_between import profile_for
+from models.records.calibration import calibrate
+from models.records.case import Case, expected
+from models.records.points import Point
+from models.records.slice_fit import FIGURES, foretell
 from planner.point_case import case_of
 
 R1 = deepseek_r1()

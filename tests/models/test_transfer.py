@@ -13,10 +13,10 @@ from packaging.version import Version
 from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.expected import EXPECTED
 from hwprobe.profile import Basis, GpuProfile, HardwareProfile, Quantity
-from models.engine_profile import shipped_profiles
+from models.engine.profile import shipped_profiles
+from models.engine.transfer import profile_on, sheet_equivalent, transfer
+from models.engine.versions import profile_for
 from models.machine import machine_of
-from models.transfer import profile_on, sheet_equivalent, transfer
-from models.versions_between import profile_for
 
 PARAMETERS = shipped_profiles()[-1].parameters
 

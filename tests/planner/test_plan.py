@@ -10,8 +10,8 @@ from packaging.version import Version
 from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.errors import InputError
 from models.architecture import deepseek_r1
+from models.costs.memory import memory
 from models.layout import table_of
-from models.memory import memory
 from models.workload import Slo
 from planner.plans.document import plan_document
 from planner.plans.frontier import pareto_front

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from models.points import parse_point
+from models.records.points import parse_point
 from tests.documents import document_of
 from tests.patience import in_one_of_three
 

@@ -163,7 +163,7 @@ def test_version_and_help(sgtune: Sgtune) -> None:
 
 def test_what_help_repeats_is_what_the_model_means() -> None:
     """The options module repeats three constants so that --help need not load the models."""
-    from models.estimate import DEFAULT_ACCEPTANCE
+    from models.serving.estimate import DEFAULT_ACCEPTANCE
     from models.version import NEWEST
     from planner.export.targets import Target
     from planner.launch import DEFAULT_MODEL_PATH

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from models.config import ServerConfig
-from models.estimate import Context
+from models.serving.estimate import Context
 from models.workload import Slo, Workload
 from planner.sglang.resolver import resolve
 from tuner.choices import Objective

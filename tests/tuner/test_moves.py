@@ -12,7 +12,7 @@ import pytest
 from packaging.version import Version
 
 from hwprobe.catalogue import hardware_from_catalogue
-from models.estimate import Context
+from models.serving.estimate import Context
 from models.workload import Workload
 from planner.launch import launch_spec
 from planner.plans.alternatives import DEFAULT, UNPRICED, alternatives

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from models.engine_profile import load_engine_profile
+from models.engine.profile import load_engine_profile
 
 Sgtune = Callable[..., Any]
 QUESTION = ("--hardware", "h200x8", "--isl", "200", "--osl", "200", "--sglang-version", "0.5.12")

@@ -10,7 +10,7 @@ import pytest
 
 from hwprobe.errors import InputError
 from models.config import ServerConfig, Speculative
-from models.estimate import Context, predict
+from models.serving.estimate import Context, predict
 from models.workload import Workload
 from planner.sglang.resolver import resolve
 from tuner.engines.simulated import SimulatedEngine

@@ -11,7 +11,7 @@ import pytest
 
 from hwprobe.errors import InputError
 from models.architecture import deepseek_r1
-from models.estimate import Context
+from models.serving.estimate import Context
 from tuner.engines.build import world_toml
 from tuner.engines.world import Effect, World
 from tuner.slices.launch import Rung, launch_words, layout_of, override_text, rungs_of, slice_of, slices_of

@@ -11,13 +11,13 @@ from packaging.version import Version
 
 from hwprobe.errors import InputError
 from models.architecture import ModelArchitecture, deepseek_r1
-from models.case import STEADY_REQUESTS_PER_CLIENT, Case, Run
-from models.engine_profile import EngineProfile
-from models.estimate import Context
+from models.engine.profile import EngineProfile
+from models.engine.versions import profile_for
 from models.layout import table_of
 from models.machine import Machine, machine_of
-from models.points import Point, parse_point, read_lines
-from models.versions_between import profile_for
+from models.records.case import STEADY_REQUESTS_PER_CLIENT, Case, Run
+from models.records.points import Point, parse_point, read_lines
+from models.serving.estimate import Context
 from models.workload import Workload
 from planner.point_case import case_of
 

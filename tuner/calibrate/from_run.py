@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from models.calibration import Calibration, calibrate
-from models.case import Case, expected
-from models.estimate import Context
+from models.records.calibration import Calibration, calibrate
+from models.records.case import Case, expected
+from models.serving.estimate import Context
 from models.workload import Workload
 from tuner.calibrate.cases import trial_case, usable_points
 from tuner.evidence.trial import Outcome, TrialRecord

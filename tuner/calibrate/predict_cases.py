@@ -6,8 +6,8 @@ import multiprocessing
 import os
 from collections.abc import Sequence
 
-from models.case import Case, Expected, foreseen
-from models.uncertainty import Errors
+from models.records.case import Case, Expected, foreseen
+from models.serving.uncertainty import Errors
 
 Foreseen = tuple[Expected, Errors]
 # Fewer questions than this are answered before other processes would have started.

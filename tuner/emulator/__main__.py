@@ -14,8 +14,8 @@ from pathlib import Path
 from hwprobe.errors import SgtuneError
 from hwprobe.files import decode_json, read_bytes
 from models.architecture import ModelArchitecture, deepseek_r1
-from models.engine_profile import load_engine_profile
-from models.estimate import DEFAULT_ACCEPTANCE, Context
+from models.engine.profile import load_engine_profile
+from models.serving.estimate import DEFAULT_ACCEPTANCE, Context
 from models.version import NEWEST, parse_version
 from planner.check.judge import Checked, check_arguments
 from planner.inputs import read_hardware

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from models.config import ServerConfig
-from models.estimate import Context, limits_of
+from models.costs.memory import Memory, MemoryLedger, bounded, ledger_of
 from models.layout import table_of
-from models.memory import Memory, MemoryLedger, bounded, ledger_of
-from models.step_times import StepTimes
+from models.serving.estimate import Context, limits_of
+from models.serving.step_times import StepTimes
 from planner.check.judge import Checked, modelled
 from tuner.emulator import family
 from tuner.emulator.log import say, write

@@ -8,8 +8,16 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from models.scheduler import INITIAL_NEW_TOKEN_RATIO, Limits, Request, Scheduler, leave, run_batch, take_finished
-from models.step_times import StepTimes
+from models.serving.scheduler import (
+    INITIAL_NEW_TOKEN_RATIO,
+    Limits,
+    Request,
+    Scheduler,
+    leave,
+    run_batch,
+    take_finished,
+)
+from models.serving.step_times import StepTimes
 
 # Batches between two draws of the world's noise.
 NOISE_EVERY = 50

@@ -13,8 +13,8 @@ from typing import Any
 from aiohttp import web
 
 from models.config import ServerConfig
-from models.scheduler import Limits
-from models.step_times import StepTimes
+from models.serving.scheduler import Limits
+from models.serving.step_times import StepTimes
 from tuner.emulator import family
 from tuner.emulator.answers import Answers
 from tuner.emulator.driver import Driver

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from hwprobe.files import encode_json, write_atomic
 from models.config import ServerConfig
-from models.estimate import Context
+from models.costs.memory import ledger_of
 from models.layout import table_of
-from models.memory import ledger_of
+from models.serving.estimate import Context
 from models.workload import Workload
 from planner.launch import launch_spec
 from tuner.engines.runners import Runner

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.config import ServerConfig
-from models.estimate import Context, replay_workload, statistics_ms
+from models.costs.memory import Memory, bounded
 from models.layout import Array, table_of
-from models.memory import Memory, bounded
-from models.open_loop import replay_open_loop
-from models.replay import Replay
+from models.serving.estimate import Context, replay_workload, statistics_ms
+from models.serving.open_loop import replay_open_loop
+from models.serving.replay import Replay
 from models.workload import Slo, Statistic, Workload
 from tuner.engines.world import World
 from tuner.engines.world_memory import OOM_BOOT_SHARE, boot_failure, fails_under_load

@@ -14,9 +14,9 @@ from msgspec import Meta
 from hwprobe.errors import InputError, did_you_mean
 from hwprobe.files import read_bytes
 from models.config import ServerConfig
-from models.engine_profile import EngineParameters
-from models.estimate import Context
-from models.slices import dummy_weights
+from models.engine.profile import EngineParameters
+from models.records.slice_fit import dummy_weights
+from models.serving.estimate import Context
 from tuner.engines.faults import PHASES, Fault
 
 Positive = Annotated[float, Meta(gt=0)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.memory import Memory
+from models.costs.memory import Memory
 from tuner.engines.world import World
 from tuner.seam import FailureKind
 

@@ -14,7 +14,7 @@ from packaging.version import Version
 from hwprobe.errors import InputError, SgtuneError
 from hwprobe.files import decode_json, read_bytes
 from models.config import ServerConfig
-from models.estimate import Context
+from models.serving.estimate import Context
 from models.version import parse_version
 from models.workload import Workload
 from planner.export.files import BUNDLE_FILE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.estimate import predict
+from models.serving.estimate import predict
 from planner.launch import launch_spec
 from planner.plans.alternatives import UNPRICED
 from planner.plans.space import as_launched

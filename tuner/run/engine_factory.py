@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.estimate import Context
+from models.serving.estimate import Context
 from tuner.choices import EngineName
 from tuner.engines.build import emulated_runner, live_engine
 from tuner.engines.runners import DockerRunner, LocalRunner, Runner

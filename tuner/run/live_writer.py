@@ -15,7 +15,7 @@ import psutil
 from hwprobe.errors import InputError, SgtuneError
 from hwprobe.files import encode_json, write_atomic
 from models.config import ServerConfig
-from models.estimate import Prediction
+from models.serving.estimate import Prediction
 from models.workload import Workload
 from tuner.engines.live import LiveEngine
 from tuner.evidence.live_state import LIVE_FILE, Live, LiveTrial, State

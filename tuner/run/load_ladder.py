@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from models.config import ServerConfig
-from models.estimate import Context, demand_of
 from models.layout import table_of
-from models.serving import closed_loop
+from models.serving.closed_form import closed_loop
+from models.serving.estimate import Context, demand_of
 from models.workload import Workload
 from tuner.choices import Objective
 from tuner.seam import Measurement, Server, Verdict

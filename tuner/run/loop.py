@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from hwprobe.errors import SgtuneError
 from hwprobe.files import encode_json
 from models.config import ServerConfig
-from models.estimate import Context, Prediction
+from models.serving.estimate import Context, Prediction
 from models.workload import Workload
 from planner.launch import launch_spec
 from tuner.choices import Objective

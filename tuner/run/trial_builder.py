@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from models.config import ServerConfig
-from models.estimate import Context, Prediction, predict
+from models.serving.estimate import Context, Prediction, predict
 from models.workload import Slo, Workload, missed
 from tuner.choices import Objective
 from tuner.evidence.trial import Outcome, TrialRecord

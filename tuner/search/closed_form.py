@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from models.layout import Array
-from models.serving import Demand, Serving, closed_loop
+from models.serving.closed_form import Demand, Serving, closed_loop
 from models.workload import Slo
 from tuner.choices import Objective
 from tuner.search.expected_improvement import chance_below

@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from hwprobe.errors import InputError
 from models.config import ServerConfig
-from models.estimate import Context, predict_many
+from models.costs.memory import Memory
 from models.layout import Array, ConfigTable, table_of
-from models.memory import Memory
-from models.serving import Serving
+from models.serving.closed_form import Serving
+from models.serving.estimate import Context, predict_many
 from planner.plans.alternatives import DEFAULT
 from planner.plans.search import SAFE_FREE_GIB
 from planner.rules import Question, first_error
@@ -24,8 +24,8 @@ from tuner.search.closed_form import Figure
 from tuner.search.space import CORE, TuningSpace
 
 # What a machine may differ by from the belief: one standard deviation of the natural logarithm of each figure.
-# The first four are models.calibration's spread of a machine, widened; costs of EP and attention DP are known
-# to a factor of two (models.estimate.structural_warnings).
+# The first four are models.records.calibration's spread of a machine, widened; costs of EP and attention DP are known
+# to a factor of two (models.serving.estimate.structural_warnings).
 PHYSICS = {
     "tau_us": 0.15, "eta_w": 0.12, "eta_pf": 0.15, "t_pf0_ms": 0.25, "eta_kv": 0.15, "mla_floor_us": 0.20,
     "token_us": 0.25, "host_ms": 0.30, "ep_layer_us": 0.50, "dp_layer_us": 0.50, "acceptance": 0.12, "sigma": 0.30,

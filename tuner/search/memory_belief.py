@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from models.estimate import Context
 from models.layout import Array, table_of
+from models.serving.estimate import Context
 from tuner.evidence.trial import Outcome, TrialRecord
 from tuner.seam import FailureKind
 

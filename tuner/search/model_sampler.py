@@ -22,8 +22,8 @@ from optuna.trial import FrozenTrial
 
 from hwprobe.errors import InputError
 from models.config import ServerConfig
-from models.estimate import Prediction, predict
 from models.layout import Array
+from models.serving.estimate import Prediction, predict
 from tuner.choices import Objective
 from tuner.evidence.trial import Outcome, TrialRecord, best_of
 from tuner.search.closed_form import Figure, of_goal, of_point

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from models.config import ServerConfig
-from models.estimate import Context, Prediction
 from models.layout import table_of
+from models.serving.estimate import Context, Prediction
 from models.workload import Workload
 from planner.plans.alternatives import DEFAULT, UNPRICED
 from planner.plans.search import SAFE_FREE_GIB

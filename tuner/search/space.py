@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from models.config import ServerConfig, Speculative
-from models.estimate import Context
+from models.serving.estimate import Context
 from models.workload import Metric, Slo, Workload
 from planner.plans.alternatives import AUTOMATIC_ATTENTION, DEFAULT, UNPRICED, Choice, alternatives, typed_page
 from planner.plans.search import LATENCY_SHARES

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from models.memory import MemoryLedger
+from models.costs.memory import MemoryLedger
 
 # SGLang prints GiB and calls them GB. 0.4.3 prints no "mem usage": then the difference of what was available.
 WEIGHTS = re.compile(r"Load weight end\..*?mem usage=([\d.]+) GB")

@@ -14,8 +14,8 @@ import msgspec
 from hwprobe.errors import InputError
 from models.architecture import ModelArchitecture
 from models.config import ServerConfig
-from models.estimate import Context
 from models.layout import table_of
+from models.serving.estimate import Context
 from models.workload import Workload
 from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values

@@ -8,10 +8,10 @@ from typing import Any
 
 from hwprobe.errors import InputError
 from models.architecture import ModelArchitecture
-from models.case import Case, Expected, foreseen
-from models.engine_profile import EngineProfile
-from models.slices import WholeFigure, foretell, not_from_slices
-from models.uncertainty import Errors
+from models.engine.profile import EngineProfile
+from models.records.case import Case, Expected, foreseen
+from models.records.slice_fit import WholeFigure, foretell, not_from_slices
+from models.serving.uncertainty import Errors
 from tuner.slices.launch import Layout
 
 

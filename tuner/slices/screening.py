@@ -15,11 +15,11 @@ import numpy as np
 
 from models.architecture import ModelArchitecture
 from models.config import ServerConfig
-from models.estimate import Context, predict_many, replay_workload
+from models.costs.memory import bounded
 from models.layout import Array, ConfigTable, table_of
-from models.memory import bounded
-from models.serving import Serving
-from models.slices import dummy_weights
+from models.records.slice_fit import dummy_weights
+from models.serving.closed_form import Serving
+from models.serving.estimate import Context, predict_many, replay_workload
 from models.workload import Slo
 from tuner.choices import Objective
 from tuner.evidence.trial import Outcome, TrialRecord, best_of

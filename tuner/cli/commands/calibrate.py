@@ -15,8 +15,8 @@ from tuner.cli.common.terminal import console, options, print_json
 from tuner.cli.common.terminal import points as records
 
 if TYPE_CHECKING:
-    from models.calibration import Calibration
-    from models.case import Case
+    from models.records.calibration import Calibration
+    from models.records.case import Case
     from tuner.slices.report import SliceReport
 
 EXAMPLE = (
@@ -62,8 +62,8 @@ def calibrate(
     With --slice the points are measured here first: the model cut to a few layers starts in a minute, and two depths
     give the cost of a layer and of all else, hence the whole model.
     """
-    from models import calibration
-    from models.engine_profile import save_engine_profile
+    from models.engine.profile import save_engine_profile
+    from models.records import calibration
     from tuner.cli.commands.tune import parse_duration_s
     from tuner.slices.report import slice_report
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from hwprobe.profile import HardwareProfile
     from models.architecture import ModelArchitecture
-    from models.engine_profile import EngineProfile
-    from models.estimate import Context
+    from models.engine.profile import EngineProfile
+    from models.serving.estimate import Context
     from tuner.slices.launch import Layout
     from tuner.slices.report import OnTarget, SliceReport
     from tuner.slices.run import SliceQuestion
@@ -162,10 +162,10 @@ def _question(asked: Asked, machine: HardwareProfile, where: Path) -> SliceQuest
 
 
 def _context(asked: Asked, machine: HardwareProfile, whole: ModelArchitecture) -> Context:
-    from models.estimate import Context
+    from models.engine.versions import profile_for
     from models.machine import machine_of
+    from models.serving.estimate import Context
     from models.version import parse_version
-    from models.versions_between import profile_for
 
     version = parse_version(asked.version)
     return Context(arch=whole, machine=machine_of(machine), engine=asked.base or profile_for(version), version=version)

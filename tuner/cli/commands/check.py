@@ -101,7 +101,7 @@ def _question(
     profile: Path | None,
 ) -> CheckQuestion:
     from hwprobe.errors import InputError
-    from models.engine_profile import load_engine_profile
+    from models.engine.profile import load_engine_profile
     from planner.check.answer import CheckQuestion
 
     if free_before_load_gib is not None and not 1.0 <= free_before_load_gib <= 10_000.0:

@@ -11,8 +11,8 @@ from tuner.cli.common.terminal import options, start_fast
 from tuner.cli.common.terminal import points as records
 
 if TYPE_CHECKING:
-    from models.case import Case, Expected
-    from models.uncertainty import Errors
+    from models.records.case import Case, Expected
+    from models.serving.uncertainty import Errors
 
 EXAMPLE = "Example: sgtune predict --points asked.jsonl --out predicted.jsonl"
 

@@ -162,7 +162,7 @@ def _finish(loop: Loop, prepared: Prepared, *, model_path: str, json: bool) -> N
 
 def _recalibrate(loop: Loop, prepared: Prepared) -> dict[str, Any] | None:
     """Write what the run says of the machine as a profile; return where, and in words, None where it says nothing."""
-    from models.engine_profile import save_engine_profile
+    from models.engine.profile import save_engine_profile
     from tuner.calibrate.from_run import recalibrate
 
     found = recalibrate(loop.records, prepared.space.workload, prepared.plan.context)

@@ -12,7 +12,7 @@ from tuner.cli.common.terminal import console, options, print_json
 from tuner.cli.common.terminal import points as records
 
 if TYPE_CHECKING:
-    from models.validation import Residual, Score
+    from models.records.validation import Residual, Score
 
 EXAMPLE = "Example: sgtune validate --points measured.jsonl --profile h200-here.json"
 SHIPPED = "data/published_points.jsonl"
@@ -36,7 +36,7 @@ def validate(
     json: options.Json = False,
 ) -> None:
     """Show residuals, mean, largest and signed error, and how many measurements lie in their 90 % band."""
-    from models.validation import overall, scores
+    from models.records.validation import overall, scores
 
     setting = records.setting_of(hardware, sglang_version, launch_args, records.profile_option(profile), model)
     source = points or Path(str(files("models").joinpath(SHIPPED)))
@@ -56,7 +56,7 @@ def validate(
 
 def _residuals(source: Path, setting: Any) -> tuple[list[Residual], list[dict[str, str]], int]:
     """Return the residuals of all records, the records without a prediction, and the number of outliers."""
-    from models.validation import residuals_of
+    from models.records.validation import residuals_of
     from tuner.calibrate.cases import read_cases
     from tuner.calibrate.predict_cases import foresee
 

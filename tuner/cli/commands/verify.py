@@ -13,7 +13,7 @@ from tuner.choices import EngineName
 from tuner.cli.common.terminal import console, options, print_json
 
 if TYPE_CHECKING:
-    from models.estimate import Context
+    from models.serving.estimate import Context
     from tuner.engines.runners import Runner
     from tuner.engines.world import World
     from tuner.launch_files.verification import Claim, Verified
@@ -74,7 +74,7 @@ def _context(claim: Claim, hardware: str | None, model: Path | None, profile: Pa
     from hwprobe.errors import InputError
     from hwprobe.files import encode_json, write_atomic
     from hwprobe.profile import hardware_hash
-    from models.engine_profile import load_engine_profile
+    from models.engine.profile import load_engine_profile
     from planner.plans.make import PlanQuestion
 
     record = claim.record

@@ -10,7 +10,7 @@ import typer
 from planner.inputs import read_hardware, read_model
 
 if TYPE_CHECKING:
-    from models.engine_profile import EngineProfile
+    from models.engine.profile import EngineProfile
     from tuner.calibrate.cases import Setting
 
 Points = Annotated[
@@ -58,6 +58,6 @@ def setting_of(
 
 def profile_option(path: Path | None) -> EngineProfile | None:
     """Return the engine profile behind --profile or --base."""
-    from models.engine_profile import load_engine_profile
+    from models.engine.profile import load_engine_profile
 
     return load_engine_profile(path) if path else None

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from models.memory import MemoryLedger
+from models.costs.memory import MemoryLedger
 from planner.check.answer import CheckAnswer
 from planner.violation import Severity, Violation
 

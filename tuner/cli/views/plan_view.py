@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
-from models.estimate import LIMIT_NAMES
-from models.memory import MemoryLedger
+from models.costs.memory import MemoryLedger
+from models.serving.estimate import LIMIT_NAMES
 from planner.launch import launch_spec
 from planner.plans.make import Plan
 from planner.plans.search import Candidate

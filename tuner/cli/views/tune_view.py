@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.table import Table
 
 from models.config import ServerConfig
-from models.estimate import Prediction
+from models.serving.estimate import Prediction
 from tuner.cli.views.progress import ProgressScreen
 from tuner.cli.views.tune_result import figure, why
 from tuner.evidence.trial import TrialRecord

@@ -6,11 +6,11 @@ from bisect import bisect_left
 
 import numpy as np
 
-from models.decode import decode_step
-from models.launches import launch_floor_s
-from models.prefill import pair_s, rank_share, token_work_s
-from models.serving import FRONT_END_S, FRONT_END_TOKEN_S, accepted_tokens, stages_at_work
-from models.system import System
+from models.costs.decode import decode_step
+from models.costs.launches import launch_floor_s
+from models.costs.prefill import pair_s, rank_share, token_work_s
+from models.costs.system import System
+from models.serving.closed_form import FRONT_END_S, FRONT_END_TOKEN_S, accepted_tokens, stages_at_work
 
 # Token counts at which a pass is evaluated; between them it is interpolated (error below 0.3 %).
 GRID_POINTS = 96

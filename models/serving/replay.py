@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.layout import Array
-from models.scheduler import DUE, INITIAL_NEW_TOKEN_RATIO, Limits, Request, Scheduler, run_batch, take_finished
-from models.step_times import StepTimes
+from models.serving.scheduler import DUE, INITIAL_NEW_TOKEN_RATIO, Limits, Request, Scheduler, run_batch, take_finished
+from models.serving.step_times import StepTimes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 from packaging.version import Version
 
-from models.engine_profile import (
+from models.engine.profile import (
     Drift,
     EngineParameters,
     EngineProfile,

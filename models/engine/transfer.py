@@ -15,8 +15,8 @@ from packaging.version import Version
 
 from hwprobe.expected import EXPECTED
 from hwprobe.profile import Basis, GpuProfile, HardwareProfile, Quantity
-from models.engine_profile import FITTED, EngineParameters, EngineProfile, as_matrix
-from models.versions_between import profile_for
+from models.engine.profile import FITTED, EngineParameters, EngineProfile, as_matrix
+from models.engine.versions import profile_for
 
 # Small-GEMM streaming over large-buffer reads on the reference (H200): 0.84 to 0.90 of the sheet for BF16
 # and FP8 GEMMs of few rows over 0.91 for reads. Assumed until an H200 has been probed; error about 6 %.

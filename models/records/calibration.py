@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hwprobe.errors import InputError
-from models.case import Case, Expected, expected
-from models.engine_profile import FITTED, EngineParameters, EngineProfile, RelativeError, as_matrix
+from models.engine.profile import FITTED, EngineParameters, EngineProfile, RelativeError, as_matrix
 from models.layout import Array
+from models.records.case import Case, Expected, expected
 
 # What the same version differs by from one machine to another before anything is measured there: the same sweep
 # of one version on two dates differs by 4.6 % in decode times.

@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from models.layout import MAX_PREFILL_TOKENS
-from models.step_times import StepTimes
+from models.serving.step_times import StepTimes
 
 # SGLang's admission: share of the remaining output of running requests it keeps room for, times the
 # schedule conservativeness; it decays to the minimum over these many decode steps (environ.py).

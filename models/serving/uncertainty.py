@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.config import ServerConfig
-from models.engine_profile import FITTED, EngineProfile
-from models.launches import launch_floor_s
+from models.costs.launches import launch_floor_s
+from models.costs.system import System
+from models.engine.profile import FITTED, EngineProfile
 from models.layout import Array
 from models.machine import Machine
-from models.serving import Serving
-from models.system import System
+from models.serving.closed_form import Serving
 
 # Two-sided 90 % band of a normal error.
 BAND_SIGMAS = 1.645

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.architecture import ModelArchitecture
-from models.engine_profile import EngineParameters
+from models.engine.profile import EngineParameters
 from models.layout import ConfigTable
 from models.machine import Machine
 

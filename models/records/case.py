@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from models.config import ServerConfig
-from models.decode import decode_step
-from models.engine_profile import EngineParameters
-from models.estimate import Context, demand_of, limits_of
+from models.costs.decode import decode_step
+from models.engine.profile import EngineParameters
 from models.layout import Array, ConfigTable, table_of
-from models.replay import Replay, replay
-from models.serving import accepted_tokens, closed_loop
-from models.step_times import StepTimes
-from models.uncertainty import Errors, errors
+from models.serving.closed_form import accepted_tokens, closed_loop
+from models.serving.estimate import Context, demand_of, limits_of
+from models.serving.replay import Replay, replay
+from models.serving.step_times import StepTimes
+from models.serving.uncertainty import Errors, errors
 from models.workload import Lengths, Workload
 
 # Requests a client sends in a benchmark that does not say how many it sent, and the most that are replayed.

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.decode import DecodeStep, decode_step
+from models.costs.decode import DecodeStep, decode_step
+from models.costs.prefill import prefill_s
+from models.costs.system import System
 from models.layout import Array, ConfigTable
-from models.prefill import prefill_s
-from models.system import System
 
 # HTTP and scheduling on the way in and on the way out, per request; tokenisation per input token.
 FRONT_END_S = 0.005

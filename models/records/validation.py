@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from models.case import Case, Expected
-from models.points import METRICS
-from models.uncertainty import BAND_SIGMAS, Errors
+from models.records.case import Case, Expected
+from models.records.points import METRICS
+from models.serving.uncertainty import BAND_SIGMAS, Errors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

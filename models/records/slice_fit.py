@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from models.architecture import ModelArchitecture
-from models.calibration import SCATTER
-from models.case import Case, Run, expected
 from models.config import ServerConfig
-from models.engine_profile import EngineProfile
-from models.estimate import Context
+from models.engine.profile import EngineProfile
 from models.layout import Array
-from models.uncertainty import BAND_SIGMAS
+from models.records.calibration import SCATTER
+from models.records.case import Case, Run, expected
+from models.serving.estimate import Context
+from models.serving.uncertainty import BAND_SIGMAS
 
 # `--load-format dummy` draws every weight from +-0.001, norms included: router logits differ between tokens by 1e-5
 # and the correction bias by 6e-4, so that all tokens choose the same experts (tests/models/test_slices.py).

@@ -6,8 +6,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from models.engine_profile import EngineParameters
-from models.kernels import (
+from models.costs.kernels import (
     US,
     all_reduce_s,
     dispatch_combine_s,
@@ -17,10 +16,11 @@ from models.kernels import (
     moe_ep_s,
     moe_tp_s,
 )
-from models.launches import graph_nodes, launch_floor_s
+from models.costs.launches import graph_nodes, launch_floor_s
+from models.costs.prefill import DP_COLLECTIVE_SHARE
+from models.costs.system import System
+from models.engine.profile import EngineParameters
 from models.layout import Array, ConfigTable
-from models.prefill import DP_COLLECTIVE_SHARE
-from models.system import System
 
 SAMPLING_S = 8.0 * US
 # Of the extra tokens MTP verifies, the share that touches experts the first token did not.

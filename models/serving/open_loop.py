@@ -7,11 +7,11 @@ import math
 import numpy as np
 
 from models.config import ServerConfig
-from models.estimate import LONGEST_REPLAY, Context, limits_of, predict_many
+from models.costs.memory import Memory
 from models.layout import table_of
-from models.memory import Memory
-from models.replay import Replay, replay
-from models.step_times import StepTimes
+from models.serving.estimate import LONGEST_REPLAY, Context, limits_of, predict_many
+from models.serving.replay import Replay, replay
+from models.serving.step_times import StepTimes
 from models.workload import Workload
 
 # Requests that count, at least; and for how many seconds of arrivals where the rate gives more of them.

@@ -9,16 +9,16 @@ from packaging.version import Version
 
 from models.architecture import ModelArchitecture
 from models.config import ServerConfig
-from models.engine_profile import EngineProfile
+from models.costs.memory import Memory, memory
+from models.costs.system import System
+from models.engine.profile import EngineProfile
 from models.layout import Array, ConfigTable, table_of
 from models.machine import Machine
-from models.memory import Memory, memory
-from models.replay import Replay, replay
-from models.scheduler import Limits
-from models.serving import Demand, Serving, accepted_tokens, closed_loop
-from models.step_times import StepTimes
-from models.system import System
-from models.uncertainty import errors
+from models.serving.closed_form import Demand, Serving, accepted_tokens, closed_loop
+from models.serving.replay import Replay, replay
+from models.serving.scheduler import Limits
+from models.serving.step_times import StepTimes
+from models.serving.uncertainty import errors
 from models.workload import Statistic, Workload
 
 # Published R1 acceptance with a chain of one to three drafts gives 1.7-1.8, 2.2-2.4, 2.5-2.8 tokens a step.

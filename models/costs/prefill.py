@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from models.architecture import ModelArchitecture
-from models.kernels import (
+from models.costs.kernels import (
     DENSE_CEILING,
     DENSE_FRACTION,
     MOE_CEILING,
@@ -16,10 +16,10 @@ from models.kernels import (
     distinct_experts,
     matrix_rate,
 )
-from models.launches import launch_floor_s
+from models.costs.launches import launch_floor_s
+from models.costs.system import System
 from models.layout import Array
 from models.machine import Machine
-from models.system import System
 
 # Passes over the hidden states per layer outside the GEMMs (norms, quantisation, rotary, residuals).
 ELEMENT_PASSES = 10.0
