@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from hwprobe.choices import DeviceName
 from hwprobe.errors import InputError
 from hwprobe.files import decode_json, encode_json
-from hwprobe.report import Report, Request, Step
+from hwprobe.kernels.report import Report, Request, Step
 
 # Seconds a child may take, start of torch (and of a cold CUDA) included.
 DEADLINE_S = {
@@ -112,7 +112,7 @@ def run_child(task: Task, *, command: Sequence[str] | None = None, deadline_s: f
     `command` and `deadline_s` replace the child's command line and its time limit, for tests.
     """
     limit = DEADLINE_S[task.request.step] if deadline_s is None else deadline_s
-    arguments = [*(command or (sys.executable, "-m", "hwprobe.worker")), encode_json(task.request, indent=0)]
+    arguments = [*(command or (sys.executable, "-m", "hwprobe.kernels.worker")), encode_json(task.request, indent=0)]
     begin = time.monotonic()
     # A session of its own, so that the ranks an all-reduce spawns are ended together with it.
     child = subprocess.Popen(

@@ -11,9 +11,9 @@ from typing import Any
 from hwprobe.catalogue import assumed_internode, gpu_from_catalogue, match_gpu
 from hwprobe.expected import verdict
 from hwprobe.findings import LABELS, findings
-from hwprobe.health import sheet_mismatch, warnings
-from hwprobe.host import read_host
-from hwprobe.nvml import Inventory, NvmlGpu, read_inventory
+from hwprobe.inventory.health import sheet_mismatch, warnings
+from hwprobe.inventory.host import read_host
+from hwprobe.inventory.nvml import Inventory, NvmlGpu, read_inventory
 from hwprobe.profile import AllReduce, Basis, GpuProfile, HardwareProfile, Matrix, Quantity
 
 # Measured quantities that replace data-sheet ones in a GpuProfile.

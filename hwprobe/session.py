@@ -11,7 +11,9 @@ from typing import Any
 import psutil
 
 from hwprobe.choices import DeviceName
-from hwprobe.health import refusal
+from hwprobe.inventory.health import refusal
+from hwprobe.inventory.nvml import Inventory, NvmlGpu, read_inventory, read_throttles
+from hwprobe.kernels.report import Report, Request, Step, TorchDevice
 from hwprobe.measure import (
     TORCH_MISSING,
     Outcome,
@@ -25,10 +27,8 @@ from hwprobe.measure import (
     torch_installed,
     visible_variable,
 )
-from hwprobe.nvml import Inventory, NvmlGpu, read_inventory, read_throttles
 from hwprobe.probe import Measured, assemble, visible_only
 from hwprobe.profile import AllReduce, GpuState, HardwareProfile, Quantity
-from hwprobe.report import Report, Request, Step, TorchDevice
 from hwprobe.watch import Watch
 
 # The device node of AMD's compute driver: torch finds such GPUs, NVML does not.

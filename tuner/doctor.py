@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from hwprobe.errors import InputError
-from hwprobe.nvml import Inventory, read_inventory
+from hwprobe.inventory.nvml import Inventory, read_inventory
 from tuner import __version__
 from tuner.server.gate import LEAST_SHM_MIB
 from tuner.server.ports import candidates, is_free

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from hwprobe.nvml import Inventory
+from hwprobe.inventory.nvml import Inventory
 from models.architecture import load_architecture
 from models.config import ServerConfig
 from models.serving.estimate import Context

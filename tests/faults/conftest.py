@@ -10,7 +10,7 @@ import pytest
 
 from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.files import encode_json
-from hwprobe.nvml import Inventory
+from hwprobe.inventory.nvml import Inventory
 from models.config import ServerConfig
 from models.serving.estimate import Context
 from models.workload import Workload

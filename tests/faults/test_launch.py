@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from hwprobe.nvml import Inventory, NvmlGpu
+from hwprobe.inventory.nvml import Inventory, NvmlGpu
 from hwprobe.profile import GpuState, Holder
 from models.config import ServerConfig
 from tests.faults.conftest import WORKLOAD, Launcher

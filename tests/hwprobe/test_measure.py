@@ -15,16 +15,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwprobe.bandwidth import measure_memory, measure_stream
 from hwprobe.choices import DeviceName
-from hwprobe.compute import fp8_missing, fp8_rates, measure_gemm, measure_launch
 from hwprobe.files import decode_json, encode_json
-from hwprobe.fits import fit_line, timing_of
-from hwprobe.interconnect import measure_all_reduce, measure_p2p
+from hwprobe.kernels.bandwidth import measure_memory, measure_stream
+from hwprobe.kernels.compute import fp8_missing, fp8_rates, measure_gemm, measure_launch
+from hwprobe.kernels.fits import fit_line, timing_of
+from hwprobe.kernels.interconnect import measure_all_reduce, measure_p2p
+from hwprobe.kernels.report import Report, Request, Step
+from hwprobe.kernels.timing import CpuTimer, CudaTimer, random_tensor, time_work
 from hwprobe.measure import Task, gpu_tasks, host_tasks, run_child
 from hwprobe.profile import Basis
-from hwprobe.report import Report, Request, Step
-from hwprobe.timing import CpuTimer, CudaTimer, random_tensor, time_work
 
 MIB = 2**20
 TASK = Task(request=Request(step=Step.LAUNCH, device=DeviceName.CPU, quick=True))

@@ -11,8 +11,8 @@ import pynvml
 import pytest
 from fake_nvml import H20, H200, FakeNvml, fabric
 
-from hwprobe.health import refusal
-from hwprobe.nvml import read_inventory, read_throttles
+from hwprobe.inventory.health import refusal
+from hwprobe.inventory.nvml import read_inventory, read_throttles
 from hwprobe.probe import probe_machine, visible_only
 from hwprobe.profile import Basis
 
@@ -177,6 +177,6 @@ def test_the_real_module_has_every_function_the_inventory_calls() -> None:
     for name in vars(FakeNvml):
         if name.startswith(("NVML_", "nvml")):
             assert getattr(pynvml, name) is not None
-    from hwprobe.nvml import THROTTLES
+    from hwprobe.inventory.nvml import THROTTLES
 
     assert all(hasattr(pynvml, name) for name in THROTTLES)

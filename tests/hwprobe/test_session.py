@@ -19,9 +19,9 @@ from hwprobe import session
 from hwprobe.choices import DeviceName
 from hwprobe.errors import InputError
 from hwprobe.findings import compare, findings
+from hwprobe.kernels.report import Report, Step, TorchDevice
 from hwprobe.measure import Outcome, Task
 from hwprobe.profile import AllReduce, Basis, HardwareProfile, Quantity, load_profile, read_profile, save_profile
-from hwprobe.report import Report, Step, TorchDevice
 from hwprobe.session import Probed, run_probe
 
 HEALTHY = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hwprobe.nvml import Inventory, NvmlGpu
+from hwprobe.inventory.nvml import Inventory, NvmlGpu
 from hwprobe.profile import GpuState
 from tuner.doctor import Finding, State, examine
 

@@ -14,9 +14,9 @@ import pytest
 
 from hwprobe import session
 from hwprobe.catalogue import hardware_from_catalogue
+from hwprobe.kernels.report import Report
 from hwprobe.measure import Outcome, Task
 from hwprobe.profile import Basis, Quantity, read_profile, save_profile
-from hwprobe.report import Report
 
 Sgtune = Callable[..., Any]
 

@@ -18,7 +18,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from hwprobe.errors import InputError
-from hwprobe.nvml import Inventory, NvmlGpu, read_inventory
+from hwprobe.inventory.nvml import Inventory, NvmlGpu, read_inventory
 from tuner.seam import FailureKind, LaunchFailed
 
 IDLE_WAIT_S = 60.0

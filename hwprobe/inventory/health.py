@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from hwprobe.nvml import Inventory, NvmlGpu
+from hwprobe.inventory.nvml import Inventory, NvmlGpu
 from hwprobe.profile import Holder
 
 # An idle data-centre card holds a few MiB beyond what the driver reserves; one CUDA context about 500.

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import psutil
 import torch
 
-from hwprobe.fits import Timing, timing_of
+from hwprobe.kernels.fits import Timing, timing_of
 
 Work = Callable[[], Any]
 

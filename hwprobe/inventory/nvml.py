@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from hwprobe.nvml_links import fabric_state, nvlinks, p2p_matrix, topology_matrix
+from hwprobe.inventory.nvml_links import fabric_state, nvlinks, p2p_matrix, topology_matrix
 from hwprobe.profile import GpuState, Holder
 
 T = TypeVar("T")

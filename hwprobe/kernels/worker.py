@@ -10,14 +10,14 @@ from dataclasses import replace
 
 import torch
 
-from hwprobe.bandwidth import measure_memory, measure_stream
 from hwprobe.choices import DeviceName
-from hwprobe.compute import measure_gemm, measure_launch
 from hwprobe.errors import SgtuneError
 from hwprobe.files import decode_json, encode_json
-from hwprobe.interconnect import measure_all_reduce, measure_p2p
-from hwprobe.report import Report, Request, Step, TorchDevice
-from hwprobe.timing import timer_for
+from hwprobe.kernels.bandwidth import measure_memory, measure_stream
+from hwprobe.kernels.compute import measure_gemm, measure_launch
+from hwprobe.kernels.interconnect import measure_all_reduce, measure_p2p
+from hwprobe.kernels.report import Report, Request, Step, TorchDevice
+from hwprobe.kernels.timing import timer_for
 
 
 def answer(request: Request) -> Report:

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from hwprobe.fits import timing_of
+from hwprobe.kernels.fits import timing_of
+from hwprobe.kernels.report import Report, duration_us
+from hwprobe.kernels.timing import Timer, Work, random_tensor, time_work, timer_for
 from hwprobe.profile import AllReduce, Matrix
-from hwprobe.report import Report, duration_us
-from hwprobe.timing import Timer, Work, random_tensor, time_work, timer_for
 
 LARGE_BYTES = 256 * 2**20
 QUICK_LARGE_BYTES = 64 * 2**20

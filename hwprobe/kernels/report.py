@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from hwprobe.choices import DeviceName
-from hwprobe.fits import Timing
+from hwprobe.kernels.fits import Timing
 from hwprobe.profile import AllReduce, Basis, Matrix, Quantity
 
 

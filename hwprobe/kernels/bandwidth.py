@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from hwprobe.fits import Timing, fit_line
+from hwprobe.kernels.fits import Timing, fit_line
+from hwprobe.kernels.report import Report, duration_us, rate
+from hwprobe.kernels.timing import Timer, random_tensor, time_work
 from hwprobe.profile import Basis, Quantity
-from hwprobe.report import Report, duration_us, rate
-from hwprobe.timing import Timer, random_tensor, time_work
 
 # Buffers this many times the last cache, so that none of a pass is still there from the one before.
 CACHES = 10

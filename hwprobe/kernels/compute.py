@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from hwprobe.fits import timing_of
+from hwprobe.kernels.fits import timing_of
+from hwprobe.kernels.report import Report, duration_us, rate
+from hwprobe.kernels.timing import Timer, random_tensor, time_work
 from hwprobe.profile import Quantity
-from hwprobe.report import Report, duration_us, rate
-from hwprobe.timing import Timer, random_tensor, time_work
 
 Shape = tuple[int, int, int]
 
