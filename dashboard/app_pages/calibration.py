@@ -4,11 +4,11 @@ import shlex
 
 import streamlit as st
 
-from dashboard import learning_charts
-from dashboard.data import RunView
-from dashboard.learning import MOST_POINTS, calibrated, parameter_table
-from dashboard.parts import BOUND, choose_run, command, table
-from dashboard.words import off_by, percent
+from dashboard.charts.plan_charts import learning_charts
+from dashboard.readers.commands import off_by, percent
+from dashboard.readers.learning import MOST_POINTS, calibrated, parameter_table
+from dashboard.readers.runs import RunView
+from dashboard.widgets import BOUND, choose_run, command, table
 from hwprobe.errors import InputError
 from tuner.evidence.knob_effects import residuals
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard import charts, tables
-from dashboard.parts import BOUND, command, machines_of_runs, stop, table
+from dashboard.charts.plan_charts import plan_charts as charts
+from dashboard.charts.plan_charts import tables
+from dashboard.widgets import BOUND, command, machines_of_runs, stop, table
 from hwprobe.catalogue import hardware_names
 from hwprobe.errors import InputError
 from hwprobe.findings import Finding, compare, findings

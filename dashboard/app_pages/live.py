@@ -4,10 +4,8 @@ import time
 
 import streamlit as st
 
-from dashboard import run_charts
-from dashboard.data import RunView, Status, log_tail, read_run
-from dashboard.parts import choose_run, command, tile
-from dashboard.words import (
+from dashboard.charts.plan_charts import run_charts
+from dashboard.readers.commands import (
     amount,
     ceiling_of,
     duration,
@@ -18,6 +16,8 @@ from dashboard.words import (
     run_answer,
     tune_command,
 )
+from dashboard.readers.runs import RunView, Status, log_tail, read_run
+from dashboard.widgets import choose_run, command, tile
 from hwprobe.errors import InputError
 
 REFRESH_S = 2.0

@@ -2,11 +2,12 @@
 
 import streamlit as st
 
-from dashboard import charts, tables
-from dashboard.asked import Asked, WhatIf, what_if
-from dashboard.explained import explained
-from dashboard.parts import BOUND, command, machines_of_runs, stop, table, tile
-from dashboard.words import plan_answer
+from dashboard.charts.plan_charts import plan_charts as charts
+from dashboard.charts.plan_charts import tables
+from dashboard.readers.commands import plan_answer
+from dashboard.readers.explanations import explained
+from dashboard.readers.plan_inputs import Asked, WhatIf, what_if
+from dashboard.widgets import BOUND, command, machines_of_runs, stop, table, tile
 from hwprobe.catalogue import hardware_names
 from hwprobe.errors import InputError
 from models.config import Speculative

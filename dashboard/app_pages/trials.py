@@ -4,9 +4,9 @@ import shlex
 
 import streamlit as st
 
-from dashboard import run_charts, tables
-from dashboard.data import RunView
-from dashboard.parts import BOUND, choose_run, command, table
+from dashboard.charts.plan_charts import run_charts, tables
+from dashboard.readers.runs import RunView
+from dashboard.widgets import BOUND, choose_run, command, table
 from hwprobe.errors import InputError
 from planner.export.targets import Parameters
 from tuner.evidence.trial import TrialRecord

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from dashboard_scenes import put
 
-from dashboard.asked import Asked, what_if
-from dashboard.data import Status, log_tail, read_run, run_names
-from dashboard.explained import explained
-from dashboard.words import duration, plan_answer, progress_of, run_answer, tune_command
+from dashboard.readers.commands import duration, plan_answer, progress_of, run_answer, tune_command
+from dashboard.readers.explanations import explained
+from dashboard.readers.plan_inputs import Asked, what_if
+from dashboard.readers.runs import Status, log_tail, read_run, run_names
 from hwprobe.errors import InputError
 
 ASKED = Asked(hardware="nf5688g7", sglang_version="0.5.23", isl=1000, osl=1000, concurrency=1024)

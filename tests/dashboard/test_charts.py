@@ -12,12 +12,13 @@ import pytest
 from dashboard_scenes import live_trial, measured_machine
 from typical import filled
 
-from dashboard import charts, learning_charts, run_charts
-from dashboard.asked import Asked
-from dashboard.colours import COLOURS, Family, colour_of, family_of, symbol_of
-from dashboard.data import read_run
-from dashboard.learning import MOST_POINTS, calibrated
-from dashboard.words import off_by
+from dashboard.charts.colours import COLOURS, Family, colour_of, family_of, symbol_of
+from dashboard.charts.plan_charts import learning_charts, run_charts
+from dashboard.charts.plan_charts import plan_charts as charts
+from dashboard.readers.commands import off_by
+from dashboard.readers.learning import MOST_POINTS, calibrated
+from dashboard.readers.plan_inputs import Asked
+from dashboard.readers.runs import read_run
 from hwprobe.findings import compare, findings
 from models.config import Speculative
 from models.workload import Slo

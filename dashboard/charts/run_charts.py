@@ -8,8 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from dashboard.charts import CLIENTS, TOK_S_GPU, TOK_S_USER, empty, owner_colour, owners_of, shade_limit, styled
-from dashboard.colours import BAD, COLOURS, GOOD, NEUTRAL, colour_of, family_of, symbol_of
+from dashboard.charts.colours import BAD, COLOURS, GOOD, NEUTRAL, colour_of, family_of, symbol_of
+from dashboard.charts.plan_charts import (
+    CLIENTS,
+    TOK_S_GPU,
+    TOK_S_USER,
+    empty,
+    owner_colour,
+    owners_of,
+    shade_limit,
+    styled,
+)
 from models.costs.memory import MemoryLedger
 from models.workload import Slo
 from planner.plans.frontier import pareto_front

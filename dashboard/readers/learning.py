@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dashboard.data import RunView, Stamp
+from dashboard.readers.runs import RunView, Stamp
 from hwprobe.errors import InputError
 from models.records.calibration import Calibration, calibrate
 from models.records.case import expected

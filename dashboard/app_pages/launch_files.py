@@ -8,10 +8,10 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard import tables
-from dashboard.data import RunView, Stamp
-from dashboard.parts import BOUND, choose_run, command, stop, table
-from dashboard.words import tune_command
+from dashboard.charts.plan_charts import tables
+from dashboard.readers.commands import tune_command
+from dashboard.readers.runs import RunView, Stamp
+from dashboard.widgets import BOUND, choose_run, command, stop, table
 from hwprobe.errors import InputError
 from models.config import ServerConfig
 from models.version import parse_version

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from dashboard.explained import Line
-from dashboard.words import off_by
+from dashboard.readers.commands import off_by
+from dashboard.readers.explanations import Line
 from hwprobe.findings import Change, Finding
 from hwprobe.profile import HardwareProfile, Quantity
 from planner.launch import LaunchSpec

@@ -8,7 +8,7 @@ from typing import Final, Literal, NoReturn
 import pandas as pd
 import streamlit as st
 
-from dashboard.data import RunView, Status, read_run, run_names, runs_folder
+from dashboard.readers.runs import RunView, Status, read_run, run_names, runs_folder
 from hwprobe.errors import InputError
 
 FIRST_RUN = (

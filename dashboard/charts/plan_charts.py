@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from dashboard.asked import Curve
-from dashboard.colours import (
+from dashboard.charts.colours import (
     BAD,
     FREE,
     GOOD,
@@ -19,6 +18,7 @@ from dashboard.colours import (
     family_of,
     symbol_of,
 )
+from dashboard.readers.plan_inputs import Curve
 from hwprobe.expected import EXPECTED
 from hwprobe.findings import Change, Finding
 from hwprobe.profile import Matrix

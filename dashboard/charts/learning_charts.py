@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from dashboard.charts import empty, styled
-from dashboard.colours import COLOURS, NEUTRAL, Family
-from dashboard.learning import Learned
-from dashboard.run_charts import by_family, rate_at_target
-from dashboard.words import off_by
+from dashboard.charts.colours import COLOURS, NEUTRAL, Family
+from dashboard.charts.plan_charts import empty, styled
+from dashboard.charts.run_charts import by_family, rate_at_target
+from dashboard.readers.commands import off_by
+from dashboard.readers.learning import Learned
 from models.records.calibration import Calibration
 from tuner.evidence.trial import TrialRecord
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from dashboard.data import RunView, Status
+from dashboard.readers.runs import RunView, Status
 from planner.plans.make import Plan
 from tuner.evidence.trial import TrialRecord
 from tuner.launch_files.trial_export import without_secrets
