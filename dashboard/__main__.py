@@ -10,8 +10,8 @@ from pathlib import Path
 
 from streamlit.web.cli import main
 
-from dashboard.charts.plan_charts import learning_charts, tables
-from dashboard.charts.plan_charts import plan_charts as charts
+from dashboard.charts import learning_charts, tables
+from dashboard.charts import plan_charts as charts
 from dashboard.readers.explanations import explained
 from dashboard.readers.plan_inputs import Asked
 from models.version import NEWEST

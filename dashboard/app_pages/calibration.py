@@ -4,7 +4,7 @@ import shlex
 
 import streamlit as st
 
-from dashboard.charts.plan_charts import learning_charts
+from dashboard.charts import learning_charts
 from dashboard.readers.commands import off_by, percent
 from dashboard.readers.learning import MOST_POINTS, calibrated, parameter_table
 from dashboard.readers.runs import RunView

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard.charts.plan_charts import plan_charts as charts
-from dashboard.charts.plan_charts import tables
+from dashboard.charts import plan_charts as charts
+from dashboard.charts import tables
 from dashboard.widgets import BOUND, command, machines_of_runs, stop, table
 from hwprobe.catalogue import hardware_names
 from hwprobe.errors import InputError

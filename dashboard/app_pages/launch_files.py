@@ -8,7 +8,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard.charts.plan_charts import tables
+from dashboard.charts import tables
 from dashboard.readers.commands import tune_command
 from dashboard.readers.runs import RunView, Stamp
 from dashboard.widgets import BOUND, choose_run, command, stop, table

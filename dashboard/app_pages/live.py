@@ -4,7 +4,7 @@ import time
 
 import streamlit as st
 
-from dashboard.charts.plan_charts import run_charts
+from dashboard.charts import run_charts
 from dashboard.readers.commands import (
     amount,
     ceiling_of,

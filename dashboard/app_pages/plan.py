@@ -2,8 +2,8 @@
 
 import streamlit as st
 
-from dashboard.charts.plan_charts import plan_charts as charts
-from dashboard.charts.plan_charts import tables
+from dashboard.charts import plan_charts as charts
+from dashboard.charts import tables
 from dashboard.readers.commands import plan_answer
 from dashboard.readers.explanations import explained
 from dashboard.readers.plan_inputs import Asked, WhatIf, what_if

@@ -4,7 +4,7 @@ import shlex
 
 import streamlit as st
 
-from dashboard.charts.plan_charts import run_charts, tables
+from dashboard.charts import run_charts, tables
 from dashboard.readers.runs import RunView
 from dashboard.widgets import BOUND, choose_run, command, table
 from hwprobe.errors import InputError

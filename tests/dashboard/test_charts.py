@@ -12,9 +12,9 @@ import pytest
 from dashboard_scenes import live_trial, measured_machine
 from typical import filled
 
+from dashboard.charts import learning_charts, run_charts
+from dashboard.charts import plan_charts as charts
 from dashboard.charts.colours import COLOURS, Family, colour_of, family_of, symbol_of
-from dashboard.charts.plan_charts import learning_charts, run_charts
-from dashboard.charts.plan_charts import plan_charts as charts
 from dashboard.readers.commands import off_by
 from dashboard.readers.learning import MOST_POINTS, calibrated
 from dashboard.readers.plan_inputs import Asked

@@ -189,12 +189,12 @@ def test_fault_24_a_disk_that_fills_up_loses_nothing_recorded(sgtune: Sgtune, tm
     size = (tmp_path / "runs" / "a" / "trials.jsonl").stat().st_size
     limited = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "import tuner.evidence.run_folder; from pathlib import Path; real = tuner.evidence.run_folder.RunFolder.append\n"
+        "from tuner.evidence.run_folder import RunFolder; from pathlib import Path; real = RunFolder.append\n"
         "def append(self, record):\n"
         f"    resource.setrlimit(resource.RLIMIT_FSIZE, ({size + 100}, resource.RLIM_INFINITY))\n"
         "    try: real(self, record)\n"
         "    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
-        "tuner.evidence.run_folder.RunFolder.append = append\n"
+        "RunFolder.append = append\n"
         "from tuner.cli.main import main; sys.argv = ['sgtune', *sys.argv[1:]]; main()"
     )
     done = subprocess.run(

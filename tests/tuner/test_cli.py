@@ -168,7 +168,7 @@ def test_what_help_repeats_is_what_the_model_means() -> None:
     from planner.export.targets import Target
     from planner.launch import DEFAULT_MODEL_PATH
     from tuner.cli.commands.export import TargetName
-    from tuner.cli.common.terminal import options
+    from tuner.cli.common import options
 
     assert options.NEWEST_VERSION == NEWEST
     assert options.ACCEPTANCE == DEFAULT_ACCEPTANCE

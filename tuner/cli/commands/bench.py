@@ -10,7 +10,8 @@ import typer
 
 from tuner.choices import Arrival, Backend
 from tuner.cli.commands.tune import command_line, parse_duration_s
-from tuner.cli.common.terminal import console, options, print_json
+from tuner.cli.common import options
+from tuner.cli.common.terminal import console, print_json
 
 if TYPE_CHECKING:
     from tuner.bench.sweep import BenchQuestion

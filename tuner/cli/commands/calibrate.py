@@ -11,8 +11,9 @@ import typer
 from planner.inputs import read_model
 from tuner.choices import EngineName
 from tuner.cli.commands import calibrate_slices as slices
-from tuner.cli.common.terminal import console, options, print_json
-from tuner.cli.common.terminal import points as records
+from tuner.cli.common import options
+from tuner.cli.common import points as records
+from tuner.cli.common.terminal import console, print_json
 
 if TYPE_CHECKING:
     from models.records.calibration import Calibration

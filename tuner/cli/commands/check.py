@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from planner.inputs import read_hardware, read_model
-from tuner.cli.common.terminal import console, options, print_json, start_fast
+from tuner.cli.common import options
+from tuner.cli.common.terminal import console, print_json, start_fast
 
 if TYPE_CHECKING:
     from packaging.version import Version

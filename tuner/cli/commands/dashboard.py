@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from tuner.cli.common.terminal import options
+from tuner.cli.common import options
 
 EXAMPLE = "Example: sgtune dashboard --runs runs"
 HOST = "127.0.0.1"

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from tuner.cli.common.terminal import console, options, print_json
+from tuner.cli.common import options
+from tuner.cli.common.terminal import console, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.cli.common.terminal import options, print_json
+from tuner.cli.common import options
+from tuner.cli.common.terminal import print_json
 
 if TYPE_CHECKING:
     from planner.export.targets import Parameters

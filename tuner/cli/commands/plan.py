@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from planner.inputs import read_question
-from tuner.cli.common.terminal import console, options, print_json
+from tuner.cli.common import options
+from tuner.cli.common.terminal import console, print_json
 
 if TYPE_CHECKING:
     from pathlib import Path

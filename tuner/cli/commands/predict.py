@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuner.cli.common.terminal import options, start_fast
-from tuner.cli.common.terminal import points as records
+from tuner.cli.common import options
+from tuner.cli.common import points as records
+from tuner.cli.common.terminal import start_fast
 
 if TYPE_CHECKING:
     from models.records.case import Case, Expected

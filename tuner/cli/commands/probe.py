@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hwprobe.choices import DeviceName
-from tuner.cli.common.terminal import console, options, print_json
+from tuner.cli.common import options
+from tuner.cli.common.terminal import console, print_json
 
 if TYPE_CHECKING:
     from hwprobe.measure import Outcome, Progress, Task

@@ -14,7 +14,8 @@ import typer
 
 from planner.inputs import read_question
 from tuner.choices import EngineName, Fidelity, Objective, SamplerName
-from tuner.cli.common.terminal import console, options, print_json
+from tuner.cli.common import options
+from tuner.cli.common.terminal import console, print_json
 
 if TYPE_CHECKING:
     from tuner.run.loop import Loop

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuner.cli.common.terminal import console, options, print_json
-from tuner.cli.common.terminal import points as records
+from tuner.cli.common import options
+from tuner.cli.common import points as records
+from tuner.cli.common.terminal import console, print_json
 
 if TYPE_CHECKING:
     from models.records.validation import Residual, Score

@@ -10,7 +10,8 @@ import typer
 
 from planner.inputs import read_hardware, read_model
 from tuner.choices import EngineName
-from tuner.cli.common.terminal import console, options, print_json
+from tuner.cli.common import options
+from tuner.cli.common.terminal import console, print_json
 
 if TYPE_CHECKING:
     from models.serving.estimate import Context
