@@ -13,13 +13,11 @@ PAGES = {
     "live": ("Live", ":material/monitoring:", "What a tune is doing now, and the best so far."),
     "trials": ("Trials", ":material/scatter_plot:", "Every measured configuration; two of them side by side."),
     "calibration": ("Calibration", ":material/target:", "Predicted against measured, and what was learned."),
-    "launch_files": ("Export", ":material/download:", "Launch files with their provenance, to copy and download."),
+    "export": ("Export", ":material/download:", "Launch files with their provenance, to copy and download."),
 }
 page = st.navigation(
     [
-        st.Page(
-            f"app_pages/{name}.py", title=title, icon=icon, help=text, url_path=title.lower(), default=name == "plan"
-        )
+        st.Page(f"app_pages/{name}.py", title=title, icon=icon, help=text, default=name == "plan")
         for name, (title, icon, text) in PAGES.items()
     ],
     position="top",

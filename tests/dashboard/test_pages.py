@@ -15,7 +15,7 @@ from tuner.evidence.live_state import read_live
 from tuner.evidence.run_folder import read_trials
 
 ENTRY = Path(dashboard.__file__).parent / "streamlit_app.py"
-PAGES = ("plan", "hardware", "live", "trials", "calibration", "launch_files")
+PAGES = ("plan", "hardware", "live", "trials", "calibration", "export")
 OF_RUNS = PAGES[2:]
 MISSING = "There is no run"
 # What each page says in each state: a part of its heading, warning or error.
@@ -23,19 +23,19 @@ SAYS = {
     ("live", "empty"): "Nothing has been launched yet",
     ("trials", "empty"): "No configuration has been measured yet",
     ("calibration", "empty"): "Nothing has been measured yet",
-    ("launch_files", "empty"): "Nothing to export",
+    ("export", "empty"): "Nothing to export",
     ("live", "running"): "Running, 3 of 5 launches done: best so far",
     ("trials", "running"): " points of 3 launches",
     ("calibration", "running"): "over 3 launches",
-    ("launch_files", "running"): "launch files that say the same command",
+    ("export", "running"): "launch files that say the same command",
     ("live", "finished"): "Finished (5 launches done): best is",
     ("trials", "finished"): "leads with",
     ("calibration", "finished"): "lie within the 90 % band",
-    ("launch_files", "finished"): "7 launch files that say the same command",
+    ("export", "finished"): "7 launch files that say the same command",
     ("live", "failed"): "GPU 3 fell off the bus",
     ("trials", "failed"): "leads with",
     ("calibration", "failed"): "lie within the 90 % band",
-    ("launch_files", "failed"): "launch files that say the same command",
+    ("export", "failed"): "launch files that say the same command",
     **{(page, "torn"): "the last line of trials.jsonl is incomplete" for page in OF_RUNS},
     **{(page, "deleted"): "Run 'gone' is not in" for page in OF_RUNS},
     **{(page, "no run"): MISSING for page in OF_RUNS},
@@ -182,7 +182,7 @@ def test_export_offers_the_file_the_command_line_writes(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = put(finished, tmp_path, "finished")
-    app = open_page("launch_files", tmp_path, monkeypatch, file="sglang.yaml")
+    app = open_page("export", tmp_path, monkeypatch, file="sglang.yaml")
     written = (run / "export" / "sglang.yaml").read_text().splitlines()
     shown = app.code[0].value.splitlines()
     assert [line for line in shown if not line.startswith("# made by")] == [

@@ -15,9 +15,9 @@ import yaml
 from packaging.version import Version
 
 from models.config import ServerConfig
-from planner.export.render import render
-from planner.export.targets import Parameters, Provenance, Target
 from planner.launch import launch_spec
+from planner.launch_files.render import render
+from planner.launch_files.targets import Parameters, Provenance, Target
 
 PROVENANCE = Provenance(lines=(("made by", "a test"),))
 CONFIGS = {"one-node": ServerConfig(tp_size=8), "two-nodes": ServerConfig(tp_size=16, nnodes=2)}

@@ -165,8 +165,8 @@ def test_what_help_repeats_is_what_the_model_means() -> None:
     """The options module repeats three constants so that --help need not load the models."""
     from models.serving.estimate import DEFAULT_ACCEPTANCE
     from models.version import NEWEST
-    from planner.export.targets import Target
     from planner.launch import DEFAULT_MODEL_PATH
+    from planner.launch_files.targets import Target
     from tuner.cli.commands.export import TargetName
     from tuner.cli.common import options
 

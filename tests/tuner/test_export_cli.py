@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from planner.export.record import record_of
-from planner.export.targets import Target
+from planner.launch_files.record import record_of
+from planner.launch_files.targets import Target
 from planner.sglang.launch_line import launch_of_file
 from tuner.launch_files.trial_export import clean_command, without_secrets
 

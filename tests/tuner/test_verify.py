@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from planner.export.record import Figure, record_line, record_of
+from planner.launch_files.record import Figure, record_line, record_of
 from tests.documents import document_of
 from tests.patience import in_one_of_three
 from tuner.engines.build import world_toml

@@ -17,9 +17,9 @@ from models.config import ServerConfig
 from models.serving.estimate import Context
 from models.version import parse_version
 from models.workload import Workload
-from planner.export.files import BUNDLE_FILE
-from planner.export.record import Figure, Record, record_of
-from planner.export.targets import Target
+from planner.launch_files.files import BUNDLE_FILE
+from planner.launch_files.record import Figure, Record, record_of
+from planner.launch_files.targets import Target
 from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values
 from planner.sglang.launch_line import LaunchLine, launch_of_file

@@ -12,7 +12,7 @@ from tuner.cli.common import options
 from tuner.cli.common.terminal import print_json
 
 if TYPE_CHECKING:
-    from planner.export.targets import Parameters
+    from planner.launch_files.targets import Parameters
     from tuner.launch_files.trial_export import Exportable
 
 EXAMPLE = "Example: sgtune export --run nf5688g7-1000-1000-c1024 --bundle launch/"
@@ -64,7 +64,7 @@ def export(
     json: options.Json = False,
 ) -> None:
     """Write launch files that run as they stand: scripts, SGLang YAML, docker, compose, systemd, Kubernetes, Slurm."""
-    from planner.export.targets import Parameters
+    from planner.launch_files.targets import Parameters
 
     parameters = Parameters(
         model_path=model_path, image=image, python=python, host=host, port=port, shm_gib=shm_gib,
@@ -121,7 +121,7 @@ def _of_run(folder: Path, trial: int | None, parameters: Parameters) -> Exportab
 def _write(
     exportable: Exportable, out: Path | None, bundle: Path | None, target: list[TargetName] | None, *, json: bool
 ) -> None:
-    from planner.export.targets import Target, possible_targets
+    from planner.launch_files.targets import Target, possible_targets
 
     everything = not target or TargetName.ALL in target
     targets = None if everything else [Target(name) for name in dict.fromkeys(target or ())]

@@ -49,7 +49,7 @@ def verify(
     json: options.Json = False,
 ) -> None:
     """Start exactly the command of a launch file, measure the recorded points again, and compare. Exit 1 outside."""
-    from planner.export.targets import Target
+    from planner.launch_files.targets import Target
     from tuner.cli.commands.tune import parse_duration_s
     from tuner.engines.world import load_world
     from tuner.launch_files.verification import read_claim

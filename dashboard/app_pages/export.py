@@ -15,9 +15,9 @@ from dashboard.widgets import BOUND, choose_run, command, stop, table
 from hwprobe.errors import InputError
 from models.config import ServerConfig
 from models.version import parse_version
-from planner.export.render import render
-from planner.export.targets import Parameters, Target, possible_targets
 from planner.launch import launch_spec
+from planner.launch_files.render import render
+from planner.launch_files.targets import Parameters, Target, possible_targets
 from planner.plans.seeds import sglang_default
 from tuner.launch_files.trial_export import Exportable, chosen_trial, trial_export
 

@@ -10,8 +10,8 @@ from packaging.version import Version
 
 from hwprobe.errors import InputError
 from models.version import at_least
-from planner.export.record import Record
 from planner.launch import DEFAULT_MODEL_PATH, LaunchSpec
+from planner.launch_files.record import Record
 from planner.sglang.dialects import CONFIG_FILE
 
 CACHE_IN_CONTAINER = "/sglang-cache"

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from hwprobe.files import encode_json, write_atomic
-from planner.export.render import render, render_readme
-from planner.export.targets import Parameters, Provenance, Target, possible_targets
 from planner.launch import LaunchSpec
+from planner.launch_files.render import render, render_readme
+from planner.launch_files.targets import Parameters, Provenance, Target, possible_targets
 
 BUNDLE_FILE = "bundle.json"
 

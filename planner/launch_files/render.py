@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from planner.export.record import record_line
-from planner.export.targets import (
+from planner.launch import DIST_PORT, LaunchSpec
+from planner.launch_files.record import record_line
+from planner.launch_files.targets import (
     CACHE_IN_CONTAINER,
     NAME,
     Parameters,
@@ -21,7 +22,6 @@ from planner.export.targets import (
     check_target,
     ready_path,
 )
-from planner.launch import DIST_PORT, LaunchSpec
 from planner.sglang.unit_words import exec_quote, unit_quote
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     made = Environment(
-        loader=PackageLoader("planner", "export/templates"),
+        loader=PackageLoader("planner", "launch_files/templates"),
         undefined=StrictUndefined,
         keep_trailing_newline=True,
         trim_blocks=True,
