@@ -1,1 +1,1 @@
-""""""
+"""Plans and run folders, read and put into words. Writes nothing."""

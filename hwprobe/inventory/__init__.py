@@ -1,1 +1,1 @@
-""""""
+"""What NVML and the host say of a machine. Knows no kernel and no model."""

@@ -1,1 +1,1 @@
-""""""
+"""What torch measures on a GPU, in a child process. Knows no NVML and no data sheet."""

@@ -1,1 +1,1 @@
-"""Launch files: one command as a script, a YAML file, a container, a unit, a manifest or a batch job."""
+"""Launch files written in the language of each target. Knows no run folder and starts nothing."""

@@ -1,1 +1,1 @@
-""""""
+"""The load generator and its judgement of a point. Knows no launch and no tuner."""

@@ -1,1 +1,1 @@
-""""""
+"""Measured points as cases, and profiles learned from them. Knows no engine."""

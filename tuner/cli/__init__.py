@@ -1,1 +1,1 @@
-"""The `sgtune` command line. Commands import what they need when they run: `sgtune --help` stays instant."""
+"""The command line. Everything else works without it."""

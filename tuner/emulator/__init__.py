@@ -1,1 +1,1 @@
-"""The emulated server: SGLang's API, log lines, process tree and exit codes, in real time, with a world's truth."""
+"""A server that answers as SGLang does, in a world's truth. Knows no tuner."""

@@ -1,1 +1,1 @@
-"""Where a configuration can be launched and measured. The tuner's loop sees only `seam`."""
+"""Where configurations run: simulated, or as processes and containers. Knows no search."""

@@ -1,1 +1,1 @@
-""""""
+"""Proposes the next configuration. Knows no engine and starts nothing."""

@@ -1,1 +1,1 @@
-"""Live servers, supervised: started under a lifeline, waited for by progress, judged by their log, stopped whole."""
+"""A server process: lifeline, ports, readiness, failure. Knows no load and no search."""

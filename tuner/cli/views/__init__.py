@@ -1,1 +1,1 @@
-""""""
+"""Answers as tables and sentences. Reads nothing and starts nothing."""
