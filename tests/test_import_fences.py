@@ -55,7 +55,7 @@ def test_imports_point_left_and_stay_behind_their_fence(path: Path) -> None:
 
 def test_the_scan_sees_the_code() -> None:
     assert len(sources()) > 40
-    assert "pynvml" in set(imported(ROOT / "hwprobe" / "nvml.py"))
+    assert "pynvml" in set(imported(ROOT / "hwprobe" / "inventory" / "nvml.py"))
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,0 +1,63 @@
+"""The house rules, read from the source by tools/rooms.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "tools" / "rooms.py"
+
+
+@pytest.fixture(scope="module")
+def rooms() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("rooms", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["rooms"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def house(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_the_house_keeps_its_rules() -> None:
+    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "0 circles" in done.stdout
+
+
+def test_a_circle_hidden_under_type_checking_is_found(rooms: ModuleType, tmp_path: Path) -> None:
+    house(tmp_path, {
+        "tuner/a/one.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from tuner.b.two import Two\n",
+        "tuner/b/two.py": "def late():\n    from tuner.a.one import One\n",
+        "tuner/a/__init__.py": "", "tuner/b/__init__.py": "",
+    })  # fmt: skip
+    assert rooms.cycles(rooms.read_house(tmp_path)) == [["tuner.a", "tuner.b"]]
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({f"tuner/loose_{n}.py": "" for n in range(6)}, "6 loose modules"),
+        ({f"models/full/m{n}.py": "" for n in range(17)}, "models.full holds 17 modules"),
+        ({"planner/a.py": "import tuner.cli.main", "tuner/cli/main.py": ""}, "imports the command line"),
+        ({f"tuner/{n}/same.py": "" for n in "abc"}, "3 modules are called same"),
+        ({f"tuner/{n}/{n}.py": "class Same: ..." for n in "ab"}, "2 public classes are called Same"),
+    ],
+    ids=["loose", "full", "command line", "module name", "class name"],
+)
+def test_each_rule_can_be_broken(rooms: ModuleType, tmp_path: Path, files: dict[str, str], says: str) -> None:
+    house(tmp_path, files)
+    assert any(says in complaint for complaint in rooms.complaints(rooms.read_house(tmp_path)))
