@@ -23,7 +23,7 @@ from worlds import Asked, world
 
 from tuner.choices import Fidelity, SamplerName
 from tuner.engines.world import Effect, World
-from tuner.evidence.trial import Outcome, TrialRecord
+from tuner.evidence.trial import TrialOutcome, TrialRecord
 from tuner.run.loop import Loop
 from tuner.run.question import TuneQuestion
 from tuner.run.setup import Prepared, open_loop, prepare
@@ -96,7 +96,7 @@ def _score(kind: str, arm: str, number: int, base: TuneQuestion, prepared: Prepa
         after_two=ratios[min(1, len(ratios) - 1)],
         after_four=ratios[min(3, len(ratios) - 1)],
         final=ratios[-1],
-        infeasible=sum(record.outcome is Outcome.INFEASIBLE for record in launched),
+        infeasible=sum(record.outcome is TrialOutcome.INFEASIBLE for record in launched),
         slices=len(loop.screen.file.records) if loop.screen else 0,
         hours=loop.spent_s / 3600,
         hours_to_reach=_hours(loop, launched[:reached]),
@@ -115,7 +115,7 @@ def _ratios(records: list[TrialRecord], truth: World, prepared: Prepared, best: 
     launched = [record for record in records if record.launched]
     found = []
     for count in range(1, len(launched) + 1):
-        good = [record for record in launched[:count] if record.outcome is Outcome.MEASURED]
+        good = [record for record in launched[:count] if record.outcome is TrialOutcome.MEASURED]
         chosen = max(good, key=lambda record: record.objective, default=None)
         belief, workload = prepared.plan.context, prepared.space.workload
         rate = true_rate(truth, belief, chosen.config, workload, (), 0.0) if chosen else 0.0

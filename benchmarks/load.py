@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.workload import Workload
-from tuner.bench.point import Point, Settings, measure_point
+from tuner.bench.point import MeasuredPoint, Settings, measure_point
 
 STUB = Path(__file__).with_name("load_stub.py")
 INPUT_TOKENS = 100
@@ -68,7 +68,9 @@ def known_server(case: Case) -> Iterator[str]:
             stub.kill()
 
 
-def measure(streams: int, ttft_ms: float, tpot_ms: float, jitter_ms: float, osl: int, waves: float = 5.0) -> Point:
+def measure(
+    streams: int, ttft_ms: float, tpot_ms: float, jitter_ms: float, osl: int, waves: float = 5.0
+) -> MeasuredPoint:
     """Serve this schedule and measure it with sgtune's own generator."""
     case = Case(streams=streams, ttft_ms=ttft_ms, tpot_ms=tpot_ms, jitter_ms=jitter_ms, osl=osl)
     with known_server(case) as url:

@@ -37,7 +37,7 @@ from planner.plans.make import PlanQuestion, make_plan
 from tuner.choices import EngineName, Objective, SamplerName
 from tuner.engines.world import World
 from tuner.engines.world_memory import boot_failure, fails_under_load
-from tuner.evidence.trial import Outcome, TrialRecord
+from tuner.evidence.trial import TrialOutcome, TrialRecord
 from tuner.run.question import TuneQuestion
 from tuner.run.setup import Prepared, open_loop, prepare
 from tuner.seam import Measurement
@@ -203,7 +203,7 @@ def _score(
             else float(best == 0.0)
         )
         ratios.append(rate / best if best else rate)
-    bad = sum(record.outcome is Outcome.INFEASIBLE for record in launched)
+    bad = sum(record.outcome is TrialOutcome.INFEASIBLE for record in launched)
     return Score(sampler, job.world, seed, tuple(ratios), bad, len(launched))
 
 

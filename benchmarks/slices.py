@@ -1,11 +1,11 @@
-"""How well slices of a model foretell a deeper one on the real SGLang: everything is booted and measured here.
+"""How well slices of a model predict_whole a deeper one on the real SGLang: everything is booted and measured here.
 
     python benchmarks/slices.py --cpu                                  tiny DeepSeek-V3 on this machine's CPU: 2, 4 -> 8
     python benchmarks/slices.py --hardware h200x1 --python /opt/sglang/bin/python --model-path /models/r1 \\
         --slices 4,5 --whole 6 --decode 128/256@1,16,64,256 -- --tp 1   R1's own dimensions on a GPU
 
 On the CPU all servers run side by side and take turns, so that the machine's moods hit all of them. Prints, for every
-load, the medians with their spread, what the slices foretell for the deepest, and the error: from medians, and from
+load, the medians with their spread, what the slices predict for the deepest, and the error: from medians, and from
 the fastest of the repeats, because other work on a machine only ever adds time.
 """
 
@@ -35,7 +35,7 @@ from models.machine import machine_of
 from models.records.calibration import Calibration, calibrate
 from models.records.case import Case
 from models.records.points import point_of
-from models.records.slice_fit import FIGURES, WholeFigure, foretell
+from models.records.slice_fit import FIGURES, WholeFigure, predict_whole
 from models.serving.estimate import Context
 from models.version import parse_version
 from planner.point_case import case_of
@@ -102,11 +102,11 @@ def settled(records: Sequence[dict[str, Any]], within: float = 0.1) -> bool:
 
 
 def compare(cases: Sequence[Case], whole: ModelArchitecture, context: Context) -> tuple[list[Compared], Calibration]:
-    """Calibrate from the slices alone and compare the whole they foretell with the whole that was measured."""
+    """Calibrate from the slices alone and compare the whole they predict_whole with the whole that was measured."""
     slices = [case for case in cases if case.context.arch.sliced_from]
     found = calibrate(slices, context.engine)
     compared = []
-    for figure in foretell(slices, whole, found.profile):
+    for figure in predict_whole(slices, whole, found.profile):
         seen: dict[int, list[float]] = {}
         for case in cases:
             if case.run == figure.run and figure.metric in case.measured:

@@ -13,13 +13,13 @@ from streamlit.web.cli import main
 from dashboard.charts import learning_charts, tables
 from dashboard.charts import plan_charts as charts
 from dashboard.readers.explanations import explained
-from dashboard.readers.plan_inputs import Asked
+from dashboard.readers.plan_inputs import PlanInputs
 from models.version import NEWEST
 
 
 def warm_up() -> None:
     """Answer one question and draw it: plotly and pandas load their parts at first use, more than a second's worth."""
-    asked = Asked(hardware="h200x8", sglang_version=NEWEST, isl=1000, osl=1000, concurrency=64)
+    asked = PlanInputs(hardware="h200x8", sglang_version=NEWEST, isl=1000, osl=1000, concurrency=64)
     plan = asked.plan()
     best = plan.found.candidates[0]
     for figure in (

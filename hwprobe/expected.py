@@ -13,7 +13,7 @@ ABOVE_SHEET = 1.03
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Expected:
+class DataSheetShare:
     """What fraction of the data sheet a healthy card measures.
 
     `fraction` is the reference's (H200 where known), `error` how well that is known, `low` the
@@ -30,12 +30,12 @@ class Expected:
 # fast accumulation, about 1.35 of 1.98 PFLOP/s) and P2P (370-390 of 450 GB/s) are estimates nobody
 # published as a table: hence their wide errors.
 EXPECTED = {
-    "hbm_gb_s": Expected(fraction=0.91, error=0.02, low=0.85),
-    "hbm_copy_gb_s": Expected(fraction=0.90, error=0.02, low=0.83),
-    "hbm_triad_gb_s": Expected(fraction=0.90, error=0.03, low=0.83),
-    "bf16_tflops": Expected(fraction=0.80, error=0.03, low=0.70),
-    "fp8_tflops": Expected(fraction=0.68, error=0.10, low=0.50),
-    "nvlink_gb_s": Expected(fraction=0.84, error=0.08, low=0.72),
+    "hbm_gb_s": DataSheetShare(fraction=0.91, error=0.02, low=0.85),
+    "hbm_copy_gb_s": DataSheetShare(fraction=0.90, error=0.02, low=0.83),
+    "hbm_triad_gb_s": DataSheetShare(fraction=0.90, error=0.03, low=0.83),
+    "bf16_tflops": DataSheetShare(fraction=0.80, error=0.03, low=0.70),
+    "fp8_tflops": DataSheetShare(fraction=0.68, error=0.10, low=0.50),
+    "nvlink_gb_s": DataSheetShare(fraction=0.84, error=0.08, low=0.72),
 }
 
 

@@ -27,7 +27,7 @@ UNITS = {"_gb_s": "GB/s", "_tflops": "TFLOP/s", "_us": "us"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class ProbeFinding:
     """One measured quantity of the host or of all GPUs; `value` is the median over them.
 
     `worst` is the slowest GPU's, `lagging` the GPUs far below their siblings with the gap.
@@ -62,9 +62,9 @@ class Finding:
         return "; ".join(filter(None, [verdict(self.quantity, self.fraction), *lag, self.remark]))
 
 
-def findings(profile: HardwareProfile) -> tuple[Finding, ...]:
+def findings(profile: HardwareProfile) -> tuple[ProbeFinding, ...]:
     """Return everything measured in a profile, the host first, well-known quantities before others."""
-    found: list[Finding] = []
+    found: list[ProbeFinding] = []
     if profile.host:
         found.extend(_findings("host", [profile.host.measured]))
     if profile.gpus:
@@ -79,7 +79,7 @@ def _measured(profile: HardwareProfile, index: int) -> Mapping[str, Quantity]:
     return gpu.measured | ({"nvlink_gb_s": link} if link and link.basis is Basis.MEASURED else {})
 
 
-def _findings(where: str, devices: Sequence[Mapping[str, Quantity]]) -> Iterator[Finding]:
+def _findings(where: str, devices: Sequence[Mapping[str, Quantity]]) -> Iterator[ProbeFinding]:
     names = list(dict.fromkeys([*LABELS, *(name for device in devices for name in device)]))
     for name in names:
         values = [device.get(name) for device in devices]
@@ -88,7 +88,7 @@ def _findings(where: str, devices: Sequence[Mapping[str, Quantity]]) -> Iterator
             continue
         is_time = name.endswith("_us")
         numbers = [None if value is None else value.value for value in values]
-        yield Finding(
+        yield ProbeFinding(
             where=where,
             quantity=name,
             label=LABELS.get(name, name),
@@ -100,8 +100,8 @@ def _findings(where: str, devices: Sequence[Mapping[str, Quantity]]) -> Iterator
         )
 
 
-def _collective(point: AllReduce) -> Finding:
-    return Finding(
+def _collective(point: AllReduce) -> ProbeFinding:
+    return ProbeFinding(
         where=f"{point.ranks} ranks",
         quantity=f"all_reduce_{point.backend.replace(' ', '_')}_{point.message_bytes}_bytes_us",
         label=f"all-reduce {point.backend}, {point.message_bytes:,} B",
@@ -139,12 +139,12 @@ def compare(a: HardwareProfile, b: HardwareProfile) -> tuple[Change, ...]:
     return tuple(_change(left.get(key), right.get(key)) for key in dict.fromkeys([*left, *right]))
 
 
-def _key(finding: Finding) -> tuple[str, str]:
+def _key(finding: ProbeFinding) -> tuple[str, str]:
     """Match GPUs with GPUs whatever their number, ranks with the same number of ranks."""
     return ("GPU" if "GPU" in finding.where else finding.where, finding.quantity)
 
 
-def _change(a: Finding | None, b: Finding | None) -> Change:
+def _change(a: ProbeFinding | None, b: ProbeFinding | None) -> Change:
     shown = a or b
     assert shown is not None
     change = b.value / a.value - 1.0 if a and b else None
@@ -160,7 +160,7 @@ def _change(a: Finding | None, b: Finding | None) -> Change:
     )
 
 
-def _compared(a: Finding | None, b: Finding | None, change: float | None) -> str:
+def _compared(a: ProbeFinding | None, b: ProbeFinding | None, change: float | None) -> str:
     if a is None or b is None or change is None:
         return "only in the second" if a is None else "only in the first"
     if abs(change) <= max(NOISE, (a.spread or 0.0) + (b.spread or 0.0)):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from hwprobe.choices import DeviceName
 from hwprobe.errors import InputError
 from hwprobe.files import decode_json, encode_json
-from hwprobe.kernels.report import Report, Request, Step
+from hwprobe.kernels.report import MeasureRequest, Report, Step
 
 # Seconds a child may take, start of torch (and of a cold CUDA) included.
 DEADLINE_S = {
@@ -36,13 +36,13 @@ TORCH_MISSING = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class MeasureTask:
     """One measurement: what to do and on which of the machine's GPUs (positions; () is the host).
 
     `visible` are the GPUs' uuids (or ordinals): the child sees only them.
     """
 
-    request: Request
+    request: MeasureRequest
     gpus: tuple[int, ...] = ()
     visible: tuple[str, ...] = ()
 
@@ -54,17 +54,17 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class TaskOutcome:
     """What became of a task: a report, or why there is none."""
 
-    task: Task
+    task: MeasureTask
     seconds: float
     report: Report | None = None
     failure: str | None = None
 
 
-Runner = Callable[[Task], Outcome]
-Progress = Callable[[int, int, Task, Outcome | None], None]
+Runner = Callable[[MeasureTask], TaskOutcome]
+Progress = Callable[[int, int, MeasureTask, TaskOutcome | None], None]
 
 
 def torch_installed() -> bool:
@@ -72,18 +72,18 @@ def torch_installed() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-def host_tasks(*, quick: bool) -> tuple[Task, ...]:
+def host_tasks(*, quick: bool) -> tuple[MeasureTask, ...]:
     """Return the measurements of a host: those of a GPU, and in full also an all-reduce of two processes."""
     steps = PER_GPU if quick else (*PER_GPU, Step.ALL_REDUCE)
-    return tuple(Task(request=Request(step=step, device=DeviceName.CPU, quick=quick)) for step in steps)
+    return tuple(MeasureTask(request=MeasureRequest(step=step, device=DeviceName.CPU, quick=quick)) for step in steps)
 
 
-def gpu_tasks(gpus: Sequence[tuple[int, str]], *, quick: bool) -> tuple[Task, ...]:
+def gpu_tasks(gpus: Sequence[tuple[int, str]], *, quick: bool) -> tuple[MeasureTask, ...]:
     """Return the measurements of (position, uuid) GPUs: each alone, then what they do together."""
 
-    def task(step: Step, chosen: Sequence[tuple[int, str]]) -> Task:
-        return Task(
-            request=Request(step=step, device=DeviceName.CUDA, quick=quick, ranks=max(2, len(chosen))),
+    def task(step: Step, chosen: Sequence[tuple[int, str]]) -> MeasureTask:
+        return MeasureTask(
+            request=MeasureRequest(step=step, device=DeviceName.CUDA, quick=quick, ranks=max(2, len(chosen))),
             gpus=tuple(position for position, _ in chosen),
             visible=tuple(uuid for _, uuid in chosen),
         )
@@ -93,7 +93,9 @@ def gpu_tasks(gpus: Sequence[tuple[int, str]], *, quick: bool) -> tuple[Task, ..
     return (*alone, *together)
 
 
-def run_tasks(tasks: Sequence[Task], runner: Runner, progress: Progress | None = None) -> tuple[Outcome, ...]:
+def run_tasks(
+    tasks: Sequence[MeasureTask], runner: Runner, progress: Progress | None = None
+) -> tuple[TaskOutcome, ...]:
     """Run tasks one after the other (they would disturb each other), telling `progress` before and after."""
     outcomes = []
     for number, task in enumerate(tasks, start=1):
@@ -106,7 +108,9 @@ def run_tasks(tasks: Sequence[Task], runner: Runner, progress: Progress | None =
     return tuple(outcomes)
 
 
-def run_child(task: Task, *, command: Sequence[str] | None = None, deadline_s: float | None = None) -> Outcome:
+def run_child(
+    task: MeasureTask, *, command: Sequence[str] | None = None, deadline_s: float | None = None
+) -> TaskOutcome:
     """Run one task in a child process and return its outcome; the child and all it started end with it.
 
     `command` and `deadline_s` replace the child's command line and its time limit, for tests.
@@ -128,18 +132,20 @@ def run_child(task: Task, *, command: Sequence[str] | None = None, deadline_s: f
     try:
         out, err = child.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        return Outcome(task=task, seconds=time.monotonic() - begin, failure=f"not done within {limit:.0f} s; stopped")
+        return TaskOutcome(
+            task=task, seconds=time.monotonic() - begin, failure=f"not done within {limit:.0f} s; stopped"
+        )
     finally:  # nor may an interrupt leave a child computing on the GPU
         _end(child)
     seconds = time.monotonic() - begin
     lines = out.strip().splitlines()
     if child.returncode or not lines:
-        return Outcome(task=task, seconds=seconds, failure=_reason(child.returncode, err))
+        return TaskOutcome(task=task, seconds=seconds, failure=_reason(child.returncode, err))
     try:
         report = decode_json(lines[-1], Report, "its answer")
     except InputError as error:
-        return Outcome(task=task, seconds=seconds, failure=f"unreadable: {error}")
-    return Outcome(task=task, seconds=seconds, report=report)
+        return TaskOutcome(task=task, seconds=seconds, failure=f"unreadable: {error}")
+    return TaskOutcome(task=task, seconds=seconds, report=report)
 
 
 def _end(child: subprocess.Popen[str]) -> None:
@@ -149,7 +155,7 @@ def _end(child: subprocess.Popen[str]) -> None:
     child.communicate()
 
 
-def _environment(task: Task) -> dict[str, str]:
+def _environment(task: MeasureTask) -> dict[str, str]:
     environment = os.environ | {"PYTHONSAFEPATH": "1", "PYTHONWARNINGS": "ignore"}
     if task.request.device is DeviceName.CPU:
         # Waiting threads sleep instead of spinning: next to other work spinning costs whole time slices.

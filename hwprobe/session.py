@@ -13,13 +13,13 @@ import psutil
 from hwprobe.choices import DeviceName
 from hwprobe.inventory.health import refusal
 from hwprobe.inventory.nvml import Inventory, NvmlGpu, read_inventory, read_throttles
-from hwprobe.kernels.report import Report, Request, Step, TorchDevice
+from hwprobe.kernels.report import MeasureRequest, Report, Step, TorchDevice
 from hwprobe.measure import (
     TORCH_MISSING,
-    Outcome,
+    MeasureTask,
     Progress,
     Runner,
-    Task,
+    TaskOutcome,
     gpu_tasks,
     host_tasks,
     run_child,
@@ -29,7 +29,7 @@ from hwprobe.measure import (
 )
 from hwprobe.probe import Measured, assemble, visible_only
 from hwprobe.profile import AllReduce, GpuState, HardwareProfile, Quantity
-from hwprobe.watch import Watch
+from hwprobe.watch import ThrottleWatch
 
 # The device node of AMD's compute driver: torch finds such GPUs, NVML does not.
 AMD_DRIVER = Path("/dev/kfd")
@@ -71,7 +71,7 @@ def run_probe(
         busy = busy_host()
         outcomes = run_tasks(host_tasks(quick=quick), runner, progress)
         return _probed(inventory, outcomes, remarks=(busy,) if busy else ())
-    watch = Watch(runner, partial(read_throttles, nvml=nvml))
+    watch = ThrottleWatch(runner, partial(read_throttles, nvml=nvml))
     probed = _probe_gpus(inventory, quick, watch, progress)
     noted = (*probed.profile.warnings, *watch.remarks())
     return replace(probed, profile=replace(probed.profile, warnings=noted))
@@ -89,8 +89,8 @@ def _probe_gpus(inventory: Inventory, quick: bool, runner: Runner, progress: Pro
     if refused and not free:
         return Probed(profile=assemble(inventory, Measured(remarks=refused)), failures=refused)
     names = tuple(gpu.uuid or str(gpu.index) for _, gpu in free)
-    look = Task(
-        request=Request(step=Step.DEVICES, device=DeviceName.CUDA, quick=quick),
+    look = MeasureTask(
+        request=MeasureRequest(step=Step.DEVICES, device=DeviceName.CUDA, quick=quick),
         gpus=tuple(place for place, _ in free),
         visible=names,
     )
@@ -125,7 +125,11 @@ def _from_torch(inventory: Inventory, devices: Sequence[TorchDevice]) -> Invento
 
 
 def _probed(
-    inventory: Inventory, outcomes: Sequence[Outcome], *, failures: tuple[str, ...] = (), remarks: tuple[str, ...] = ()
+    inventory: Inventory,
+    outcomes: Sequence[TaskOutcome],
+    *,
+    failures: tuple[str, ...] = (),
+    remarks: tuple[str, ...] = (),
 ) -> Probed:
     failed = tuple(f"{outcome.task.title}: {outcome.failure}" for outcome in outcomes if outcome.failure)
     measured = merge(outcomes)
@@ -133,7 +137,7 @@ def _probed(
     return Probed(profile=assemble(inventory, measured), failures=(*failures, *failed))
 
 
-def merge(outcomes: Sequence[Outcome]) -> Measured:
+def merge(outcomes: Sequence[TaskOutcome]) -> Measured:
     """Return the reports of all children as one value."""
     gpus: dict[int, dict[str, Quantity]] = {}
     host: dict[str, Quantity] = {}

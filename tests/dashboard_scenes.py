@@ -16,9 +16,9 @@ import psutil
 from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.files import encode_json
 from hwprobe.profile import AllReduce, Basis, GpuProfile, HardwareProfile, Quantity
-from tuner.evidence.live_state import LIVE_FILE, LiveTrial, State, read_live
+from tuner.evidence.live_state import LIVE_FILE, LiveTrial, RunState, read_live
 from tuner.evidence.run_folder import read_trials
-from tuner.evidence.trial import Outcome, TrialRecord
+from tuner.evidence.trial import TrialOutcome, TrialRecord
 from tuner.seam import FailureKind, Measurement
 
 STATES = ("no run", "empty", "running", "finished", "failed", "torn", "deleted")
@@ -52,11 +52,12 @@ def put(source: Path, root: Path, state: str) -> Path:
         begin(run, records[: records.index(current)], current)
     elif state == "failed":
         failed = replace(
-            records[-1], number=len(records), outcome=Outcome.FAILED, failure=FailureKind.NCCL, points=(), repeats=None,
+            records[-1], number=len(records), outcome=TrialOutcome.FAILED, failure=FailureKind.NCCL, points=(),
+            repeats=None,
             reason="NCCL watchdog timed out",
         )  # fmt: skip
         write_records(run, [*records, failed])
-        write_live(run, state=State.FAILED, message="trial 7 stopped the run (gpu_lost): GPU 3 fell off the bus")
+        write_live(run, state=RunState.FAILED, message="trial 7 stopped the run (gpu_lost): GPU 3 fell off the bus")
     elif state == "torn":
         with (run / "trials.jsonl").open("a") as stream:
             stream.write('{"number":99,"source":"samp')
@@ -83,7 +84,7 @@ def begin(run: Path, done: list[TrialRecord], current: TrialRecord) -> None:
     write_records(run, done)
     own = psutil.Process()
     write_live(
-        run, state=State.RUNNING, phase="measuring 8 clients", phase_began_s=time.time(), pid=own.pid,
+        run, state=RunState.RUNNING, phase="measuring 8 clients", phase_began_s=time.time(), pid=own.pid,
         born_s=own.create_time(), host=socket.gethostname(), message="", trial=live_trial(current, current.points[:1]),
     )  # fmt: skip
 

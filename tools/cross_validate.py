@@ -22,7 +22,7 @@ from packaging.version import Version
 from models.engine.profile import EngineProfile
 from models.engine.versions import profile_among
 from models.records.calibration import FIGURES, calibrate
-from models.records.case import Case, foreseen
+from models.records.case import Case, predict_case
 from models.records.points import Point
 from models.serving.uncertainty import BAND_SIGMAS
 from planner.point_case import case_of
@@ -68,7 +68,7 @@ def score(cases: Sequence[Case]) -> list[tuple[str, float, float]]:
     """Return (figure, relative error, errors in units of one expected standard deviation) per measured figure."""
     found = []
     for case in cases:
-        predicted, wrong = foreseen(case)
+        predicted, wrong = predict_case(case)
         expected_error = {"tpot": wrong.tpot, "ttft": wrong.ttft, "output": wrong.output_tok_s}
         for kind, names in FIGURES.items():
             logs = [math.log(f / case.measured[n]) for n in names if n in case.measured and (f := predicted.figure(n))]

@@ -29,7 +29,7 @@ EXTRAS = {
 }
 
 
-class State(StrEnum):
+class PartState(StrEnum):
     """Whether a part is there; only `broken` keeps everything else from working."""
 
     OK = "ok"
@@ -38,11 +38,11 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class PartReport:
     """One part: what was found, what it is for, and what to do where it is missing."""
 
     part: str
-    state: State
+    state: PartState
     found: str
     serves: str
     fix: str = ""
@@ -64,7 +64,7 @@ def run_command(command: list[str], limit_s: float) -> tuple[int, str]:
 
 def examine(
     python: str, *, run: Run = run_command, inventory: Callable[[], Inventory] = read_inventory
-) -> tuple[Finding, ...]:
+) -> tuple[PartReport, ...]:
     """Look at everything sgtune may need; starts nothing that lasts. `python` is the interpreter of --engine local."""
     return (
         _itself(),
@@ -78,107 +78,109 @@ def examine(
     )
 
 
-def _itself() -> Finding:
+def _itself() -> PartReport:
     engines = "plan, check, predict, export, bench; tune on the simulated engine"
-    return Finding(
-        part="sgtune", state=State.OK, found=f"{__version__} on Python {platform.python_version()}", serves=engines
+    return PartReport(
+        part="sgtune", state=PartState.OK, found=f"{__version__} on Python {platform.python_version()}", serves=engines
     )
 
 
-def _extra(name: str, serves: str, packages: tuple[str, ...]) -> Finding:
+def _extra(name: str, serves: str, packages: tuple[str, ...]) -> PartReport:
     versions, missing = [], []
     for package in packages:
         try:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             missing.append(package)
-    return Finding(
+    return PartReport(
         part=f"extra [{name}]",
-        state=State.MISSING if missing else State.OK,
+        state=PartState.MISSING if missing else PartState.OK,
         found=f"no {', '.join(missing)}" if missing else ", ".join(versions),
         serves=serves,
         fix=f"in the checkout: pip install '.[{name}]'" if missing else "",
     )
 
 
-def _gpus(inventory: Inventory) -> Finding:
+def _gpus(inventory: Inventory) -> PartReport:
     names = [gpu.name for gpu in inventory.gpus]
     found = ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
     lost = f"; lost: {', '.join(inventory.lost)}" if inventory.lost else ""
-    return Finding(
+    return PartReport(
         part="GPUs",
-        state=State.BROKEN if lost else State.OK if names else State.MISSING,
+        state=PartState.BROKEN if lost else PartState.OK if names else PartState.MISSING,
         found=(found or str(inventory.absent)) + lost,
         serves="probe; tune, bench and verify on real servers",
         fix="see dmesg for Xid" if lost else "" if names else "plan for a catalogue machine: --hardware h200x8",
     )
 
 
-def _local(python: str, run: Run) -> Finding:
+def _local(python: str, run: Run) -> PartReport:
     code, said = run([python, "-c", "import importlib.metadata as m; print(m.version('sglang'))"], ASK_S)
     last = said.splitlines()[-1] if said else ""
-    return Finding(
+    return PartReport(
         part="engine local",
-        state=State.MISSING if code else State.OK,
+        state=PartState.MISSING if code else PartState.OK,
         found=f"{python} has SGLang {last}" if not code else f"{python}: {last}",
         serves="tune and verify with an interpreter that holds sglang",
         fix="name it with --python, as in --python /opt/sglang/bin/python" if code else "",
     )
 
 
-def _docker(run: Run) -> Finding:
+def _docker(run: Run) -> PartReport:
     serves = "tune and verify with an image"
     if shutil.which("docker") is None:
-        return Finding(
-            part="engine docker", state=State.MISSING, found="no docker here", serves=serves, fix="install docker"
+        return PartReport(
+            part="engine docker", state=PartState.MISSING, found="no docker here", serves=serves, fix="install docker"
         )
     code, said = run(["docker", "version", "--format", "{{.Server.Version}}"], DOCKER_S)
     last = said.splitlines()[-1] if said else ""
-    return Finding(
+    return PartReport(
         part="engine docker",
-        state=State.MISSING if code else State.OK,
+        state=PartState.MISSING if code else PartState.OK,
         found=last if code else f"docker {last}",
         serves=serves,
         fix="start its daemon, or join its group" if code else "",
     )
 
 
-def _files() -> Finding:
+def _files() -> PartReport:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     few = hard != resource.RLIM_INFINITY and hard < MANY_STREAMS
-    return Finding(
+    return PartReport(
         part="open files",
-        state=State.MISSING if few else State.OK,
+        state=PartState.MISSING if few else PartState.OK,
         found="no limit" if hard == resource.RLIM_INFINITY else f"up to {hard:,}",
         serves=f"as many streams; {MANY_STREAMS:,} take that many",
         fix=f"ulimit -Hn {2 * MANY_STREAMS}" if few else "",
     )
 
 
-def _shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
+def _shared_memory(folder: Path = Path("/dev/shm")) -> PartReport:
     serves = "NCCL and SGLang's queues"
     if not folder.is_dir():
-        return Finding(part="shared memory", state=State.MISSING, found=f"no {folder}", serves=serves, fix="Linux")
+        return PartReport(
+            part="shared memory", state=PartState.MISSING, found=f"no {folder}", serves=serves, fix="Linux"
+        )
     free_mib = shutil.disk_usage(folder).free / 2**20
     little = free_mib < LEAST_SHM_MIB
-    return Finding(
+    return PartReport(
         part="shared memory",
-        state=State.MISSING if little else State.OK,
+        state=PartState.MISSING if little else PartState.OK,
         found=f"{free_mib / 1024:.1f} GiB free in {folder}",
         serves=serves,
         fix="give the container more: --shm-size 32g" if little else "",
     )
 
 
-def _ports() -> Finding:
+def _ports() -> PartReport:
     try:
         ports = candidates()
     except InputError as error:
-        return Finding(part="ports", state=State.BROKEN, found=str(error), serves="servers of tune and verify")
+        return PartReport(part="ports", state=PartState.BROKEN, found=str(error), serves="servers of tune and verify")
     free = sum(is_free(port) for port in ports)
-    return Finding(
+    return PartReport(
         part="ports",
-        state=State.OK if free else State.BROKEN,
+        state=PartState.OK if free else PartState.BROKEN,
         found=f"{free:,} of {len(ports):,} free from {ports.start:,} to {ports.stop:,}",
         serves="servers of tune and verify",
         fix="" if free else "SGTUNE_PORTS=FIRST-LAST names others",

@@ -10,7 +10,7 @@ from dashboard.charts import tables
 from dashboard.widgets import BOUND, command, machines_of_runs, stop, table
 from hwprobe.catalogue import hardware_names
 from hwprobe.errors import InputError
-from hwprobe.findings import Finding, compare, findings
+from hwprobe.findings import ProbeFinding, compare, findings
 from hwprobe.profile import HardwareProfile, read_profile
 from planner.inputs import read_hardware
 
@@ -25,7 +25,7 @@ def read(name: str) -> HardwareProfile:
         stop(str(error))
 
 
-def answer(profile: HardwareProfile, found: tuple[Finding, ...]) -> str:
+def answer(profile: HardwareProfile, found: tuple[ProbeFinding, ...]) -> str:
     """Return what is known of the machine in one sentence."""
     if profile.gpus:
         gpu = profile.gpus[0]
@@ -42,7 +42,7 @@ def answer(profile: HardwareProfile, found: tuple[Finding, ...]) -> str:
     return f"{what}: {len(found)} quantities measured, all as a healthy card's."
 
 
-def show_measured(profile: HardwareProfile, found: tuple[Finding, ...]) -> None:
+def show_measured(profile: HardwareProfile, found: tuple[ProbeFinding, ...]) -> None:
     """Draw measurements and the links between GPUs."""
     if found:
         left, right = st.columns([3, 2]) if profile.p2p_gb_s else (st.container(), None)

@@ -6,7 +6,7 @@ from dashboard.charts import plan_charts as charts
 from dashboard.charts import tables
 from dashboard.readers.commands import plan_answer
 from dashboard.readers.explanations import explained
-from dashboard.readers.plan_inputs import Asked, WhatIf, what_if
+from dashboard.readers.plan_inputs import PlanInputs, WhatIf, what_if
 from dashboard.widgets import BOUND, command, machines_of_runs, stop, table, tile
 from hwprobe.catalogue import hardware_names
 from hwprobe.errors import InputError
@@ -22,7 +22,7 @@ CLIENTS, RATE, USERS = "clients", "requests/s", "users"
 LIMITS = ("tpot:mean<50ms", "tpot:p99<100ms", "ttft:mean<2s", "ttft:p99<10s", "e2e:p95<60s")
 
 
-def ask() -> Asked:
+def ask() -> PlanInputs:
     """Read the question from the sidebar."""
     own = machines_of_runs()
     releases = list(listed_releases())[::-1]
@@ -61,7 +61,7 @@ def ask() -> Asked:
                 "MTP acceptance", 0.0, 0.95, DEFAULT_ACCEPTANCE, step=0.05, key="acceptance", bind=BOUND,
                 help="Probability that a drafted token is accepted",
             )  # fmt: skip
-    return Asked(
+    return PlanInputs(
         hardware=own.get(hardware or "", hardware or ""), sglang_version=version or "", isl=isl, osl=osl,
         range_ratio=ratio, slo=tuple(slo),
         mtp=mtp, mtp_acceptance=acceptance, concurrency=clients, request_rate=rate, users=users, min_user_tok_s=speed,

@@ -10,7 +10,7 @@ from dashboard.charts.colours import COLOURS, NEUTRAL, Family
 from dashboard.charts.plan_charts import empty, styled
 from dashboard.charts.run_charts import by_family, rate_at_target
 from dashboard.readers.commands import off_by
-from dashboard.readers.learning import Learned
+from dashboard.readers.learning import LearnedProfile
 from models.records.calibration import Calibration
 from tuner.evidence.trial import TrialRecord
 
@@ -64,7 +64,7 @@ def knob_value(record: TrialRecord, knob: str) -> str:
     return str(record.params.get(knob, "-"))
 
 
-def before_and_after(learned: Learned) -> go.Figure:
+def before_and_after(learned: LearnedProfile) -> go.Figure:
     """Draw measured against predicted rate of the points learned from, before and after calibration."""
     figure = go.Figure()
     low, high = (pick((*learned.measured, *learned.before, *learned.after)) for pick in (min, max))

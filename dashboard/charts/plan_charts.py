@@ -20,7 +20,7 @@ from dashboard.charts.colours import (
 )
 from dashboard.readers.plan_inputs import Curve
 from hwprobe.expected import EXPECTED
-from hwprobe.findings import Change, Finding
+from hwprobe.findings import Change, ProbeFinding
 from hwprobe.profile import Matrix
 from models.costs.memory import MemoryLedger
 from models.serving.estimate import LIMIT_NAMES
@@ -190,7 +190,7 @@ def step_costs(steps: Mapping[str, Mapping[str, float]]) -> go.Figure:
     return figure
 
 
-def against_sheet(found: Sequence[Finding]) -> go.Figure:
+def against_sheet(found: Sequence[ProbeFinding]) -> go.Figure:
     """Draw measured over data sheet per quantity, the slowest GPU beside the median, and what is healthy."""
     shown = [one for one in found if one.fraction is not None and one.sheet]
     figure = go.Figure()

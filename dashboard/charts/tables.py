@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from dashboard.readers.commands import off_by
-from dashboard.readers.explanations import Line
-from hwprobe.findings import Change, Finding
+from dashboard.readers.explanations import Equation
+from hwprobe.findings import Change, ProbeFinding
 from hwprobe.profile import HardwareProfile, Quantity
 from planner.launch import LaunchSpec
 from planner.plans.make import Plan
@@ -46,7 +46,7 @@ def rejected(items: Sequence[Rejected]) -> pd.DataFrame:
     return pd.DataFrame([{"configuration": one.config.label, "rule": one.kind, "why": one.reason} for one in items])
 
 
-def numbers(lines: Sequence[Line]) -> pd.DataFrame:
+def numbers(lines: Sequence[Equation]) -> pd.DataFrame:
     """Return how each number came about."""
     return pd.DataFrame([{"number": one.quantity, "equation": one.equation, "inputs": one.numbers} for one in lines])
 
@@ -101,7 +101,7 @@ def _words(spec: LaunchSpec) -> dict[str, str]:
     return {**words, **{f"{name} (environment)": value for name, value in spec.environment.items()}}
 
 
-def measured(found: Sequence[Finding]) -> pd.DataFrame:
+def measured(found: Sequence[ProbeFinding]) -> pd.DataFrame:
     """Return measured against data sheet with a verdict."""
     return pd.DataFrame([
         {

@@ -62,7 +62,7 @@ def _asked(plan: Plan) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class RunProgress:
     """How far a run is: search launches done and asked, engine seconds spent, seconds it may still take."""
 
     launches: int
@@ -72,7 +72,7 @@ class Progress:
     eta_s: float | None
 
 
-def progress_of(run: RunView) -> Progress:
+def progress_of(run: RunView) -> RunProgress:
     """Return how far a run is. The estimate is launches to go times what a launch took, within the budget."""
     searched = [record for record in run.launched if record.repeats is None]
     spent_s, live = sum(record.spent_s for record in run.records), run.live
@@ -84,7 +84,7 @@ def progress_of(run: RunView) -> Progress:
         eta_s = left * spent_s / len(run.launched)
         if budget_s is not None:
             eta_s = min(eta_s, max(0.0, budget_s - spent_s))
-    return Progress(launches=len(searched), asked=asked, spent_s=spent_s, budget_s=budget_s, eta_s=eta_s)
+    return RunProgress(launches=len(searched), asked=asked, spent_s=spent_s, budget_s=budget_s, eta_s=eta_s)
 
 
 def ceiling_of(run: RunView) -> float | None:

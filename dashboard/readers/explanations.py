@@ -12,7 +12,7 @@ from planner.plans.search import Candidate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class Equation:
     """One number: what it is, the equation in words, and the same with its inputs and result."""
 
     quantity: str
@@ -20,12 +20,12 @@ class Line:
     numbers: str
 
 
-def explained(plan: Plan, candidate: Candidate) -> list[Line]:
+def explained(plan: Plan, candidate: Candidate) -> list[Equation]:
     """Return the numbers of a candidate in the order in which they follow from each other."""
     return [*_memory(plan, candidate), *_speed(plan, candidate)]
 
 
-def _memory(plan: Plan, candidate: Candidate) -> list[Line]:
+def _memory(plan: Plan, candidate: Candidate) -> list[Equation]:
     config = candidate.config
     filled = plan.context.memory(table_of([config]))
     card, context, weights, pool, cell, free = (
@@ -34,22 +34,22 @@ def _memory(plan: Plan, candidate: Candidate) -> list[Line]:
     )
     ranks, fraction = config.attn_dp_size, config.mem_fraction_static or 0.0
     return [
-        Line(
+        Equation(
             quantity="KV pool of a GPU",
             equation="(card - context and NCCL) x mem_fraction_static - weights",
             numbers=f"({card:.1f} - {context:.1f}) x {fraction:.3f} - {weights:.1f} = {pool:.1f} GiB",
         ),
-        Line(
+        Equation(
             quantity="KV headroom",
             equation="KV pool x GPUs",
             numbers=f"{pool:.1f} x {config.gpu_count} = {candidate.ledger.headroom_gib:,.0f} GiB",
         ),
-        Line(
+        Equation(
             quantity="KV tokens",
             equation="(KV pool / GiB a token takes on a rank) x attention-DP ranks",
             numbers=f"{pool:.1f} GiB / {cell * 2**20:.1f} KiB x {ranks} = {candidate.ledger.kv_tokens:,}",
         ),
-        Line(
+        Equation(
             quantity="left free on a GPU",
             equation="(card - context) x (1 - mem_fraction_static) - request table - CUDA graphs - activations",
             numbers=f"({card:.1f} - {context:.1f}) x {1 - fraction:.3f} - {float(filled.request_table[0]):.1f} "
@@ -58,7 +58,7 @@ def _memory(plan: Plan, candidate: Candidate) -> list[Line]:
     ]
 
 
-def _speed(plan: Plan, candidate: Candidate) -> list[Line]:
+def _speed(plan: Plan, candidate: Candidate) -> list[Equation]:
     config, found, question = candidate.config, candidate.prediction, plan.question
     table = table_of([config])
     workload = question.workload(plan.concurrency)
@@ -68,35 +68,35 @@ def _speed(plan: Plan, candidate: Candidate) -> list[Line]:
     low, high = found.band["output_tok_s"]
     token_ms = found.step_ms / found.accepted_tokens
     return [
-        Line(
+        Equation(
             quantity="requests at once",
             equation=f"least of clients, max_running_requests, KV tokens / (input + {MEAN_OUTPUT_HELD} x output)",
             numbers=f"min({plan.concurrency:,}, {config.max_running_requests or 0:,}, {kv_limit:,.0f}) = "
             f"{found.running_requests:,.0f}",
         ),
-        Line(
+        Equation(
             quantity="decode step",
             equation="sum of its costs (the chart below)",
             numbers=f"{' + '.join(f'{ms:.1f}' for ms in found.breakdown_ms.values() if ms >= 0.05)} = "
             f"{found.step_ms:.1f} ms",
         ),
-        Line(
+        Equation(
             quantity="tokens of a step",
             equation="1 + a + a^2 + ... over the MTP depth, a: acceptance",
             numbers=f"a = {plan.context.acceptance:g}, depth {depth}: {found.accepted_tokens:.2f}",
         ),
-        Line(
+        Equation(
             quantity="TPOT (closed form)",
             equation="decode step / tokens of a step + prefill passes of others per output token",
             numbers=f"{found.step_ms:.1f} / {found.accepted_tokens:.2f} + {stall:.1f} = {token_ms + stall:.1f} ms",
         ),
-        Line(
+        Equation(
             quantity="TPOT, TTFT, tok/s as stated",
             equation="the scheduler replayed event by event with these step times",
             numbers=f"TPOT {found.tpot_ms['mean']:.1f} ms, TTFT {found.ttft_ms['mean']:,.0f} ms, "
             f"{found.output_tok_s:,.0f} tok/s",
         ),
-        Line(
+        Equation(
             quantity="90 % band",
             equation=f"uncertainty of the engine profile {plan.context.engine.name} ({plan.context.engine.points} "
             "points) and of what it was not fitted to",

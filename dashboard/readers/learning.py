@@ -19,7 +19,7 @@ MOST_POINTS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Learned:
+class LearnedProfile:
     """A calibration, and output tok/s of each point used: measured, and predicted before and after."""
 
     calibration: Calibration
@@ -29,7 +29,7 @@ class Learned:
     names: tuple[str, ...]
 
 
-def calibrated(run: RunView) -> Learned:
+def calibrated(run: RunView) -> LearnedProfile:
     """Return what the run's points, evenly thinned, teach the engine profile.
 
     Raises InputError when no point can be used.
@@ -38,7 +38,7 @@ def calibrated(run: RunView) -> Learned:
 
 
 @lru_cache(maxsize=4)
-def _calibrated(path: Path, stamp: Stamp) -> Learned:
+def _calibrated(path: Path, stamp: Stamp) -> LearnedProfile:
     cases = [line.case for line in read_cases(path, Setting()) if line.case is not None]
     if not cases:
         raise InputError("no measured point to calibrate from")
@@ -46,7 +46,7 @@ def _calibrated(path: Path, stamp: Stamp) -> Learned:
     used = cases[::step]
     found = calibrate(used, used[0].context.engine)
     after = [case.with_parameters(found.profile.parameters) for case in used]
-    return Learned(
+    return LearnedProfile(
         calibration=found,
         measured=tuple(case.measured["output_tok_s"] for case in used),
         before=tuple(expected(case).output_tok_s for case in used),

@@ -24,7 +24,7 @@ CURVE_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class PlanInputs:
     """What the inputs say. Exactly one of concurrency, request_rate and users is given."""
 
     hardware: str
@@ -72,12 +72,12 @@ class Asked:
 
 
 @lru_cache(maxsize=64)
-def _plan(asked: Asked, written: float) -> Plan:
+def _plan(asked: PlanInputs, written: float) -> Plan:
     return make_plan(asked.question())
 
 
 @lru_cache(maxsize=64)
-def _curves(asked: Asked, written: float) -> list[Curve]:
+def _curves(asked: PlanInputs, written: float) -> list[Curve]:
     return curves(_plan(asked, written))
 
 

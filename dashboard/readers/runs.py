@@ -21,7 +21,7 @@ from models.version import parse_version
 from models.workload import Slo
 from planner.plans.make import PlanQuestion
 from tuner.evidence.knob_effects import KnobEffect, knob_effects
-from tuner.evidence.live_state import Live, State, read_live
+from tuner.evidence.live_state import LiveState, RunState, read_live
 from tuner.evidence.run_folder import read_manifest
 from tuner.evidence.standings import Standing, standings, winner_of
 from tuner.evidence.trial import Manifest, TrialRecord, best_of
@@ -54,7 +54,7 @@ class RunView:
     hardware: HardwareProfile | None
     records: tuple[TrialRecord, ...]
     status: Status
-    live: Live | None
+    live: LiveState | None
     stamp: Stamp
     notes: tuple[str, ...] = ()
 
@@ -220,12 +220,12 @@ def _effects(path: Path, stamp: Stamp) -> list[KnobEffect]:
     return knob_effects(_records(path / "trials.jsonl", stamp)[0])
 
 
-def _status(path: Path, live: Live | None, *, started: bool) -> Status:
+def _status(path: Path, live: LiveState | None, *, started: bool) -> Status:
     if live is not None:
         if live.running:
             return Status.RUNNING
-        if live.state in (State.FINISHED, State.FAILED):
-            return Status.FINISHED if live.state is State.FINISHED else Status.FAILED
+        if live.state in (RunState.FINISHED, RunState.FAILED):
+            return Status.FINISHED if live.state is RunState.FINISHED else Status.FAILED
         return Status.INTERRUPTED
     if (path / "result.json").is_file():
         return Status.FINISHED

@@ -24,14 +24,14 @@ def timing_of(samples: Sequence[float]) -> Timing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class LineFit:
     """time = latency_s + bytes / bytes_per_s."""
 
     latency_s: float
     bytes_per_s: float
 
 
-def fit_line(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> Line:
+def fit_line(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> LineFit:
     """Fit latency and rate to times of several sizes, relative errors weighing alike, latency >= 0.
 
     Raises ValueError when the times do not grow with the sizes: then there is no rate to speak of.
@@ -45,4 +45,4 @@ def fit_line(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> Line:
         latency, per_byte = 0.0, float(share.sum() / (share**2).sum())
     if per_byte <= 0.0:
         raise ValueError("the times do not grow with the sizes")
-    return Line(latency_s=float(latency), bytes_per_s=float(1.0 / per_byte))
+    return LineFit(latency_s=float(latency), bytes_per_s=float(1.0 / per_byte))

@@ -23,7 +23,7 @@ class Step(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class MeasureRequest:
     """One child's task. `ranks` is the number of processes of an all-reduce."""
 
     step: Step

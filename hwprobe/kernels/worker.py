@@ -16,11 +16,11 @@ from hwprobe.files import decode_json, encode_json
 from hwprobe.kernels.bandwidth import measure_memory, measure_stream
 from hwprobe.kernels.compute import measure_gemm, measure_launch
 from hwprobe.kernels.interconnect import measure_all_reduce, measure_p2p
-from hwprobe.kernels.report import Report, Request, Step, TorchDevice
+from hwprobe.kernels.report import MeasureRequest, Report, Step, TorchDevice
 from hwprobe.kernels.timing import timer_for
 
 
-def answer(request: Request) -> Report:
+def answer(request: MeasureRequest) -> Report:
     """Do what is asked on the devices this process may see. Raises SgtuneError when torch has none."""
     device, quick = request.device, request.quick
     if device is DeviceName.CUDA and not torch.cuda.is_available():
@@ -78,7 +78,7 @@ def _devices() -> tuple[TorchDevice, ...]:
 
 def main() -> int:
     """Answer the request in the first argument; the last line of stderr is the reason of a failure."""
-    request = decode_json(sys.argv[1], Request, "measuring child")
+    request = decode_json(sys.argv[1], MeasureRequest, "measuring child")
     try:
         report = replace(answer(request), software=_software())
     except SgtuneError as error:

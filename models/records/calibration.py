@@ -12,7 +12,7 @@ import numpy.typing as npt
 from hwprobe.errors import InputError
 from models.engine.profile import FITTED, EngineParameters, EngineProfile, RelativeError, as_matrix
 from models.layout import Array
-from models.records.case import Case, Expected, expected
+from models.records.case import Case, CasePrediction, expected
 
 # What the same version differs by from one machine to another before anything is measured there: the same sweep
 # of one version on two dates differs by 4.6 % in decode times.
@@ -236,7 +236,7 @@ def linearised(
 def residuals(cases: Sequence[Case], parameters: EngineParameters) -> Fit:
     """Return log(expected / measured) of every figure: one for TPOT, one for output, one for TTFT per case."""
     values, scatter, owners, kinds = [], [], [], []
-    answers: dict[tuple[object, ...], Expected] = {}
+    answers: dict[tuple[object, ...], CasePrediction] = {}
     for case in cases:
         question = _question(case)
         if question not in answers:  # repeats of a measurement ask the same again

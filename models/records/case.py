@@ -73,7 +73,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Expected:
+class CasePrediction:
     """What a measurement would show. None where the kind of run has no such figure."""
 
     ttft_mean_ms: float | None
@@ -88,12 +88,12 @@ class Expected:
         return found
 
 
-def expected(case: Case) -> Expected:
+def expected(case: Case) -> CasePrediction:
     """Return what the run would show, by replaying it (or, for a decode step, by its equations)."""
     return _decode_step(case) if case.run.kind == "decode_step" else _middle(_outcomes(case))
 
 
-def foreseen(case: Case) -> tuple[Expected, Errors]:
+def predict_case(case: Case) -> tuple[CasePrediction, Errors]:
     """Return what the run would show, and one standard deviation of the relative error of each figure."""
     error = _errors(case)
     if case.run.kind == "decode_step":
@@ -113,9 +113,9 @@ def _outcomes(case: Case) -> Array:
     return np.maximum([_figures(each) for each in played], 1e-9)
 
 
-def _middle(outcomes: Array) -> Expected:
+def _middle(outcomes: Array) -> CasePrediction:
     means = np.exp(np.mean(np.log(outcomes), axis=0)).tolist()
-    return Expected(
+    return CasePrediction(
         ttft_mean_ms=means[0],
         ttft_median_ms=means[1],
         tpot_mean_ms=means[2],
@@ -133,13 +133,13 @@ def _errors(case: Case) -> Errors:
     return errors(case.context.engine, system, case.config, steady, case.run.osl.mean)
 
 
-def _decode_step(case: Case) -> Expected:
+def _decode_step(case: Case) -> CasePrediction:
     run, table = case.run, case.table
     running, length = np.array([float(run.concurrency)]), np.array([run.context_tokens or 1.0])
     step_s = float(decode_step(case.context.system(table), running, length).total[0])
     accepted = float(accepted_tokens(table, case.context.acceptance)[0])
     tpot_ms = step_s / accepted * 1e3
-    return Expected(
+    return CasePrediction(
         ttft_mean_ms=None,
         ttft_median_ms=None,
         tpot_mean_ms=tpot_ms,

@@ -81,7 +81,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WholeFigure:
-    """One figure of the whole model under one load, as slices foretell it.
+    """One figure of the whole model under one load, as slices predict_whole it.
 
     `dummy` is what the whole model would show with made-up weights, `value` what it shows with its own, whose tokens
     choose different experts; `deviation` is one relative standard deviation of either. `all_else_ms` is the time
@@ -116,7 +116,7 @@ def whole_case(case: Case, whole: ModelArchitecture, kv_tokens: float, independe
     return replace(case, context=context, kv_tokens=kv_tokens, kv_known=False, measured={}, warnings=())
 
 
-def foretell(cases: Sequence[Case], whole: ModelArchitecture, engine: EngineProfile) -> tuple[WholeFigure, ...]:
+def predict_whole(cases: Sequence[Case], whole: ModelArchitecture, engine: EngineProfile) -> tuple[WholeFigure, ...]:
     """Return every figure of the whole model that slices under the same load were measured for.
 
     `cases` are slices of `whole` on one machine, repeats included; `engine` is the profile that was calibrated with

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from models.records.case import Case, Expected
+from models.records.case import Case, CasePrediction
 from models.records.points import METRICS
 from models.serving.uncertainty import BAND_SIGMAS, Errors
 
@@ -46,7 +46,7 @@ class Score:
     kind: str
 
 
-def residuals_of(case: Case, predicted: Expected, errors: Errors) -> list[Residual]:
+def residuals_of(case: Case, predicted: CasePrediction, errors: Errors) -> list[Residual]:
     """Return the residual of every figure that was measured."""
     sigma = {"ttft": errors.ttft, "tpot": errors.tpot, "output": errors.output_tok_s}
     found = []

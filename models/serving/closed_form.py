@@ -37,7 +37,7 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Serving:
+class ClosedForm:
     """Steady state of a closed loop. Times in seconds, rates per second; `running` over the whole server."""
 
     running: Array
@@ -94,7 +94,7 @@ def _rhythm(system: System, isl: Array, decode_s: Array, running: Array, step_s:
     return _Rhythm(pass_s, prompts, stall_s, rate)
 
 
-def closed_loop(system: System, demand: Demand, kv_tokens: Array) -> Serving:
+def closed_loop(system: System, demand: Demand, kv_tokens: Array) -> ClosedForm:
     """Predict the steady state of `demand.concurrency` clients that each wait for their answer.
 
     Requests in service: the least of clients, --max-running-requests and what the KV cache holds. One
@@ -116,7 +116,7 @@ def closed_loop(system: System, demand: Demand, kv_tokens: Array) -> Serving:
     front_end_s = 2.0 * FRONT_END_S + FRONT_END_TOKEN_S * isl
     batches_missed = 0.5 * table.recv_interval + np.where(table.pp > 1, 0.0, 1.0) * (running > 1.0)
     ttft_s = front_end_s + beat.pass_s + behind_others + batches_missed * step_s + queue_s
-    return Serving(
+    return ClosedForm(
         running=running,
         kv_limit=kv_limit,
         step=step,

@@ -14,7 +14,7 @@ from models.costs.system import System
 from models.engine.profile import EngineProfile
 from models.layout import Array, ConfigTable, table_of
 from models.machine import Machine
-from models.serving.closed_form import Demand, Serving, accepted_tokens, closed_loop
+from models.serving.closed_form import ClosedForm, Demand, accepted_tokens, closed_loop
 from models.serving.replay import Replay, replay
 from models.serving.scheduler import Limits
 from models.serving.step_times import StepTimes
@@ -87,7 +87,7 @@ class Prediction:
     warnings: tuple[str, ...] = field(default_factory=tuple)
 
 
-def predict_many(context: Context, table: ConfigTable, workload: Workload, filled: Memory) -> Serving:
+def predict_many(context: Context, table: ConfigTable, workload: Workload, filled: Memory) -> ClosedForm:
     """Closed-form steady state of every configuration of the table, whose ledger is `filled`."""
     return closed_loop(context.system(table), demand_of(context, workload), filled.kv_tokens)
 
@@ -197,7 +197,7 @@ LIMIT_NAMES = {
 }
 
 
-def limiting_resource(serving: Serving, index: int, workload: Workload) -> str:
+def limiting_resource(serving: ClosedForm, index: int, workload: Workload) -> str:
     """Name what the clients wait for most: a queue, prefill, or the largest cost of a decode step."""
     running = float(np.ravel(serving.running)[index])
     if running < 0.98 * workload.concurrency:
@@ -211,7 +211,7 @@ def limiting_resource(serving: Serving, index: int, workload: Workload) -> str:
     return "prefill passes" if stalls > parts[largest] else LIMIT_NAMES[largest]
 
 
-def stall_ms_per_token(serving: Serving, index: int, workload: Workload) -> float:
+def stall_ms_per_token(serving: ClosedForm, index: int, workload: Workload) -> float:
     """Milliseconds of other requests' prefill passes that each output token waits for."""
     others = float(np.ravel(serving.running)[index]) - 1.0
     return max(0.0, others) * float(np.ravel(serving.stall_s)[index]) * 1e3 / workload.osl.mean

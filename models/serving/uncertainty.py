@@ -13,7 +13,7 @@ from models.costs.system import System
 from models.engine.profile import FITTED, EngineProfile
 from models.layout import Array
 from models.machine import Machine
-from models.serving.closed_form import Serving
+from models.serving.closed_form import ClosedForm
 
 # Two-sided 90 % band of a normal error.
 BAND_SIGMAS = 1.645
@@ -59,7 +59,7 @@ def _band(value: float, error: float) -> tuple[float, float]:
     return (value / factor, value * factor)
 
 
-def errors(engine: EngineProfile, system: System, config: ServerConfig, steady: Serving, osl: float) -> Errors:
+def errors(engine: EngineProfile, system: System, config: ServerConfig, steady: ClosedForm, osl: float) -> Errors:
     """Return the expected errors of the one configuration in `system` whose steady state is `steady`."""
     tpot_by, ttft_by = _elasticities(system, steady, osl)
     tpot_s, ttft_s = (float(np.ravel(x)[0]) for x in (steady.tpot_s, steady.ttft_s))
@@ -94,13 +94,13 @@ def structural_classes(engine: EngineProfile, machine: Machine, config: ServerCo
     return [name for name, holds in present.items() if holds]
 
 
-def _decode_share(steady: Serving) -> float:
+def _decode_share(steady: ClosedForm) -> float:
     """Share of the time per output token that is decode steps; the rest is other requests' prefill."""
     tpot_s = float(np.ravel(steady.tpot_s)[0])
     return min(1.0, float(np.ravel(steady.token_s)[0]) / max(tpot_s, 1e-12))
 
 
-def _elasticities(system: System, steady: Serving, osl: float) -> tuple[Array, Array]:
+def _elasticities(system: System, steady: ClosedForm, osl: float) -> tuple[Array, Array]:
     """Relative change of TPOT and TTFT per relative change of each FITTED parameter.
 
     Read off the breakdown: a cost that is x % of the time moves it by x % of its own change.

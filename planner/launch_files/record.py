@@ -12,7 +12,7 @@ MARK = "# record: "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
+class RecordedPoint:
     """One point: clients, output tokens per second with their interval, and mean latencies in ms.
 
     `request_rate` (1/s) is what an open loop sends; None for a closed loop of `concurrency` clients.
@@ -50,7 +50,7 @@ class Record:
     osl: int
     range_ratio: float
     basis: str
-    points: tuple[Figure, ...]
+    points: tuple[RecordedPoint, ...]
     engine: str | None = None
     world: str | None = None
     nnodes: int = 1

@@ -17,7 +17,7 @@ from planner.sglang.flags import flags_of
 DEFAULT = "default"
 Choice = int | float | str | bool
 # Fields of ServerConfig by SGLang's name, in the order they are shown.
-UNPRICED = (
+UNMODELLED = (
     "moe_runner_backend", "attention_backend", "page_size", "kv_cache_dtype", "schedule_conservativeness",
     "enable_mixed_chunk", "scheduler_recv_interval", "stream_interval", "disable_radix_cache",
 )  # fmt: skip
@@ -30,7 +30,7 @@ BUSY_CLIENTS = 32
 def alternatives(
     machine: Machine, version: Version, concurrency: int, *, shared_prefix: bool = False
 ) -> dict[str, tuple[Choice, ...]]:
-    """Return the values of every knob of UNPRICED, `default` first; only `default` where no other can help.
+    """Return the values of every knob of UNMODELLED, `default` first; only `default` where no other can help.
 
     Sources: SGLang's tuning guide, its attention-backend matrix (MLA), and the published R1 settings for Hopper and
     Blackwell. Whether values go together is for the rules.
@@ -47,7 +47,7 @@ def alternatives(
         "stream_interval": (10,) if busy else (),
         "disable_radix_cache": () if shared_prefix else (True,),
     }
-    return {name: (DEFAULT, *(v for v in wanted[name] if _known(name, v, version))) for name in UNPRICED}
+    return {name: (DEFAULT, *(v for v in wanted[name] if _known(name, v, version))) for name in UNMODELLED}
 
 
 def _attention(machine: Machine, version: Version) -> tuple[str, ...]:

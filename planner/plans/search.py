@@ -12,7 +12,7 @@ import numpy.typing as npt
 from models.config import ServerConfig
 from models.costs.memory import Memory, MemoryLedger, ledger_of
 from models.layout import Array, ConfigTable, table_of
-from models.serving.closed_form import Serving
+from models.serving.closed_form import ClosedForm
 from models.serving.estimate import LIMIT_NAMES, Context, Prediction, predict, predict_many
 from models.workload import Metric, Slo, Workload, missed
 from planner.plans.space import Space, fill_grid, shapes
@@ -139,7 +139,7 @@ def _grid(
 
 
 def _best_row(
-    rows: npt.NDArray[np.intp], filled: Memory, steady: Serving, workload: Workload, slos: tuple[Slo, ...]
+    rows: npt.NDArray[np.intp], filled: Memory, steady: ClosedForm, workload: Workload, slos: tuple[Slo, ...]
 ) -> int | None:
     """Return the best row that fits, or None: most tok/s among those that meet the mean limits, then safest."""
     fits = (filled.free[rows] >= SAFE_FREE_GIB) & (filled.kv_tokens_per_rank[rows] >= workload.longest_request)
@@ -156,7 +156,7 @@ def _best_row(
     return int(rows[np.argmax(filled.kv_tokens[rows])])
 
 
-def _excess(steady: Serving, rows: npt.NDArray[np.intp], slos: tuple[Slo, ...]) -> Array:
+def _excess(steady: ClosedForm, rows: npt.NDArray[np.intp], slos: tuple[Slo, ...]) -> Array:
     """Largest log(predicted / limit) over the SLOs, percentiles judged by the mean (replay decides later)."""
     worst = np.full(len(rows), -np.inf)
     for slo in slos:
@@ -181,7 +181,7 @@ def _shortlist(flat: Sequence[ServerConfig], ordered: Sequence[int], count: int)
     return sorted(kept, key=list(ordered).index)
 
 
-def _rank_key(steady: Serving, row: int, slos: tuple[Slo, ...]) -> tuple[float, float]:
+def _rank_key(steady: ClosedForm, row: int, slos: tuple[Slo, ...]) -> tuple[float, float]:
     rows = np.array([row])
     excess = max(0.0, float(_excess(steady, rows, slos)[0])) if slos else 0.0
     return (excess, -float(steady.output_tok_s[row]))
@@ -208,7 +208,7 @@ def _finalists(
     chosen: Sequence[int],
     table: ConfigTable,
     filled: Memory,
-    steady: Serving,
+    steady: ClosedForm,
     workload: Workload,
     slos: tuple[Slo, ...],
 ) -> tuple[Candidate, ...]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from planner.rules import attention, experts, serving, speculation, topology
-from planner.rules.core import Outcome, Question, Rule, apply
+from planner.rules.core import Question, Rule, RuleOutcome, apply
 from planner.rules.experts import DEEPEP_TOKENS_PER_RANK
 from planner.sglang.dialects import missing_abilities
 from planner.violation import Severity, Violation, sorted_violations
 
 __all__ = [
-    "DEEPEP_TOKENS_PER_RANK", "RULES", "Outcome", "Question", "Rule", "Severity", "Violation", "first_error",
+    "DEEPEP_TOKENS_PER_RANK", "RULES", "RuleOutcome", "Question", "Rule", "Severity", "Violation", "first_error",
     "violations",
 ]  # fmt: skip
 

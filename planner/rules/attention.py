@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from planner.rules.core import NEWEST_FAMILY, Outcome, Question, Rule
+from planner.rules.core import NEWEST_FAMILY, Question, Rule, RuleOutcome
 
-REFUSED, FAILS, WORSE, CHANGED = Outcome.REFUSED, Outcome.FAILS, Outcome.WORSE, Outcome.CHANGED
+REFUSED, FAILS, WORSE, CHANGED = RuleOutcome.REFUSED, RuleOutcome.FAILS, RuleOutcome.WORSE, RuleOutcome.CHANGED
 DETERMINISTIC = ("fa3", "fa4", "triton")
 TRTLLM_KV = ("fp8_e4m3", "bf16", "auto")
 

@@ -87,7 +87,7 @@ class _Words:
         return self._config.flag(name)
 
 
-class Outcome(StrEnum):
+class RuleOutcome(StrEnum):
     """What becomes of a launch that breaks a rule."""
 
     REFUSED = "refused"  # SGLang stops at start by itself
@@ -97,10 +97,10 @@ class Outcome(StrEnum):
 
 
 _SEVERITY = {
-    Outcome.REFUSED: Severity.ERROR,
-    Outcome.FAILS: Severity.ERROR,
-    Outcome.WORSE: Severity.WARNING,
-    Outcome.CHANGED: Severity.NOTE,
+    RuleOutcome.REFUSED: Severity.ERROR,
+    RuleOutcome.FAILS: Severity.ERROR,
+    RuleOutcome.WORSE: Severity.WARNING,
+    RuleOutcome.CHANGED: Severity.NOTE,
 }
 
 
@@ -113,7 +113,7 @@ class Rule:
     """
 
     id: str
-    outcome: Outcome
+    outcome: RuleOutcome
     broken: Callable[[Question], bool]
     sentence: str
     fix: str
@@ -153,5 +153,5 @@ def _violation(rule: Rule, question: Question) -> Violation:
         severity=rule.severity,
         message=rule.sentence.format(**words),
         fix=rule.fix.format(**words),
-        refused=rule.outcome is Outcome.REFUSED,
+        refused=rule.outcome is RuleOutcome.REFUSED,
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from planner.rules.core import NEWEST_FAMILY, Outcome, Question, Rule
+from planner.rules.core import NEWEST_FAMILY, Question, Rule, RuleOutcome
 from planner.sglang.backends import SPANNING, a2a_backend
 
-REFUSED, FAILS, WORSE, CHANGED = Outcome.REFUSED, Outcome.FAILS, Outcome.WORSE, Outcome.CHANGED
+REFUSED, FAILS, WORSE, CHANGED = RuleOutcome.REFUSED, RuleOutcome.FAILS, RuleOutcome.WORSE, RuleOutcome.CHANGED
 DEEPEP_TOKENS_PER_RANK = 128
 PPLX_TOKENS_PER_RANK = 128
 MORI_TOKENS_PER_RANK = 4096

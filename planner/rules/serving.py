@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from planner.rules.core import NEWEST_FAMILY, Outcome, Question, Rule
+from planner.rules.core import NEWEST_FAMILY, Question, Rule, RuleOutcome
 
-REFUSED, FAILS, WORSE, CHANGED = Outcome.REFUSED, Outcome.FAILS, Outcome.WORSE, Outcome.CHANGED
+REFUSED, FAILS, WORSE, CHANGED = RuleOutcome.REFUSED, RuleOutcome.FAILS, RuleOutcome.WORSE, RuleOutcome.CHANGED
 PRIORITY_POLICIES = ("fcfs", "lof")
 
 

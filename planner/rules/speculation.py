@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from planner.rules.core import NEWEST_FAMILY, Outcome, Question, Rule
+from planner.rules.core import NEWEST_FAMILY, Question, Rule, RuleOutcome
 
-REFUSED, FAILS, WORSE, CHANGED = Outcome.REFUSED, Outcome.FAILS, Outcome.WORSE, Outcome.CHANGED
+REFUSED, FAILS, WORSE, CHANGED = RuleOutcome.REFUSED, RuleOutcome.FAILS, RuleOutcome.WORSE, RuleOutcome.CHANGED
 NUMBERS = ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")
 TREE_BACKENDS = ("flashinfer", "fa3", "triton")
 MIXED_CHUNK = ("EAGLE", "EAGLE3", "DFLASH", "DSPARK")

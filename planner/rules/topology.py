@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from planner.rules.core import NEWEST_FAMILY, Outcome, Question, Rule
+from planner.rules.core import NEWEST_FAMILY, Question, Rule, RuleOutcome
 
 FP8_CAPABILITY = 8.9
-REFUSED, FAILS, WORSE, CHANGED = Outcome.REFUSED, Outcome.FAILS, Outcome.WORSE, Outcome.CHANGED
+REFUSED, FAILS, WORSE, CHANGED = RuleOutcome.REFUSED, RuleOutcome.FAILS, RuleOutcome.WORSE, RuleOutcome.CHANGED
 
 
 def _attn_tp(q: Question) -> int:

@@ -14,11 +14,11 @@ from dashboard_scenes import put
 
 from dashboard.readers.commands import duration, plan_answer, progress_of, run_answer, tune_command
 from dashboard.readers.explanations import explained
-from dashboard.readers.plan_inputs import Asked, what_if
+from dashboard.readers.plan_inputs import PlanInputs, what_if
 from dashboard.readers.runs import Status, log_tail, read_run, run_names
 from hwprobe.errors import InputError
 
-ASKED = Asked(hardware="nf5688g7", sglang_version="0.5.23", isl=1000, osl=1000, concurrency=1024)
+ASKED = PlanInputs(hardware="nf5688g7", sglang_version="0.5.23", isl=1000, osl=1000, concurrency=1024)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ ASKED = Asked(hardware="nf5688g7", sglang_version="0.5.23", isl=1000, osl=1000, 
         replace(ASKED, concurrency=None, request_rate=2.5, isl=300, osl=200),
     ],
 )
-def test_the_command_shown_gives_the_same_answer(sgtune: Callable[..., Any], asked: Asked) -> None:
+def test_the_command_shown_gives_the_same_answer(sgtune: Callable[..., Any], asked: PlanInputs) -> None:
     ran = sgtune(*shlex.split(asked.command())[1:], "--json")
     document, plan = json.loads(ran.out), asked.plan()
     assert plan.best
@@ -66,7 +66,7 @@ def test_what_if_objects_with_sglangs_rule_or_the_memory() -> None:
         (replace(ASKED, slo=("tpot:mean<1ms",)), "The target is missed: tpot:mean<1ms missed"),
     ],
 )
-def test_the_answer_in_one_sentence(asked: Asked, says: str) -> None:
+def test_the_answer_in_one_sentence(asked: PlanInputs, says: str) -> None:
     assert plan_answer(asked.plan()).startswith(says)
 
 

@@ -17,17 +17,19 @@ from dashboard.charts import plan_charts as charts
 from dashboard.charts.colours import COLOURS, Family, colour_of, family_of, symbol_of
 from dashboard.readers.commands import off_by
 from dashboard.readers.learning import MOST_POINTS, calibrated
-from dashboard.readers.plan_inputs import Asked
+from dashboard.readers.plan_inputs import PlanInputs
 from dashboard.readers.runs import read_run
 from hwprobe.findings import compare, findings
 from models.config import Speculative
 from models.workload import Slo
 from planner.plans.frontier import pareto_front
 from tuner.evidence.run_folder import read_trials
-from tuner.evidence.trial import Outcome, TrialRecord
+from tuner.evidence.trial import TrialOutcome, TrialRecord
 from tuner.seam import FailureKind
 
-ASKED = Asked(hardware="h200x8", sglang_version="0.5.12", isl=500, osl=500, concurrency=64, slo=("tpot:mean<25ms",))
+ASKED = PlanInputs(
+    hardware="h200x8", sglang_version="0.5.12", isl=500, osl=500, concurrency=64, slo=("tpot:mean<25ms",)
+)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +153,7 @@ def test_the_ladder_fills_in(records: list[TrialRecord]) -> None:
 
 
 def test_history_never_falls_and_names_its_levels(records: list[TrialRecord]) -> None:
-    failed = replace(records[1], number=99, outcome=Outcome.INFEASIBLE, failure=FailureKind.OOM_KV, points=())
+    failed = replace(records[1], number=99, outcome=TrialOutcome.INFEASIBLE, failure=FailureKind.OOM_KV, points=())
     figure = run_charts.history([*records, failed], records[0], 5000.0)
     best = traces(figure, "best so far")[0].y
     assert list(best) == sorted(best)

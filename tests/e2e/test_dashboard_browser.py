@@ -25,7 +25,7 @@ from playwright.sync_api import Browser, BrowserContext, Error, Page, Request, e
 from hwprobe.files import encode_json
 from hwprobe.profile import save_profile
 from tests.patience import in_one_of_three
-from tuner.evidence.live_state import State
+from tuner.evidence.live_state import RunState
 from tuner.evidence.run_folder import read_trials
 
 CHROMIUM = "/usr/bin/chromium"
@@ -201,7 +201,7 @@ def a_running_tune_is_followed_without_a_reload(visit: Visit) -> None:
         stream.write(encode_json(current, indent=0) + "\n")
     expect(page.locator("h3").first).to_contain_text("Running, 3 of 5 launches done")
     write_records(run, records)
-    write_live(run, state=State.FINISHED, phase="ended", trial=None, message="5 launches done")
+    write_live(run, state=RunState.FINISHED, phase="ended", trial=None, message="5 launches done")
     expect(page.locator("h3").first).to_contain_text("Finished (5 launches done)")
     assert page.evaluate("window.neverReloaded") is True
     visit.settle(page)

@@ -8,7 +8,7 @@ from models.config import ServerConfig
 from models.workload import Workload
 from tests.faults.conftest import Launcher
 from tests.patience import in_one_of_three
-from tuner.bench.point import Point, Settings, measure_point
+from tuner.bench.point import MeasuredPoint, Settings, measure_point
 from tuner.engines.faults import Fault, FaultKind
 from tuner.seam import FailureKind, LaunchFailed, Verdict
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.alone
 SETTINGS = Settings(least_s=1.0, waves=20.0, most_s=20.0, vocabulary=1000)
 
 
-def measured(engine: Launcher, config: ServerConfig, *faults: Fault, settings: Settings = SETTINGS) -> Point:
+def measured(engine: Launcher, config: ServerConfig, *faults: Fault, settings: Settings = SETTINGS) -> MeasuredPoint:
     server = engine(*faults).launch(config, 0)
     try:
         return measure_point(server.url, Workload.checked(128, 16, 2), settings=settings)

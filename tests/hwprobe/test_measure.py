@@ -21,13 +21,13 @@ from hwprobe.kernels.bandwidth import measure_memory, measure_stream
 from hwprobe.kernels.compute import fp8_missing, fp8_rates, measure_gemm, measure_launch
 from hwprobe.kernels.fits import fit_line, timing_of
 from hwprobe.kernels.interconnect import measure_all_reduce, measure_p2p
-from hwprobe.kernels.report import Report, Request, Step
+from hwprobe.kernels.report import MeasureRequest, Report, Step
 from hwprobe.kernels.timing import CpuTimer, CudaTimer, random_tensor, time_work
-from hwprobe.measure import Task, gpu_tasks, host_tasks, run_child
+from hwprobe.measure import MeasureTask, gpu_tasks, host_tasks, run_child
 from hwprobe.profile import Basis
 
 MIB = 2**20
-TASK = Task(request=Request(step=Step.LAUNCH, device=DeviceName.CPU, quick=True))
+TASK = MeasureTask(request=MeasureRequest(step=Step.LAUNCH, device=DeviceName.CPU, quick=True))
 
 
 class SmallCacheTimer(CpuTimer):
@@ -173,7 +173,7 @@ def test_every_task_of_a_gpu_sees_that_gpu_alone() -> None:
 
 def test_requests_and_reports_travel_as_json() -> None:
     request = gpu_tasks([(0, "GPU-a")], quick=False)[0].request
-    assert decode_json(encode_json(request), Request, "it") == request
+    assert decode_json(encode_json(request), MeasureRequest, "it") == request
     report = measure_p2p([CpuTimer(), CpuTimer()], quick=True, large_bytes=MIB)
     assert decode_json(encode_json(report), Report, "it") == report
 

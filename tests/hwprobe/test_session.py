@@ -20,7 +20,7 @@ from hwprobe.choices import DeviceName
 from hwprobe.errors import InputError
 from hwprobe.findings import compare, findings
 from hwprobe.kernels.report import Report, Step, TorchDevice
-from hwprobe.measure import Outcome, Task
+from hwprobe.measure import MeasureTask, TaskOutcome
 from hwprobe.profile import AllReduce, Basis, HardwareProfile, Quantity, load_profile, read_profile, save_profile
 from hwprobe.session import Probed, run_probe
 
@@ -41,16 +41,16 @@ class Script:
 
     def __init__(self, slow: dict[int, float] | None = None, fail: dict[Step, str] | None = None) -> None:
         self.slow, self.fail = slow or {}, fail or {}
-        self.ran: list[Task] = []
+        self.ran: list[MeasureTask] = []
 
-    def __call__(self, task: Task) -> Outcome:
+    def __call__(self, task: MeasureTask) -> TaskOutcome:
         self.ran.append(task)
         step = task.request.step
         if step in self.fail:
-            return Outcome(task=task, seconds=1.0, failure=self.fail[step])
-        return Outcome(task=task, seconds=1.0, report=self.report(step, task))
+            return TaskOutcome(task=task, seconds=1.0, failure=self.fail[step])
+        return TaskOutcome(task=task, seconds=1.0, report=self.report(step, task))
 
-    def report(self, step: Step, task: Task) -> Report:
+    def report(self, step: Step, task: MeasureTask) -> Report:
         if step is Step.DEVICES:
             return Report(software={"torch": "2.13.0"})
         if step is Step.P2P:
@@ -188,7 +188,7 @@ def test_amd_gpus_are_what_torch_sees(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(session, "AMD_DRIVER", tmp_path)
 
     class Rocm(Script):
-        def report(self, step: Step, task: Task) -> Report:
+        def report(self, step: Step, task: MeasureTask) -> Report:
             if step is Step.DEVICES:
                 card = TorchDevice(name="AMD Instinct MI300X", memory_mib=196592.0, sm_count=304)
                 return Report(devices=(card, card), software={"torch_hip": "6.4"})
@@ -205,7 +205,7 @@ def test_amd_gpus_are_what_torch_sees(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_progress_tells_every_task_before_and_after() -> None:
     told: list[tuple[int, int, bool]] = []
 
-    def progress(number: int, total: int, task: Task, outcome: Outcome | None) -> None:
+    def progress(number: int, total: int, task: MeasureTask, outcome: TaskOutcome | None) -> None:
         told.append((number, total, outcome is not None))
 
     run_probe(DeviceName.CPU, quick=True, nvml=FakeNvml([H200]), runner=Script(), progress=progress)
@@ -216,7 +216,7 @@ def test_clocks_held_down_under_load_are_noted_with_the_measurement() -> None:
     working = {"now": False}
 
     class Hot(Script):
-        def __call__(self, task: Task) -> Outcome:
+        def __call__(self, task: MeasureTask) -> TaskOutcome:
             working["now"] = task.request.step is Step.GEMM
             time.sleep(0.3 if working["now"] else 0.0)
             outcome = super().__call__(task)

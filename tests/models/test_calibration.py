@@ -14,7 +14,7 @@ from hwprobe.errors import InputError
 from models.engine.profile import FITTED, EngineProfile, shipped_drift, shipped_profiles
 from models.engine.versions import profile_among, profile_for
 from models.records.calibration import calibrate, residuals
-from models.records.case import Case, expected, foreseen
+from models.records.case import Case, expected, predict_case
 from models.records.points import METRICS, Point, parse_point, read_lines
 from models.serving.uncertainty import BAND_SIGMAS
 from planner.point_case import case_of
@@ -132,7 +132,7 @@ def test_bands_hold_what_they_say() -> None:
         base = left_out(version)
         for point in published(version):
             case = case_of(point, engine=base)
-            predicted, errors = foreseen(case)
+            predicted, errors = predict_case(case)
             for name, error in (("tpot_median_ms", errors.tpot), ("output_tok_s", errors.output_tok_s)):
                 if name in case.measured:
                     away = abs(np.log(predicted.figure(name) / case.measured[name]))

@@ -26,7 +26,7 @@ from models.machine import machine_of
 from models.records.calibration import calibrate
 from models.records.case import Case, expected
 from models.records.points import Point
-from models.records.slice_fit import FIGURES, foretell
+from models.records.slice_fit import FIGURES, predict_whole
 from planner.point_case import case_of
 
 R1 = deepseek_r1()
@@ -142,7 +142,7 @@ def test_the_whole_is_foretold_from_slices_within_its_band() -> None:
     slices = measured(truth, (4, 12), noise=0.01)
     engine = calibrate(slices, ENGINE).profile
     whole = measured(truth, (61,))
-    figures = foretell(slices, R1, engine)
+    figures = predict_whole(slices, R1, engine)
     told = {(figure.run, figure.metric): figure for figure in figures}
     assert len(told) == len(LOADS) * len(FIGURES)
     for case in whole:
@@ -160,7 +160,7 @@ def test_what_is_no_gpu_widens_the_prior_and_is_foretold_all_the_same() -> None:
     found = calibrate(slices, ENGINE)
     assert found.width > 1.0
     whole = {case.run: case.measured["tpot_mean_ms"] for case in measured(truth, (16,))}
-    for figure in foretell(slices, R1.sliced(16), found.profile):
+    for figure in predict_whole(slices, R1.sliced(16), found.profile):
         if figure.metric == "tpot_mean_ms":
             assert figure.dummy == pytest.approx(whole[figure.run], rel=0.08)
 
@@ -176,7 +176,7 @@ def test_dummy_weights_send_every_token_to_the_same_experts() -> None:
     scores = 1.0 / (1.0 + np.exp(-hidden @ drawn(R1.n_routed_experts, R1.hidden_size).T)) + drawn(R1.n_routed_experts)
     chosen = np.argsort(-scores, axis=1)[:, : R1.num_experts_per_tok]
     assert len(np.unique(chosen)) <= R1.num_experts_per_tok + 2
-    figure = next(f for f in foretell(measured(ENGINE, (4, 8)), R1, ENGINE) if f.run.concurrency == 64)
+    figure = next(f for f in predict_whole(measured(ENGINE, (4, 8)), R1, ENGINE) if f.run.concurrency == 64)
     assert figure.value > 1.5 * figure.dummy  # with text, far more experts are streamed
 
 

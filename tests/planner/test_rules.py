@@ -10,7 +10,7 @@ from models.architecture import deepseek_r1
 from models.config import ServerConfig
 from models.machine import machine_of
 from planner.check.judge import check_arguments
-from planner.rules import RULES, Outcome, Question, Severity, first_error, violations
+from planner.rules import RULES, Question, RuleOutcome, Severity, first_error, violations
 from planner.sglang.resolver import resolve
 
 R1 = deepseek_r1()
@@ -260,7 +260,7 @@ def test_rules_hold_for_their_versions_only() -> None:
 
 def test_an_error_is_what_is_refused_or_fails() -> None:
     for rule in RULES:
-        assert (rule.severity is Severity.ERROR) == (rule.outcome in (Outcome.REFUSED, Outcome.FAILS))
+        assert (rule.severity is Severity.ERROR) == (rule.outcome in (RuleOutcome.REFUSED, RuleOutcome.FAILS))
 
 
 def test_the_first_error_is_none_for_a_sound_configuration() -> None:

@@ -13,7 +13,7 @@ from models.serving.estimate import Context
 from models.workload import Slo, Workload
 from planner.sglang.resolver import resolve
 from tuner.choices import Objective
-from tuner.run.load_ladder import Climb, decision_of, knee_steps
+from tuner.run.load_ladder import LoadLadder, decision_of, knee_steps
 from tuner.seam import Measurement, ServerInfo, Verdict
 from tuner.search.objective import Goal
 
@@ -62,7 +62,9 @@ def climb(
     where: Context, server: Fake, goal: Goal, to_beat: float | None, users: float = 20
 ) -> tuple[str, list[float]]:
     points: list[Measurement] = []
-    said = Climb(goal=goal, workload=WORKLOAD, to_beat=to_beat).up(server, config(where), where, users, points.append)
+    said = LoadLadder(goal=goal, workload=WORKLOAD, to_beat=to_beat).up(
+        server, config(where), where, users, points.append
+    )
     return said, [point.load for point in points]
 
 
@@ -112,7 +114,7 @@ def test_users_are_closed_in_on_from_both_sides(where: Context) -> None:
     goal = Goal(objective=Objective.USERS, min_user_tok_s=100.0)  # 10 ms: 25 clients at 2 ms x sqrt(clients)
     for guess in (3.0, 25.0, 60.0):
         points: list[Measurement] = []
-        climbing = Climb(goal=goal, workload=WORKLOAD)
+        climbing = LoadLadder(goal=goal, workload=WORKLOAD)
         assert climbing.up(Fake(), config(where), where, guess, points.append) == ""
         assert goal.value(config(where), points, decision_of(goal, points)) == pytest.approx(25.0, rel=0.05)
         assert decision_of(goal, points).concurrency <= 25

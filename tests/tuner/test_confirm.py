@@ -14,7 +14,7 @@ import pytest
 from models.config import ServerConfig
 from tuner.evidence.knob_effects import knob_effects, residuals
 from tuner.evidence.standings import BASELINE, standings, to_confirm, winner_of
-from tuner.evidence.trial import Outcome, TrialRecord
+from tuner.evidence.trial import TrialOutcome, TrialRecord
 from tuner.seam import Measurement
 
 Sgtune = Callable[..., Any]
@@ -40,7 +40,7 @@ def trial(number: int, rate: float, *, repeats: int | None = None, slo: float = 
         source=BASELINE if number == 0 else "sampler",
         params={**DEFAULTS, **params},
         config=ServerConfig(tp_size=8),
-        outcome=Outcome.MEASURED,
+        outcome=TrialOutcome.MEASURED,
         predicted={"output_tok_s": 1000.0},
         objective=math.log(rate),
         constraints={"memory": -1.0, "slo": slo},

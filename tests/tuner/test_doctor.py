@@ -10,7 +10,7 @@ import pytest
 
 from hwprobe.inventory.nvml import Inventory, NvmlGpu
 from hwprobe.profile import GpuState
-from tuner.doctor import Finding, State, examine
+from tuner.doctor import PartReport, PartState, examine
 
 STATE = GpuState(memory_used_mib=700.0, memory_reserved_mib=600.0, holders=())
 GPU = NvmlGpu(
@@ -22,30 +22,30 @@ def answers(code: int, text: str) -> Callable[[list[str], float], tuple[int, str
     return lambda command, limit_s: (code, text)
 
 
-def look(code: int = 0, text: str = "0.5.23", inventory: Inventory | None = None) -> dict[str, Finding]:
+def look(code: int = 0, text: str = "0.5.23", inventory: Inventory | None = None) -> dict[str, PartReport]:
     read = inventory or Inventory(absent="no NVIDIA driver answers", software={})
     return {finding.part: finding for finding in examine("python9", run=answers(code, text), inventory=lambda: read)}
 
 
 def test_an_interpreter_with_sglang_is_named_with_its_release() -> None:
-    assert look()["engine local"].state is State.OK
+    assert look()["engine local"].state is PartState.OK
     assert look()["engine local"].found == "python9 has SGLang 0.5.23"
     without = look(1, "Traceback\nPackageNotFoundError: sglang")["engine local"]
-    assert (without.state, without.found) == (State.MISSING, "python9: PackageNotFoundError: sglang")
+    assert (without.state, without.found) == (PartState.MISSING, "python9: PackageNotFoundError: sglang")
     assert "--python" in without.fix
 
 
 def test_gpus_are_counted_and_a_lost_one_is_broken() -> None:
     assert look(inventory=Inventory(gpus=(GPU, GPU), software={}))["GPUs"].found == "2 x NVIDIA H200"
     lost = look(inventory=Inventory(gpus=(GPU,), lost=("GPU 1: GPU is lost",), software={}))["GPUs"]
-    assert (lost.state, "GPU 1" in lost.found) == (State.BROKEN, True)
-    assert look()["GPUs"].state is State.MISSING
+    assert (lost.state, "GPU 1" in lost.found) == (PartState.BROKEN, True)
+    assert look()["GPUs"].state is PartState.MISSING
 
 
 def test_a_missing_extra_says_how_to_add_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tuner.doctor.EXTRAS", {"tune": ("the sampler", ("no-such-package",))})
     finding = look()["extra [tune]"]
-    assert (finding.state, finding.found) == (State.MISSING, "no no-such-package")
+    assert (finding.state, finding.found) == (PartState.MISSING, "no no-such-package")
     assert "pip install '.[tune]'" in finding.fix
 
 

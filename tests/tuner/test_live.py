@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tuner.engines.simulated import SimulatedEngine
-from tuner.evidence.live_state import LIVE_FILE, Live, State, read_live
+from tuner.evidence.live_state import LIVE_FILE, LiveState, RunState, read_live
 from tuner.seam import FailureKind, LaunchFailed
 
 Sgtune = Callable[..., Any]
@@ -21,9 +21,9 @@ QUESTION = (
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Live]:
+def seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[LiveState]:
     """Note what live.json says whenever a launch begins."""
-    said: list[Live] = []
+    said: list[LiveState] = []
     launch = SimulatedEngine.launch
 
     def looked(engine: SimulatedEngine, *arguments: Any) -> Any:
@@ -36,7 +36,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Live]:
     return said
 
 
-def test_it_tells_trial_phase_and_progress(sgtune: Sgtune, tmp_path: Path, seen: list[Live]) -> None:
+def test_it_tells_trial_phase_and_progress(sgtune: Sgtune, tmp_path: Path, seen: list[LiveState]) -> None:
     ran = sgtune(*QUESTION, "--runs", str(tmp_path), "--budget", "100h")
     assert ran.code == 0
     assert len(seen) >= 4  # three launches and those to confirm
@@ -51,7 +51,7 @@ def test_it_tells_trial_phase_and_progress(sgtune: Sgtune, tmp_path: Path, seen:
     assert seen[0].trial.source == "SGLang default"
     end = read_live(tmp_path / "a")
     assert end
-    assert (end.state, end.trial, end.message) == (State.FINISHED, None, "3 launches done")
+    assert (end.state, end.trial, end.message) == (RunState.FINISHED, None, "3 launches done")
     assert not end.running
     assert end.ceiling_tok_s > 0
 
@@ -84,7 +84,7 @@ def test_a_lost_gpu_and_an_interrupt_are_told_apart(
     assert sgtune(*QUESTION, "--runs", str(tmp_path)).code == 1
     failed = read_live(tmp_path / "a")
     assert failed
-    assert failed.state is State.FAILED
+    assert failed.state is RunState.FAILED
     assert "GPU 3 fell off the bus" in failed.message
 
     def interrupted(*_: Any) -> None:
@@ -94,7 +94,7 @@ def test_a_lost_gpu_and_an_interrupt_are_told_apart(
     assert sgtune(*QUESTION, "--runs", str(tmp_path), "--resume").code == 130
     stopped = read_live(tmp_path / "a")
     assert stopped
-    assert stopped.state is State.INTERRUPTED
+    assert stopped.state is RunState.INTERRUPTED
 
 
 def test_the_evidence_is_the_same_with_a_folder_that_cannot_hold_it(sgtune: Sgtune, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_the_evidence_is_the_same_with_a_folder_that_cannot_hold_it(sgtune: Sgtu
     assert not list((tmp_path / "y" / "a").glob(".live.json*"))
 
 
-def test_a_dead_process_is_not_running(sgtune: Sgtune, tmp_path: Path, seen: list[Live]) -> None:
+def test_a_dead_process_is_not_running(sgtune: Sgtune, tmp_path: Path, seen: list[LiveState]) -> None:
     assert sgtune(*QUESTION, "--runs", str(tmp_path)).code == 0
     live = seen[0]
     assert not replace(live, born_s=live.born_s - 100.0).running  # the number was given to another process

@@ -15,7 +15,7 @@ from hwprobe.catalogue import hardware_from_catalogue
 from models.serving.estimate import Context
 from models.workload import Workload
 from planner.launch import launch_spec
-from planner.plans.alternatives import DEFAULT, UNPRICED, alternatives
+from planner.plans.alternatives import DEFAULT, UNMODELLED, alternatives
 from planner.plans.space import as_launched, default_space
 from planner.sglang.resolver import resolve
 from tuner.search.configurations import allowed, candidates_of
@@ -45,13 +45,13 @@ def test_every_move_is_a_command_that_resolves_to_itself(context: MakeContext, h
     space = space_of(where)
     base = candidates_of(space).params[0]
     rows = Moves(space).around([base])
-    moved = {name for params in rows.params for name in UNPRICED if params[name] != DEFAULT}
+    moved = {name for params in rows.params for name in UNMODELLED if params[name] != DEFAULT}
     assert {"stream_interval", "disable_radix_cache", "attention_backend"} <= moved
     for params, config in zip(rows.params, rows.configs, strict=True):
         typed = as_launched(config, where.version)
         assert resolve(typed, where.arch, where.machine, where.version).config == config
         line = shlex.join(launch_spec(config, where.version).argv())
-        for name in UNPRICED:
+        for name in UNMODELLED:
             value = params[name]
             if value != DEFAULT and name != "page_size":
                 shown = value in line if isinstance(value, str) else "--" + name.replace("_", "-") in line
@@ -61,7 +61,7 @@ def test_every_move_is_a_command_that_resolves_to_itself(context: MakeContext, h
 def test_the_candidates_are_the_priced_combinations_only(context: MakeContext) -> None:
     space = space_of(context())
     rows = candidates_of(space)
-    assert all(params[name] == DEFAULT for params in rows.params[:200] for name in UNPRICED)
+    assert all(params[name] == DEFAULT for params in rows.params[:200] for name in UNMODELLED)
     combinations = 1
     for name in CORE:
         combinations *= len(space.choices[name])
@@ -107,7 +107,7 @@ def test_a_run_finds_what_a_stream_interval_is_worth(sgtune: Sgtune, tmp_path: P
 def test_a_space_file_narrows_fixes_and_extends_them(sgtune: Sgtune, tmp_path: Path) -> None:
     file = tmp_path / "space.toml"
     fixed = "".join(
-        f'{name} = "default"\n' for name in UNPRICED if name not in ("attention_backend", "stream_interval")
+        f'{name} = "default"\n' for name in UNMODELLED if name not in ("attention_backend", "stream_interval")
     )
     file.write_text(
         '[space]\nlayout = "TP8"\nmtp_steps = 0\nchunked_prefill_size = "default"\nattention_backend = "triton"\n'
@@ -126,7 +126,7 @@ def test_a_space_file_narrows_fixes_and_extends_them(sgtune: Sgtune, tmp_path: P
     for line in later:
         command = (tmp_path / "a" / "trials" / str(line["number"]) / "command.sh").read_text()
         assert "--attention-backend triton" in command
-    assert all(line["params"][name] == DEFAULT for line in later for name in UNPRICED[:1])
+    assert all(line["params"][name] == DEFAULT for line in later for name in UNMODELLED[:1])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from hwprobe import session
 from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.kernels.report import Report
-from hwprobe.measure import Outcome, Task
+from hwprobe.measure import MeasureTask, TaskOutcome
 from hwprobe.profile import Basis, Quantity, read_profile, save_profile
 
 Sgtune = Callable[..., Any]
@@ -97,11 +97,11 @@ def test_without_torch_the_inventory_is_written_and_the_exit_tells(
 def test_a_failed_measurement_is_told_and_the_rest_is_kept(
     sgtune: Sgtune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def runner(task: Task) -> Outcome:
+    def runner(task: MeasureTask) -> TaskOutcome:
         if "matrix" in task.title:
-            return Outcome(task=task, seconds=0.1, failure="ended by SIGKILL; out of memory?")
+            return TaskOutcome(task=task, seconds=0.1, failure="ended by SIGKILL; out of memory?")
         rate = Quantity(value=20.0, basis=Basis.MEASURED, source="script", spread=0.01)
-        return Outcome(task=task, seconds=0.1, report=Report(quantities={"hbm_gb_s": rate}))
+        return TaskOutcome(task=task, seconds=0.1, report=Report(quantities={"hbm_gb_s": rate}))
 
     monkeypatch.setitem(session.run_probe.__kwdefaults__, "runner", runner)
     out = tmp_path / "hardware.json"

@@ -13,7 +13,7 @@ from hwprobe.files import encode_json
 from models.config import ServerConfig, Speculative
 from tuner.choices import Objective
 from tuner.evidence.run_folder import RunFolder, cut_torn_line, read_manifest, read_trials
-from tuner.evidence.trial import Manifest, Outcome, TrialRecord
+from tuner.evidence.trial import Manifest, TrialOutcome, TrialRecord
 from tuner.seam import FailureKind, Measurement
 
 HARDWARE = hardware_from_catalogue("h200x8")
@@ -34,7 +34,7 @@ def record(number: int) -> TrialRecord:
         source="seed",
         params={"layout": "TP8", "mem_fraction_static": 0.9, "mtp_steps": 1},
         config=ServerConfig(tp_size=8, speculative=Speculative.chain(1)),
-        outcome=Outcome.MEASURED if number % 2 else Outcome.INFEASIBLE,
+        outcome=TrialOutcome.MEASURED if number % 2 else TrialOutcome.INFEASIBLE,
         failure=None if number % 2 else FailureKind.OOM_KV,
         predicted={"output_tok_s": 100.0},
         objective=4.6,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from planner.launch_files.record import Figure, record_line, record_of
+from planner.launch_files.record import RecordedPoint, record_line, record_of
 from tests.documents import document_of
 from tests.patience import in_one_of_three
 from tuner.engines.build import world_toml
@@ -172,7 +172,9 @@ def test_the_docker_file_names_its_image(bundle: Path) -> None:
 
 
 def compared(low: float, high: float, *, verdict: Verdict = Verdict.OK) -> Compared:
-    figure = Figure(concurrency=4, output_tok_s=100.0, interval=(95.0, 105.0), ttft_mean_ms=1.0, tpot_mean_ms=1.0)
+    figure = RecordedPoint(
+        concurrency=4, output_tok_s=100.0, interval=(95.0, 105.0), ttft_mean_ms=1.0, tpot_mean_ms=1.0
+    )
     latencies = {"mean": 1.0}
     measured = Measurement(
         concurrency=4, achieved_in_flight=4.0, output_tok_s=(low + high) / 2, output_tok_s_interval=(low, high),

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from models.config import ServerConfig
-from planner.plans.alternatives import UNPRICED
+from planner.plans.alternatives import UNMODELLED
 from tuner.engines.simulated import SimulatedEngine, SimulatedServer
-from tuner.evidence.trial import Outcome, TrialRecord
+from tuner.evidence.trial import TrialOutcome, TrialRecord
 from tuner.seam import FailureKind, LaunchFailed
 from tuner.search.optuna_study import SamplerWarning
 from tuner.search.space import CORE
@@ -78,7 +78,7 @@ def test_fault_39_what_fails_twice_is_quarantined_and_the_run_goes_on(
 
     monkeypatch.setattr(SimulatedEngine, "launch", launch)
     space = tmp_path / "space.toml"
-    others = (*CORE[3:], *UNPRICED)
+    others = (*CORE[3:], *UNMODELLED)
     space.write_text(
         '[space]\nlayout = "TP8"\nmtp_steps = 0\nmem_fraction_static = ["default", 0.8]\n'
         + "".join(f'{name} = "default"\n' for name in others)
@@ -123,7 +123,8 @@ def test_fault_40_a_sampler_that_raises_is_replaced_for_one_point_with_a_warning
 
 def test_a_record_of_an_earlier_release_is_read_and_its_last_point_decides() -> None:
     old = TrialRecord(
-        number=0, source="sampler", params={"layout": "TP8"}, config=ServerConfig(tp_size=8), outcome=Outcome.MEASURED,
+        number=0, source="sampler", params={"layout": "TP8"}, config=ServerConfig(tp_size=8),
+        outcome=TrialOutcome.MEASURED,
         predicted={"output_tok_s": 1.0}, objective=0.0, constraints={"memory": -1.0},
     )  # fmt: skip
     assert old.target is None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hwprobe.errors import InputError, SgtuneError
-from tuner.bench.point import Point
+from tuner.bench.point import MeasuredPoint
 from tuner.bench.server_side import Address
 
 MODULES = ("sglang.benchmark.serving", "sglang.bench_serving")
@@ -30,7 +30,7 @@ class Theirs:
     total_output_tokens: int
 
 
-def run_theirs(python: str, url: str, point: Point, isl: int, osl: int, model: str, seed: int) -> Theirs:
+def run_theirs(python: str, url: str, point: MeasuredPoint, isl: int, osl: int, model: str, seed: int) -> Theirs:
     """Run it with the same lengths and as many prompts as our point had. Raises SgtuneError with its last lines."""
     if shutil.which(python) is None:
         raise InputError(f"--cross-check: no program '{python}' here that could be started")

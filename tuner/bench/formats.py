@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from tuner.bench.point import Point
+from tuner.bench.point import MeasuredPoint
 from tuner.bench.requests import Seen
 from tuner.bench.server_side import ServerFacts
 from tuner.bench.window import tpot_s
@@ -23,7 +23,7 @@ FROM_SERVER = {
 }  # fmt: skip
 
 
-def point_document(point: Point) -> dict[str, Any]:
+def point_document(point: MeasuredPoint) -> dict[str, Any]:
     """Return a point as `bench --json` shows it; latencies in ms."""
     window, asked = point.window, point.workload
     closed = point.settings.arrival is Arrival.CLOSED
@@ -62,7 +62,7 @@ def point_document(point: Point) -> dict[str, Any]:
     }
 
 
-def point_record(point: Point, facts: ServerFacts, isl: int, osl: int, name: str) -> dict[str, Any]:
+def point_record(point: MeasuredPoint, facts: ServerFacts, isl: int, osl: int, name: str) -> dict[str, Any]:
     """Return a point as a record that predict, calibrate and validate read."""
     window = point.window
     closed = point.settings.arrival is Arrival.CLOSED
@@ -88,7 +88,7 @@ def point_record(point: Point, facts: ServerFacts, isl: int, osl: int, name: str
     }
 
 
-def sglang_record(point: Point, facts: ServerFacts, isl: int, osl: int, tag: str) -> dict[str, Any]:
+def sglang_record(point: MeasuredPoint, facts: ServerFacts, isl: int, osl: int, tag: str) -> dict[str, Any]:
     """Return a point in the fields of `sglang.benchmark.serving --output-file`, over our steady window."""
     window = point.window
     seen = in_window(point)
@@ -133,13 +133,13 @@ def _statistics(name: str, ms: np.ndarray) -> dict[str, float]:
     }
 
 
-def in_window(point: Point) -> list[Seen]:
+def in_window(point: MeasuredPoint) -> list[Seen]:
     """Return the requests that succeeded and count in the window, in the order they ended."""
     found = [seen for outcome in point.outcomes for seen in outcome.seen if not seen.error and point.window.has(seen)]
     return sorted(found, key=lambda seen: seen.ended)
 
 
-def request_lines(point: Point) -> str:
+def request_lines(point: MeasuredPoint) -> str:
     """Return every request of the point, warm-up too, one JSON line each; times in seconds since the first."""
     everything = sorted((seen for outcome in point.outcomes for seen in outcome.seen), key=lambda seen: seen.sent)
     if not everything:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from models.workload import Slo, missed
-from tuner.bench.point import Point
+from tuner.bench.point import MeasuredPoint
 from tuner.seam import Verdict
 
 # The answer is exact to this share: finer than what a repeat of the measurement would tell apart.
@@ -22,7 +22,7 @@ class Knee:
     misses: tuple[str, ...]
 
 
-def find_knee(measure: Callable[[int], Point], slos: tuple[Slo, ...], first: int, most: int) -> Knee:
+def find_knee(measure: Callable[[int], MeasuredPoint], slos: tuple[Slo, ...], first: int, most: int) -> Knee:
     """Search concurrencies from `first` up to `most`. A point that is not `ok` counts as broken and says why."""
     good: int | None = None
     bad: int | None = None
@@ -48,7 +48,7 @@ def find_knee(measure: Callable[[int], Point], slos: tuple[Slo, ...], first: int
             clients = (good + bad) // 2
 
 
-def _misses(point: Point, slos: tuple[Slo, ...]) -> tuple[str, ...]:
+def _misses(point: MeasuredPoint, slos: tuple[Slo, ...]) -> tuple[str, ...]:
     if point.verdict is not Verdict.OK:
         return (f"{point.verdict}: {point.why}",)
     return missed(slos, point.measurement())

@@ -9,7 +9,7 @@ from importlib.resources import files
 
 import jinja2
 
-from tuner.bench.point import Point
+from tuner.bench.point import MeasuredPoint
 from tuner.seam import Verdict
 
 WIDTH, HEIGHT, LEFT, BOTTOM, MARGIN = 720.0, 380.0, 80.0, 60.0, 24.0
@@ -37,7 +37,7 @@ class Axis:
         return self.start + self.length * value / self.most
 
 
-def plot_html(points: Sequence[Point], title: str, command: str) -> str:
+def plot_html(points: Sequence[MeasuredPoint], title: str, command: str) -> str:
     """Return the page: output tok/s against what a user sees, each point labelled with its clients and verdict."""
     ordered = sorted(points, key=lambda point: point.workload.concurrency)
     speeds = [point.measurement().user_tok_s for point in ordered]
@@ -67,7 +67,7 @@ def plot_html(points: Sequence[Point], title: str, command: str) -> str:
     )
 
 
-def _label(point: Point) -> str:
+def _label(point: MeasuredPoint) -> str:
     if point.settings.request_rate:
         return f"{point.settings.request_rate:g}/s"
     return str(point.workload.concurrency)

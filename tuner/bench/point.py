@@ -14,9 +14,9 @@ import numpy as np
 
 from hwprobe.errors import InputError, SgtuneError
 from models.workload import Slo, Workload
-from tuner.bench.requests import Outcome, Progress, Share
+from tuner.bench.requests import RequestOutcome, Share, StreamProgress
 from tuner.bench.server_side import Address, Load, flush_cache, mean_load, read_load
-from tuner.bench.verdict import Asked, judge
+from tuner.bench.verdict import PointRequest, judge
 from tuner.bench.window import Window, window_of
 from tuner.bench.worker_pool import Crew
 from tuner.bench.workload_sources import arrivals_s
@@ -35,7 +35,7 @@ OPEN_LEAST = 20  # requests in the window of an open loop
 OPEN_AFTER = 2.0  # windows for which requests keep coming, so that the last that count do not see an empty server
 
 Alive = Callable[[], None]
-Watcher = Callable[["Live"], None]
+Watcher = Callable[["LivePoint"], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Live:
+class LivePoint:
     """What is going on, for whoever shows it."""
 
     concurrency: int
@@ -105,7 +105,7 @@ class Live:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
+class MeasuredPoint:
     """One measured point: what was asked, the window, the server's own figures, and the verdict."""
 
     workload: Workload
@@ -116,7 +116,7 @@ class Point:
     why: str
     flushed: bool
     warm_up_s: float
-    outcomes: tuple[Outcome, ...] = field(repr=False)
+    outcomes: tuple[RequestOutcome, ...] = field(repr=False)
 
     def measurement(self) -> Measurement:
         """Return it as the tuner knows points."""
@@ -162,7 +162,7 @@ def measure_point(
     alive: Alive | None = None,
     watch: Watcher | None = None,
     throttles: Callable[[], Sequence[str]] = tuple,
-) -> Point:
+) -> MeasuredPoint:
     """Measure one point of a running server. Prompts are unique by `seed`.
 
     `alive` is called every fifth of a second and may raise; `throttles` names what held the GPUs back, asked at the
@@ -179,14 +179,14 @@ def measure_point(
     if window.requests == window.errors:
         why = window.error_example or "none came to its end in time; raise --duration or ask for fewer output tokens"
         raise SgtuneError(f"no request succeeded at concurrency {workload.concurrency}: {why}")
-    asked = Asked(
+    asked = PointRequest(
         clients=0 if chosen.open_loop else workload.concurrency,
         rate=chosen.request_rate,
         text=bool(chosen.prompts),
         roofline_tok_s=chosen.roofline_tok_s,
     )
     verdict, why = judge(asked, window, outcomes, list(throttles()))
-    return Point(
+    return MeasuredPoint(
         workload=workload,
         settings=chosen,
         window=window,
@@ -286,7 +286,7 @@ class _Run:
                 break
         return start, end
 
-    def _until(self, crew: Crew, phase: str, before: int, wanted: int, least_s: float) -> Progress:
+    def _until(self, crew: Crew, phase: str, before: int, wanted: int, least_s: float) -> StreamProgress:
         """Go on until `wanted` more requests are done and `least_s` are over, or the time box is used up."""
         began = time.monotonic()
         while True:
@@ -296,7 +296,7 @@ class _Run:
             if (word.done - before >= wanted and spent >= least_s) or spent >= self._chosen.most_s:
                 return word
 
-    def _look(self, word: Progress, phase: str, done: int, wanted: int) -> None:
+    def _look(self, word: StreamProgress, phase: str, done: int, wanted: int) -> None:
         self._alive()
         now = time.monotonic()
         if word.in_flight and word.silent_s > STALLED_S:
@@ -309,7 +309,7 @@ class _Run:
             elapsed = now - self.started
             rate = word.tokens / max(elapsed - START_DELAY_S, 1.0)
             self._watch(
-                Live(
+                LivePoint(
                     concurrency=self._clients,
                     phase=phase,
                     done=done,

@@ -41,7 +41,7 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     result: str = ""
 
 
-class Progress(msgspec.Struct, frozen=True, kw_only=True):
+class StreamProgress(msgspec.Struct, frozen=True, kw_only=True):
     """A worker's word every quarter of a second; `exhausted` once every arrival that is due has come to its end."""
 
     done: int
@@ -71,7 +71,7 @@ class Seen(msgspec.Struct, frozen=True, array_like=True):
     error: str = ""
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class RequestOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """All a worker has seen.
 
     `unfinished` are send times, planned and actual; `tokens_by_bin` counts tokens by tenth of a second, and `gap_marks`

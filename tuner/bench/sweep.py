@@ -15,7 +15,7 @@ from tuner.bench.cross_check import Theirs, run_theirs
 from tuner.bench.formats import json_lines, point_document, point_record, request_lines, sglang_record
 from tuner.bench.max_clients import Knee, find_knee
 from tuner.bench.plot import plot_html
-from tuner.bench.point import Live, Point, Settings, measure_point
+from tuner.bench.point import LivePoint, MeasuredPoint, Settings, measure_point
 from tuner.bench.server_side import Address, ServerFacts, read_facts
 from tuner.bench.workload_sources import dataset_prompts, lognormal_lengths, recorded_lengths
 from tuner.choices import Arrival, Backend
@@ -128,12 +128,12 @@ class BenchQuestion:
         )  # fmt: skip
 
 
-class Screen(Protocol):
+class SweepDisplay(Protocol):
     """Shows what goes on."""
 
-    def live(self, live: Live) -> None: ...
+    def live(self, live: LivePoint) -> None: ...
 
-    def point(self, point: Point) -> None: ...
+    def point(self, point: MeasuredPoint) -> None: ...
 
 
 @dataclass(slots=True)
@@ -141,7 +141,7 @@ class BenchAnswer:
     """The points, and what was made of them."""
 
     facts: ServerFacts
-    points: list[Point] = field(default_factory=list)
+    points: list[MeasuredPoint] = field(default_factory=list)
     theirs: list[Theirs] = field(default_factory=list)
     knee: Knee | None = None
     written: list[Path] = field(default_factory=list)
@@ -162,13 +162,13 @@ class BenchAnswer:
         }  # fmt: skip
 
 
-def run_bench(question: BenchQuestion, screen: Screen) -> BenchAnswer:
+def run_bench(question: BenchQuestion, screen: SweepDisplay) -> BenchAnswer:
     """Measure what was asked. Raises InputError or SgtuneError; a point is on disk before the next one starts."""
     facts = read_facts(Address.parse(question.url), question.key)
     settings = question.checked(facts).settings(facts)
     answer = BenchAnswer(facts=facts)
 
-    def measure(load: float) -> Point:
+    def measure(load: float) -> MeasuredPoint:
         clients = 1 if question.request_rate else int(load)
         chosen = settings
         if question.request_rate:
@@ -199,7 +199,7 @@ def run_bench(question: BenchQuestion, screen: Screen) -> BenchAnswer:
     return answer
 
 
-def _measure_all(question: BenchQuestion, answer: BenchAnswer, measure: Callable[[float], Point]) -> None:
+def _measure_all(question: BenchQuestion, answer: BenchAnswer, measure: Callable[[float], MeasuredPoint]) -> None:
     loads = question.loads()
     if question.until_knee:
         most = MOST_CLIENTS if len(loads) == 1 else int(loads[-1])
@@ -209,7 +209,7 @@ def _measure_all(question: BenchQuestion, answer: BenchAnswer, measure: Callable
         measure(load)
 
 
-def _write(question: BenchQuestion, answer: BenchAnswer, point: Point) -> None:
+def _write(question: BenchQuestion, answer: BenchAnswer, point: MeasuredPoint) -> None:
     """Append the point to the files asked for."""
     isl, osl = question.workload.isl.nominal, question.workload.osl.nominal
     load = f"r{point.settings.request_rate:g}" if point.settings.request_rate else f"c{point.workload.concurrency}"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tuner.bench.requests import Outcome
+from tuner.bench.requests import RequestOutcome
 from tuner.bench.window import Window
 from tuner.seam import Verdict
 
@@ -27,7 +27,7 @@ SUSPENDED_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class PointRequest:
     """What a point asked for: clients, or requests per second of an open loop; the roofline bounds the output rate."""
 
     clients: int
@@ -36,7 +36,9 @@ class Asked:
     roofline_tok_s: float = math.inf
 
 
-def judge(asked: Asked, window: Window, outcomes: Sequence[Outcome], throttles: Sequence[str]) -> tuple[Verdict, str]:
+def judge(
+    asked: PointRequest, window: Window, outcomes: Sequence[RequestOutcome], throttles: Sequence[str]
+) -> tuple[Verdict, str]:
     """Return the verdict and its evidence."""
     for verdict, finding in _CHECKS:
         why = finding(asked, window, outcomes)
@@ -48,7 +50,7 @@ def judge(asked: Asked, window: Window, outcomes: Sequence[Outcome], throttles: 
     return (Verdict.UNSTEADY, why) if why else (Verdict.OK, "")
 
 
-def _clock(asked: Asked, window: Window, outcomes: Sequence[Outcome]) -> str:
+def _clock(asked: PointRequest, window: Window, outcomes: Sequence[RequestOutcome]) -> str:
     gap = max(outcome.longest_gap_s for outcome in outcomes)
     slept = max(outcome.suspended_s for outcome in outcomes)
     if slept > SUSPENDED_S:
@@ -56,7 +58,7 @@ def _clock(asked: Asked, window: Window, outcomes: Sequence[Outcome]) -> str:
     return f"the load generator did not run for {gap:.1f} s" if gap > LONGEST_GAP_S else ""
 
 
-def _impossible(asked: Asked, window: Window, outcomes: Sequence[Outcome]) -> str:
+def _impossible(asked: PointRequest, window: Window, outcomes: Sequence[RequestOutcome]) -> str:
     figures = [window.output_tok_s, *window.ttft.by.values(), *window.tpot.by.values(), *window.e2e.by.values()]
     if not all(math.isfinite(figure) and figure >= 0.0 for figure in figures):
         return "a latency or rate is negative or not a number"
@@ -68,14 +70,14 @@ def _impossible(asked: Asked, window: Window, outcomes: Sequence[Outcome]) -> st
     return ""
 
 
-def _errors(asked: Asked, window: Window, outcomes: Sequence[Outcome]) -> str:
+def _errors(asked: PointRequest, window: Window, outcomes: Sequence[RequestOutcome]) -> str:
     if window.errors <= MOST_ERRORS * window.requests:
         return ""
     share = 100 * window.errors / window.requests
     return f"{window.errors} of {window.requests} requests failed ({share:.1f} %), such as: {window.error_example}"
 
 
-def _client(asked: Asked, window: Window, outcomes: Sequence[Outcome]) -> str:
+def _client(asked: PointRequest, window: Window, outcomes: Sequence[RequestOutcome]) -> str:
     lag, lag_p99 = window.generator.loop_lag_mean_ms, window.generator.loop_lag_p99_ms
     ttft = window.ttft.by.get("mean", 0.0)
     if window.generator.cpu_share > MOST_CPU:
@@ -90,7 +92,7 @@ def _client(asked: Asked, window: Window, outcomes: Sequence[Outcome]) -> str:
     return ""
 
 
-def _cache(asked: Asked, window: Window, outcomes: Sequence[Outcome]) -> str:
+def _cache(asked: PointRequest, window: Window, outcomes: Sequence[RequestOutcome]) -> str:
     good = max(1, window.requests - window.errors)
     prompt = window.total_tok_s - window.output_tok_s
     per_request = window.cached_share * prompt * window.seconds / good
@@ -102,13 +104,13 @@ def _cache(asked: Asked, window: Window, outcomes: Sequence[Outcome]) -> str:
     return f"{share:.1f} % of the prompt tokens came from the prefix cache, though no two prompts agree"
 
 
-def _lengths(asked: Asked, window: Window, outcomes: Sequence[Outcome]) -> str:
+def _lengths(asked: PointRequest, window: Window, outcomes: Sequence[RequestOutcome]) -> str:
     if window.wrong_lengths <= MOST_WRONG_LENGTHS:
         return ""
     return f"{100 * window.wrong_lengths:.1f} % of the requests have other lengths than asked"
 
 
-def _unsteady(asked: Asked, window: Window, outcomes: Sequence[Outcome]) -> str:
+def _unsteady(asked: PointRequest, window: Window, outcomes: Sequence[RequestOutcome]) -> str:
     if window.unended > MOST_UNENDED * (window.requests + window.unended):
         return f"{window.unended} requests had not come to their end in time: more arrive than the server serves"
     drift = window.drift
@@ -117,7 +119,7 @@ def _unsteady(asked: Asked, window: Window, outcomes: Sequence[Outcome]) -> str:
     return f"requests became {100 * abs(drift):.0f} % {'slower' if drift > 0 else 'faster'} within the window"
 
 
-Finding = Callable[[Asked, Window, Sequence[Outcome]], str]
+Finding = Callable[[PointRequest, Window, Sequence[RequestOutcome]], str]
 _CHECKS: tuple[tuple[Verdict, Finding], ...] = (
     (Verdict.CLOCK_JUMP, _clock),
     (Verdict.IMPOSSIBLE, _impossible),

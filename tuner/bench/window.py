@@ -11,7 +11,7 @@ import numpy as np
 from models.layout import Array
 from models.workload import Slo, Statistic
 from tuner.bench.http_stream import BIN_S
-from tuner.bench.requests import Outcome, Seen
+from tuner.bench.requests import RequestOutcome, Seen
 
 RESAMPLES = 400
 # Blocks of the window that are resampled for the interval of a rate: longer than a request's own rhythm would need
@@ -85,7 +85,7 @@ def _counts(seen: Seen, start: float, end: float, *, open_loop: bool) -> bool:
 
 
 def window_of(
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[RequestOutcome],
     start: float,
     end: float,
     slos: Sequence[Slo],
@@ -139,7 +139,7 @@ def window_of(
 
 
 def _generator(
-    outcomes: Sequence[Outcome], ended: Sequence[Seen], start: float, end: float, tokens: float
+    outcomes: Sequence[RequestOutcome], ended: Sequence[Seen], start: float, end: float, tokens: float
 ) -> Generator:
     lags = np.array([lag for o in outcomes for at, lag in o.lags_s if start <= at <= end] or [0.0]) * 1e3
     cpu = _cpu(outcomes, start, end)
@@ -177,7 +177,7 @@ def _interval(values: Array, rng: np.random.Generator) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _block_rates(outcomes: Sequence[Outcome], start: float, end: float) -> Array:
+def _block_rates(outcomes: Sequence[RequestOutcome], start: float, end: float) -> Array:
     """Return tokens per second of equal blocks of the window, of whole bins."""
     first, last = math.ceil(start / BIN_S), math.floor(end / BIN_S)
     bins = np.zeros(max(0, last - first))
@@ -193,7 +193,7 @@ def _block_rates(outcomes: Sequence[Outcome], start: float, end: float) -> Array
     return rates
 
 
-def _in_flight(outcomes: Sequence[Outcome], start: float, end: float) -> float:
+def _in_flight(outcomes: Sequence[RequestOutcome], start: float, end: float) -> float:
     """Return how many requests were in flight on average."""
     busy = 0.0
     for outcome in outcomes:
@@ -202,13 +202,13 @@ def _in_flight(outcomes: Sequence[Outcome], start: float, end: float) -> float:
     return busy / max(end - start, 1e-9)
 
 
-def _gaps(outcome: Outcome, start: float, end: float) -> Array:
+def _gaps(outcome: RequestOutcome, start: float, end: float) -> Array:
     """Return the gaps between chunks that fell into the window, to a tenth of a second."""
     marks = [mark for mark in outcome.gap_marks if start <= mark[0] * BIN_S <= end]
     return np.array(outcome.gaps_s[marks[0][1] : marks[-1][1]] if marks else [])
 
 
-def _cpu(outcomes: Sequence[Outcome], start: float, end: float) -> float:
+def _cpu(outcomes: Sequence[RequestOutcome], start: float, end: float) -> float:
     """Return cores used by all workers together."""
     total = 0.0
     for outcome in outcomes:

@@ -1,7 +1,7 @@
 """`python -m tuner.bench.worker`: one process of the load generator.
 
-Reads its Share as one line on stdin, prints Progress lines, and writes its Outcome to the file the Share names when
-stdin says `stop`. The end of stdin is the parent's death: it exits at once.
+Reads its Share as one line on stdin, prints StreamProgress lines, and writes its RequestOutcome to the file that the
+Share names when stdin says `stop`. The end of stdin is the parent's death: it exits at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from tuner.bench.http_stream import Stream, Tally
-from tuner.bench.requests import Outcome, Payloads, Progress, Seen, Share
+from tuner.bench.requests import Payloads, RequestOutcome, Seen, Share, StreamProgress
 from tuner.choices import Backend
 
 PROGRESS_S = 0.25
@@ -161,7 +161,7 @@ class Worker:
                 self._report(now)
 
     def _report(self, now: float) -> None:
-        word = Progress(
+        word = StreamProgress(
             done=len(self._seen),
             errors=self._errors,
             in_flight=len(self._streams),
@@ -193,7 +193,7 @@ class Worker:
             self._write(unfinished)
 
     def _write(self, unfinished: list[tuple[float, float]]) -> None:
-        outcome = Outcome(
+        outcome = RequestOutcome(
             seen=self._seen,
             unfinished=unfinished,
             tokens_by_bin=self._tally.tokens_by_bin,

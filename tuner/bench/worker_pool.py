@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from hwprobe.errors import SgtuneError
-from tuner.bench.requests import Outcome, Progress, Share
+from tuner.bench.requests import RequestOutcome, Share, StreamProgress
 
 STOP_S = 30.0
 
@@ -26,7 +26,7 @@ class Crew:
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="sgtune-load-")))
         self._workers: list[subprocess.Popen[bytes]] = []
         self._results = [self._folder / f"{number}.msgpack" for number in range(len(shares))]
-        self._heard = [Progress(done=0, errors=0, in_flight=0, tokens=0, silent_s=0.0) for _ in shares]
+        self._heard = [StreamProgress(done=0, errors=0, in_flight=0, tokens=0, silent_s=0.0) for _ in shares]
         self._pending = [b"" for _ in shares]
         self._shares = shares
 
@@ -52,7 +52,7 @@ class Crew:
                 if pipe is not None:
                     pipe.close()
 
-    def listen(self, seconds: float) -> Progress:
+    def listen(self, seconds: float) -> StreamProgress:
         """Wait this long for news; return the sum of what the workers last said.
 
         Raises SgtuneError when a worker has ended or cannot go on.
@@ -66,11 +66,11 @@ class Crew:
                 raise SgtuneError(f"a load generator process ended with exit code {self._workers[number].wait()}")
             *lines, self._pending[number] = (self._pending[number] + data).split(b"\n")
             if lines:
-                self._heard[number] = msgspec.json.decode(lines[-1], type=Progress)
+                self._heard[number] = msgspec.json.decode(lines[-1], type=StreamProgress)
         broken = next((word.broken for word in self._heard if word.broken), "")
         if broken:
             raise SgtuneError(broken)
-        return Progress(
+        return StreamProgress(
             done=sum(word.done for word in self._heard),
             errors=sum(word.errors for word in self._heard),
             in_flight=sum(word.in_flight for word in self._heard),
@@ -79,7 +79,7 @@ class Crew:
             exhausted=all(word.exhausted for word in self._heard),
         )
 
-    def stop(self) -> list[Outcome]:
+    def stop(self) -> list[RequestOutcome]:
         """End the traffic and return what each worker has seen. Raises SgtuneError when one does not answer."""
         for worker in self._workers:
             assert worker.stdin is not None
@@ -91,5 +91,5 @@ class Crew:
                 worker.communicate(timeout=STOP_S)
             except subprocess.TimeoutExpired:
                 raise SgtuneError("a load generator process did not stop: this machine is overloaded") from None
-            outcomes.append(msgspec.msgpack.decode(result.read_bytes(), type=Outcome))
+            outcomes.append(msgspec.msgpack.decode(result.read_bytes(), type=RequestOutcome))
         return outcomes

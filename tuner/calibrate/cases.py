@@ -43,7 +43,7 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class RecordCase:
     """One record: its id, and its case or what is wrong with it. `role` is the record's own."""
 
     id: str
@@ -52,7 +52,7 @@ class Line:
     role: str = "primary"
 
 
-def read_cases(source: Path, setting: Setting) -> Iterator[Line]:
+def read_cases(source: Path, setting: Setting) -> Iterator[RecordCase]:
     """Yield the records of a file or run folder, in order. Raises InputError if the source cannot be read."""
     if source.is_dir():
         yield from _of_run(source, setting)
@@ -61,18 +61,18 @@ def read_cases(source: Path, setting: Setting) -> Iterator[Line]:
         yield _of_line(line, number, setting)
 
 
-def _of_line(line: str, number: int, setting: Setting) -> Line:
+def _of_line(line: str, number: int, setting: Setting) -> RecordCase:
     name = f"line-{number}"
     try:
         point = setting.applied(parse_point(line, number))
         name = point.id
         machine = None if point.gpu else setting.machine
-        return Line(id=name, case=case_of(point, setting.engine, setting.arch, machine), role=point.role)
+        return RecordCase(id=name, case=case_of(point, setting.engine, setting.arch, machine), role=point.role)
     except InputError as error:
-        return Line(id=name, error=str(error))
+        return RecordCase(id=name, error=str(error))
 
 
-def _of_run(folder: Path, setting: Setting) -> Iterator[Line]:
+def _of_run(folder: Path, setting: Setting) -> Iterator[RecordCase]:
     """Every point of every measured trial: its configuration is known exactly."""
     from tuner.evidence.run_folder import read_manifest, read_trials  # not loaded for files of records
 
@@ -87,7 +87,7 @@ def _of_run(folder: Path, setting: Setting) -> Iterator[Line]:
     for record in read_trials(folder / "trials.jsonl"):
         for point in usable_points(record):
             case = trial_case(record, point, workload, context)
-            yield Line(id=case.id, case=case)
+            yield RecordCase(id=case.id, case=case)
 
 
 def usable_points(record: TrialRecord) -> list[Measurement]:

@@ -11,7 +11,7 @@ from models.records.case import Case, expected
 from models.serving.estimate import Context
 from models.workload import Workload
 from tuner.calibrate.cases import trial_case, usable_points
-from tuner.evidence.trial import Outcome, TrialRecord
+from tuner.evidence.trial import TrialOutcome, TrialRecord
 
 # Trials that are learned from, the best first, and points of each: the decision and the lightest load.
 MOST_TRIALS = 6
@@ -47,7 +47,7 @@ def recalibrate(records: Sequence[TrialRecord], workload: Workload, context: Con
     acceptance follows from those with MTP under the calibrated figures.
     """
     measured = sorted(
-        (r for r in records if r.outcome is Outcome.MEASURED and r.repeats is None), key=lambda r: -r.objective
+        (r for r in records if r.outcome is TrialOutcome.MEASURED and r.repeats is None), key=lambda r: -r.objective
     )
     plain = [record for record in measured if record.config.speculative is None]
     with_mtp = [record for record in measured if record.config.speculative is not None]

@@ -21,7 +21,7 @@ from planner.check.judge import Checked, check_arguments
 from planner.inputs import read_hardware
 from planner.plans.make import PlanQuestion
 from planner.sglang.arguments import read_arguments
-from tuner.emulator.boot import Machine, boot
+from tuner.emulator.boot import EmulatedMachine, boot
 from tuner.emulator.log import say, write
 from tuner.engines.world import load_world
 from tuner.slices.launch import slice_of
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     if refusal is not None:
         return refusal
     faults = tuple(fault for fault in world.faults if not fault.launches or asked.launch in fault.launches)
-    return boot(Machine(context=context, world=world, checked=checked, faults=faults, seed=asked.seed))
+    return boot(EmulatedMachine(context=context, world=world, checked=checked, faults=faults, seed=asked.seed))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from tuner.emulator import family
-from tuner.emulator.driver import Driver, Live
+from tuner.emulator.driver import Driver, ServedRequest
 from tuner.engines.faults import Fault, FaultKind
 
 if TYPE_CHECKING:
-    from tuner.emulator.serving import Serving
+    from tuner.emulator.api_server import ApiServer
 
 # A prompt this short never fills the activations a full prefill needs.
 SMALL_PROMPT = 64
@@ -28,7 +28,7 @@ DONE = b"data: [DONE]\n\n"
 class Answers:
     """The handlers; faults of the phase `serving` happen here."""
 
-    def __init__(self, asked: Serving, driver: Driver) -> None:
+    def __init__(self, asked: ApiServer, driver: Driver) -> None:
         self._asked, self._driver = asked, driver
         self.ready = False
         self._requests = 0
@@ -141,7 +141,7 @@ class Answers:
 
     # -- generation --------------------------------------------------------------------------------------------
 
-    def _submit(self, prompt: tuple[int, ...] | int, osl: int) -> Live:
+    def _submit(self, prompt: tuple[int, ...] | int, osl: int) -> ServedRequest:
         isl = prompt if isinstance(prompt, int) else len(prompt)
         if self._asked.oom_under_load and isl > SMALL_PROMPT:
             self._out_of_memory()
@@ -165,7 +165,7 @@ class Answers:
         await self._finished(live)
         return web.json_response(self._generated(live, isl))
 
-    def _generated(self, live: Live, isl: int) -> dict[str, Any]:
+    def _generated(self, live: ServedRequest, isl: int) -> dict[str, Any]:
         reason = None
         if live.done:
             reason = {"type": "abort"} if live.aborted else {"type": "length", "length": live.tokens}
@@ -202,7 +202,7 @@ class Answers:
             answer["choices"][0]["message"] = {"role": "assistant", **answer["choices"][0].pop("delta")}
         return web.json_response(answer)
 
-    async def _stream(self, request: web.Request, live: Live, chunk: Any) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, live: ServedRequest, chunk: Any) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         interval = self._asked.config.stream_interval or 1
@@ -220,7 +220,7 @@ class Answers:
             raise
         return response
 
-    async def _finished(self, live: Live) -> None:
+    async def _finished(self, live: ServedRequest) -> None:
         try:
             while not live.done:
                 await live.news.wait()

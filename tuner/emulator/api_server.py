@@ -26,7 +26,7 @@ POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Serving:
+class ApiServer:
     """Everything the HTTP side needs to know; `boot_s` is the world's, `started` a monotonic time."""
 
     times: StepTimes
@@ -45,12 +45,12 @@ class Serving:
     children: tuple[int, ...]
 
 
-def serve(asked: Serving) -> int:
+def serve(asked: ApiServer) -> int:
     """Serve until SIGTERM has been drained; return the exit code."""
     return asyncio.run(_serve(asked))
 
 
-async def _serve(asked: Serving) -> int:
+async def _serve(asked: ApiServer) -> int:
     driver = Driver(asked.times, asked.limits, noise=asked.noise, seed=asked.seed)
     answers = Answers(asked, driver)
     runner = web.AppRunner(application(answers), access_log=None, handler_cancellation=True)

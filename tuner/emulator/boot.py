@@ -16,8 +16,8 @@ from models.serving.estimate import Context, limits_of
 from models.serving.step_times import StepTimes
 from planner.check.judge import Checked, modelled
 from tuner.emulator import family
+from tuner.emulator.api_server import ApiServer, serve
 from tuner.emulator.log import say, write
-from tuner.emulator.serving import Serving, serve
 from tuner.engines.faults import Fault, FaultKind
 from tuner.engines.world import World
 from tuner.engines.world_memory import boot_failure, fails_under_load
@@ -30,7 +30,7 @@ MOST_RUNNING = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+class EmulatedMachine:
     """What is started, and what is true where it starts."""
 
     context: Context
@@ -51,7 +51,7 @@ class Machine:
         return self.world.truth(self.context, self.config)
 
 
-def boot(machine: Machine) -> int:
+def boot(machine: EmulatedMachine) -> int:
     """Start as SGLang would; serve; return the exit code."""
     config, context = machine.config, machine.truth()
     table = table_of([config])
@@ -85,7 +85,7 @@ def boot(machine: Machine) -> int:
     most = min(int(table.most_running[0]), MOST_RUNNING)
     limits = limits_of(config, table, float(filled.kv_tokens[0]))
     return serve(
-        Serving(
+        ApiServer(
             times=StepTimes(context.system(table), acceptance=context.acceptance, largest_batch=most),
             limits=replace(limits, max_running=most, longest_stride=1.0),
             config=config,
@@ -104,7 +104,7 @@ def boot(machine: Machine) -> int:
     )
 
 
-def _pool(machine: Machine, config: ServerConfig, filled: Memory, ledger: MemoryLedger, free: float) -> float:
+def _pool(machine: EmulatedMachine, config: ServerConfig, filled: Memory, ledger: MemoryLedger, free: float) -> float:
     """Allocate the KV pool, or die of it; return what is free then, in GiB."""
     if boot_failure(machine.world, filled) is FailureKind.OOM_KV:
         fraction = config.mem_fraction_static or 0.0
@@ -121,7 +121,9 @@ def _pool(machine: Machine, config: ServerConfig, filled: Memory, ledger: Memory
     return free
 
 
-def _capture(machine: Machine, config: ServerConfig, filled: Memory, ledger: MemoryLedger, free: float) -> float:
+def _capture(
+    machine: EmulatedMachine, config: ServerConfig, filled: Memory, ledger: MemoryLedger, free: float
+) -> float:
     """Capture CUDA graphs, or die of it; return what they take, in GiB."""
     if config.disable_cuda_graph:
         return 0.0
@@ -139,7 +141,7 @@ def _capture(machine: Machine, config: ServerConfig, filled: Memory, ledger: Mem
     return graphs
 
 
-def _phase(machine: Machine, name: str) -> None:
+def _phase(machine: EmulatedMachine, name: str) -> None:
     """Take the phase's time, and suffer its faults."""
     time.sleep(SHARES[name] * machine.boot_s)
     for fault in machine.faults:

@@ -26,7 +26,7 @@ MOST_PREFIXES = 100_000
 
 
 @dataclass(slots=True)
-class Live:
+class ServedRequest:
     """A request on its way and what its client has been told; `news` wakes the client."""
 
     request: Request
@@ -43,7 +43,7 @@ class Driver:
     def __init__(self, times: StepTimes, limits: Limits, *, noise: float, seed: int) -> None:
         self._origin = time.monotonic()
         self.server = Scheduler(times=times, limits=limits, ratio=INITIAL_NEW_TOKEN_RATIO * limits.conservativeness)
-        self.live: dict[int, Live] = {}
+        self.live: dict[int, ServedRequest] = {}
         self.slower = 1.0
         self.mute = False
         self.late_s = 0.0
@@ -53,7 +53,7 @@ class Driver:
         self._count = 0
         self._known: dict[int, None] = {}  # hashes of prompt prefixes, oldest first
 
-    def submit(self, prompt: tuple[int, ...] | int, osl: int) -> Live:
+    def submit(self, prompt: tuple[int, ...] | int, osl: int) -> ServedRequest:
         """Take a request in: its prompt as token ids (or only their number) and its output length."""
         cached = 0 if isinstance(prompt, int) else self._cached(prompt)
         isl = prompt if isinstance(prompt, int) else len(prompt)
@@ -61,13 +61,13 @@ class Driver:
         now = self._now()
         fresh = max(1, isl - cached)
         request = Request(self._count, fresh, osl, now, now, prompt=fresh)
-        live = Live(request, cached)
+        live = ServedRequest(request, cached)
         self.live[request.index] = live
         self.server.arrive(request)
         self._work.set()
         return live
 
-    def abort(self, live: Live) -> None:
+    def abort(self, live: ServedRequest) -> None:
         """Drop a request wherever it is."""
         server, request = self.server, live.request
         if live.done:

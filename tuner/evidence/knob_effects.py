@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tuner.evidence.trial import Outcome, TrialRecord
+from tuner.evidence.trial import TrialOutcome, TrialRecord
 
 LAYOUT = "layout"
 
@@ -34,7 +34,7 @@ class KnobEffect:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Residual:
+class TrialResidual:
     """Measured over predicted objective of a family of configurations, less one, on average over its trials."""
 
     family: str
@@ -59,20 +59,20 @@ def knob_effects(records: Sequence[TrialRecord]) -> list[KnobEffect]:
     return sorted(found, key=lambda effect: -max(abs(value) for value in effect.change.values()))
 
 
-def residuals(records: Sequence[TrialRecord]) -> list[Residual]:
+def residuals(records: Sequence[TrialRecord]) -> list[TrialResidual]:
     """Return measured over predicted per family, largest first."""
     families: dict[str, list[float]] = {}
     for record in _measured(records):
         families.setdefault(record.label, []).append(math.log(max(record.over_predicted, 1e-9)))
     found = [
-        Residual(family=family, mean=math.expm1(sum(logs) / len(logs)), trials=len(logs))
+        TrialResidual(family=family, mean=math.expm1(sum(logs) / len(logs)), trials=len(logs))
         for family, logs in families.items()
     ]
     return sorted(found, key=lambda residual: -abs(residual.mean))
 
 
 def _measured(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    return [r for r in records if r.outcome is Outcome.MEASURED and r.repeats is None]
+    return [r for r in records if r.outcome is TrialOutcome.MEASURED and r.repeats is None]
 
 
 def _only_difference(a: dict[str, Any], b: dict[str, Any]) -> str | None:

@@ -22,7 +22,7 @@ LIVE_FILE = "live.json"
 BIRTH_TOLERANCE_S = 2.0
 
 
-class State(StrEnum):
+class RunState(StrEnum):
     """`interrupted` by its user, `failed` by an error: both can be resumed."""
 
     RUNNING = "running"
@@ -46,14 +46,14 @@ class LiveTrial:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Live:
+class LiveState:
     """A tune at one moment. Times are seconds since the epoch.
 
     `pid`, `born_s` and `host` name the process; `ceiling_tok_s` is what the plan predicts of its best configuration;
     `budget_s` is None where there is none.
     """
 
-    state: State
+    state: RunState
     phase: str
     phase_began_s: float
     began_s: float
@@ -70,7 +70,7 @@ class Live:
     @property
     def running(self) -> bool:
         """Whether the tune goes on: its process must still be there, where that can be told."""
-        if self.state is not State.RUNNING:
+        if self.state is not RunState.RUNNING:
             return False
         if self.host != socket.gethostname():
             return True
@@ -80,9 +80,9 @@ class Live:
             return False
 
 
-def read_live(run: Path) -> Live | None:
+def read_live(run: Path) -> LiveState | None:
     """Return what a run's live.json says, None where there is none to be read."""
     try:
-        return msgspec.json.decode((run / LIVE_FILE).read_bytes(), type=Live)
+        return msgspec.json.decode((run / LIVE_FILE).read_bytes(), type=LiveState)
     except (OSError, msgspec.DecodeError, msgspec.ValidationError):
         return None

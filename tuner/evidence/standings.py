@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tuner.evidence.trial import Outcome, TrialRecord, best_of
+from tuner.evidence.trial import TrialOutcome, TrialRecord, best_of
 from tuner.seam import Measurement, Verdict
 
 BASELINE = "SGLang default"
@@ -120,7 +120,7 @@ def scatter_of(groups: Sequence[Sequence[TrialRecord]]) -> Scatter:
 def _groups(records: Sequence[TrialRecord]) -> list[list[TrialRecord]]:
     groups: dict[int, list[TrialRecord]] = {}
     for record in records:
-        if record.outcome is Outcome.MEASURED:
+        if record.outcome is TrialOutcome.MEASURED:
             groups.setdefault(record.number if record.repeats is None else record.repeats, []).append(record)
     return list(groups.values())
 

@@ -8,12 +8,12 @@ from enum import StrEnum
 from typing import Any
 
 from models.config import ServerConfig
-from planner.plans.alternatives import DEFAULT, UNPRICED
+from planner.plans.alternatives import DEFAULT, UNMODELLED
 from tuner.choices import Objective
 from tuner.seam import FailureKind, Measurement
 
 
-class Outcome(StrEnum):
+class TrialOutcome(StrEnum):
     """`ruled_out` was never launched: a rule, the ledger or the optimistic bound decided.
 
     `infeasible` is the configuration's fault; `failed` is the machine's, or a measurement nobody may use: it teaches
@@ -103,7 +103,7 @@ class TrialRecord:
     source: str
     params: dict[str, Any]
     config: ServerConfig
-    outcome: Outcome
+    outcome: TrialOutcome
     predicted: dict[str, float]
     objective: float
     constraints: dict[str, float]
@@ -125,22 +125,22 @@ class TrialRecord:
     def unpriced(self) -> str:
         """The knobs no equation prices that are away from SGLang's own, in words."""
         return ", ".join(
-            f"{name} {self.params[name]}" for name in UNPRICED if self.params.get(name, DEFAULT) != DEFAULT
+            f"{name} {self.params[name]}" for name in UNMODELLED if self.params.get(name, DEFAULT) != DEFAULT
         )
 
     @property
     def launched(self) -> bool:
-        return self.outcome is not Outcome.RULED_OUT
+        return self.outcome is not TrialOutcome.RULED_OUT
 
     @property
     def feasible(self) -> bool:
         """Measured at the asked concurrency and within every SLO."""
-        return self.outcome is Outcome.MEASURED and all(value <= 0.0 for value in self.constraints.values())
+        return self.outcome is TrialOutcome.MEASURED and all(value <= 0.0 for value in self.constraints.values())
 
     @property
     def target(self) -> Measurement | None:
         """The point that decides: at the asked load, or the most users that keep the limits."""
-        if self.outcome is not Outcome.MEASURED or not self.points:
+        if self.outcome is not TrialOutcome.MEASURED or not self.points:
             return None
         return next((p for p in self.points if p.load == self.decided_at), self.points[-1])
 

@@ -12,7 +12,7 @@ from hwprobe.files import decode_json, read_bytes
 from models.config import ServerConfig
 from models.version import parse_version
 from planner.launch import launch_spec
-from planner.launch_files.record import Figure, Record
+from planner.launch_files.record import Record, RecordedPoint
 from planner.launch_files.targets import Parameters, Provenance
 from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values
@@ -112,7 +112,7 @@ def _lines(candidate: _Candidate, number: int, record: Record) -> list[tuple[str
 
 
 def _record(candidate: _Candidate, question: _Question, answer: _Answer, nnodes: int) -> Record:
-    figure = Figure(
+    figure = RecordedPoint(
         concurrency=question.concurrency or answer.concurrency_per_replica or 1,
         output_tok_s=candidate.prediction.output_tok_s,
         interval=candidate.prediction.band["output_tok_s"],

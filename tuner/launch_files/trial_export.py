@@ -13,7 +13,7 @@ from packaging.version import Version
 from hwprobe.errors import InputError
 from planner.launch import LaunchSpec, launch_spec
 from planner.launch_files.files import export_bundle, export_files
-from planner.launch_files.record import Figure, Record
+from planner.launch_files.record import Record, RecordedPoint
 from planner.launch_files.targets import SECRET_FLAGS, Parameters, Provenance, Target, possible_targets
 from tuner import __version__
 from tuner.choices import EngineName
@@ -141,9 +141,9 @@ def _trial_record(record: TrialRecord, standing: Standing, manifest: Manifest) -
     )
 
 
-def _figure(point: Measurement, standing: Standing) -> Figure:
+def _figure(point: Measurement, standing: Standing) -> RecordedPoint:
     rate, interval = standing.rate_at(point.load) or (point.output_tok_s, point.output_tok_s_interval)
-    return Figure(
+    return RecordedPoint(
         concurrency=point.concurrency,
         request_rate=point.request_rate,
         output_tok_s=rate,

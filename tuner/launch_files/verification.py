@@ -18,7 +18,7 @@ from models.serving.estimate import Context
 from models.version import parse_version
 from models.workload import Workload
 from planner.launch_files.files import BUNDLE_FILE
-from planner.launch_files.record import Figure, Record, record_of
+from planner.launch_files.record import Record, RecordedPoint, record_of
 from planner.launch_files.targets import Target
 from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values
@@ -57,7 +57,7 @@ class Claim:
         found = self.line.environment | self.comments
         return {name: value for name, value in found.items() if name not in SURROUNDINGS}
 
-    def workload(self, figure: Figure) -> Workload:
+    def workload(self, figure: RecordedPoint) -> Workload:
         closed = Workload.checked(self.record.isl, self.record.osl, figure.concurrency, self.record.range_ratio)
         return replace(closed, request_rate=figure.request_rate)
 
@@ -81,7 +81,7 @@ class Compared:
     sum of the squared half widths, which is what two independent measurements of one rate differ by.
     """
 
-    recorded: Figure
+    recorded: RecordedPoint
     measured: Measurement
 
     @property

@@ -6,10 +6,10 @@ from typing import Any
 
 from models.serving.estimate import predict
 from planner.launch import launch_spec
-from planner.plans.alternatives import UNPRICED
+from planner.plans.alternatives import UNMODELLED
 from planner.plans.space import as_launched
 from tuner.choices import EngineName, Fidelity
-from tuner.run.load_ladder import Climb
+from tuner.run.load_ladder import LoadLadder
 from tuner.run.setup import Prepared
 from tuner.search.configurations import candidates_of
 from tuner.slices.records import slices_outlook
@@ -20,7 +20,7 @@ WAVES = 5.3
 BOOT_S = 420.0
 
 
-def outlook(prepared: Prepared) -> dict[str, Any]:
+def dry_run_document(prepared: Prepared) -> dict[str, Any]:
     """Return the document of `sgtune tune --dry-run --json`."""
     question, space, context = prepared.question, prepared.space, prepared.plan.context
     virtual = question.engine in (EngineName.SIMULATED, EngineName.EMULATED)
@@ -29,7 +29,7 @@ def outlook(prepared: Prepared) -> dict[str, Any]:
     first: list[dict[str, Any]] = []
     for source, params in prepared.seeds:
         config = space.config(params)
-        rungs = Climb(goal=question.goal, workload=prepared.workload).rungs(config, context)
+        rungs = LoadLadder(goal=question.goal, workload=prepared.workload).rungs(config, context)
         foreseen = [predict(context, config, rung) for rung in rungs]
         least_s = 0.0 if virtual else question.point_s
         first.append(
@@ -49,7 +49,7 @@ def outlook(prepared: Prepared) -> dict[str, Any]:
         "launches": question.trials,
         "confirmations": again,
         "candidates": len(candidates_of(space).configs),
-        "moves": {name: list(space.choices[name][1:]) for name in UNPRICED if len(space.choices[name]) > 1},
+        "moves": {name: list(space.choices[name][1:]) for name in UNMODELLED if len(space.choices[name]) > 1},
         "seconds_per_launch": each_s,
         "slices": _slices(prepared, boot_s),
         "hours": min(launches * each_s, question.budget_s + each_s) / 3600.0,

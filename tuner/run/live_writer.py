@@ -18,7 +18,7 @@ from models.config import ServerConfig
 from models.serving.estimate import Prediction
 from models.workload import Workload
 from tuner.engines.live import LiveEngine
-from tuner.evidence.live_state import LIVE_FILE, Live, LiveTrial, State
+from tuner.evidence.live_state import LIVE_FILE, LiveState, LiveTrial, RunState
 from tuner.evidence.trial import TrialRecord
 from tuner.run.loop import Loop
 from tuner.seam import Engine, Measurement, Server, ServerInfo
@@ -26,15 +26,15 @@ from tuner.seam import Engine, Measurement, Server, ServerInfo
 CHOOSING = "choosing the next configuration"
 
 
-class Watch:
+class LiveWriter:
     """Stands between a loop and its reporter and engine while it is entered, and keeps live.json."""
 
     def __init__(self, loop: Loop, ceiling_tok_s: float) -> None:
         self._loop, self._reporter, self._engine = loop, loop.reporter, loop.engine
         now, own = time.time(), psutil.Process()
         budget_s = loop.task.budget_s
-        self._live = Live(
-            state=State.RUNNING,
+        self._live = LiveState(
+            state=RunState.RUNNING,
             phase=CHOOSING,
             phase_began_s=now,
             began_s=now,
@@ -56,9 +56,9 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._loop.reporter, self._loop.engine = self._reporter, self._engine
-        state = State.FINISHED if error is None else State.FAILED if isinstance(error, SgtuneError) else None
+        state = RunState.FINISHED if error is None else RunState.FAILED if isinstance(error, SgtuneError) else None
         message = self._loop.stop_reason if error is None else str(error) if state else ""
-        self._live = replace(self._live, state=state or State.INTERRUPTED, trial=None, message=message)
+        self._live = replace(self._live, state=state or RunState.INTERRUPTED, trial=None, message=message)
         self.phase("ended")
 
     def phase(self, name: str) -> None:
@@ -108,7 +108,7 @@ class Watch:
 class _Watched:
     """An engine that says what it is about to do."""
 
-    def __init__(self, engine: Engine, watch: Watch) -> None:
+    def __init__(self, engine: Engine, watch: LiveWriter) -> None:
         inside = replace(engine, entered=watch.starting) if isinstance(engine, LiveEngine) else engine
         self._engine, self._watch = inside, watch
 
@@ -126,7 +126,7 @@ class _Watched:
 class _WatchedServer:
     """A server that says what it is about to do."""
 
-    def __init__(self, server: Server, watch: Watch) -> None:
+    def __init__(self, server: Server, watch: LiveWriter) -> None:
         self._server, self._watch = server, watch
 
     def info(self) -> ServerInfo:

@@ -41,7 +41,7 @@ Keep = Callable[[Measurement], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Climb:
+class LoadLadder:
     """What a launch is to show: the asked load and some below, the goal, the score to beat (None: climb in full)."""
 
     goal: Goal

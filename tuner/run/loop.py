@@ -16,17 +16,17 @@ from planner.launch import launch_spec
 from tuner.choices import Objective
 from tuner.evidence.run_folder import RunFolder
 from tuner.evidence.standings import BASELINE, to_confirm
-from tuner.evidence.trial import Outcome, TrialRecord, best_of
-from tuner.run.load_ladder import LOWER_RUNGS, Climb
-from tuner.run.trial_builder import Drafts
+from tuner.evidence.trial import TrialOutcome, TrialRecord, best_of
+from tuner.run.load_ladder import LOWER_RUNGS, LoadLadder
+from tuner.run.trial_builder import TrialBuilder
 from tuner.seam import Engine, LaunchFailed, Measurement, Server
-from tuner.search.fallback import SAFEST, Fallback
+from tuner.search.fallback import SAFEST, LeastMemoryFallback
 from tuner.search.objective import Goal
 from tuner.search.optuna_study import StudyIndex
 from tuner.search.prechecks import cannot_run, cannot_win, quarantined
 from tuner.search.space import TuningSpace
 from tuner.server.failure import Policy, policy_of
-from tuner.slices.screening import SAMPLER, SLICED, Screen
+from tuner.slices.screening import SAMPLER, SLICED, SliceScreening
 
 # Proposals in a row that may be ruled out before the space counts as exhausted.
 MOST_RULED_OUT = 150
@@ -45,7 +45,7 @@ class OperatorNeeded(SgtuneError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class TuneTask:
     """What is to be tuned, apart from how and where."""
 
     context: Context
@@ -59,9 +59,9 @@ class Task:
     lower_rungs: int = LOWER_RUNGS
 
     @property
-    def drafts(self) -> Drafts:
+    def drafts(self) -> TrialBuilder:
         """What makes this task's records."""
-        return Drafts(self.goal, self.context, self.workload, self.space)
+        return TrialBuilder(self.goal, self.context, self.workload, self.space)
 
 
 class Reporter(Protocol):
@@ -78,14 +78,14 @@ class Reporter(Protocol):
 class Loop:
     """One run of the tuner; `records` holds the trials of earlier sessions of the same run too."""
 
-    task: Task
+    task: TuneTask
     engine: Engine
     folder: RunFolder
     index: StudyIndex
     reporter: Reporter
     records: list[TrialRecord] = field(default_factory=list)
     stop_reason: str = ""
-    screen: Screen | None = None
+    screen: SliceScreening | None = None
 
     @property
     def launches(self) -> int:
@@ -159,7 +159,7 @@ class Loop:
             if ruled_out >= MOST_RULED_OUT:
                 self.stop_reason = "no proposal is left that could beat the best measured and is worth a launch"
                 return
-            fallback = Fallback(self.task.space, self.records, patience=1 if self.index.guided else 0)
+            fallback = LeastMemoryFallback(self.task.space, self.records, patience=1 if self.index.guided else 0)
             if fallback.diagnosis:
                 self.stop_reason = fallback.diagnosis
                 return
@@ -183,12 +183,12 @@ class Loop:
         reason = cannot_run(config, self.task.context, self.task.workload, self.records)
         reason = reason or quarantined(config, self.records)
         if reason is not None:
-            return replace(blank, outcome=Outcome.RULED_OUT, reason=reason)
+            return replace(blank, outcome=TrialOutcome.RULED_OUT, reason=reason)
         draft, predicted = self.task.drafts.predict(blank)
         unjudged = source in (SAFEST, SLICED) or (source == SAMPLER and (self.index.guided or self.index.exhaustive))
         reason = None if unjudged else cannot_win(self.task.goal, config, params, predicted, self.records)
         if reason is not None:
-            return replace(draft, outcome=Outcome.RULED_OUT, reason=reason)
+            return replace(draft, outcome=TrialOutcome.RULED_OUT, reason=reason)
         self.reporter.launching(draft.number, source, config, predicted)
         return self._launch(draft)
 
@@ -197,7 +197,7 @@ class Loop:
         record = self._attempt(draft)
         spent = 0.0
         for _ in range(RETRIES):
-            if record.outcome is not Outcome.FAILED:
+            if record.outcome is not TrialOutcome.FAILED:
                 break
             spent += record.spent_s
             record = self._attempt(draft)
@@ -221,7 +221,7 @@ class Loop:
             ours = policy is Policy.CONFIGURATION
             return replace(
                 draft,
-                outcome=Outcome.INFEASIBLE if ours else Outcome.FAILED,
+                outcome=TrialOutcome.INFEASIBLE if ours else TrialOutcome.FAILED,
                 failure=failure.kind,
                 reason=failure.evidence,
                 points=tuple(points),
@@ -240,7 +240,7 @@ class Loop:
 
         in_full = draft.source == BASELINE or draft.repeats is not None or self.index.exhaustive
         best = None if in_full else self.best
-        climb = Climb(
+        climb = LoadLadder(
             goal=self.task.goal,
             workload=self.task.workload,
             to_beat=best.objective if best else None,

@@ -14,14 +14,14 @@ from planner.plans.frontier import pareto_front
 from planner.plans.space import as_launched
 from tuner.evidence.knob_effects import knob_effects, residuals
 from tuner.evidence.standings import BASELINE, Standing, standings, winner_of
-from tuner.evidence.trial import Manifest, Outcome, TrialRecord
+from tuner.evidence.trial import Manifest, TrialOutcome, TrialRecord
 from tuner.seam import Verdict
 from tuner.search.objective import UNITS
 
 
 def nearest_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
     """Return the measured trial that misses its limits by least."""
-    measured = [r for r in records if r.outcome is Outcome.MEASURED and r.repeats is None]
+    measured = [r for r in records if r.outcome is TrialOutcome.MEASURED and r.repeats is None]
     return min(measured, key=lambda r: max(r.constraints.values(), default=0.0), default=None)
 
 
@@ -109,7 +109,7 @@ def pareto_of(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
     seen = [
         (record, point)
         for record in records
-        if record.outcome is Outcome.MEASURED
+        if record.outcome is TrialOutcome.MEASURED
         for point in record.points
         if point.verdict is Verdict.OK
     ]

@@ -17,14 +17,14 @@ from tuner.choices import Fidelity, Objective, SamplerName
 from tuner.evidence.run_folder import RunFolder
 from tuner.evidence.standings import BASELINE
 from tuner.run.engine_factory import engine_of
-from tuner.run.loop import Loop, Reporter, Task
+from tuner.run.loop import Loop, Reporter, TuneTask
 from tuner.run.question import TuneQuestion
 from tuner.seam import Engine
 from tuner.search.configurations import candidates_of
 from tuner.search.optuna_study import StudyIndex
 from tuner.search.space import TuningSpace, tuning_space
 from tuner.slices.records import SliceFile, slice_for, sliced_engine
-from tuner.slices.screening import Screen
+from tuner.slices.screening import SliceScreening
 
 SPREAD_SEEDS = 6
 # Where the load in flight is an answer, not a question, so many times what the model believes in is provided for.
@@ -126,7 +126,7 @@ def open_loop(prepared: Prepared, reporter: Reporter) -> tuple[Loop, bool]:
         )  # fmt: skip
         engine = engine_of(question, plan.context, folder)
         undo.pop_all()
-    task = Task(
+    task = TuneTask(
         context=plan.context,
         workload=prepared.workload,
         goal=question.goal,
@@ -142,10 +142,10 @@ def open_loop(prepared: Prepared, reporter: Reporter) -> tuple[Loop, bool]:
     ), torn
 
 
-def _screen(prepared: Prepared, engine: Engine, folder: RunFolder) -> Screen:
+def _screen(prepared: Prepared, engine: Engine, folder: RunFolder) -> SliceScreening:
     """Return what tries slices first, with those of earlier sessions."""
     arch = slice_for(prepared.plan.context.arch)
-    return Screen(
+    return SliceScreening(
         space=prepared.space, arch=arch, goal=prepared.question.goal,
         engine=sliced_engine(engine, arch, folder.path / "slices"), file=SliceFile(folder.path / "slices.jsonl"),
     )  # fmt: skip

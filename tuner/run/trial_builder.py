@@ -13,7 +13,7 @@ from models.config import ServerConfig
 from models.serving.estimate import Context, Prediction, predict
 from models.workload import Slo, Workload, missed
 from tuner.choices import Objective
-from tuner.evidence.trial import Outcome, TrialRecord
+from tuner.evidence.trial import TrialOutcome, TrialRecord
 from tuner.run.load_ladder import decision_of
 from tuner.seam import Measurement, Verdict
 from tuner.search.closed_form import of_goal
@@ -23,7 +23,7 @@ from tuner.search.space import TuningSpace
 
 
 @dataclass(frozen=True, slots=True)
-class Drafts:
+class TrialBuilder:
     """Makes the records of one task."""
 
     goal: Goal
@@ -41,7 +41,7 @@ class Drafts:
             source=source,
             params=params,
             config=config,
-            outcome=Outcome.RULED_OUT,
+            outcome=TrialOutcome.RULED_OUT,
             predicted={},
             objective=worst,
             constraints={"memory": 1.0, **{key_of(slo): 0.0 for slo in self.goal.constraining}},
@@ -86,7 +86,7 @@ class Drafts:
         kept = replace(draft, points=ordered, boot_s=boot_s, spent_s=spent_s, decided_at=target.load)
         if target.verdict is not Verdict.OK:
             where = f"the point at {target.load:g} {'clients' if target.request_rate is None else 'requests/s'}"
-            return replace(kept, outcome=Outcome.FAILED, reason=f"{where} is {target.verdict}: {target.why}")
+            return replace(kept, outcome=TrialOutcome.FAILED, reason=f"{where} is {target.verdict}: {target.why}")
         value = self.goal.value(draft.config, ordered, target)
         violated = {key_of(slo): slo.excess(target) for slo in self.goal.constraining}
         misses = missed(self.goal.constraining, target)
@@ -94,7 +94,7 @@ class Drafts:
             violated, misses = dict.fromkeys(violated, 0.0), ()  # fewer users would have been carried
         return replace(
             kept,
-            outcome=Outcome.MEASURED,
+            outcome=TrialOutcome.MEASURED,
             reason=stopped,
             objective=self.goal.score(value),
             value=value,

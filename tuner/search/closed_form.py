@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from models.layout import Array
-from models.serving.closed_form import Demand, Serving, closed_loop
+from models.serving.closed_form import ClosedForm, Demand, closed_loop
 from models.workload import Slo
 from tuner.choices import Objective
 from tuner.search.expected_improvement import chance_below
@@ -28,7 +28,7 @@ REQUEST_SPREAD = {"ttft": 0.6, "tpot": 0.12, "e2e": 0.2}
 OPEN_LOOP_S = 30.0
 
 
-def log_figure(steady: Serving, metric: str) -> Array:
+def log_figure(steady: ClosedForm, metric: str) -> Array:
     """Return the natural logarithm of a figure of the closed form: output_tok_s, or tpot, ttft, e2e in ms."""
     values = {
         "output_tok_s": steady.output_tok_s,
@@ -58,7 +58,7 @@ def of_goal(goal: Goal) -> Figure:
     return of_point("tpot" if goal.objective is Objective.TPOT else "output_tok_s")
 
 
-def _curve(rows: Candidates, departure: Array) -> tuple[Array, Serving]:
+def _curve(rows: Candidates, departure: Array) -> tuple[Array, ClosedForm]:
     """Return concurrencies up to the asked one, and the steady state of every row at each (rows x clients)."""
     most = max(2, rows.space.workload.concurrency)
     clients = np.unique(np.geomspace(1, most, CURVE_POINTS).round())

@@ -15,7 +15,7 @@ from hwprobe.errors import InputError
 from models.config import ServerConfig
 from models.costs.memory import Memory
 from models.layout import Array, ConfigTable, table_of
-from models.serving.closed_form import Serving
+from models.serving.closed_form import ClosedForm
 from models.serving.estimate import Context, predict_many
 from planner.plans.alternatives import DEFAULT
 from planner.plans.search import SAFE_FREE_GIB
@@ -47,7 +47,7 @@ class Candidates:
     memory: Memory
     space: TuningSpace
 
-    def steady(self, departure: Array) -> Serving:
+    def steady(self, departure: Array) -> ClosedForm:
         """Return the closed form of every row when the machine departs by this much from the belief.
 
         `departure` counts standard deviations in the order of PHYSICS.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from models.layout import table_of
-from tuner.evidence.trial import Outcome, TrialRecord
+from tuner.evidence.trial import TrialOutcome, TrialRecord
 from tuner.search.configurations import candidates_of
 from tuner.search.space import TuningSpace
 
@@ -19,7 +19,7 @@ MOST_FAILURES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Fallback:
+class LeastMemoryFallback:
     """Asked when the seeds are used up: the safest configuration while no launch has held, then a diagnosis.
 
     The diagnosis comes after MOST_FAILURES of them, or when those left have less memory free than one that ran out.
@@ -35,7 +35,7 @@ class Fallback:
     def _nothing_holds(self) -> bool:
         launched = [record for record in self.records if record.launched]
         chosen = sum(record.source == "sampler" for record in launched)
-        failed = all(record.outcome is Outcome.INFEASIBLE for record in launched)
+        failed = all(record.outcome is TrialOutcome.INFEASIBLE for record in launched)
         return bool(launched) and failed and chosen >= self.patience
 
     @property

@@ -29,7 +29,7 @@ LEAST_DEVIATION = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
-class Learned:
+class Posterior:
     """Mean and standard deviation of the logarithm of a figure (sizes x rows), and the weight of every size."""
 
     mean: Array
@@ -39,7 +39,7 @@ class Learned:
 
 def learn(
     told: Candidates, known: Array, asked: Candidates, figure: Figure, common: float, against: int | None = None
-) -> Learned:
+) -> Posterior:
     """Return what launched rows (`told`) with logarithms of measurements (`known`) say of the rows asked for.
 
     `common` is the spread of what all rows share. With `against`, the answer is every row's figure less that of the
@@ -64,7 +64,7 @@ def learn(
         rows = [x - gp.X_train_[against] for x, gp in zip(rows, fits, strict=True)]
     found = [gp.predict(x, return_std=True) for x, gp in zip(rows, fits, strict=True)]
     deviation = np.maximum(np.array([spread for _, spread in found]), LEAST_DEVIATION)
-    return Learned(base + np.array([mean for mean, _ in found]), deviation, weight)
+    return Posterior(base + np.array([mean for mean, _ in found]), deviation, weight)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from models.layout import Array, table_of
 from models.serving.estimate import Context
-from tuner.evidence.trial import Outcome, TrialRecord
+from tuner.evidence.trial import TrialOutcome, TrialRecord
 from tuner.seam import FailureKind
 
 # GiB per GPU that may be missing, the spread of the ledger's error before any launch, and how sharp the edge is.
@@ -20,12 +20,12 @@ OOM = (FailureKind.OOM_WEIGHTS, FailureKind.OOM_KV, FailureKind.OOM_GRAPHS, Fail
 
 def evidence(records: Sequence[TrialRecord], context: Context) -> list[tuple[float, bool]]:
     """Return, per launch that says something of memory, GiB left free by the ledger and whether it held."""
-    telling = [r for r in records if r.outcome is Outcome.MEASURED or (r.launched and r.failure in OOM)]
+    telling = [r for r in records if r.outcome is TrialOutcome.MEASURED or (r.launched and r.failure in OOM)]
     if not telling:
         return []
     filled = context.memory(table_of([record.config for record in telling]))
     slack = filled.free + np.array([_unused_activations(r) for r in telling]) * filled.activations
-    return [(float(gib), record.outcome is Outcome.MEASURED) for gib, record in zip(slack, telling, strict=True)]
+    return [(float(gib), record.outcome is TrialOutcome.MEASURED) for gib, record in zip(slack, telling, strict=True)]
 
 
 def _unused_activations(record: TrialRecord) -> float:

@@ -25,7 +25,7 @@ from models.config import ServerConfig
 from models.layout import Array
 from models.serving.estimate import Prediction, predict
 from tuner.choices import Objective
-from tuner.evidence.trial import Outcome, TrialRecord, best_of
+from tuner.evidence.trial import TrialOutcome, TrialRecord, best_of
 from tuner.search.closed_form import Figure, of_goal, of_point
 from tuner.search.configurations import (
     PHYSICS,
@@ -41,7 +41,7 @@ from tuner.search.space import CORE, TuningSpace
 from tuner.search.unmodelled_knobs import Moves
 
 try:
-    from tuner.search.gaussian_process import Learned, learn
+    from tuner.search.gaussian_process import Posterior, learn
 except ImportError as error:
     raise InputError(
         "--sampler model needs scikit-learn: in the checkout, pip install '.[tune]', or choose --sampler tpe"
@@ -192,7 +192,7 @@ class ModelGuidedSampler(BaseSampler):
         likely = feasible >= min(EVEN_CHANCE, float(feasible.max()))
         return nothing_to_beat(learned.weight @ learned.mean) * feasible * np.where(likely, 1.0, UNLIKELY)
 
-    def _objective(self, rows: Candidates, replayed: bool) -> Learned:
+    def _objective(self, rows: Candidates, replayed: bool) -> Posterior:
         """Return what is known of the rows' objective, less the best's where there is one."""
         measured, goal = self._measured(), self._goal
         known = [self._sign * r.objective - goal.shift(r.config) for r in measured]
@@ -201,12 +201,12 @@ class ModelGuidedSampler(BaseSampler):
         read = _objective_of(goal)
         raw = self._learn(rows, known, self._figure, read, COMMON, replayed=replayed, against=against)
         shift = np.array([goal.shift(config) for config in rows.configs]) - (goal.shift(best.config) if best else 0.0)
-        return Learned(self._sign * raw.mean + shift, raw.deviation, raw.weight)
+        return Posterior(self._sign * raw.mean + shift, raw.deviation, raw.weight)
 
     def _learn(
         self, rows: Candidates, known: list[float], figure: Figure, read: Read, common: float, *,
         replayed: bool, against: int | None = None,
-    ) -> Learned:  # fmt: skip
+    ) -> Posterior:  # fmt: skip
         """Learn a figure from what is measured of it; what the closed form misses against the replay counts as known.
 
         A row that is not replayed is taken to miss as much as those that were launched.
@@ -232,7 +232,7 @@ class ModelGuidedSampler(BaseSampler):
         return self._replays[config]
 
     def _measured(self) -> list[TrialRecord]:
-        return [record for record in self._records if record.outcome is Outcome.MEASURED]
+        return [record for record in self._records if record.outcome is TrialOutcome.MEASURED]
 
     def _within_limits(self, rows: Candidates, replayed: bool) -> Array:
         """Return the chance that each row meets every limit that is not part of the objective itself."""

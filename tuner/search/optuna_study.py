@@ -16,7 +16,7 @@ from optuna.storages import RDBStorage
 
 from planner.plans.alternatives import DEFAULT, Choice
 from tuner.choices import SamplerName
-from tuner.evidence.trial import Outcome, TrialRecord
+from tuner.evidence.trial import TrialOutcome, TrialRecord
 from tuner.search.grid import Grid
 from tuner.search.objective import Goal
 from tuner.search.space import CORE, TuningSpace
@@ -122,7 +122,7 @@ class StudyIndex:
             self._grid.tried(record.params)
         params = {**dict.fromkeys(self._space.resting, DEFAULT), **record.params}
         inside = all(params[name] in values for name, values in self._space.choices.items())
-        if record.outcome is Outcome.FAILED or not inside:
+        if record.outcome is TrialOutcome.FAILED or not inside:
             return
         told = optuna.trial.create_trial(
             params=params,

@@ -10,11 +10,11 @@ from models.config import ServerConfig
 from models.layout import table_of
 from models.serving.estimate import Context, Prediction
 from models.workload import Workload
-from planner.plans.alternatives import DEFAULT, UNPRICED
+from planner.plans.alternatives import DEFAULT, UNMODELLED
 from planner.plans.search import SAFE_FREE_GIB
 from planner.rules import Question, first_error
 from tuner.choices import Objective
-from tuner.evidence.trial import Outcome, TrialRecord, best_of
+from tuner.evidence.trial import TrialOutcome, TrialRecord, best_of
 from tuner.search.memory_belief import evidence, known_missing_gib
 from tuner.search.objective import Goal
 
@@ -44,7 +44,7 @@ def cannot_run(
 def quarantined(config: ServerConfig, records: Sequence[TrialRecord]) -> str | None:
     """Say that a configuration failed before, each time through the machine's fault, or None."""
     for record in records:
-        if record.outcome is Outcome.FAILED and record.config == config:
+        if record.outcome is TrialOutcome.FAILED and record.config == config:
             return f"quarantined: trial {record.number} failed twice ({record.failure or 'no usable measurement'})"
     return None
 
@@ -72,11 +72,13 @@ def _twin(
     """Return a measured trial of the same family whose prediction could not be told apart, or None."""
     rate, own = predicted.output_tok_s, _unpriced(params)
     for record in records:
-        same = record.outcome is Outcome.MEASURED and record.label == config.label and _unpriced(record.params) == own
+        same = (
+            record.outcome is TrialOutcome.MEASURED and record.label == config.label and _unpriced(record.params) == own
+        )
         if same and abs(record.predicted["output_tok_s"] / rate - 1.0) < INDISTINCT:
             return record
     return None
 
 
 def _unpriced(params: dict[str, Any]) -> list[Any]:
-    return [params.get(name, DEFAULT) for name in UNPRICED]
+    return [params.get(name, DEFAULT) for name in UNMODELLED]

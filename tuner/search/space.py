@@ -9,13 +9,13 @@ from typing import Any
 from models.config import ServerConfig, Speculative
 from models.serving.estimate import Context
 from models.workload import Metric, Slo, Workload
-from planner.plans.alternatives import AUTOMATIC_ATTENTION, DEFAULT, UNPRICED, Choice, alternatives, typed_page
+from planner.plans.alternatives import AUTOMATIC_ATTENTION, DEFAULT, UNMODELLED, Choice, alternatives, typed_page
 from planner.plans.search import LATENCY_SHARES
 from planner.plans.space import CHUNKS, FRACTIONS, Space, as_launched, graph_size
 from planner.sglang.resolver import DEFAULT_REQUESTS_PER_RANK, resolve
 
 CLIENTS = "clients"
-# The knobs that equations price: every combination is a candidate. The others (UNPRICED) are moves from one.
+# The knobs that equations price: every combination is a candidate. The others (UNMODELLED) are moves from one.
 CORE = ("layout", "mtp_steps", "mem_fraction_static", "chunked_prefill_size", "cuda_graph", "max_running")
 
 
@@ -23,8 +23,8 @@ CORE = ("layout", "mtp_steps", "mem_fraction_static", "chunked_prefill_size", "c
 class TuningSpace:
     """Choices per parameter. `default` means SGLang's default; `clients` means just enough for the clients.
 
-    Choices of CORE are combined; those of UNPRICED are moves, the first value being where they rest. `named` holds the
-    parameters that a space file speaks of.
+    Choices of CORE are combined; those of UNMODELLED vary one at a time from their first value, the default.
+    `named` holds the parameters that a space file speaks of.
     """
 
     layouts: dict[str, ServerConfig]
@@ -40,7 +40,7 @@ class TuningSpace:
         running = params["max_running"]
         wanted = running if isinstance(running, int) else self.workload.concurrency
         per_rank = min(DEFAULT_REQUESTS_PER_RANK, -(-wanted // layout.attn_dp_size))
-        unpriced = {name: params[name] for name in UNPRICED if params.get(name, DEFAULT) != DEFAULT}
+        unpriced = {name: params[name] for name in UNMODELLED if params.get(name, DEFAULT) != DEFAULT}
         typed = replace(
             layout,
             speculative=Speculative.chain(steps) if steps else None,
@@ -56,7 +56,7 @@ class TuningSpace:
     @property
     def resting(self) -> dict[str, Choice]:
         """The first value of every unpriced knob: SGLang's own, unless a space file fixed another."""
-        return {name: values[0] for name, values in self.choices.items() if name in UNPRICED}
+        return {name: values[0] for name, values in self.choices.items() if name in UNMODELLED}
 
     def params_of(self, config: ServerConfig) -> dict[str, Any]:
         """Return the parameters whose configuration is nearest to a planner's candidate."""

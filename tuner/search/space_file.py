@@ -17,12 +17,12 @@ from typing import Any
 
 from hwprobe.errors import InputError, did_you_mean
 from hwprobe.files import read_bytes
-from planner.plans.alternatives import DEFAULT, UNPRICED, Choice
+from planner.plans.alternatives import DEFAULT, UNMODELLED, Choice
 from planner.sglang.flags import flags_of
 from tuner.search.space import CLIENTS, CORE, TuningSpace
 
 LARGEST_MTP = 7
-NAMES = (*CORE, *UNPRICED)
+NAMES = (*CORE, *UNMODELLED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class SpaceFile:
                     f"{did_you_mean(str(layout), known)}"
                 )
         known_flags = flags_of(space.context.version).by_dest
-        for name in UNPRICED:
+        for name in UNMODELLED:
             for value in self.choices.get(name, ()):
                 flag = known_flags.get(name)
                 if value == DEFAULT or (flag is not None and (not flag.choices or value in flag.choices)):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from models.config import ServerConfig
-from planner.plans.alternatives import UNPRICED, Choice
+from planner.plans.alternatives import UNMODELLED, Choice
 from tuner.search.configurations import Candidates, allowed, fitting, rows_of
 from tuner.search.space import TuningSpace
 
@@ -64,7 +64,7 @@ class Moves:
 
     def _config(self, params: dict[str, Any]) -> ServerConfig | None:
         """Return the configuration of allowed parameters, None for others."""
-        key = tuple(params.get(name) for name in (*self._space.choices, *UNPRICED))
+        key = tuple(params.get(name) for name in (*self._space.choices, *UNMODELLED))
         if key not in self._known:
             config = self._space.config(params)
             self._known[key] = config if allowed(self._space, config) else None

@@ -76,7 +76,7 @@ REMEDIES: dict[FailureKind, tuple[Remedy, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class Pattern:
     """A text that only this kind of failure prints; `log` is the recorded log that shows it, if there is one."""
 
     kind: FailureKind
@@ -86,28 +86,34 @@ class Rule:
 
 # The first rule that matches decides: causes before their consequences.
 RULES = (
-    Rule(FailureKind.BAD_FLAG, r"error: (unrecognized arguments|ambiguous option|argument .*invalid)", "unknown_flag"),
-    Rule(FailureKind.GPU_LOST, r"GPU is lost|fallen off the bus|uncorrectable ECC error"),
-    Rule(FailureKind.SHM_FULL, r"No space left on device.*/dev/shm|unable to (open|mmap) shared memory|\bBus error\b"),
-    Rule(FailureKind.GPU_BUSY, r"The memory capacity is unbalanced"),
-    Rule(FailureKind.OOM_GRAPHS, r"Capture (prefill )?cuda graph failed"),
-    Rule(FailureKind.OOM_KV, r"Loaded weights leave no GPU memory for the KV cache", "kv_pool_too_small"),
-    Rule(FailureKind.OOM_KV, r"Not enough memory\. Please try to increase --mem-fraction-static"),
-    Rule(FailureKind.WEIGHTS_MISSING, r"Cannot find any model weights with", "weights_missing"),
-    Rule(
+    Pattern(
+        FailureKind.BAD_FLAG, r"error: (unrecognized arguments|ambiguous option|argument .*invalid)", "unknown_flag"
+    ),
+    Pattern(FailureKind.GPU_LOST, r"GPU is lost|fallen off the bus|uncorrectable ECC error"),
+    Pattern(
+        FailureKind.SHM_FULL, r"No space left on device.*/dev/shm|unable to (open|mmap) shared memory|\bBus error\b"
+    ),
+    Pattern(FailureKind.GPU_BUSY, r"The memory capacity is unbalanced"),
+    Pattern(FailureKind.OOM_GRAPHS, r"Capture (prefill )?cuda graph failed"),
+    Pattern(FailureKind.OOM_KV, r"Loaded weights leave no GPU memory for the KV cache", "kv_pool_too_small"),
+    Pattern(FailureKind.OOM_KV, r"Not enough memory\. Please try to increase --mem-fraction-static"),
+    Pattern(FailureKind.WEIGHTS_MISSING, r"Cannot find any model weights with", "weights_missing"),
+    Pattern(
         FailureKind.WEIGHTS_MISSING,
         r"Repo id must be in the form|is not a valid model identifier",
         "model_path_missing",
     ),
-    Rule(
+    Pattern(
         FailureKind.PORT, r"address already in use|Port is already in use|is not available in \d+ seconds", "port_taken"
     ),
-    Rule(FailureKind.NCCL, r"Watchdog caught collective operation timeout|NCCL error|ncclSystemError|ncclRemoteError"),
-    Rule(FailureKind.WATCHDOG, r"watchdog timeout \(self\.watchdog_timeout"),
-    Rule(
+    Pattern(
+        FailureKind.NCCL, r"Watchdog caught collective operation timeout|NCCL error|ncclSystemError|ncclRemoteError"
+    ),
+    Pattern(FailureKind.WATCHDOG, r"watchdog timeout \(self\.watchdog_timeout"),
+    Pattern(
         FailureKind.KILLED, r"(crashed with exit code|died during initialization \(exit code:) -9", "scheduler_killed"
     ),
-    Rule(FailureKind.UNSUPPORTED, r"minimum required version .* is not installed", "package_missing"),
+    Pattern(FailureKind.UNSUPPORTED, r"minimum required version .* is not installed", "package_missing"),
 )
 OOM = re.compile(r"torch\.(cuda\.)?OutOfMemoryError|CUDA out of memory", re.IGNORECASE)
 REFUSAL = re.compile(

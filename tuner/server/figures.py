@@ -18,7 +18,7 @@ GRAPHS = re.compile(r"Capture .*?(?:CUDA|cuda) graph end.*?mem usage=([\d.]+) GB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
+class BootFigure:
     """One quantity, predicted by the ledger and read from the server; None where it was not printed."""
 
     predicted: float
@@ -29,10 +29,10 @@ class Figure:
 class BootFigures:
     """Memory of one GPU in GiB, KV tokens of one rank, and seconds of the start by SGLang's own names."""
 
-    weights_gib: Figure
-    graphs_gib: Figure
-    free_gib: Figure
-    kv_tokens_per_rank: Figure
+    weights_gib: BootFigure
+    graphs_gib: BootFigure
+    free_gib: BootFigure
+    kv_tokens_per_rank: BootFigure
     timings_s: dict[str, float]
 
 
@@ -45,10 +45,10 @@ def boot_figures(log: str, info: dict[str, Any], ledger: MemoryLedger) -> BootFi
     graphs = [float(text) for text in GRAPHS.findall(log)]
     free = _last(LAST_FREE, log)
     return BootFigures(
-        weights_gib=Figure(predicted=ledger.weights_gib, measured=weights),
-        graphs_gib=Figure(predicted=ledger.per_gpu_gib.get("CUDA graphs", 0.0), measured=sum(graphs) or None),
-        free_gib=Figure(predicted=ledger.free_gib, measured=free if free is not None else _last(POOL_END, log)),
-        kv_tokens_per_rank=Figure(predicted=ledger.kv_tokens_per_rank, measured=info.get("max_total_num_tokens")),
+        weights_gib=BootFigure(predicted=ledger.weights_gib, measured=weights),
+        graphs_gib=BootFigure(predicted=ledger.per_gpu_gib.get("CUDA graphs", 0.0), measured=sum(graphs) or None),
+        free_gib=BootFigure(predicted=ledger.free_gib, measured=free if free is not None else _last(POOL_END, log)),
+        kv_tokens_per_rank=BootFigure(predicted=ledger.kv_tokens_per_rank, measured=info.get("max_total_num_tokens")),
         timings_s=_timings(info.get("startup_time")),
     )
 

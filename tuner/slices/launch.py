@@ -71,7 +71,7 @@ def slices_of(whole: ModelArchitecture, text: str, dense: int | None) -> tuple[M
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Rung:
+class SliceLoad:
     """One load of the ladder: lengths in tokens, and clients in a closed loop."""
 
     isl: int
@@ -86,7 +86,7 @@ class Rung:
         return f"{self.isl:,}/{self.osl:,} at {self.clients:,} clients"
 
 
-def rungs_of(text: str, flag: str) -> tuple[Rung, ...]:
+def rungs_of(text: str, flag: str) -> tuple[SliceLoad, ...]:
     """Parse 'ISL/OSL@C1,C2'; an empty text is no rung. Raises InputError naming the flag."""
     if not text:
         return ()
@@ -94,7 +94,7 @@ def rungs_of(text: str, flag: str) -> tuple[Rung, ...]:
     clients = [int(part) for part in match[3].split(",")] if match else []
     if match is None or min(int(match[1]), int(match[2]), *clients) < 1 or max(clients) > MOST_CLIENTS:
         raise InputError(f"{flag} is '{text}'; write input and output tokens and clients, as in {flag} 128/256@1,16,64")
-    return tuple(Rung(isl=int(match[1]), osl=int(match[2]), clients=count) for count in clients)
+    return tuple(SliceLoad(isl=int(match[1]), osl=int(match[2]), clients=count) for count in clients)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +149,7 @@ def launch_words(here: Layout, arch: ModelArchitecture, model_path: str, most_kv
 
 def climb(
     servers: Mapping[ModelArchitecture, Server],
-    rungs: Sequence[Rung],
+    rungs: Sequence[SliceLoad],
     repeats: int,
     here: Layout,
     started: int,
@@ -170,7 +170,7 @@ def climb(
 
 
 def point_record(
-    here: Layout, arch: ModelArchitecture, server: Server, rung: Rung, measured: Measurement, number: str
+    here: Layout, arch: ModelArchitecture, server: Server, rung: SliceLoad, measured: Measurement, number: str
 ) -> dict[str, Any]:
     """Return a point as `calibrate --points` reads it."""
     config, kv_tokens = here.config, server.info().kv_tokens

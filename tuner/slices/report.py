@@ -9,8 +9,8 @@ from typing import Any
 from hwprobe.errors import InputError
 from models.architecture import ModelArchitecture
 from models.engine.profile import EngineProfile
-from models.records.case import Case, Expected, foreseen
-from models.records.slice_fit import WholeFigure, foretell, not_from_slices
+from models.records.case import Case, CasePrediction, predict_case
+from models.records.slice_fit import WholeFigure, not_from_slices, predict_whole
 from models.serving.uncertainty import Errors
 from tuner.slices.launch import Layout
 
@@ -20,7 +20,7 @@ class OnTarget:
     """One load of the ladder on the machine and layout that the whole model is meant for, by the equations."""
 
     case: Case
-    expected: Expected
+    expected: CasePrediction
     errors: Errors
 
 
@@ -61,7 +61,7 @@ def slice_report(
     return SliceReport(
         slices=tuple(slices),
         whole=whole,
-        figures=foretell([case for case in cases if case.run.kind == "steady"], whole, engine),
+        figures=predict_whole([case for case in cases if case.run.kind == "steady"], whole, engine),
         on_target=_foreseen_on(target, sliced, engine) if target else (),
         elsewhere=not_from_slices(slices, whole, config, target.config if target else config),
     )
@@ -83,7 +83,7 @@ def _foreseen_on(target: Layout, cases: Sequence[Case], engine: EngineProfile) -
             kv_tokens=target.kv_tokens,
             kv_known=False,
         )
-        answers.append(OnTarget(case=case, expected=(found := foreseen(case))[0], errors=found[1]))
+        answers.append(OnTarget(case=case, expected=(found := predict_case(case))[0], errors=found[1]))
     return tuple(answers)
 
 

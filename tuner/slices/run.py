@@ -21,7 +21,7 @@ from tuner.engines.simulated import SimulatedEngine
 from tuner.engines.world import World
 from tuner.seam import LaunchFailed, Server
 from tuner.server.ports import Ports, candidates
-from tuner.slices.launch import Layout, Rung, climb, launch_words
+from tuner.slices.launch import Layout, SliceLoad, climb, launch_words
 
 # Servers that start at the same time take each an eighth of the ports, so that none takes another's.
 MOST_TOGETHER = 8
@@ -35,7 +35,7 @@ class SliceQuestion:
 
     here: Layout
     slices: tuple[ModelArchitecture, ...]
-    rungs: tuple[Rung, ...]
+    rungs: tuple[SliceLoad, ...]
     engine: EngineName
     world: World
     where: Path

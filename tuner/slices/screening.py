@@ -18,11 +18,11 @@ from models.config import ServerConfig
 from models.costs.memory import bounded
 from models.layout import Array, ConfigTable, table_of
 from models.records.slice_fit import dummy_weights
-from models.serving.closed_form import Serving
+from models.serving.closed_form import ClosedForm
 from models.serving.estimate import Context, predict_many, replay_workload
 from models.workload import Slo
 from tuner.choices import Objective
-from tuner.evidence.trial import Outcome, TrialRecord, best_of
+from tuner.evidence.trial import TrialOutcome, TrialRecord, best_of
 from tuner.seam import Engine, LaunchFailed, Measurement, Verdict
 from tuner.search.closed_form import Figure, of_goal, of_point
 from tuner.search.configurations import PHYSICS, Candidates, candidates_of, knob_features, slopes
@@ -58,12 +58,12 @@ class _Tabled(Candidates):
 
     table: ConfigTable
 
-    def steady(self, departure: Array) -> Serving:
+    def steady(self, departure: Array) -> ClosedForm:
         return predict_many(self.departed(departure), self.table, self.space.workload, self.memory)
 
 
 @dataclass(slots=True)
-class Screen:
+class SliceScreening:
     """Decides what is launched in full; `engine` launches slices of `arch`.
 
     `carry` is the share of a knob's effect on slices that is found again in full launches, as learned so far.
@@ -170,7 +170,7 @@ class Screen:
     ) -> Told:
         """Regress what was measured, on slices and in full, and say what it means for the asked in full."""
         key = self.metric if slo is None else f"slo {slo}"
-        full = [record for record in records if record.outcome is Outcome.MEASURED]
+        full = [record for record in records if record.outcome is TrialOutcome.MEASURED]
         part = [record for record in self.file.records if key in record.figures]
         values = (np.array([self._value(r, slo) for r in full]), np.array([r.figures[key] for r in part]))
         groups: list[tuple[list[Pair], bool]] = [

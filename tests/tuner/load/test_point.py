@@ -21,7 +21,7 @@ from hwprobe.errors import InputError
 from models.workload import Workload
 from tests.patience import in_one_of_three
 from tuner.bench.max_clients import find_knee
-from tuner.bench.point import Point, Settings, shares_of
+from tuner.bench.point import MeasuredPoint, Settings, shares_of
 from tuner.bench.requests import Payloads
 from tuner.bench.server_side import Address
 from tuner.bench.workload_sources import arrivals_s, dataset_prompts, lognormal_lengths, recorded_lengths
@@ -32,7 +32,7 @@ ADDRESS = Address(host="127.0.0.1", port=1, secure=False)
 HALF_NORMAL_MEAN = 0.79788  # of |N(0, 1)|
 
 
-def recovered(point: Point, ttft_ms: float, tpot_ms: float, within: float) -> None:
+def recovered(point: MeasuredPoint, ttft_ms: float, tpot_ms: float, within: float) -> None:
     assert point.window.ttft.by["mean"] == pytest.approx(ttft_ms, rel=within)
     assert point.window.tpot.by["mean"] == pytest.approx(tpot_ms, rel=within)
     assert point.window.wrong_lengths == 0.0
@@ -187,7 +187,7 @@ class Knees:
         self.breaks_above = breaks_above
         self.asked: list[int] = []
 
-    def measure(self, clients: int) -> Point:
+    def measure(self, clients: int) -> MeasuredPoint:
         self.asked.append(clients)
         return self  # type: ignore[return-value]
 

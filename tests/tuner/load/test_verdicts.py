@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from tuner.bench.requests import Outcome, Seen
-from tuner.bench.verdict import Asked, judge
+from tuner.bench.requests import RequestOutcome, Seen
+from tuner.bench.verdict import PointRequest, judge
 from tuner.bench.window import Window, window_of
 from tuner.seam import Verdict
 
@@ -22,7 +22,7 @@ def seen(start: float, *, ttft: float = 0.2, tpot: float = 0.02, tokens: int = 1
     return Seen(**(fields | changes))  # type: ignore[arg-type]
 
 
-def outcome(requests: list[Seen], **changes: object) -> Outcome:
+def outcome(requests: list[Seen], **changes: object) -> RequestOutcome:
     bins: dict[int, int] = {}
     for request in requests:
         for number in range(request.tokens):
@@ -32,7 +32,7 @@ def outcome(requests: list[Seen], **changes: object) -> Outcome:
               "gap_marks": [(10, 0), (20, 10)],
               "lags_s": [(float(at), 0.001) for at in range(100)], "cpu": [(float(at), 0.1) for at in range(100)],
               "longest_gap_s": 0.02, "suspended_s": 0.0}  # fmt: skip
-    return Outcome(**(fields | changes))  # type: ignore[arg-type]
+    return RequestOutcome(**(fields | changes))  # type: ignore[arg-type]
 
 
 def closed_loop(clients: int = 2, rounds: int = 40, request: Callable[[float], Seen] = seen) -> list[Seen]:
@@ -46,9 +46,11 @@ def closed_loop(clients: int = 2, rounds: int = 40, request: Callable[[float], S
     return found
 
 
-def judged(*outcomes: Outcome, asked: Asked | None = None, window: Window | None = None) -> tuple[Verdict, str]:
+def judged(
+    *outcomes: RequestOutcome, asked: PointRequest | None = None, window: Window | None = None
+) -> tuple[Verdict, str]:
     found = window or window_of(outcomes, 0.5, 12.0, (), 0, 0)
-    return judge(asked or Asked(clients=2), found, outcomes, [])
+    return judge(asked or PointRequest(clients=2), found, outcomes, [])
 
 
 def test_a_sound_closed_loop_is_ok_and_its_figures_are_exact() -> None:
@@ -83,10 +85,12 @@ def test_fault_15_a_load_generator_at_its_limit_says_so() -> None:
     assert judged(busy)[0] is Verdict.CLIENT_LIMITED
     late = outcome(requests, lags_s=[(float(at), 0.1) for at in range(100)])
     assert judged(late)[0] is Verdict.CLIENT_LIMITED
-    verdict, why = judged(outcome(requests), asked=Asked(clients=3))
+    verdict, why = judged(outcome(requests), asked=PointRequest(clients=3))
     assert verdict is Verdict.CLIENT_LIMITED
     assert "2.0 of 3" in why
-    verdict, why = judged(outcome([replace_planned(request) for request in requests]), asked=Asked(clients=0, rate=5.0))
+    verdict, why = judged(
+        outcome([replace_planned(request) for request in requests]), asked=PointRequest(clients=0, rate=5.0)
+    )
     assert verdict is Verdict.CLIENT_LIMITED
     assert "200 ms late" in why
 
@@ -107,7 +111,7 @@ def test_fault_16_a_window_that_drifts_is_unsteady(growth: float) -> None:
 
     requests = [request(0.4 * number) for number in range(90)]
     window = window_of([outcome(requests)], 0.0, 40.0, (), 0, 0)
-    verdict, why = judge(Asked(clients=1), replace(window, in_flight=1.0), [outcome(requests)], [])
+    verdict, why = judge(PointRequest(clients=1), replace(window, in_flight=1.0), [outcome(requests)], [])
     assert verdict is Verdict.UNSTEADY
     assert ("slower" if growth > 1 else "faster") in why
 
@@ -118,18 +122,20 @@ def test_fault_17_prompts_served_from_the_cache_are_not_throughput() -> None:
     assert verdict is Verdict.CACHE_POLLUTED
     assert "64.0 %" in why
     shared = window_of([cached], 0.5, 12.0, (), 64, 0)
-    assert judge(Asked(clients=2), shared, [cached], [])[0] is Verdict.OK, "a prefix shared on purpose is no leak"
+    assert judge(PointRequest(clients=2), shared, [cached], [])[0] is Verdict.OK, (
+        "a prefix shared on purpose is no leak"
+    )
 
 
 def test_fault_13_a_text_may_be_of_any_length_its_answer_may_not() -> None:
-    asked = Asked(clients=2, text=True)
+    asked = PointRequest(clients=2, text=True)
     assert judged(outcome(closed_loop(request=lambda at: seen(at, isl=0))), asked=asked)[0] is Verdict.OK
     short = outcome(closed_loop(request=lambda at: seen(at, isl=0, osl=12)))
     assert judged(short, asked=asked)[0] is Verdict.LENGTHS_OFF
 
 
 def test_fault_17_a_dataset_that_repeats_itself_is_not_throughput() -> None:
-    asked = Asked(clients=2, text=True)
+    asked = PointRequest(clients=2, text=True)
     alike = outcome(closed_loop(request=lambda at: seen(at, isl=0, cached=5)))
     assert judged(alike, asked=asked)[0] is Verdict.OK, "people begin alike"
     verdict, why = judged(outcome(closed_loop(request=lambda at: seen(at, isl=0, cached=64))), asked=asked)
@@ -145,7 +151,7 @@ def test_an_open_loop_is_judged_by_the_requests_due_in_its_window() -> None:
     queued = [(1.0 + 0.5 * number, 1.0 + 0.5 * number) for number in range(8)]
     overrun = outcome(slow[:2], unfinished=queued)
     window = window_of([overrun], 0.0, 5.0, (), 0, 0, open_loop=True)
-    verdict, why = judge(Asked(clients=0, rate=2.0), window, [overrun], [])
+    verdict, why = judge(PointRequest(clients=0, rate=2.0), window, [overrun], [])
     assert (window.unended, verdict) == (8, Verdict.UNSTEADY)
     assert "more arrive than the server serves" in why
 
@@ -158,7 +164,7 @@ def test_chunk_gaps_are_those_of_the_window() -> None:
 def test_throttled_gpus_are_named() -> None:
     requests = outcome(closed_loop())
     window = window_of([requests], 0.5, 12.0, (), 0, 0)
-    assert judge(Asked(clients=2), window, [requests], ["power cap"]) == (
+    assert judge(PointRequest(clients=2), window, [requests], ["power cap"]) == (
         Verdict.THROTTLED,
         "the GPUs were held back: power cap",
     )
@@ -179,6 +185,6 @@ def test_fault_37_impossible_figures_are_measurement_errors(figure: float) -> No
 
 
 def test_fault_37_a_rate_above_the_roofline_is_refused() -> None:
-    verdict, why = judged(outcome(closed_loop()), asked=Asked(clients=2, roofline_tok_s=50.0))
+    verdict, why = judged(outcome(closed_loop()), asked=PointRequest(clients=2, roofline_tok_s=50.0))
     assert verdict is Verdict.IMPOSSIBLE
     assert "(50)" in why

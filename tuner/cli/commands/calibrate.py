@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from planner.inputs import read_model
 from tuner.choices import EngineName
 from tuner.cli.commands import calibrate_slices as slices
 from tuner.cli.common import options
@@ -63,13 +62,15 @@ def calibrate(
     With --slice the points are measured here first: the model cut to a few layers starts in a minute, and two depths
     give the cost of a layer and of all else, hence the whole model.
     """
+
     from models.engine.profile import save_engine_profile
     from models.records import calibration
+    from planner.inputs import read_model
     from tuner.cli.commands.tune import parse_duration_s
     from tuner.slices.report import slice_report
 
     start = records.profile_option(base)
-    asked = slices.Asked(
+    asked = slices.SliceOptions(
         slices=slice_layers, dense=slice_dense, hardware=hardware, model=model, model_path=model_path,
         version=sglang_version or options.NEWEST_VERSION, base=start, engine=engine, python=python, image=image,
         decode=decode, prefill=prefill, repeats=repeats, rounds=rounds, together=together, target=target,

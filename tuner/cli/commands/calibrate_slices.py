@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from planner.inputs import read_hardware, read_model
 from tuner.choices import EngineName
 from tuner.cli.common.terminal import console
 
@@ -58,7 +57,7 @@ Logs = Annotated[Path | None, typer.Option("--logs", help="Keep the servers' log
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class SliceOptions:
     """The options of --slice and --target as typed."""
 
     slices: str | None
@@ -85,7 +84,7 @@ class Asked:
     logs: Path | None
 
 
-def points_of(asked: Asked, given: Path | None, kept: Path) -> Path:
+def points_of(asked: SliceOptions, given: Path | None, kept: Path) -> Path:
     """Return the file of points: the one given, or `kept` after the slices were measured into it.
 
     Raises InputError for options that do not go together, and where measured points would be overwritten.
@@ -110,9 +109,11 @@ def points_of(asked: Asked, given: Path | None, kept: Path) -> Path:
     return kept
 
 
-def _measure(asked: Asked, kept: Path) -> None:
+def _measure(asked: SliceOptions, kept: Path) -> None:
     """Measure the slices into a file, a line each as it comes."""
+
     from hwprobe.files import encode_json, write_atomic
+    from planner.inputs import read_hardware
     from tuner.slices.run import run_slices
 
     machine = read_hardware(str(asked.hardware))
@@ -127,9 +128,11 @@ def _measure(asked: Asked, kept: Path) -> None:
                 stream.write(encode_json(record, indent=0) + "\n")
 
 
-def target_layout(asked: Asked) -> Layout | None:
+def target_layout(asked: SliceOptions) -> Layout | None:
     """Return the machine and layout the whole model is meant for; None where no option names it."""
+
     from hwprobe.errors import InputError
+    from planner.inputs import read_hardware, read_model
     from tuner.slices.launch import layout_of
 
     name = asked.target or asked.hardware
@@ -140,10 +143,12 @@ def target_layout(asked: Asked) -> Layout | None:
     return layout_of(_context(asked, read_hardware(name), read_model(asked.model)), asked.target_args.split())
 
 
-def _question(asked: Asked, machine: HardwareProfile, where: Path) -> SliceQuestion:
+def _question(asked: SliceOptions, machine: HardwareProfile, where: Path) -> SliceQuestion:
     """Read the options. Raises InputError naming the flag, before anything is started."""
+
     import math
 
+    from planner.inputs import read_model
     from tuner.engines.world import load_world
     from tuner.slices.launch import layout_of, rungs_of, slices_of
     from tuner.slices.run import SliceQuestion
@@ -161,7 +166,7 @@ def _question(asked: Asked, machine: HardwareProfile, where: Path) -> SliceQuest
     return question.checked()
 
 
-def _context(asked: Asked, machine: HardwareProfile, whole: ModelArchitecture) -> Context:
+def _context(asked: SliceOptions, machine: HardwareProfile, whole: ModelArchitecture) -> Context:
     from models.engine.versions import profile_for
     from models.machine import machine_of
     from models.serving.estimate import Context

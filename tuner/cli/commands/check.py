@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from planner.inputs import read_hardware, read_model
 from tuner.cli.common import options
 from tuner.cli.common.terminal import console, print_json, start_fast
 
@@ -104,6 +103,7 @@ def _question(
     from hwprobe.errors import InputError
     from models.engine.profile import load_engine_profile
     from planner.check.answer import CheckQuestion
+    from planner.inputs import read_hardware, read_model
 
     if free_before_load_gib is not None and not 1.0 <= free_before_load_gib <= 10_000.0:
         raise InputError(

@@ -12,7 +12,7 @@ from tuner.cli.common.terminal import console, print_json
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tuner.doctor import Finding
+    from tuner.doctor import PartReport
 
 EXAMPLE = "Example: sgtune doctor --python /opt/sglang/bin/python"
 BROKEN = 1
@@ -20,18 +20,18 @@ BROKEN = 1
 
 def doctor(python: options.Python = "python3", json: options.Json = False) -> None:
     """Say what is installed, what is missing and how to add it. Exit 1 only if something is broken."""
-    from tuner.doctor import State, examine
+    from tuner.doctor import PartState, examine
 
     findings = examine(python)
     if json:
         print_json({"findings": findings})
     else:
         _show(findings)
-    if any(finding.state is State.BROKEN for finding in findings):
+    if any(finding.state is PartState.BROKEN for finding in findings):
         raise typer.Exit(BROKEN)
 
 
-def _show(findings: Sequence[Finding]) -> None:
+def _show(findings: Sequence[PartReport]) -> None:
     from rich.markup import escape
     from rich.table import Table
 

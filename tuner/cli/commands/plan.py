@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from planner.inputs import read_question
 from tuner.cli.common import options
 from tuner.cli.common.terminal import console, print_json
 
@@ -40,6 +39,9 @@ def plan(
     json: options.Json = False,
 ) -> None:
     """Answer from physics: does it fit, how much KV cache is left, how many users at what speed, which flags."""
+
+    from planner.inputs import read_question
+
     question = read_question(
         hardware=hardware,
         model=model,

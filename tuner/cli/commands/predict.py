@@ -12,7 +12,7 @@ from tuner.cli.common import points as records
 from tuner.cli.common.terminal import start_fast
 
 if TYPE_CHECKING:
-    from models.records.case import Case, Expected
+    from models.records.case import Case, CasePrediction
     from models.serving.uncertainty import Errors
 
 EXAMPLE = "Example: sgtune predict --points asked.jsonl --out predicted.jsonl"
@@ -31,12 +31,12 @@ def predict(
     start_fast()
     from hwprobe.files import encode_json, write_atomic
     from tuner.calibrate.cases import read_cases
-    from tuner.calibrate.predict_cases import foresee
+    from tuner.calibrate.predict_cases import predict_cases
 
     setting = records.setting_of(hardware, sglang_version, launch_args, records.profile_option(profile), model)
     lines = list(read_cases(points, setting))
     cases = [line.case for line in lines if line.case is not None]
-    answers = iter([_answer(case, *found) for case, found in zip(cases, foresee(cases), strict=True)])
+    answers = iter([_answer(case, *found) for case, found in zip(cases, predict_cases(cases), strict=True)])
     documents = [{"id": line.id, "error": line.error} if line.case is None else next(answers) for line in lines]
     write_atomic(out, "".join(encode_json(document, indent=0) + "\n" for document in documents))
     typer.echo(f"wrote {len(cases)} predictions and {len(lines) - len(cases)} errors to {out}", err=True)
@@ -44,7 +44,7 @@ def predict(
         raise typer.Exit(1)
 
 
-def _answer(case: Case, predicted: Expected, errors: Errors) -> dict[str, Any]:
+def _answer(case: Case, predicted: CasePrediction, errors: Errors) -> dict[str, Any]:
     ttft_ms = predicted.ttft_mean_ms
     band = errors.around(ttft_ms or 1.0, predicted.tpot_mean_ms, predicted.output_tok_s)
     if ttft_ms is None:

@@ -12,7 +12,7 @@ from tuner.cli.common import options
 from tuner.cli.common.terminal import console, print_json
 
 if TYPE_CHECKING:
-    from hwprobe.measure import Outcome, Progress, Task
+    from hwprobe.measure import MeasureTask, Progress, TaskOutcome
     from hwprobe.session import Probed
 
 EXAMPLE = "Example: sgtune probe --out hardware.json"
@@ -64,7 +64,7 @@ def _progress() -> Progress:
 
     screen = console(stderr=True)
 
-    def tell(number: int, total: int, task: Task, outcome: Outcome | None) -> None:
+    def tell(number: int, total: int, task: MeasureTask, outcome: TaskOutcome | None) -> None:
         if outcome is None:
             screen.print(f"[{number}/{total}] {task.title} ... ", end="", markup=False)
         else:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from planner.inputs import read_question
 from tuner.choices import EngineName, Fidelity, Objective, SamplerName
 from tuner.cli.common import options
 from tuner.cli.common.terminal import console, print_json
@@ -69,6 +68,8 @@ def tune(
     json: options.Json = False,
 ) -> None:
     """Find the best configuration with few launches: physics first, then measurements."""
+
+    from planner.inputs import read_question
     from tuner.engines.world import load_world
     from tuner.run.question import TuneQuestion
     from tuner.search.space_file import read_space_file
@@ -93,13 +94,13 @@ def tune(
 
 def _tune(question: TuneQuestion, *, model_path: str, dry_run: bool, json: bool) -> None:
     from tuner.cli.views.tune_view import LiveReporter, show_dry_run
-    from tuner.run.dry_run import outlook
-    from tuner.run.live_writer import Watch
+    from tuner.run.dry_run import dry_run_document
+    from tuner.run.live_writer import LiveWriter
     from tuner.run.setup import open_loop, prepare
 
     prepared = prepare(question)
     if dry_run:
-        document = outlook(prepared)
+        document = dry_run_document(prepared)
         if json:
             print_json(document)
         else:
@@ -113,7 +114,7 @@ def _tune(question: TuneQuestion, *, model_path: str, dry_run: bool, json: bool)
         loop.screen.shown = reporter.slice
     if torn:
         screen.print("note: the last record was incomplete and has been cut off; its trial runs again")
-    with reporter, Watch(loop, ceiling_tok_s):
+    with reporter, LiveWriter(loop, ceiling_tok_s):
         reporter.begin(loop, prepared)
         _run(loop)
     _finish(loop, prepared, model_path=model_path, json=json)

@@ -59,13 +59,13 @@ def _residuals(source: Path, setting: Any) -> tuple[list[Residual], list[dict[st
     """Return the residuals of all records, the records without a prediction, and the number of outliers."""
     from models.records.validation import residuals_of
     from tuner.calibrate.cases import read_cases
-    from tuner.calibrate.predict_cases import foresee
+    from tuner.calibrate.predict_cases import predict_cases
 
     lines = list(read_cases(source, setting))
     errors = [{"id": line.id, "error": line.error or ""} for line in lines if line.case is None]
     outliers = sum(line.role == "outlier" for line in lines if line.case is not None)
     cases = [line.case for line in lines if line.case is not None and line.role != "outlier" and line.case.measured]
-    found = [residuals_of(case, *foreseen) for case, foreseen in zip(cases, foresee(cases), strict=True)]
+    found = [residuals_of(case, *foreseen) for case, foreseen in zip(cases, predict_cases(cases), strict=True)]
     return [residual for of_case in found for residual in of_case], errors, outliers
 
 

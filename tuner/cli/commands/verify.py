@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from planner.inputs import read_hardware, read_model
 from tuner.choices import EngineName
 from tuner.cli.common import options
 from tuner.cli.common.terminal import console, print_json
@@ -72,10 +71,12 @@ def verify(
 
 def _context(claim: Claim, hardware: str | None, model: Path | None, profile: Path | None, where: Path) -> Context:
     """Return what the command runs on, and write the machine where the emulated server finds it."""
+
     from hwprobe.errors import InputError
     from hwprobe.files import encode_json, write_atomic
     from hwprobe.profile import hardware_hash
     from models.engine.profile import load_engine_profile
+    from planner.inputs import read_hardware, read_model
     from planner.plans.make import PlanQuestion
 
     record = claim.record

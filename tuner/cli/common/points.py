@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from planner.inputs import read_hardware, read_model
-
 if TYPE_CHECKING:
     from models.engine.profile import EngineProfile
     from tuner.calibrate.cases import Setting
@@ -43,8 +41,10 @@ def setting_of(
     model: Path | None = None,
 ) -> Setting:
     """Return what the command line says beside the records."""
+
     from models.machine import machine_of
     from models.version import parse_version
+    from planner.inputs import read_hardware, read_model
     from tuner.calibrate.cases import Setting
 
     return Setting(

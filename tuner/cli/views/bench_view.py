@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tuner.bench.point import Live, Point
+from tuner.bench.point import LivePoint, MeasuredPoint
 from tuner.bench.sweep import BenchAnswer
 from tuner.cli.views.progress import ProgressScreen
 from tuner.seam import Verdict
@@ -19,7 +19,7 @@ class BenchScreen(ProgressScreen):
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         super().__init__(screen, "connecting", *columns, total=None)
 
-    def live(self, live: Live) -> None:
+    def live(self, live: LivePoint) -> None:
         self._progress.update(
             self._bar,
             description=f"{live.concurrency} clients, {live.phase}: {live.in_flight} running, {live.tok_s:,.0f} tok/s",
@@ -27,7 +27,7 @@ class BenchScreen(ProgressScreen):
             completed=min(live.done, live.wanted) if live.wanted else live.done,
         )
 
-    def point(self, point: Point) -> None:
+    def point(self, point: MeasuredPoint) -> None:
         window = point.window
         load = f"{point.settings.request_rate:g} requests/s" if point.settings.request_rate else (
             f"{point.workload.concurrency} clients"

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from hwprobe.findings import LABELS, Change, Finding, findings
-from hwprobe.measure import Outcome
+from hwprobe.findings import LABELS, Change, ProbeFinding, findings
+from hwprobe.measure import TaskOutcome
 from hwprobe.profile import GpuProfile, HardwareProfile, Matrix
 
 
-def summary(outcome: Outcome) -> str:
+def summary(outcome: TaskOutcome) -> str:
     """Return the end of a progress line: the best-known figures of a measurement, or why it failed."""
     if outcome.report is None:
         return f"failed after {outcome.seconds:.1f} s: {outcome.failure}"
@@ -72,7 +72,7 @@ def _gpus(gpus: Sequence[GpuProfile]) -> Table:
     return table
 
 
-def _measured(found: Sequence[Finding]) -> Table:
+def _measured(found: Sequence[ProbeFinding]) -> Table:
     """Return measured against data sheet; several GPUs as their median with the slowest beside it."""
     table = Table(title="measured against the data sheet (of several GPUs the median)")
     for heading in ("where", "quantity", "measured", "slowest", "data sheet", "fraction", "spread", "verdict"):

@@ -13,7 +13,7 @@ from planner.launch_files.targets import Parameters
 from tuner.choices import Objective
 from tuner.evidence.knob_effects import knob_effects, residuals
 from tuner.evidence.standings import BASELINE, standings, winner_of
-from tuner.evidence.trial import Manifest, Outcome, TrialRecord
+from tuner.evidence.trial import Manifest, TrialOutcome, TrialRecord
 from tuner.launch_files.trial_export import spec_of
 from tuner.run.loop import Loop
 from tuner.run.result import nearest_of, pareto_of
@@ -27,7 +27,7 @@ def show_result(loop: Loop, manifest: Manifest, exports: Sequence[Path], screen:
     """Print the ranking, the winner with its interval, the gain over the baseline, and the files."""
     screen.print(_ranking(loop.records, manifest))
     infeasible = sum(r.launched and not r.feasible and r.repeats is None for r in loop.records)
-    skipped = sum(r.outcome is Outcome.RULED_OUT for r in loop.records)
+    skipped = sum(r.outcome is TrialOutcome.RULED_OUT for r in loop.records)
     screen.print(
         f"{loop.launches} launches ({infeasible} infeasible), {skipped} proposals ruled out without launching, "
         f"{loop.spent_s / 3600:.1f} h of engine time; stopped: {loop.stop_reason}"
