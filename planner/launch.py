@@ -12,7 +12,7 @@ from packaging.version import Version
 from models.config import ServerConfig
 from planner.plans.space import as_launched
 from planner.rules import DEEPEP_TOKENS_PER_RANK
-from planner.sglang.dialects import to_flags
+from planner.sglang.dialects import TypedFlag, to_flags
 
 DEFAULT_MODEL_PATH = "deepseek-ai/DeepSeek-R1"
 DIST_PORT = 20000
@@ -24,7 +24,7 @@ class LaunchSpec:
 
     version: Version
     model_path: str
-    flags: tuple[tuple[str, str | None], ...]
+    flags: tuple[TypedFlag, ...]
     environment: dict[str, str] = field(default_factory=dict)
     nnodes: int = 1
     gpus_per_node: int = 1
@@ -32,7 +32,7 @@ class LaunchSpec:
     @property
     def words(self) -> list[list[str]]:
         """Return every flag with its values."""
-        return [[flag] if value is None else [flag, *value.split("\0")] for flag, value in self.flags]
+        return [flag.argv for flag in self.flags]
 
     def argv(self, python: str = "python3") -> list[str]:
         """Return the argument list of one node (without --node-rank and --dist-init-addr)."""
@@ -40,14 +40,13 @@ class LaunchSpec:
 
     def with_words(self, words: Sequence[str]) -> LaunchSpec:
         """Return the command with further flags at its end, as typed; the last of two wins."""
-        pairs: list[tuple[str, list[str]]] = []
+        added: list[TypedFlag] = []
         for word in words:
-            flag, equals, value = word.partition("=")
+            name, equals, value = word.partition("=")
             if re.match(r"--?[A-Za-z]", word):
-                pairs.append((flag, [value] if equals else []))
-            elif pairs:
-                pairs[-1][1].append(word)
-        added = tuple((flag, "\0".join(values) if values else None) for flag, values in pairs)
+                added.append(TypedFlag(name, (value,) if equals else ()))
+            elif added:
+                added[-1] = TypedFlag(added[-1].name, (*added[-1].values, word))
         return replace(self, flags=(*self.flags, *added))
 
     def shell_line(self) -> str:
@@ -67,11 +66,11 @@ def launch_spec(
     """Build the command of a resolved configuration. Raises InputError for what the version cannot say."""
     typed = as_launched(config, version)
     flags = (
-        ("--model-path", model_path),
-        ("--trust-remote-code", None),
+        TypedFlag("--model-path", (model_path,)),
+        TypedFlag("--trust-remote-code"),
         *to_flags(typed, version),
-        ("--host", host),
-        ("--port", str(port)),
+        TypedFlag("--host", (host,)),
+        TypedFlag("--port", (str(port),)),
     )
     return LaunchSpec(
         version=version,

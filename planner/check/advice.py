@@ -146,9 +146,7 @@ def _k(tokens: int) -> str:
 def _flags(typed: ServerConfig, change: ServerConfig, context: Context) -> str:
     """Return what to add to the typed launch and what to leave out, in the release's own words."""
     before, after = to_flags(typed, context.version), to_flags(change, context.version)
-    added = " ".join(
-        flag if value is None else f"{flag} {value}" for flag, value in after if (flag, value) not in before
-    )
-    left = {flag for flag, _ in after}
-    gone = [flag for flag, _ in before if flag not in left]
+    added = " ".join(word for flag in after if flag not in before for word in flag.argv)
+    left = {flag.name for flag in after}
+    gone = [flag.name for flag in before if flag.name not in left]
     return added + (" without " + " ".join(gone) if gone else "")

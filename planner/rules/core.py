@@ -104,12 +104,12 @@ _SEVERITY = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """`broken` says whether the rule is violated; `sentence` and `fix` are formatted with the configuration.
 
     They may name {c} the resolved configuration, {a} what was typed, {q} the question, {f} any other flag.
-    `source` is where SGLang says so, `section` the rule's number in the project's list of SGLang's rules.
+    `source` is where SGLang says so.
     """
 
     id: str
@@ -118,7 +118,6 @@ class Rule:
     sentence: str
     fix: str
     source: str
-    section: str
     since: str = "0.4.3"
     before: str | None = None
 

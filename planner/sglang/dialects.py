@@ -19,6 +19,19 @@ SPECULATIVE = ("speculative_num_steps", "speculative_eagle_topk", "speculative_n
 OWN_DRAFT = ("EAGLE", "NEXTN")
 
 
+@dataclass(frozen=True, slots=True)
+class TypedFlag:
+    """One flag as it is typed: `TypedFlag("--tp-size", ("8",))`; no value is a switch, several follow one another."""
+
+    name: str
+    values: tuple[str, ...] = ()
+
+    @property
+    def argv(self) -> list[str]:
+        """Return the flag and its values as arguments."""
+        return [self.name, *self.values]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ability:
     """Something a configuration may want that only some versions can do."""
@@ -74,8 +87,8 @@ def missing_abilities(config: ServerConfig, version: Version) -> list[Ability]:
     return [ability for ability in ABILITIES if ability.wanted(config) and not at_least(version, ability.since)]
 
 
-def to_flags(config: ServerConfig, version: Version) -> list[tuple[str, str | None]]:
-    """Return (flag, value) pairs in a stable order; None marks a switch.
+def to_flags(config: ServerConfig, version: Version) -> list[TypedFlag]:
+    """Return the flags of a configuration in a stable order.
 
     Raises InputError naming the flag and the version that has it.
     """
@@ -97,34 +110,30 @@ def to_flags(config: ServerConfig, version: Version) -> list[tuple[str, str | No
 
 def to_argv(config: ServerConfig, version: Version) -> list[str]:
     """Return the flags as an argument list; a flag of several values is followed by all of them."""
-    argv: list[str] = []
-    for flag, value in to_flags(config, version):
-        argv.append(flag)
-        if value is not None:
-            argv += value.split("\0")
-    return argv
+    return [word for flag in to_flags(config, version) for word in flag.argv]
 
 
-_Pairs = list[tuple[str, str | None]]
+def _values(value: object) -> tuple[str, ...]:
+    if isinstance(value, list | tuple):
+        return tuple(_word(item) for item in value)
+    return (_word(value),)
 
 
-def _words(value: object) -> str:
+def _word(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
-    if isinstance(value, list | tuple):
-        return "\0".join(_words(item) for item in value)
     return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
-def _given(known: FlagSet, dest: str, value: object | None) -> _Pairs:
-    """Return the pair of a field. Raises InputError when the release has no flag for it."""
+def _given(known: FlagSet, dest: str, value: object | None) -> list[TypedFlag]:
+    """Return the flag of a field, none where it is off. Raises InputError when the release has no flag for it."""
     if value is None or value is False:
         return []
     flag = known.by_dest.get(dest)
     if flag is None:
         raise _missing(known, dest)
     name = next((name for name in flag.names if name == "--" + dest.replace("_", "-")), flag.name)
-    return [(name, None if flag.is_switch else _words(value))]
+    return [TypedFlag(name, () if flag.is_switch else _values(value))]
 
 
 def _missing(known: FlagSet, dest: str) -> InputError:
@@ -135,46 +144,46 @@ def _missing(known: FlagSet, dest: str) -> InputError:
     return InputError(f"SGLang {known.release} has no {name}: releases {first} to {last} have it")
 
 
-def _parallel(config: ServerConfig, known: FlagSet) -> _Pairs:
-    pairs: _Pairs = [("--tp-size", str(config.tp_size))]
+def _parallel(config: ServerConfig, known: FlagSet) -> list[TypedFlag]:
+    flags: list[TypedFlag] = [TypedFlag("--tp-size", (str(config.tp_size),))]
     if config.pp_size > 1:
-        pairs += _given(known, "pp_size", config.pp_size)
+        flags += _given(known, "pp_size", config.pp_size)
     if config.nnodes > 1:
-        pairs += _given(known, "nnodes", config.nnodes)
+        flags += _given(known, "nnodes", config.nnodes)
     if config.attn_dp_size > 1:
         if "attn_dp_size" in known.by_dest:
-            pairs += _given(known, "attn_dp_size", config.attn_dp_size)
+            flags += _given(known, "attn_dp_size", config.attn_dp_size)
         else:
-            pairs += [("--dp-size", str(config.attn_dp_size)), ("--enable-dp-attention", None)]
-    pairs += _given(known, "enable_dp_lm_head", config.enable_dp_lm_head)
+            flags += [TypedFlag("--dp-size", (str(config.attn_dp_size),)), TypedFlag("--enable-dp-attention")]
+    flags += _given(known, "enable_dp_lm_head", config.enable_dp_lm_head)
     if config.ep_size > 1 or config.moe_a2a_backend != "none":
-        pairs += _expert_parallel(config, known)
-    return pairs
+        flags += _expert_parallel(config, known)
+    return flags
 
 
-def _expert_parallel(config: ServerConfig, known: FlagSet) -> _Pairs:
+def _expert_parallel(config: ServerConfig, known: FlagSet) -> list[TypedFlag]:
     if "moe_a2a_backend" in known.by_dest:
         backend = None if config.moe_a2a_backend == "none" else config.moe_a2a_backend
         size = config.ep_size if config.ep_size > 1 else None
         return [*_given(known, "ep_size", size), *_given(known, "moe_a2a_backend", backend)]
     if config.moe_a2a_backend == "deepep":
-        return [("--enable-deepep-moe", None)]
-    return [("--enable-ep-moe", None)]
+        return [TypedFlag("--enable-deepep-moe")]
+    return [TypedFlag("--enable-ep-moe")]
 
 
-def _speculative(config: ServerConfig) -> _Pairs:
+def _speculative(config: ServerConfig) -> list[TypedFlag]:
     spec = config.speculative
     if spec is None:
         return []
     return [
-        ("--speculative-algorithm", "EAGLE"),
-        ("--speculative-num-steps", str(spec.num_steps)),
-        ("--speculative-eagle-topk", str(spec.eagle_topk)),
-        ("--speculative-num-draft-tokens", str(spec.num_draft_tokens)),
+        TypedFlag("--speculative-algorithm", ("EAGLE",)),
+        TypedFlag("--speculative-num-steps", (str(spec.num_steps),)),
+        TypedFlag("--speculative-eagle-topk", (str(spec.eagle_topk),)),
+        TypedFlag("--speculative-num-draft-tokens", (str(spec.num_draft_tokens),)),
     ]
 
 
-def _memory(config: ServerConfig, known: FlagSet) -> _Pairs:
+def _memory(config: ServerConfig, known: FlagSet) -> list[TypedFlag]:
     by_phase = "cuda_graph_max_bs_decode" in known.by_dest
     graph = "cuda_graph_max_bs_decode" if by_phase else "cuda_graph_max_bs"
     off = ["disable_decode_cuda_graph", "disable_prefill_cuda_graph"] if by_phase else ["disable_cuda_graph"]
@@ -184,12 +193,12 @@ def _memory(config: ServerConfig, known: FlagSet) -> _Pairs:
         *_given(known, "chunked_prefill_size", config.chunked_prefill_size),
         *_given(known, "max_prefill_tokens", config.max_prefill_tokens),
         *([] if config.disable_cuda_graph else _given(known, graph, config.cuda_graph_max_bs_decode)),
-        *(pair for flag in off for pair in _given(known, flag, config.disable_cuda_graph)),
+        *(flag for dest in off for flag in _given(known, dest, config.disable_cuda_graph)),
         *_given(known, "context_length", config.context_length),
     ]
 
 
-def _scheduling(config: ServerConfig, known: FlagSet) -> _Pairs:
+def _scheduling(config: ServerConfig, known: FlagSet) -> list[TypedFlag]:
     return [
         *_given(known, "schedule_policy", config.schedule_policy),
         *_given(known, "schedule_conservativeness", config.schedule_conservativeness),
@@ -200,10 +209,10 @@ def _scheduling(config: ServerConfig, known: FlagSet) -> _Pairs:
     ]
 
 
-def _kernels(config: ServerConfig, known: FlagSet) -> _Pairs:
-    backend: _Pairs
+def _kernels(config: ServerConfig, known: FlagSet) -> list[TypedFlag]:
+    backend: list[TypedFlag]
     if config.attention_backend in ("flashinfer", "flashmla") and f"enable_{_mla(config)}" in known.by_dest:
-        backend = [(f"--enable-{_mla(config).replace('_', '-')}", None)]
+        backend = [TypedFlag(f"--enable-{_mla(config).replace('_', '-')}")]
     else:
         backend = _given(known, "attention_backend", config.attention_backend)
     return [
@@ -218,8 +227,8 @@ def _mla(config: ServerConfig) -> str:
     return "flashinfer_mla" if config.attention_backend == "flashinfer" else "flashmla"
 
 
-def _extra(config: ServerConfig, known: FlagSet) -> _Pairs:
-    return [pair for dest, value in config.extra for pair in _given(known, dest, value)]
+def _extra(config: ServerConfig, known: FlagSet) -> list[TypedFlag]:
+    return [flag for dest, value in config.extra for flag in _given(known, dest, value)]
 
 
 def from_values(values: Mapping[str, Any], version: Version) -> ServerConfig:
