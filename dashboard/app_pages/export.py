@@ -16,12 +16,12 @@ from hwprobe.errors import InputError
 from models.config import ServerConfig
 from models.version import parse_version
 from planner.launch import launch_spec
+from planner.launch_files.parameters import Parameters
 from planner.launch_files.render import render
-from planner.launch_files.targets import Parameters, Target, possible_targets
+from planner.launch_files.targets import possible_targets
 from planner.plans.seeds import sglang_default
 from tuner.launch_files.trial_export import Exportable, chosen_trial, trial_export
 
-LANGUAGES = {Target.YAML: "yaml", Target.COMPOSE: "yaml", Target.K8S: "yaml", Target.SYSTEMD: "ini"}
 WINNER = "the winner"
 
 run = choose_run()
@@ -110,7 +110,7 @@ with st.container(horizontal=True):
         "application/zip", on_click="ignore",
         icon=":material/folder_zip:", key="every",
     )  # fmt: skip
-st.code(text, language=LANGUAGES.get(target, "bash"), wrap_lines=True)
+st.code(text, language=target.record.language, wrap_lines=True)
 if run.hardware is not None:
     show_default_difference(record.config, made)
 command(line_of(number, given), "The same files from a terminal")

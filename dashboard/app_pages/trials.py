@@ -8,7 +8,7 @@ from dashboard.charts import run_charts, tables
 from dashboard.readers.runs import RunView
 from dashboard.widgets import BOUND, choose_run, command, table
 from hwprobe.errors import InputError
-from planner.launch_files.targets import Parameters
+from planner.launch_files.parameters import Parameters
 from tuner.evidence.trial import TrialRecord
 from tuner.launch_files.trial_export import spec_of
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from hwprobe.files import encode_json, write_atomic
 from planner.launch import LaunchSpec
+from planner.launch_files.parameters import Parameters, Provenance
 from planner.launch_files.render import render, render_readme
-from planner.launch_files.targets import Parameters, Provenance, Target, possible_targets
+from planner.launch_files.targets import Target, possible_targets
 
 BUNDLE_FILE = "bundle.json"
 
@@ -28,7 +29,7 @@ def export_files(
     chosen = (parameters or Parameters(model_path=spec.model_path)).checked()
     texts = [(target, render(target, spec, chosen, provenance)) for target in targets]
     for target, text in texts:
-        write_atomic(folder / target.file_name, text, executable=target.executable)
+        write_atomic(folder / target.file_name, text, executable=target.record.executable)
     return [folder / target.file_name for target, _ in texts]
 
 

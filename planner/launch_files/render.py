@@ -12,16 +12,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from planner.launch import DIST_PORT, LaunchSpec
+from planner.launch_files.parameters import CACHE_IN_CONTAINER, NAME, Parameters, Provenance, ready_path
 from planner.launch_files.record import record_line
-from planner.launch_files.targets import (
-    CACHE_IN_CONTAINER,
-    NAME,
-    Parameters,
-    Provenance,
-    Target,
-    check_target,
-    ready_path,
-)
+from planner.launch_files.targets import Target, check_target
 from planner.sglang.unit_words import exec_quote, unit_quote
 
 if TYPE_CHECKING:
@@ -35,7 +28,7 @@ EVERYWHERE = ("0.0.0.0", "::", "")
 def render(target: Target, spec: LaunchSpec, parameters: Parameters, provenance: Provenance) -> str:
     """Return the launch file of a target. Raises InputError when the target cannot say this command."""
     check_target(target, spec, parameters)
-    if target is Target.YAML:
+    if not target.record.has_template:
         return _yaml_file(spec, provenance)
     template = f"{target.file_name}.j2"
     return _environment().get_template(template).render(_values(target, spec, parameters, provenance))
@@ -49,11 +42,10 @@ def render_readme(spec: LaunchSpec, parameters: Parameters, provenance: Provenan
 
 def _values(target: Target, spec: LaunchSpec, parameters: Parameters, provenance: Provenance) -> dict[str, Any]:
     """Return what the templates may use; quoting is left to their filters."""
-    in_container = target in (Target.DOCKER, Target.COMPOSE, Target.K8S)
     return {
         "head": head_lines(provenance),
         "words": spec.words,
-        "settings": list((spec.environment | _surroundings(target, parameters, in_container)).items()),
+        "settings": list((spec.environment | _surroundings(target, parameters)).items()),
         "parameters": parameters,
         "image": parameters.image_of(spec.version),
         "version": str(spec.version),
@@ -67,14 +59,13 @@ def _values(target: Target, spec: LaunchSpec, parameters: Parameters, provenance
     }
 
 
-def _surroundings(target: Target, parameters: Parameters, in_container: bool) -> dict[str, str]:
+def _surroundings(target: Target, parameters: Parameters) -> dict[str, str]:
     """Return where compiled kernels and downloads go; a plain process keeps SGLang's own places."""
-    if in_container:
+    if target.record.in_container:
         hub = {"HF_HOME": parameters.weights_target} if parameters.hub_model else {}
         return {"SGLANG_CACHE_DIR": CACHE_IN_CONTAINER, **hub}
-    if not NAME.fullmatch(parameters.cache):
-        return {"SGLANG_CACHE_DIR": parameters.cache}
-    return {"SGLANG_CACHE_DIR": f"/var/cache/{parameters.cache}"} if target is Target.SYSTEMD else {}
+    cache = target.record.kernel_cache(parameters)
+    return {} if cache is None else {"SGLANG_CACHE_DIR": cache}
 
 
 def _volumes(parameters: Parameters) -> list[dict[str, Any]]:

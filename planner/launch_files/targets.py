@@ -1,33 +1,24 @@
-"""What can be exported, what a file needs to know beside the command, and what it says of its origin."""
+"""Every export target in one record: its file, its language, and what it cannot say. A new target is one record here,
+one template beside this module and one golden file."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from packaging.version import Version
-
 from hwprobe.errors import InputError
 from models.version import at_least
-from planner.launch import DEFAULT_MODEL_PATH, LaunchSpec
-from planner.launch_files.record import Record
+from planner.launch import LaunchSpec
+from planner.launch_files.parameters import NAME, Parameters
 from planner.sglang.dialects import CONFIG_FILE
 
-CACHE_IN_CONTAINER = "/sglang-cache"
-HUB_IN_CONTAINER = "/huggingface"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-# What a start may take where none was measured: loading 671B parameters from a network disk, compiling kernels.
-LONGEST_BOOT_S = 3600.0
-BOOT_MARGIN = 3.0
-LEAST_BOOT_S = 300.0
-# The first release whose /ready was seen; before it, only a generated token proves that a server is ready.
-READY = "0.5.23"
-SECRET_FLAGS = ("--api-key", "--admin-api-key", "--ssl-keyfile-password")
+KernelCache = Callable[[Parameters], str | None]
+Objection = Callable[[LaunchSpec, Parameters], str | None]
 
 
 class Target(StrEnum):
-    """What can be exported."""
+    """What can be exported, by the name that --target takes."""
 
     BASH = "bash"
     YAML = "yaml"
@@ -38,130 +29,90 @@ class Target(StrEnum):
     SLURM = "slurm"
 
     @property
-    def file_name(self) -> str:
-        return _FILES[self]
+    def record(self) -> TargetRecord:
+        """All that is known of this target."""
+        return RECORDS[self]
 
     @property
-    def executable(self) -> bool:
-        return self in (Target.BASH, Target.DOCKER, Target.SLURM)
+    def file_name(self) -> str:
+        """The file it is written to."""
+        return self.record.file_name
 
 
-_FILES = {
-    Target.BASH: "launch.sh",
-    Target.YAML: "sglang.yaml",
-    Target.DOCKER: "docker-run.sh",
-    Target.COMPOSE: "compose.yaml",
-    Target.SYSTEMD: "sglang.service",
-    Target.K8S: "kubernetes.yaml",
-    Target.SLURM: "slurm.sh",
-}
+def _own_place(parameters: Parameters) -> str | None:
+    """A plain process keeps SGLang's own cache unless a folder is given."""
+    return None if NAME.fullmatch(parameters.cache) else parameters.cache
+
+
+def _service_cache(parameters: Parameters) -> str | None:
+    return _own_place(parameters) or f"/var/cache/{parameters.cache}"
+
+
+def _nothing(_spec: LaunchSpec, _parameters: Parameters) -> str | None:
+    return None
+
+
+def _paths(parameters: Parameters) -> tuple[str, ...]:
+    return (parameters.weights_source, parameters.weights_target, parameters.cache)
+
+
+def _no_config_file(spec: LaunchSpec, _parameters: Parameters) -> str | None:
+    if at_least(spec.version, CONFIG_FILE):
+        return None
+    return f"SGLang {spec.version} has no --config file (it came with {CONFIG_FILE}); export --target bash instead"
+
+
+def _no_line_break(_spec: LaunchSpec, parameters: Parameters) -> str | None:
+    if any("\r" in path or "\n" in path for path in _paths(parameters)):
+        return "docker mounts no path that holds a line break; name another --model-path or volume"
+    return None
+
+
+def _no_colon(_spec: LaunchSpec, parameters: Parameters) -> str | None:
+    if any(":" in path for path in _paths(parameters)):
+        return "Kubernetes mounts no path that holds ':'; name another --model-path or volume"
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Provenance:
-    """Where an exported file comes from: (name, value) lines, one per fact, and the same as data for `verify`."""
+class TargetRecord:
+    """One target. The template is named after the file; without one the file is SGLang's own YAML.
 
-    lines: tuple[tuple[str, str], ...]
-    record: Record | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parameters:
-    """What the surroundings decide. Volumes are a folder of the host, or a plain name.
-
-    A name is a docker volume; on Kubernetes it is the folder /var/lib/sglang/NAME of the node. `boot_s` is the
-    longest start measured, in seconds; `replicas` the servers that a load needs.
+    `language` is what an editor colours it as; `kernel_cache` says where a plain process keeps compiled kernels
+    (None: SGLang's own place; containers have a volume); `objection` says why a command cannot be said, None if it can.
     """
 
-    model_path: str = DEFAULT_MODEL_PATH
-    host: str = "0.0.0.0"
-    port: int = 30000
-    image: str | None = None
-    python: str = "python3"
-    shm_gib: int = 32
-    weights: str | None = None
-    cache: str = "sglang-cache"
-    boot_s: float | None = None
-    replicas: int = 1
-
-    def checked(self) -> Parameters:
-        """Raise InputError naming the flag whose value no file could hold; return the parameters otherwise."""
-        for flag, value in (("--model-path", self.model_path), ("--host", self.host), ("--python", self.python)):
-            _check_text(flag, value)
-        if self.image is not None and (not re.fullmatch(r"[A-Za-z0-9][\w./:@-]*", self.image, re.ASCII)):
-            raise InputError(f"--image is {self.image!r}; write it as in --image lmsysorg/sglang:v0.5.23")
-        if not 1 <= self.port <= 65535:
-            raise InputError(f"--port is {self.port}; it must be between 1 and 65535")
-        if not 1 <= self.shm_gib <= 4096:
-            raise InputError(f"--shm-gib is {self.shm_gib}; it must be between 1 and 4096")
-        for flag, volume in (("--weights-volume", self.weights), ("--cache-volume", self.cache)):
-            if volume is not None:
-                _check_volume(flag, volume)
-        return self
-
-    def image_of(self, version: Version) -> str:
-        """Return the image: the one given, or SGLang's own of that release."""
-        return self.image or f"lmsysorg/sglang:v{version}"
-
-    @property
-    def hub_model(self) -> bool:
-        """Whether the model path is a name that SGLang looks up, not a folder."""
-        return not self.model_path.startswith("/")
-
-    @property
-    def weights_source(self) -> str:
-        """Return the volume that holds the weights, or the hub's downloads."""
-        return self.weights or ("sglang-huggingface" if self.hub_model else self.model_path)
-
-    @property
-    def weights_target(self) -> str:
-        """Return where the container sees the weights."""
-        return HUB_IN_CONTAINER if self.hub_model else self.model_path
-
-    @property
-    def startup_s(self) -> int:
-        """Return how long a start may take before it counts as failed: three times the longest measured."""
-        return round(LONGEST_BOOT_S if self.boot_s is None else max(LEAST_BOOT_S, BOOT_MARGIN * self.boot_s))
+    file_name: str
+    language: str = "bash"
+    executable: bool = False
+    in_container: bool = False
+    has_template: bool = True
+    kernel_cache: KernelCache = _own_place
+    objection: Objection = _nothing
 
 
-def _check_text(flag: str, value: str) -> None:
-    if not value or value.startswith("-") or "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
-        raise InputError(
-            f"{flag} is {value!r}; it must not be empty, begin with '-', or hold bytes that are no UTF-8 text"
-        )
-
-
-def _check_volume(flag: str, volume: str) -> None:
-    _check_text(flag, volume)
-    if not NAME.fullmatch(volume) and not volume.startswith("/"):
-        raise InputError(f"{flag} is {volume!r}; give an absolute folder (/data/models) or a plain volume name")
+RECORDS: dict[Target, TargetRecord] = {
+    Target.BASH: TargetRecord(file_name="launch.sh", executable=True),
+    Target.YAML: TargetRecord(file_name="sglang.yaml", language="yaml", has_template=False, objection=_no_config_file),
+    Target.DOCKER: TargetRecord(
+        file_name="docker-run.sh", executable=True, in_container=True, objection=_no_line_break
+    ),
+    Target.COMPOSE: TargetRecord(
+        file_name="compose.yaml", language="yaml", in_container=True, objection=_no_line_break
+    ),
+    Target.SYSTEMD: TargetRecord(file_name="sglang.service", language="ini", kernel_cache=_service_cache),
+    Target.K8S: TargetRecord(file_name="kubernetes.yaml", language="yaml", in_container=True, objection=_no_colon),
+    Target.SLURM: TargetRecord(file_name="slurm.sh", executable=True),
+}
 
 
 def check_target(target: Target, spec: LaunchSpec, parameters: Parameters) -> None:
     """Raise InputError when the target cannot say this command, naming the one that can."""
-    if target is Target.YAML and not at_least(spec.version, CONFIG_FILE):
-        raise InputError(
-            f"SGLang {spec.version} has no --config file (it came with {CONFIG_FILE}); export --target bash instead"
-        )
-    paths = (parameters.weights_source, parameters.weights_target, parameters.cache)
-    if target is Target.K8S and any(":" in path for path in paths):
-        raise InputError("Kubernetes mounts no path that holds ':'; name another --model-path or volume")
-    if target in (Target.DOCKER, Target.COMPOSE) and any("\r" in path or "\n" in path for path in paths):
-        raise InputError("docker mounts no path that holds a line break; name another --model-path or volume")
+    objection = target.record.objection(spec, parameters)
+    if objection:
+        raise InputError(objection)
 
 
 def possible_targets(spec: LaunchSpec, parameters: Parameters) -> list[Target]:
     """Return the targets that can say this command."""
-    possible = []
-    for target in Target:
-        try:
-            check_target(target, spec, parameters)
-        except InputError:
-            continue
-        possible.append(target)
-    return possible
-
-
-def ready_path(spec: LaunchSpec) -> str:
-    """Return what a start waits for: other nodes than the first know only /health_generate."""
-    return "/ready" if at_least(spec.version, READY) and spec.nnodes == 1 else "/health_generate"
+    return [target for target in Target if target.record.objection(spec, parameters) is None]

@@ -20,8 +20,9 @@ from hwprobe.errors import InputError
 from models.config import ServerConfig, Speculative
 from planner.launch import LaunchSpec, launch_spec
 from planner.launch_files.files import export_bundle, export_files
+from planner.launch_files.parameters import Parameters, Provenance
 from planner.launch_files.render import render
-from planner.launch_files.targets import Parameters, Provenance, Target, possible_targets
+from planner.launch_files.targets import Target, possible_targets
 from planner.plans.space import as_launched
 from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values

@@ -16,8 +16,9 @@ from packaging.version import Version
 
 from models.config import ServerConfig
 from planner.launch import launch_spec
+from planner.launch_files.parameters import Parameters, Provenance
 from planner.launch_files.render import render
-from planner.launch_files.targets import Parameters, Provenance, Target
+from planner.launch_files.targets import Target
 
 PROVENANCE = Provenance(lines=(("made by", "a test"),))
 CONFIGS = {"one-node": ServerConfig(tp_size=8), "two-nodes": ServerConfig(tp_size=16, nnodes=2)}

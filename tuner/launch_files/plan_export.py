@@ -12,8 +12,8 @@ from hwprobe.files import decode_json, read_bytes
 from models.config import ServerConfig
 from models.version import parse_version
 from planner.launch import launch_spec
+from planner.launch_files.parameters import Parameters, Provenance
 from planner.launch_files.record import Record, RecordedPoint
-from planner.launch_files.targets import Parameters, Provenance
 from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values
 from tuner import __version__

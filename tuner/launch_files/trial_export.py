@@ -13,8 +13,9 @@ from packaging.version import Version
 from hwprobe.errors import InputError
 from planner.launch import LaunchSpec, launch_spec
 from planner.launch_files.files import export_bundle, export_files
+from planner.launch_files.parameters import SECRET_FLAGS, Parameters, Provenance
 from planner.launch_files.record import Record, RecordedPoint
-from planner.launch_files.targets import SECRET_FLAGS, Parameters, Provenance, Target, possible_targets
+from planner.launch_files.targets import Target, possible_targets
 from tuner import __version__
 from tuner.choices import EngineName
 from tuner.evidence.standings import Standing, standings, winner_of

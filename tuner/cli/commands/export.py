@@ -12,7 +12,7 @@ from tuner.cli.common import options
 from tuner.cli.common.terminal import print_json
 
 if TYPE_CHECKING:
-    from planner.launch_files.targets import Parameters
+    from planner.launch_files.parameters import Parameters
     from tuner.launch_files.trial_export import Exportable
 
 EXAMPLE = "Example: sgtune export --run nf5688g7-1000-1000-c1024 --bundle launch/"
@@ -64,7 +64,7 @@ def export(
     json: options.Json = False,
 ) -> None:
     """Write launch files that run as they stand: scripts, SGLang YAML, docker, compose, systemd, Kubernetes, Slurm."""
-    from planner.launch_files.targets import Parameters
+    from planner.launch_files.parameters import Parameters
 
     parameters = Parameters(
         model_path=model_path, image=image, python=python, host=host, port=port, shm_gib=shm_gib,

@@ -136,7 +136,8 @@ def _run(loop: Loop) -> None:
 
 def _finish(loop: Loop, prepared: Prepared, *, model_path: str, json: bool) -> None:
     from hwprobe.files import encode_json
-    from planner.launch_files.targets import Parameters, Target, possible_targets
+    from planner.launch_files.parameters import Parameters
+    from planner.launch_files.targets import Target, possible_targets
     from tuner.cli.views.tune_result import show_calibrated, show_result
     from tuner.evidence.standings import winner_of
     from tuner.launch_files.trial_export import trial_export

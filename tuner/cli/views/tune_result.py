@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from planner.launch_files.targets import Parameters
+from planner.launch_files.parameters import Parameters
 from tuner.choices import Objective
 from tuner.evidence.knob_effects import knob_effects, residuals
 from tuner.evidence.standings import BASELINE, standings, winner_of
