@@ -62,6 +62,11 @@ class ModelArchitecture:
     name: str = "unnamed"
     sliced_from: int = 0
 
+    @property
+    def has_mtp(self) -> bool:
+        """Whether the checkpoint holds a draft layer for multi-token prediction."""
+        return self.num_nextn_predict_layers > 0
+
     # --- layers -------------------------------------------------------------------------------
     @property
     def dense_layers(self) -> int:

@@ -8,12 +8,14 @@ from hwprobe.errors import InputError
 
 OLDEST = "0.4.3"
 NEWEST = "0.5.23"
+# What the command line says for the newest release known, so that --help need not load this module.
+NEWEST_ALIAS = "newest"
 
 
 def parse_version(text: str) -> Version:
-    """Parse an SGLang version ('0.4.5.post3', 'v0.5.12'). Raises InputError with an example."""
+    """Parse an SGLang version ('0.4.5.post3', 'v0.5.12', 'newest'). Raises InputError with an example."""
     try:
-        version = Version(text.strip())
+        version = Version(NEWEST if text.strip() == NEWEST_ALIAS else text.strip())
     except InvalidVersion:
         raise InputError(
             f"'{text}' is not an SGLang version; write it as in --sglang-version {NEWEST} (or 0.4.5.post3)"

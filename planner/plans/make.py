@@ -165,7 +165,7 @@ def make_plan(question: PlanQuestion) -> Plan:
 
 def _solve(question: PlanQuestion, context: Context) -> tuple[Found, int, int, bool]:
     """Return what was found, the clients per server it was found for, servers needed, and success."""
-    space = default_space(context.machine, context.version, mtp=question.mtp)
+    space = default_space(context.machine, context.version, arch=context.arch, mtp=question.mtp)
 
     slos = question.all_slos
 
@@ -194,7 +194,7 @@ def _more_nodes(question: PlanQuestion, context: Context, concurrency: int) -> t
     for factor in NODE_STEPS:
         nodes = context.machine.nodes * factor
         wider = replace(context, machine=context.machine.with_nodes(nodes))
-        space = default_space(wider.machine, context.version, mtp=False)
+        space = default_space(wider.machine, context.version, arch=context.arch, mtp=False)
         found = search(wider, space, question.workload(concurrency), question.slos)
         if found.candidates:
             best = found.candidates[0]

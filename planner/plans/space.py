@@ -31,9 +31,9 @@ class Space:
     chunks: tuple[int, ...] = CHUNKS
 
 
-def default_space(machine: Machine, version: Version, *, mtp: bool = True) -> Space:
+def default_space(machine: Machine, version: Version, *, arch: ModelArchitecture, mtp: bool = True) -> Space:
     """Return everything worth considering on this machine with this version."""
-    return Space(layouts=tuple(layouts(machine, version)), mtp_steps=MTP_STEPS if mtp else (0,))
+    return Space(layouts=tuple(layouts(machine, version)), mtp_steps=MTP_STEPS if mtp and arch.has_mtp else (0,))
 
 
 def layouts(machine: Machine, version: Version) -> Iterator[ServerConfig]:

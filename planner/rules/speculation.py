@@ -61,6 +61,16 @@ RULES: tuple[Rule, ...] = (
         since="0.4.5",
     ),
     Rule(
+        id="mtp-without-layer",
+        outcome=FAILS,
+        broken=lambda q: (
+            q.algorithm == "EAGLE" and not q.arch.has_mtp and q.flag("speculative_draft_model_path") is None
+        ),
+        sentence="MTP needs the model's draft layer, and {arch.name} holds none (num_nextn_predict_layers 0)",
+        fix="leave the --speculative flags out, or name a draft model with --speculative-draft-model-path",
+        source="models/deepseek_nextn.py",
+    ),
+    Rule(
         id="draft-path-not-needed",
         outcome=CHANGED,
         broken=lambda q: q.flag("speculative_draft_model_path") is not None and q.algorithm == "EAGLE",

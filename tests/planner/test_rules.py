@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from packaging.version import Version
 
@@ -10,6 +12,7 @@ from models.architecture import deepseek_r1
 from models.config import ServerConfig
 from models.machine import machine_of
 from planner.check.judge import check_arguments
+from planner.plans.space import default_space
 from planner.rules import RULES, Question, RuleOutcome, Severity, first_error, violations
 from planner.sglang.resolver import resolve
 
@@ -199,7 +202,7 @@ CASES = {
     "fp8-hardware": ("@a100x8", "@h100x8"),
 }
 # Rules that no launch line of R1 can break on these machines, judged on a configuration instead.
-NO_LINE = {"model-path", "mixed-chunk-speculation"}
+NO_LINE = {"model-path", "mixed-chunk-speculation", "mtp-without-layer"}
 
 
 def judged(words: str) -> set[str]:
@@ -230,6 +233,16 @@ def test_a_line_without_a_model_is_refused() -> None:
     found = check_arguments(["--tp-size", "8"], R1, machine, Version("0.5.23"))
     assert not found.accepted
     assert "model-path" in {violation.rule for violation in found.violations}
+
+
+def test_a_model_without_a_draft_layer_is_neither_launched_nor_planned_with_mtp() -> None:
+    machine, version = machine_of(hardware_from_catalogue("h200x8")), Version("0.5.23")
+    without = replace(R1, num_nextn_predict_layers=0)
+    line = ["--model-path", "r1", "--tp-size", "8", *THREE.format(1, 1, 2).split(), "--speculative-algorithm", "EAGLE"]
+    for arch, broken in ((R1, False), (without, True)):
+        found = check_arguments(line, arch, machine, version)
+        assert ("mtp-without-layer" in {violation.rule for violation in found.violations}) is broken
+        assert (default_space(machine, version, arch=arch).mtp_steps == (0,)) is broken
 
 
 def test_messages_are_filled_in_and_errors_come_first() -> None:

@@ -31,7 +31,7 @@ SMALL = (
 
 
 def space_of(where: Context) -> TuningSpace:
-    space = default_space(where.machine, where.version, mtp=False)
+    space = default_space(where.machine, where.version, arch=where.arch, mtp=False)
     layouts = {layout.layout: layout for layout in space.layouts if layout.pp_size == 1}
     return tuning_space(space, layouts, where, Workload.checked(200, 200, 64))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -122,6 +123,18 @@ def test_a_run_folder_teaches(sgtune: Run, tmp_path: Path) -> None:
     ran = sgtune("calibrate", "--points", f"{runs}/r", "--out", str(tmp_path / "p.json"), "--json")
     assert ran.code == 0
     assert json.loads(ran.out)["points"] >= 3
+
+
+def test_a_run_of_another_model_is_not_taken_for_deepseek_r1(sgtune: Run, finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "other"
+    shutil.copytree(finished, run)
+    asked = (run / "run.toml").read_text()
+    (run / "run.toml").write_text(asked.replace('model = "deepseek-ai/DeepSeek-R1"', 'model = "acme/Other"'))
+    assert (run / "run.toml").read_text() != asked
+    ran = sgtune("calibrate", "--points", str(run), "--out", str(tmp_path / "out.json"))
+    assert ran.code == 2
+    assert "was measured with acme/Other" in ran.err
+    assert "--model" in ran.err
 
 
 def test_validate_knows_fitted_from_predicted(sgtune: Run, tmp_path: Path) -> None:

@@ -121,6 +121,20 @@ def test_fault_40_a_sampler_that_raises_is_replaced_for_one_point_with_a_warning
     assert calls > 1
 
 
+def test_a_mistake_of_our_own_in_the_sampler_is_not_hidden_by_a_random_proposal(
+    sgtune: Sgtune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tuner.search.model_sampler import ModelGuidedSampler
+
+    def worth_a_launch(self: ModelGuidedSampler) -> bool:
+        raise TypeError("unsupported operand")
+
+    monkeypatch.setattr(ModelGuidedSampler, "worth_a_launch", worth_a_launch)
+    ran = sgtune(*SMALL, "--trials", "7", "--runs", str(tmp_path), "--run", "a", "--json")
+    assert ran.code == 1
+    assert "TypeError('unsupported operand')" in ran.err
+
+
 def test_a_record_of_an_earlier_release_is_read_and_its_last_point_decides() -> None:
     old = TrialRecord(
         number=0, source="sampler", params={"layout": "TP8"}, config=ServerConfig(tp_size=8),

@@ -79,10 +79,15 @@ def _of_run(folder: Path, setting: Setting) -> Iterator[RecordCase]:
     manifest = read_manifest(folder)
     from hwprobe.profile import load_profile
 
+    arch = setting.arch or deepseek_r1()
+    if manifest.model != arch.name:
+        raise InputError(
+            f"{folder} was measured with {manifest.model}, not with {arch.name}: name its config.json with --model"
+        )
     machine = setting.machine or machine_of(load_profile(folder / "hardware.json"))
     version = Version(manifest.sglang_version)
     engine = setting.engine or profile_for(version)
-    context = Context(arch=setting.arch or deepseek_r1(), machine=machine, engine=engine, version=version)
+    context = Context(arch=arch, machine=machine, engine=engine, version=version)
     workload = Workload.checked(manifest.isl, manifest.osl, 1, manifest.range_ratio)
     for record in read_trials(folder / "trials.jsonl"):
         for point in usable_points(record):

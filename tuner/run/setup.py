@@ -62,7 +62,7 @@ def prepare(question: TuneQuestion) -> Prepared:
         )
     context = plan.context
     workload = question.plan.workload(_most_clients(question, plan))
-    space = default_space(context.machine, context.version, mtp=question.plan.mtp)
+    space = default_space(context.machine, context.version, arch=context.arch, mtp=question.plan.mtp)
     unfit = {item.config.layout for item in plan.found.rejected if not item.config.speculative}
     kept = {layout.layout: layout for layout in space.layouts if layout.layout not in unfit}
     study_space = tuning_space(space, kept, context, workload, _latency_limits(question))

@@ -20,7 +20,6 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from hwprobe.errors import InputError
 from models.config import ServerConfig
 from models.layout import Array
 from models.serving.estimate import Prediction, predict
@@ -35,17 +34,11 @@ from tuner.search.configurations import (
     undominated,
 )
 from tuner.search.expected_improvement import chance_below, expected_improvement, nothing_to_beat
+from tuner.search.gaussian_process import Posterior, learn
 from tuner.search.memory_belief import chance_it_holds, evidence
 from tuner.search.objective import Goal
 from tuner.search.space import CORE, TuningSpace
 from tuner.search.unmodelled_knobs import Moves
-
-try:
-    from tuner.search.gaussian_process import Posterior, learn
-except ImportError as error:
-    raise InputError(
-        "--sampler model needs scikit-learn: in the checkout, pip install '.[tune]', or choose --sampler tpe"
-    ) from error
 
 # One standard deviation of what is common to all rows: a benchmark's own bias.
 COMMON = 0.05

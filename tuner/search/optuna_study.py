@@ -5,15 +5,18 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 
+from hwprobe.errors import InputError
 from planner.plans.alternatives import DEFAULT, Choice
 from tuner.choices import SamplerName
 from tuner.evidence.trial import TrialOutcome, TrialRecord
@@ -22,8 +25,10 @@ from tuner.search.objective import Goal
 from tuner.search.space import CORE, TuningSpace
 
 TPE_STARTUP_TRIALS = 6
-# What numerics, a missing optional library or an inconsistent study make a sampler raise: never the end of a run.
-SAMPLER_ERRORS = (ValueError, ArithmeticError, LookupError, TypeError, AssertionError, RuntimeError, ImportError)
+# Numerics that a posterior may run into: a random proposal takes the place of one, and the run goes on.
+NUMERICS = (np.linalg.LinAlgError, ArithmeticError)
+# What Optuna's own samplers raise of an inconsistent study or a missing library (GPSampler needs torch).
+OPTUNA_ERRORS = (*NUMERICS, ValueError, RuntimeError, ImportError)
 
 if TYPE_CHECKING:
     from tuner.search.model_sampler import ModelGuidedSampler
@@ -89,11 +94,12 @@ class StudyIndex:
         """Return the next parameters the sampler would try, None when none is worth a launch."""
         if self._grid is not None:
             return self._grid.next()
+        expected: tuple[type[Exception], ...] = NUMERICS if self.guided else OPTUNA_ERRORS
         try:
             if self._guide is not None and not self._guide.worth_a_launch():
                 return None
             return self._ask(self._fresh_sampler())
-        except SAMPLER_ERRORS as error:
+        except expected as error:
             warnings.warn(
                 f"the sampler '{self._sampler}' failed ({type(error).__name__}: {error}); a random proposal goes on",
                 SamplerWarning,
@@ -157,6 +163,10 @@ def _to_walk(space: TuningSpace) -> dict[str, tuple[Choice, ...]]:
 
 
 def _guide(space: TuningSpace, distributions: dict[str, BaseDistribution], goal: Goal, seed: int) -> ModelGuidedSampler:
+    if find_spec("sklearn") is None:
+        raise InputError(
+            "--sampler model needs scikit-learn: in the checkout, pip install '.[tune]', or choose --sampler tpe"
+        )
     from tuner.search.model_sampler import ModelGuidedSampler  # scikit-learn is needed, and paid for, only here
 
     return ModelGuidedSampler(space, distributions, goal=goal, seed=seed)

@@ -60,6 +60,10 @@ class Remedy:
     direction: str
     beyond: float | None = None
 
+    def __str__(self) -> str:
+        flag = "--" + self.knob.replace("_", "-")
+        return f"{self.direction} {flag}" + ("" if self.beyond is None else f" above {self.beyond:g}")
+
 
 REMEDIES: dict[FailureKind, tuple[Remedy, ...]] = {
     FailureKind.OOM_WEIGHTS: (Remedy(knob="tp_size", direction="raise"),),

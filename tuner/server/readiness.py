@@ -120,7 +120,9 @@ def died(process: ServerProcess) -> LaunchFailed:
     """Return the failure of a server that has ended."""
     failure = classify(process.log_text(), host_oom=process.host_oom)
     code = process.returncode
-    evidence = "\n".join((*failure.evidence, f"exit code {code}" if code is not None else "its supervisor was killed"))
+    end = f"exit code {code}" if code is not None else "its supervisor was killed"
+    remedy = " or ".join(str(remedy) for remedy in failure.remedies)
+    evidence = "\n".join((*failure.evidence, end, *([f"what helps: {remedy}"] if remedy else [])))
     kind = failure.kind
     if code is None and kind is FailureKind.UNKNOWN:
         kind = FailureKind.SUPERVISOR

@@ -9,8 +9,8 @@ import typer
 
 from tuner.choices import EngineName, Fidelity, Objective, SamplerName
 
+NEWEST_VERSION = "newest"
 # Repeated from models, which is too heavy to load for --help; a test compares them.
-NEWEST_VERSION = "0.5.23"
 ACCEPTANCE = 0.7
 MODEL_PATH = "deepseek-ai/DeepSeek-R1"
 
@@ -36,7 +36,7 @@ SloTexts = Annotated[
     list[str] | None,
     typer.Option("--slo", help="Latency limit, repeatable: 'ttft:p99<2s', 'tpot:mean<50ms', 'e2e:p95<60s'."),
 ]
-SglangVersion = Annotated[str, typer.Option("--sglang-version", help="SGLang release to plan for.")]
+SglangVersion = Annotated[str, typer.Option("--sglang-version", help="SGLang release to plan for, as in 0.5.12.")]
 Mtp = Annotated[bool, typer.Option("--mtp/--no-mtp", help="Consider multi-token prediction.")]
 MtpAcceptance = Annotated[float, typer.Option("--mtp-acceptance", help="Probability that a drafted token is accepted.")]
 ExpertSkew = Annotated[
