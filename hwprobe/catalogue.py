@@ -1,9 +1,10 @@
-"""Machines by name: '<gpu>x<count>', named servers, and '<nodes>x<server>' clusters, from data sheets."""
+"""Machines by name, from data sheets: '<gpu>', '<gpu>x<count>', named servers, '<nodes>x<server>', '2x8xH100'."""
 
 from __future__ import annotations
 
 import re
 import tomllib
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -15,10 +16,29 @@ from hwprobe.profile import Basis, GpuProfile, HardwareProfile, Quantity
 INTERNODE_GB_S = 50.0
 LARGEST_NODE = 16
 LARGEST_CLUSTER = 64
+USUAL_NODE = 8
 
-_CLUSTER = re.compile(r"(?:(?P<nodes>\d+)x)?(?P<server>.+)")
+_NODES_OF_COUNTED = re.compile(r"(?P<nodes>\d+)x(?P<count>\d+)x(?P<gpu>.+)")
+_NODES_OF_SERVER = re.compile(r"(?P<nodes>\d+)x(?P<server>.+)")
 _COUNTED = re.compile(r"(?P<gpu>.+?)x(?P<count>\d+)")
 _QUANTITIES = ("memory_mib", "hbm_gb_s", "bf16_tflops", "fp8_tflops", "nvlink_gb_s", "sm_count")
+_OWN_FILE = (
+    "for a machine that is not listed run `sgtune probe --out hardware.json` on it, or write that file: name, nodes, "
+    "and in gpus for each GPU of a node name, memory_mib, hbm_gb_s, bf16_tflops, and where it has them fp8_tflops, "
+    "nvlink_gb_s (one direction), sm_count, compute_capability; each figure as "
+    '{"value": 96000, "basis": "catalogue"}'
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Named:
+    """What a name says: `gpu` is a key of gpus.toml, `server` one of servers.toml; `said` how it was read."""
+
+    gpu: str
+    count: int
+    nodes: int = 1
+    server: str | None = None
+    said: str | None = None
 
 
 @cache
@@ -28,13 +48,13 @@ def _table(name: str) -> dict[str, dict[str, Any]]:
 
 def gpu_keys() -> list[str]:
     """Return the catalogue's GPU keys, without those that only serve a named server."""
-    reserved = {server["gpu"] for server in _table("servers.toml").values()}
-    return [key for key in _table("gpus.toml") if key not in reserved]
+    return [key for key, entry in _table("gpus.toml").items() if not entry.get("server_only")]
 
 
 def hardware_names() -> list[str]:
     """Return the names a user is most likely to want, for messages and completion."""
-    return [*_table("servers.toml"), *(f"{gpu}x8" for gpu in gpu_keys()), "2xh100x8", "2xh20x8"]
+    counted = (f"{gpu}x{_table('gpus.toml')[gpu].get('node', USUAL_NODE)}" for gpu in gpu_keys())
+    return [*_table("servers.toml"), *counted, "2xh100x8", "2xh20x8"]
 
 
 def gpu_from_catalogue(key: str) -> GpuProfile:
@@ -59,32 +79,88 @@ def gpu_from_catalogue(key: str) -> GpuProfile:
 
 def hardware_from_catalogue(name: str) -> HardwareProfile:
     """Return the machine called `name`. Raises InputError naming the nearest known names."""
-    wanted = name.strip().lower()
-    nodes, server = 1, wanted
-    cluster = _CLUSTER.fullmatch(wanted)
-    if cluster and cluster["nodes"]:
-        nodes, server = int(cluster["nodes"]), cluster["server"]
-    entry = _table("servers.toml").get(server)
-    if entry is not None:
-        gpu, count = entry["gpu"], entry["gpus"]
-    else:
-        counted = _COUNTED.fullmatch(server)
-        if not counted or counted["gpu"] not in gpu_keys():
-            raise InputError(f"unknown hardware '{name}': {did_you_mean(wanted, hardware_names())}")
-        gpu, count = counted["gpu"], int(counted["count"])
-    if not 1 <= count <= LARGEST_NODE:
-        raise InputError(f"hardware '{name}': {count} GPUs in a node; 1 to {LARGEST_NODE} are possible")
-    if not 1 <= nodes <= LARGEST_CLUSTER:
-        raise InputError(f"hardware '{name}': {nodes} nodes; 1 to {LARGEST_CLUSTER} are possible")
-    published = entry.get("published_as") if entry else None
+    wanted = re.sub(r"\s*[x*]\s*(?=\d)|(?<=\d)\s*[x*]\s+", "x", name.strip().lower().replace("\u00d7", "x"))
+    wanted = re.sub(r"[\s_]+", "-", re.sub(r"\b(nvidia|amd|instinct)[\s_-]+", "", wanted))
+    found = _read(wanted, name)
+    if not 1 <= found.count <= LARGEST_NODE:
+        raise InputError(f"hardware '{name}': {found.count} GPUs in a node; 1 to {LARGEST_NODE} are possible")
+    if not 1 <= found.nodes <= LARGEST_CLUSTER:
+        raise InputError(f"hardware '{name}': {found.nodes} nodes; 1 to {LARGEST_CLUSTER} are possible")
+    entry = _table("gpus.toml")[found.gpu]
+    server = _table("servers.toml").get(found.server or "", {})
+    plain = f"{found.gpu}x{found.count}" if found.server is None or "nodes" in server else found.server
     return HardwareProfile(
-        name=wanted,
-        gpus=(gpu_from_catalogue(gpu),) * count,
-        nodes=nodes,
-        internode_gb_s=assumed_internode(),
-        published_as=published if nodes == 1 else None,
-        warnings=(entry["warning"],) if entry and "warning" in entry else (),
+        name=plain if found.nodes == 1 else f"{found.nodes}x{plain}",
+        gpus=(gpu_from_catalogue(found.gpu),) * found.count,
+        nodes=found.nodes,
+        internode_gb_s=_internode(entry, found.nodes),
+        published_as=server.get("published_as") if found.nodes == 1 else None,
+        warnings=tuple(text for text in (server.get("warning"), entry.get("warning"), found.said) if text),
     )
+
+
+def _read(wanted: str, typed: str) -> _Named:
+    """Read a name. Raises InputError naming the nearest known names and what a hardware.json needs."""
+    counted = _NODES_OF_COUNTED.fullmatch(wanted)
+    if counted and (gpu := _gpu_key(counted["gpu"])):
+        return _Named(gpu=gpu, count=int(counted["count"]), nodes=int(counted["nodes"]))
+    alone = _server(wanted, 1)
+    if alone is not None:
+        return alone
+    cluster = _NODES_OF_SERVER.fullmatch(wanted)
+    if cluster and (gpu := _gpu_key(cluster["server"])):
+        return _of_gpus(gpu, int(cluster["nodes"]), typed)
+    several = _server(cluster["server"], int(cluster["nodes"])) if cluster else None
+    if several is None:
+        near = did_you_mean(wanted, hardware_names())
+        raise InputError(f"unknown hardware '{typed[:80]}': {near.rstrip('?')}; {_OWN_FILE}")
+    return several
+
+
+def _server(wanted: str, nodes: int) -> _Named | None:
+    """Return `nodes` of a named server, of a counted GPU, or of a GPU's usual node."""
+    entry = _table("servers.toml").get(wanted)
+    if entry is not None:
+        return _Named(gpu=entry["gpu"], count=entry["gpus"], nodes=nodes * entry.get("nodes", 1), server=wanted)
+    gpu = _gpu_key(wanted)
+    if gpu is not None:
+        usual = _table("gpus.toml")[gpu].get("node", USUAL_NODE)
+        return _Named(gpu=gpu, count=usual, nodes=nodes, said=f"one node of {wanted} is taken as {usual} GPUs")
+    counted = _COUNTED.fullmatch(wanted)
+    gpu = _gpu_key(counted["gpu"]) if counted else None
+    if counted is None or gpu is None:
+        return None
+    count, tray = int(counted["count"]), _table("gpus.toml")[gpu].get("node", 0)
+    if tray and count > tray and count % tray == 0:
+        said = f"{wanted} is taken as {count // tray} trays of {tray} GPUs"
+        return _Named(gpu=gpu, count=tray, nodes=nodes * count // tray, said=said)
+    return _Named(gpu=gpu, count=count, nodes=nodes)
+
+
+def _of_gpus(gpu: str, count: int, typed: str) -> _Named:
+    """Return `count` GPUs ('8xH100', '16xH200') as whole nodes where they are more than one holds."""
+    usual = _table("gpus.toml")[gpu].get("node", USUAL_NODE)
+    if count > usual and count % usual == 0:
+        said = f"'{typed}' is taken as {count} GPUs in {count // usual} nodes of {usual}"
+        return _Named(gpu=gpu, count=usual, nodes=count // usual, said=said)
+    said = f"'{typed}' is taken as {count} GPUs in one node; nodes of {usual} are '{count}x{gpu}x{usual}'"
+    return _Named(gpu=gpu, count=count, said=said if count < usual else None)
+
+
+def _gpu_key(text: str) -> str | None:
+    """Return the catalogue key of a GPU's name or alias, or None."""
+    for key in gpu_keys():
+        if text == key or text in _table("gpus.toml")[key].get("aliases", ()):
+            return key
+    return None
+
+
+def _internode(entry: dict[str, Any], nodes: int) -> Quantity:
+    """Return what connects nodes: NVLink within one rack of trays, a network adapter per GPU elsewhere."""
+    if 1 < nodes <= entry.get("rack", 0):
+        source = f"NVLink: {nodes} trays within one NVLink domain of {entry['rack']}"
+        return Quantity(value=float(entry["nvlink_gb_s"]), basis=Basis.ASSUMED, source=source)
+    return assumed_internode()
 
 
 def assumed_internode() -> Quantity:
