@@ -6,16 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import floor
 
+from hwprobe.errors import InputError
 from models.config import ServerConfig
 from models.costs.memory import MemoryLedger
 from models.serving.estimate import Context
 from models.workload import Workload
 from planner.check.judge import Checked, Weighed, judge, weigh
-from planner.check.memory_fit import GOOD_FREE_GIB
+from planner.check.memory_fit import GOOD_FREE_GIB, fractions_that_fit
 from planner.plans.space import graph_size
 from planner.rules import ERRORS
 from planner.sglang.dialects import to_flags
 
+SMALLEST_FRACTION, LARGEST_FRACTION = 0.3, 0.97
 LEAST_GAIN = 0.03
 MOST_ADVICE = 6
 LEAST_FREED_GIB = 0.05
@@ -33,6 +35,7 @@ class Advice:
     kv_before: int
     kv_after: int
     makes_it_fit: bool
+    nodes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,17 +48,22 @@ class _Tried:
 def advise(
     checked: Checked, weighed: Weighed, context: Context, workload: Workload, free_before_load_gib: float | None
 ) -> list[Advice]:
-    """Try alternatives of the typed launch and return those that gain, most KV cache first."""
+    """Try alternatives of the typed launch and return those that gain, most KV cache first.
+
+    An alternative that the release cannot express or that fails for another reason is left out, and more nodes are
+    proposed only where nothing helps on those there are.
+    """
     found: dict[str, Advice] = {}
-    errors = {violation.rule for violation in checked.violations if violation.severity == "error"}
     for change in _alternatives(checked, weighed, context, workload, free_before_load_gib):
         tried = _try(change, context, workload, free_before_load_gib)
-        if tried is None or {v.rule for v in tried.checked.violations if v.severity == "error"} - errors:
+        if tried is None or not tried.checked.sound:
             continue
         advice = _worth_saying(checked, weighed, tried, context)
         if advice is not None:
             found.setdefault(advice.flags, advice)
-    ordered = sorted(found.values(), key=lambda a: (not a.makes_it_fit, len(a.flags.split(" --")), -a.kv_after))
+    least_nodes = min((advice.nodes for advice in found.values()), default=1)
+    here = [advice for advice in found.values() if advice.nodes == least_nodes]
+    ordered = sorted(here, key=lambda a: (not a.makes_it_fit, len(a.flags.split(" --")), -a.kv_after))
     return ordered[:MOST_ADVICE]
 
 
@@ -82,12 +90,16 @@ def _alternatives(
     for change in [typed, *single]:
         tried = _try(change, context, workload, free_before_load_gib)
         if tried is not None:
-            fraction = floor(tried.weighed.fraction_leaving(GOOD_FREE_GIB) * 100) / 100
-            if (
-                0.3 < fraction < 0.97
-                and abs(fraction - (tried.checked.resolved.config.mem_fraction_static or 0)) >= 0.01
-            ):
+            fraction = _best_fraction(tried.weighed)
+            if abs(fraction - (tried.checked.resolved.config.mem_fraction_static or 0)) >= 0.01:
                 yield replace(change, mem_fraction_static=fraction)
+
+
+def _best_fraction(weighed: Weighed) -> float:
+    """Return the largest memory fraction that leaves enough free, in hundredths where the room allows it."""
+    least, most = fractions_that_fit(weighed)
+    coarse = floor(most * 100) / 100
+    return min(LARGEST_FRACTION, max(SMALLEST_FRACTION, coarse if coarse > least else most))
 
 
 def _other_layouts(typed: ServerConfig, context: Context) -> Iterator[ServerConfig]:
@@ -116,6 +128,8 @@ def _worth_saying(checked: Checked, weighed: Weighed, tried: _Tried, context: Co
     if not fitting and not (safe and gains and after.kv_tokens >= before.kv_tokens):
         return None
     flags = _flags(checked.typed, tried.change, context)
+    if not flags:
+        return None
     freed = _reserved(before) - _reserved(after)
     kv = f"KV {_k(before.kv_tokens_per_rank)} -> {_k(after.kv_tokens_per_rank)} tokens a rank"
     old, new = checked.resolved.config.mem_fraction_static or 0, tried.checked.resolved.config.mem_fraction_static or 0
@@ -128,6 +142,7 @@ def _worth_saying(checked: Checked, weighed: Weighed, tried: _Tried, context: Co
         kv_before=before.kv_tokens_per_rank,
         kv_after=after.kv_tokens_per_rank,
         makes_it_fit=fitting,
+        nodes=tried.change.nnodes,
     )
 
 
@@ -143,9 +158,12 @@ def _k(tokens: int) -> str:
     return f"{tokens / 1e6:.2f}M" if tokens >= 1_000_000 else f"{tokens / 1e3:.0f}k"
 
 
-def _flags(typed: ServerConfig, change: ServerConfig, context: Context) -> str:
-    """Return what to add to the typed launch and what to leave out, in the release's own words."""
-    before, after = to_flags(typed, context.version), to_flags(change, context.version)
+def _flags(typed: ServerConfig, change: ServerConfig, context: Context) -> str | None:
+    """Return what to add to the typed launch and what to leave out; None where the release cannot say it."""
+    try:
+        before, after = to_flags(typed, context.version), to_flags(change, context.version)
+    except InputError:
+        return None
     added = " ".join(word for flag in after if flag not in before for word in flag.argv)
     left = {flag.name for flag in after}
     gone = [flag.name for flag in before if flag.name not in left]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from planner.check.judge import Checked, Weighed
+from math import ceil, floor
+
+from planner.check.judge import LEAST_FREE_GIB, Checked, Weighed
 from planner.violation import Severity, Violation
 
 GOOD_FREE_GIB = 5.0
+LEAST_POOL_GIB = 0.01
 CONTEXT = "context and NCCL"
 
 
@@ -17,29 +20,9 @@ def memory_violations(checked: Checked, weighed: Weighed, longest_request: int) 
         return [_never(weighed)]
     if weighed.shortage_gib > 0:
         return [_not_as_set(weighed)]
-    room = f"{weighed.fraction_leaving(GOOD_FREE_GIB):.3f}"
     if ledger.kv_tokens <= 0:
-        least = (ledger.weights_gib + 0.01) / weighed.before_load_gib
-        return [
-            Violation(
-                rule="no-kv-cache",
-                severity=Severity.ERROR,
-                message=f"at mem_fraction_static {fraction:g} the weights ({ledger.weights_gib:.1f} GiB a GPU) leave "
-                "nothing for the KV cache: SGLang stops after loading",
-                fix=f"set --mem-fraction-static between {least:.3f} and {room}, or shrink graphs and chunk",
-            )
-        ]
-    found = []
-    if ledger.free_gib < 0:
-        found.append(
-            Violation(
-                rule="no-room-for-graphs",
-                severity=Severity.ERROR,
-                message=f"graphs, activations and the request table lack {-ledger.free_gib:.1f} GiB a GPU beside the "
-                f"KV pool of mem_fraction_static {fraction:g}: out of memory in graph capture or prefill",
-                fix=f"lower --mem-fraction-static to {room}, or the graph sizes, chunk or running requests",
-            )
-        )
+        return [_no_pool(weighed, fraction)]
+    found = [_no_room(weighed, fraction)] if ledger.free_gib < 0 else []
     if ledger.kv_tokens_per_rank < longest_request:
         found.append(
             Violation(
@@ -51,6 +34,43 @@ def memory_violations(checked: Checked, weighed: Weighed, longest_request: int) 
             )
         )
     return found
+
+
+def fractions_that_fit(weighed: Weighed) -> tuple[float, float]:
+    """Return the memory fractions between which weights, graphs and activations fit; the ends are in order.
+
+    The upper end leaves 5 GiB free, or 1 GiB where the card holds no more; below the lower end nothing fits.
+    """
+    least = ceil(1000 * (weighed.ledger.weights_gib + LEAST_POOL_GIB) / weighed.before_load_gib) / 1000
+    most = floor(1000 * weighed.fraction_leaving(LEAST_FREE_GIB)) / 1000
+    good = floor(1000 * weighed.fraction_leaving(GOOD_FREE_GIB)) / 1000
+    return least, good if good > least else most
+
+
+def _no_pool(weighed: Weighed, fraction: float) -> Violation:
+    least, most = fractions_that_fit(weighed)
+    fix = f"set --mem-fraction-static between {least:.3f} and {most:.3f}, or shrink graphs and chunk"
+    if most <= least:
+        fix = "no --mem-fraction-static holds both weights and graphs: shrink graphs and chunk first"
+    return Violation(
+        rule="no-kv-cache",
+        severity=Severity.ERROR,
+        message=f"at mem_fraction_static {fraction:g} the weights ({weighed.ledger.weights_gib:.1f} GiB a GPU) leave "
+        "nothing for the KV cache: SGLang stops after loading",
+        fix=fix,
+    )
+
+
+def _no_room(weighed: Weighed, fraction: float) -> Violation:
+    least, most = fractions_that_fit(weighed)
+    lower = f"lower --mem-fraction-static to {most:.3f}, or" if most > least else "lower"
+    return Violation(
+        rule="no-room-for-graphs",
+        severity=Severity.ERROR,
+        message=f"graphs, activations and the request table lack {-weighed.ledger.free_gib:.1f} GiB a GPU beside the "
+        f"KV pool of mem_fraction_static {fraction:g}: out of memory in graph capture or prefill",
+        fix=f"{lower} the graph sizes, chunk or running requests",
+    )
 
 
 def _never(weighed: Weighed) -> Violation:

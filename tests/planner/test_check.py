@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,42 @@ def test_attention_dp_on_h20_can_never_fit_and_says_why() -> None:
     never = next(v for v in found.violations if v.rule == "never-fits")
     assert "whatever --mem-fraction-static is" in never.message
     assert all(a.makes_it_fit for a in found.advice)
-    assert any("--nnodes 2" in a.flags for a in found.advice)
+    assert any("without --dp-size" in a.flags or "--attn-dp-size" in a.flags for a in found.advice)
+
+
+def test_more_nodes_are_advised_only_where_nothing_helps_on_those_there_are() -> None:
+    """Eight H20 of 96 GB are the field's standard machine for R1; eight H100 cannot hold it."""
+    one, two = answered("--model-path r1 --tp 8", "h20x8", "0.4.6.post5"), answered("--model-path r1 --tp 8", "h100x8")
+    assert one.advice
+    assert not any("--nnodes" in advice.flags for advice in one.advice)
+    assert any("--nnodes 2" in advice.flags for advice in two.advice)
+
+
+@pytest.mark.parametrize("flags", ["--dp 8 --enable-dp-attention", "--enable-dp-attention --mem-fraction-static 0.99"])
+def test_an_alternative_that_the_release_cannot_write_does_not_lose_the_answer(flags: str) -> None:
+    found = answered(f"--model-path r1 --tp 8 {flags} --context-length 8192", "h20x8", "0.4.4")
+    assert found.verdict == "does not fit"
+    assert not any("--dp-size 4" in advice.flags for advice in found.advice)
+
+
+def test_advice_never_says_that_something_fits_where_it_would_fail_for_another_reason() -> None:
+    found = answered("--model-path r1 --tp 8", "a800x8")
+    assert {"fp8-hardware", "never-fits"} <= {violation.rule for violation in found.violations}
+    assert found.advice == ()
+
+
+@pytest.mark.parametrize("version", ["0.4.6.post5", "0.4.9.post2", "0.5.5", "0.5.23"])
+@pytest.mark.parametrize("hardware", ["h20x8", "h200x8"])
+@pytest.mark.parametrize("graphs", [64, 256])
+def test_an_advised_interval_runs_from_its_lower_end_to_its_upper(hardware: str, graphs: int, version: str) -> None:
+    flag = "--cuda-graph-max-bs" + ("-decode" if version == "0.5.23" else "")
+    line = f"--model-path r1 --tp 8 {flag} {graphs} --max-running-requests 256 --mem-fraction-static"
+    for found in (answered(f"{line} {fraction}", hardware, version) for fraction in (0.5, 0.8)):
+        for violation in found.violations:
+            interval = re.search(r"between (\d\.\d+) and (\d\.\d+)", violation.fix)
+            if interval is not None:
+                assert float(interval[1]) < float(interval[2])
+                assert answered(f"{line} {interval[2]}", hardware, version).verdict == "runs"
 
 
 def test_a_fraction_too_low_for_the_weights_is_not_never() -> None:
