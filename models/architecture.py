@@ -14,8 +14,10 @@ from hwprobe.errors import InputError, UnsupportedModel
 from hwprobe.files import decode_json, read_bytes
 
 SUPPORTED_MODEL_TYPE = "deepseek_v3"
-# One fp32 scale (`weight_scale_inv`) per 128 x 128 block of FP8 weights.
-BLOCK_SCALE_BYTES = 4
+# What the weights are, by the checkpoint's quant_method. INT8 has the bytes of FP8; its kernels' speed is not modelled.
+MODELLED_WEIGHTS = {"fp8": "FP8", "blockwise_int8": "INT8", "w8a8_int8": "INT8"}
+# One fp32 scale (`weight_scale_inv`) per 128 x 128 block of FP8 weights, or per channel of INT8.
+SCALE_BYTES = 4
 
 Count = Annotated[int, Meta(ge=1)]
 
@@ -23,13 +25,19 @@ Count = Annotated[int, Meta(ge=1)]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Quantization:
     quant_method: str
-    weight_block_size: tuple[Count, Count] = (128, 128)
+    weight_block_size: tuple[Count, Count] | None = (128, 128)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Method:
+    quant_method: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ModelType:
     model_type: str = "unknown"
     architectures: tuple[str, ...] = ()
+    quantization_config: _Method | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,16 +219,31 @@ class ModelArchitecture:
 
     # --- bytes --------------------------------------------------------------------------------
     @property
+    def weights(self) -> str:
+        """What the routed experts and projections are stored as: FP8, INT8 or BF16."""
+        return MODELLED_WEIGHTS[self.quantization_config.quant_method] if self.quantization_config else "BF16"
+
+    @property
     def is_fp8(self) -> bool:
-        return self.quantization_config is not None and self.quantization_config.quant_method == "fp8"
+        return self.weights == "FP8"
 
     @property
     def gemm_weight_bytes(self) -> float:
-        """Bytes per quantised weight, block scales included (1.000244 for FP8 in 128 x 128 blocks)."""
-        if not self.is_fp8 or self.quantization_config is None:
+        """Bytes per quantised weight, scales included (1.000244 for FP8 in 128 x 128 blocks)."""
+        if self.quantization_config is None:
             return 2.0
+        if self.quantization_config.quant_method == "w8a8_int8":
+            return 1.0 + SCALE_BYTES / self.hidden_size  # one scale for each output channel
+        if self.quantization_config.weight_block_size is None:
+            return 1.0
         rows, columns = self.quantization_config.weight_block_size
-        return 1.0 + BLOCK_SCALE_BYTES / (rows * columns)
+        return 1.0 + SCALE_BYTES / (rows * columns)
+
+    def quantised(self, method: str | None) -> ModelArchitecture:
+        """Return the same model with weights of another `quant_method` (a key of MODELLED_WEIGHTS; None: BF16)."""
+        blocks = None if method == "w8a8_int8" else (128, 128)
+        config = _Quantization(quant_method=method, weight_block_size=blocks) if method else None
+        return replace(self, quantization_config=config)
 
     def kv_bytes_per_token(self, element_bytes: float = 2.0, layers: int | None = None) -> float:
         """Bytes one token holds in a rank's KV cache (70,272 for R1 in BF16; MLA keeps one latent)."""
@@ -238,6 +261,12 @@ def parse_architecture(data: bytes | str, where: str, name: str) -> ModelArchite
         raise UnsupportedModel(
             f"{where}: model_type '{kind.model_type}' is not supported; sgtune models the DeepSeek-V3 family "
             f"(model_type '{SUPPORTED_MODEL_TYPE}': DeepSeek-V3, V3-0324, V3.1, R1, R1-0528)"
+        )
+    method = kind.quantization_config.quant_method if kind.quantization_config else None
+    if kind.quantization_config and method not in MODELLED_WEIGHTS:
+        raise UnsupportedModel(
+            f"{where}: weights quantised by '{str(method)[:40]}' are not modelled: no verdict on memory or "
+            "speed; sgtune models FP8, INT8 (memory alone) and BF16 weights: give a config.json of those"
         )
     model = decode_json(data, ModelArchitecture, where)
     if model.first_k_dense_replace > model.num_hidden_layers:

@@ -23,10 +23,24 @@ def read_hardware(name: str) -> HardwareProfile:
 
 
 def read_model(path: Path | None) -> ModelArchitecture:
-    """Return the model behind --model, DeepSeek-R1 by default."""
-    from models.architecture import deepseek_r1, load_architecture
+    """Return the model behind --model, DeepSeek-R1 by default. Raises UnsupportedModel where no speed is known."""
+    from hwprobe.errors import UnsupportedModel
+    from models.architecture import deepseek_r1
 
-    return deepseek_r1() if path is None else load_architecture(path)
+    arch = deepseek_r1() if path is None else read_any_model(path)
+    if arch.weights == "INT8":
+        raise UnsupportedModel(
+            f"'{path}': the speed of INT8 weights is not modelled; `sgtune check --model {path}` weighs their memory, "
+            "and a config.json with FP8 or BF16 weights is planned for"
+        )
+    return arch
+
+
+def read_any_model(path: Path) -> ModelArchitecture:
+    """Return the model of a config.json, also one whose memory alone is modelled."""
+    from models.architecture import load_architecture
+
+    return load_architecture(path)
 
 
 def read_question(

@@ -11,29 +11,37 @@ from hwprobe.profile import HardwareProfile
 from models.architecture import ModelArchitecture
 from models.engine.profile import EngineProfile
 from models.engine.transfer import profile_on
-from models.machine import machine_of
+from models.machine import Machine, machine_of
 from models.serving.estimate import DEFAULT_ACCEPTANCE, Context, Prediction
 from models.workload import Workload
+from planner.assumption import Assumption
 from planner.check.advice import Advice, advise
-from planner.check.judge import Checked, Weighed, check_arguments, predicted, weigh
+from planner.check.checkpoint import ServedModel, served_model
+from planner.check.host_memory import host_violations
+from planner.check.judge import Checked, Weighed, judge, predicted, read_launch, weigh, why_unpredicted
 from planner.check.memory_fit import memory_violations
 from planner.sglang.arguments import read_arguments
+from planner.sglang.dialects import from_values
 from planner.sglang.flags import listed_releases
 from planner.sglang.launch_line import LaunchLine
 from planner.violation import Severity, Violation, sorted_violations
 
+ASSUMED_MODEL = "the path names no known model: give its config.json with --model if it is another"
 DEEPEP_TOKENS = "SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckQuestion:
-    """A launch line and what it is to run on; `free_before_load_gib` is what a log printed, if one is known."""
+    """A launch line and what it is to run on.
+
+    `arch` is the model of --model, None to read it from the line; `free_before_load_gib` is what a log printed.
+    """
 
     launch: LaunchLine
     hardware: HardwareProfile
-    arch: ModelArchitecture
     version: Version
     workload: Workload
+    arch: ModelArchitecture | None = None
     free_before_load_gib: float | None = None
     engine: EngineProfile | None = None
     acceptance: float = DEFAULT_ACCEPTANCE
@@ -42,14 +50,17 @@ class CheckQuestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckAnswer:
-    """Violations worst first, resolved values, memory, prediction (None where nothing would run) and advice."""
+    """Violations worst first, resolved values, memory, prediction (None: see `unpredicted`) and advice."""
 
     question: dict[str, Any]
     checked: Checked
     violations: tuple[Violation, ...]
     weighed: Weighed | None
     prediction: Prediction | None
+    unpredicted: str | None
     advice: tuple[Advice, ...]
+    served: ServedModel
+    assumed: tuple[Assumption, ...]
     notes: tuple[str, ...]
 
     @property
@@ -69,36 +80,63 @@ class CheckAnswer:
 
 
 def answer_check(question: CheckQuestion) -> CheckAnswer:
-    """Read, resolve, judge, weigh and predict one launch line."""
+    """Read, resolve, judge, weigh and predict one launch line.
+
+    Raises UnsupportedModel for a checkpoint that is not modelled: no verdict may hang on another one's figures.
+    """
     machine = machine_of(question.hardware)
-    engine = question.engine or profile_on(question.hardware, question.version)
+    words, assumed = _completed(question, machine)
+    arguments = read_launch(words, question.version)
+    served = served_model(arguments.values, question.arch)
     context = Context(
-        arch=question.arch,
+        arch=served.arch,
         machine=machine,
-        engine=engine,
+        engine=question.engine or profile_on(question.hardware, question.version),
         version=question.version,
         acceptance=question.acceptance,
     )
-    words = list(question.launch.words)
-    if "--nnodes" in question.launch.left_out and machine.nodes > 1:
-        words += ["--nnodes", str(machine.nodes)]
-    checked = _with_environment(check_arguments(words, question.arch, machine, question.version), question)
+    typed = from_values(arguments.values, question.version)
+    checked = _settled(judge(typed, served.arch, machine, question.version, arguments), question, served)
     weighed = weigh(checked, context, question.workload, question.free_before_load_gib)
     found = list(checked.violations)
     advice: list[Advice] = []
     if weighed is not None:
         found += memory_violations(checked, weighed, question.workload.longest_request)
+        found += host_violations(checked, weighed)
         advice = advise(checked, weighed, context, question.workload, question.free_before_load_gib)
     prediction = predicted(checked, weighed, context, question.workload)
+    if served.assumed is not None:
+        assumed.append(Assumption(name="model", value=served.assumed, why=ASSUMED_MODEL))
     return CheckAnswer(
-        question=_asked(question),
+        question=_asked(question, served),
         checked=checked,
         violations=tuple(sorted_violations(found)),
         weighed=weighed,
         prediction=prediction,
+        unpredicted=why_unpredicted(checked, weighed, context, question.workload),
         advice=tuple(advice),
+        served=served,
+        assumed=tuple(assumed),
         notes=(*question.notes, *_notes(question, context, prediction)),
     )
+
+
+def _completed(question: CheckQuestion, machine: Machine) -> tuple[list[str], list[Assumption]]:
+    """Return the line's words, the number of nodes added where it is a variable, and what was taken so far."""
+    words, assumed = list(question.launch.words), list(question.launch.assumed)
+    if "--nnodes" in question.launch.left_out and machine.nodes > 1:
+        words += ["--nnodes", str(machine.nodes)]
+        assumed.append(Assumption(name="--nnodes", value=str(machine.nodes), why="the nodes of --hardware"))
+    return words, assumed
+
+
+def _settled(checked: Checked, question: CheckQuestion, served: ServedModel) -> Checked:
+    """Add what is wrong with the model, and drop what the launch's environment or its unknown values explain."""
+    kept = [
+        v for v in checked.violations if not (v.rule == "model-path" and "--model-path" in question.launch.left_out)
+    ]
+    found = replace(checked, violations=tuple(sorted_violations([*kept, *served.violations])))
+    return _with_environment(found, question)
 
 
 def guessed_version(words: tuple[str, ...], newest: Version) -> tuple[Version, str] | None:
@@ -128,11 +166,11 @@ def _wanted(violation: Violation) -> int:
     return int(digits) if digits.isdecimal() else 0
 
 
-def _asked(question: CheckQuestion) -> dict[str, Any]:
+def _asked(question: CheckQuestion, served: ServedModel) -> dict[str, Any]:
     workload = question.workload
     return {
         "hardware": question.hardware.name,
-        "model": question.arch.name,
+        "model": served.arch.name,
         "sglang_version": str(question.version),
         "argv": list(question.launch.words),
         "environment": question.launch.environment,

@@ -38,6 +38,9 @@ def check_document(answer: CheckAnswer) -> dict[str, Any]:
         "kv_tokens": weighed.ledger.kv_tokens if weighed else None,
         "requests": weighed.most_requests if weighed else None,
         "prediction": prediction_document(answer.prediction) if answer.prediction else None,
+        "unpredicted": answer.unpredicted,
+        "model": {"name": answer.served.arch.name, "weights": answer.served.arch.weights, "basis": answer.served.basis},
+        "assumed": [{"name": a.name, "value": a.value, "why": a.why} for a in answer.assumed],
         "advice": [
             {"flags": a.flags, "text": a.text, "kv_tokens_per_rank": a.kv_after, "makes_it_fit": a.makes_it_fit}
             for a in answer.advice

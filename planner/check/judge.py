@@ -84,13 +84,15 @@ class Weighed:
 
 def check_arguments(words: Sequence[str], arch: ModelArchitecture, machine: Machine, version: Version) -> Checked:
     """Check the words that follow `python -m sglang.launch_server`, a --config file among them."""
+    arguments = read_launch(words, version)
+    return judge(from_values(arguments.values, version), arch, machine, version, arguments)
+
+
+def read_launch(words: Sequence[str], version: Version) -> Arguments:
+    """Read the words that follow `python -m sglang.launch_server`, a --config file among them."""
     merged, wrong = with_config_file(words) if "--config" in words else (words, [])
     arguments = read_arguments(merged, version)
-    if wrong:
-        faults = [_config_fault(text) for text in wrong]
-        arguments = replace(arguments, faults=(*arguments.faults, *faults))
-    typed = from_values(arguments.values, version)
-    return judge(typed, arch, machine, version, arguments)
+    return replace(arguments, faults=(*arguments.faults, *(_config_fault(text) for text in wrong)))
 
 
 def _config_fault(text: str) -> Violation:
@@ -168,12 +170,21 @@ def modelled(config: ServerConfig) -> ServerConfig:
 
 
 def predicted(checked: Checked, weighed: Weighed | None, context: Context, workload: Workload) -> Prediction | None:
-    """Return the prediction, or None when the line is refused, fails, or does not hold one request."""
-    if weighed is None or not checked.sound or not weighed.fits:
-        return None
-    if weighed.ledger.kv_tokens_per_rank < workload.longest_request:
-        return None
-    if checked.typed.flag("disaggregation_mode", "null") != "null":
+    """Return the prediction, or None for a line that has none (see `why_unpredicted`)."""
+    if why_unpredicted(checked, weighed, context, workload) is not None:
         return None
     machine = context.machine.with_nodes(max(1, checked.resolved.config.nnodes))
     return predict(replace(context, machine=machine), modelled(checked.resolved.config), workload)
+
+
+def why_unpredicted(checked: Checked, weighed: Weighed | None, context: Context, workload: Workload) -> str | None:
+    """Return why a launch has no prediction, or None where it has one."""
+    if weighed is None or not checked.sound or not weighed.fits:
+        return "it would not serve this workload as it stands"
+    if weighed.ledger.kv_tokens_per_rank < workload.longest_request:
+        return "its KV cache does not hold one request of this workload"
+    if checked.typed.flag("disaggregation_mode", "null") != "null":
+        return "a prefill or decode server serves only together with its other half"
+    if context.arch.weights == "INT8":
+        return "the speed of INT8 weights is not modelled, their memory is"
+    return None

@@ -176,6 +176,15 @@ RULES: tuple[Rule, ...] = (
         since=NEWEST_FAMILY,
     ),
     Rule(
+        id="hicache-mla",
+        outcome=FAILS,
+        broken=lambda q: bool(q.flag("enable_hierarchical_cache")),
+        sentence="hierarchical caching knows no MLA cache in {version}: the scheduler crashes at start",
+        fix="leave --enable-hierarchical-cache out, or use SGLang 0.4.5 or newer",
+        source="mem_cache/hiradix_cache.py of 0.4.3.post4 and 0.4.4; sglang PR 2693 (comment), PR 4009",
+        before="0.4.5",
+    ),
+    Rule(
         id="hicache-needs-radix",
         outcome=REFUSED,
         broken=lambda q: (

@@ -82,6 +82,15 @@ RULES: tuple[Rule, ...] = (
         since="0.4.7",
     ),
     Rule(
+        id="eagle3-draft",
+        outcome=WORSE,
+        broken=lambda q: q.algorithm == "EAGLE3",
+        sentence="EAGLE3 wants a draft trained for it; this model's own MTP layer (NextN) goes with EAGLE and was "
+        "reported to gain nothing under EAGLE3. What an EAGLE3 draft gains is not modelled: the speed is without it",
+        fix="write --speculative-algorithm EAGLE for the model's own draft layer",
+        source="sglang issue 5513; speculative/eagle_worker.py",
+    ),
+    Rule(
         id="speculative-numbers",
         outcome=REFUSED,
         broken=_incomplete,

@@ -186,6 +186,15 @@ RULES: tuple[Rule, ...] = (
         since="0.5.0",
     ),
     Rule(
+        id="int8-release",
+        outcome=FAILS,
+        broken=lambda q: q.arch.weights == "INT8",
+        sentence="SGLang {version} loads no INT8 weights for this model",
+        fix="use SGLang 0.4.4 or newer",
+        source="sglang PR 3888",
+        before="0.4.4",
+    ),
+    Rule(
         id="fp8-hardware",
         outcome=FAILS,
         broken=lambda q: q.arch.is_fp8 and float(q.machine.compute_capability or 99) < FP8_CAPABILITY,

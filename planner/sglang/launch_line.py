@@ -11,6 +11,7 @@ from typing import Any
 
 from hwprobe.errors import InputError
 from hwprobe.files import read_bytes
+from planner.assumption import Assumption
 from planner.sglang.shell_words import LITERAL, OPERATORS, commands_of, literal, plain
 from planner.sglang.unit_words import assignments_of, unit_words
 
@@ -37,6 +38,7 @@ class LaunchLine:
     image_version: str | None = None
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    assumed: tuple[Assumption, ...] = ()
 
 
 def launch_of_words(words: Sequence[str]) -> LaunchLine:

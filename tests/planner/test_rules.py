@@ -50,6 +50,11 @@ CASES = {
     "base-gpu-id": ("--base-gpu-id -1", "--base-gpu-id 0"),
     "gpu-id-step": ("--gpu-id-step 0", "--gpu-id-step 1"),
     "served-model-name": ("--served-model-name r1:a", "--served-model-name r1"),
+    "eagle3-draft": (
+        "--speculative-algorithm EAGLE3 --speculative-draft-model-path d " + THREE.format(3, 1, 4),
+        f"{MTP} " + THREE.format(3, 1, 4),
+    ),
+    "hicache-mla": ("~0.4.4 --enable-hierarchical-cache", "~0.4.5 --enable-hierarchical-cache"),
     "several-gpu-moe-dp": ("--moe-dp-size 3", "--moe-dp-size 2"),
     "conservativeness-under-dp": (DP8, ""),
     "chunk-divided": (DP8, f"{DP8} --chunked-prefill-size -1"),
@@ -202,7 +207,7 @@ CASES = {
     "fp8-hardware": ("@a100x8", "@h100x8"),
 }
 # Rules that no launch line of R1 can break on these machines, judged on a configuration instead.
-NO_LINE = {"model-path", "mixed-chunk-speculation", "mtp-without-layer"}
+NO_LINE = {"model-path", "mixed-chunk-speculation", "mtp-without-layer", "int8-release"}
 
 
 def judged(words: str) -> set[str]:
@@ -226,6 +231,14 @@ def test_every_rule_has_a_case_and_plain_words() -> None:
     for rule in RULES:
         assert rule.source
         assert rule.fix
+
+
+@pytest.mark.parametrize(("version", "broken"), [("0.4.3", True), ("0.4.4", False)])
+def test_int8_weights_came_with_044(version: str, broken: bool) -> None:
+    machine = machine_of(hardware_from_catalogue("2xa800x8"))
+    line = ["--model-path", "r1", "--tp-size", "16", "--nnodes", "2"]
+    found = check_arguments(line, R1.quantised("w8a8_int8"), machine, Version(version)).violations
+    assert ("int8-release" in {violation.rule for violation in found}) is broken
 
 
 def test_a_line_without_a_model_is_refused() -> None:

@@ -131,8 +131,9 @@ def test_no_line_ever_ends_in_a_traceback(words: list[str], version: str, hardwa
         "check", "--json", "--hardware", hardware, "--sglang-version", version, "--",
         "python", "-m", "sglang.launch_server", "--model-path", "r1", "--tp", "8", *words,
     )  # fmt: skip
-    assert ran.code in (0, 3), ran.err
-    assert json.loads(ran.out)["question"]["sglang_version"] == version
+    assert ran.code in (0, 2, 3), ran.err
+    document = json.loads(ran.out)
+    assert document["question"]["sglang_version"] == version if ran.code != 2 else "not modelled" in document["error"]
 
 
 @pytest.mark.slow

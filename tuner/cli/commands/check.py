@@ -63,20 +63,26 @@ def check(
 ) -> None:
     """Explain any SGLang launch line: what SGLang refuses or changes, memory, KV tokens, speed, and what to change."""
     start_fast()
+    from hwprobe.errors import InputError
     from models.workload import Workload
     from planner.check.answer import answer_check
 
-    question = _question(
-        line or [],
-        hardware,
-        sglang_version,
-        model,
-        workload=Workload.checked(isl, osl, concurrency, range_ratio),
-        free_before_load_gib=free_before_load_gib,
-        acceptance=mtp_acceptance,
-        profile=profile,
-    )
-    answer = answer_check(question)
+    try:
+        question = _question(
+            line or [],
+            hardware,
+            sglang_version,
+            model,
+            workload=Workload.checked(isl, osl, concurrency, range_ratio),
+            free_before_load_gib=free_before_load_gib,
+            acceptance=mtp_acceptance,
+            profile=profile,
+        )
+        answer = answer_check(question)
+    except InputError as error:
+        if json:
+            print_json({"error": str(error)})
+        raise
     if json:
         from planner.check.document import check_document
 
@@ -103,7 +109,7 @@ def _question(
     from hwprobe.errors import InputError
     from models.engine.profile import load_engine_profile
     from planner.check.answer import CheckQuestion
-    from planner.inputs import read_hardware, read_model
+    from planner.inputs import read_any_model, read_hardware
 
     if free_before_load_gib is not None and not 1.0 <= free_before_load_gib <= 10_000.0:
         raise InputError(
@@ -121,7 +127,7 @@ def _question(
     return CheckQuestion(
         launch=launch,
         hardware=read_hardware(hardware),
-        arch=read_model(model),
+        arch=read_any_model(model) if model else None,
         version=version,
         workload=workload,
         free_before_load_gib=free_before_load_gib,

@@ -33,6 +33,7 @@ def show_check(answer: CheckAnswer, screen: Console) -> None:
         f"{VERDICTS[answer.verdict]}: SGLang {asked['sglang_version']} on {escape(asked['hardware'])}, "
         f"{escape(answer.checked.resolved.config.label)}"
     )
+    screen.print(f"model: {escape(asked['model'])}, {answer.served.basis}", soft_wrap=True)
     for violation in answer.violations:
         if violation.severity is not Severity.NOTE:
             screen.print(_line(violation), soft_wrap=True)
@@ -50,6 +51,8 @@ def show_check(answer: CheckAnswer, screen: Console) -> None:
         screen.print("advice, each tried:", style="bold")
     for advice in answer.advice:
         screen.print(f"  {escape(advice.text)}", soft_wrap=True)
+    for taken in answer.assumed:
+        screen.print(f"[yellow]assumed:[/] {escape(f'{taken.name} is {taken.value}: {taken.why}')}", soft_wrap=True)
     for note in answer.notes:
         screen.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
 
@@ -110,7 +113,7 @@ def _show_capacity(answer: CheckAnswer, screen: Console) -> None:
 def _show_prediction(answer: CheckAnswer, screen: Console) -> None:
     found, asked = answer.prediction, answer.question
     if found is None:
-        screen.print("No speed is predicted: it would not serve this workload as it stands.")
+        screen.print(f"No speed is predicted: {answer.unpredicted}.")
         return
     low, high = found.band["output_tok_s"]
     screen.print(

@@ -1,0 +1,140 @@
+"""What a launch line serves: read from --model, --quantization, --dtype and the path's name, in this order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hwprobe.errors import UnsupportedModel
+from models.architecture import MODELLED_WEIGHTS, ModelArchitecture, deepseek_r1
+from planner.check.model_names import NamedCheckpoint, named_checkpoint
+from planner.violation import Severity, Violation
+
+# What --quantization says of a checkpoint without a config.json at hand: the modelled kinds, and what others are.
+QUANTIZATION = {"fp8": "fp8", "w8a8_int8": "w8a8_int8", "blockwise_int8": "blockwise_int8"}
+FOUR_BITS = (
+    "awq", "awq_marlin", "gptq", "gptq_marlin", "marlin", "moe_wna16", "modelopt_fp4", "petit_nvfp4", "mxfp4",
+    "nvfp4_online", "quark_mxfp4", "w4afp8", "mlx_q4", "quark_int4fp8_moe", "mxfp_w4a8", "auto-round",
+)  # fmt: skip
+FIX = (
+    "name the FP8 checkpoint in --model-path, or give the config.json of an FP8, INT8 or BF16 export of DeepSeek-R1, "
+    "V3 or V3.1 with --model"
+)
+# Overrides of config.json that change neither shapes nor bytes.
+SAME_SHAPES = ("rope_scaling", "rope_theta", "torch_dtype", "dtype", "num_nextn_predict_layers", "eos_token_id")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """The model behind a launch line, how that is known, and what of it was taken without being known."""
+
+    arch: ModelArchitecture
+    basis: str
+    assumed: str | None = None
+    violations: tuple[Violation, ...] = ()
+
+
+def served_model(values: Mapping[str, Any], given: ModelArchitecture | None) -> ServedModel:
+    """Return what a line with these flags (by SGLang's field names) serves; `given` is that of --model.
+
+    Raises UnsupportedModel for a checkpoint that is not modelled: nothing may be said of its memory or speed.
+    """
+    path = str(values.get("model_path") or "")
+    for flag, name in (("load_format", "--load-format"), ("torchao_config", "--torchao-config")):
+        if values.get(flag) in ("gguf", "bitsandbytes") or (flag == "torchao_config" and values.get(flag)):
+            raise _not_modelled(path, f"{name} {values[flag]} gives weights of another kind")
+    if values.get("dtype") in ("float", "float32"):
+        raise _not_modelled(path, f"--dtype {values['dtype']} computes and stores in 32 bits")
+    found = _by_config(given, values) if given is not None else _by_line(path, values)
+    return replace(found, arch=_overridden(found.arch, values.get("json_model_override_args"), path))
+
+
+def _by_config(given: ModelArchitecture, values: Mapping[str, Any]) -> ServedModel:
+    """Return the model of --model; a --quantization that says otherwise is refused by SGLang."""
+    method = given.quantization_config.quant_method if given.quantization_config else None
+    asked = values.get("quantization")
+    basis = f"{given.weights} weights, from --model"
+    if asked in (None, "unquant", method):
+        return ServedModel(arch=given, basis=basis)
+    if method is None and QUANTIZATION.get(asked) in ("w8a8_int8", "blockwise_int8"):
+        return ServedModel(
+            arch=given.quantised(QUANTIZATION[asked]),
+            basis=f"shapes from --model, INT8 weights from --quantization {asked}",
+        )
+    if method is None:
+        raise _not_modelled(given.name, f"its config.json has no quantization_config, and --quantization is {asked}")
+    fault = Violation(
+        rule="quantization-mismatch",
+        severity=Severity.ERROR,
+        message=f"--quantization {asked} is not what the checkpoint's config.json says ({method})",
+        fix="leave --quantization out: SGLang reads it from the checkpoint",
+        refused=True,
+    )
+    return ServedModel(arch=given, basis=basis, violations=(fault,))
+
+
+def _by_line(path: str, values: Mapping[str, Any]) -> ServedModel:
+    named = named_checkpoint(path)
+    if named.is_other:
+        raise UnsupportedModel(
+            f"'{path[:100]}' names no DeepSeek-R1, V3 or V3.1 and is not modelled: no verdict on memory or speed; "
+            "if it is one of these under another name, give its config.json with --model"
+        )
+    asked = values.get("quantization")
+    method, basis = _weights(path, named, None if asked == "unquant" else asked)
+    arch = deepseek_r1() if method == "fp8" else deepseek_r1().quantised(method)
+    if named.model is not None:
+        return ServedModel(arch=replace(arch, name=path), basis=f"{arch.weights} weights, {basis}")
+    return ServedModel(
+        arch=arch,
+        basis=f"{arch.weights} weights, {basis}",
+        assumed=f"DeepSeek-R1 with {arch.weights} weights",
+    )
+
+
+def _weights(path: str, named: NamedCheckpoint, asked: str | None) -> tuple[str | None, str]:
+    """Return the quant_method of the weights (None: BF16) and how it is known: --quantization before the name."""
+    if asked is not None and asked not in QUANTIZATION:
+        bits = "4 bits" if asked in FOUR_BITS else f"'{asked}'"
+        raise _not_modelled(path, f"its weights are quantised to {bits}, by --quantization {asked}")
+    if named.label is not None and named.method not in (None, *MODELLED_WEIGHTS):
+        raise _not_modelled(path, f"its weights are {named.label}, by its name")
+    if asked is None:
+        if named.label is None:
+            return "fp8", "as DeepSeek publishes it"
+        return named.method, "from the path's name"
+    method = QUANTIZATION[asked]
+    if named.label is not None and named.method is None and method == "fp8":
+        raise _not_modelled(path, "its name says BF16 and --quantization fp8 converts it while loading")
+    if named.method == "blockwise_int8" and method == "w8a8_int8":
+        raise _not_modelled(path, "its name says block INT8 and --quantization w8a8_int8 reads one scale a channel")
+    return method, f"from --quantization {asked}"
+
+
+def _overridden(arch: ModelArchitecture, text: Any, path: str) -> ModelArchitecture:
+    """Apply --json-model-override-args where it changes shapes. Raises UnsupportedModel for the rest."""
+    if not text:
+        return arch
+    try:
+        wanted = json.loads(text) if isinstance(text, str) else text
+    except ValueError:
+        wanted = None
+    if not isinstance(wanted, dict):
+        return arch  # a violation of its own: SGLang stops at the text
+    changed = arch
+    for key, value in wanted.items():
+        whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if key == "num_hidden_layers" and whole and value <= arch.num_hidden_layers:
+            changed = changed.sliced(value)
+        elif key == "max_position_embeddings" and whole:
+            changed = replace(changed, max_position_embeddings=value)
+        elif key not in SAME_SHAPES and getattr(arch, key, None) != value:
+            raise _not_modelled(path, f"--json-model-override-args changes '{str(key)[:40]}'")
+    return changed
+
+
+def _not_modelled(path: str, why: str) -> UnsupportedModel:
+    shown = f"'{path[:100]}'" if path else "this checkpoint"
+    return UnsupportedModel(f"{shown} is not modelled: no verdict on memory or speed; {why}; {FIX}")
