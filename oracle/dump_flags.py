@@ -1,55 +1,45 @@
-"""Prints every command-line flag of the SGLang that is on the path, as one JSON document.
+"""Writes every command-line flag of SGLang releases, one JSON document each.
 
-    python dump_flags.py FOLDER [MODULE | MODULE:NAME ...]
+    python dump_flags.py OUT FOLDER ...     OUT/<name of FOLDER>.json for each
 
-FOLDER holds the unpacked wheel; each MODULE, and each NAME that a newer library has dropped, gets a stand-in.
-Runs in the environment that `environment.py` builds. Only the parser is wanted.
+Each FOLDER holds an unpacked wheel. Runs in the environment that `environment.py` builds. Only parsers are wanted.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is told to keep it off (PYTHONSAFEPATH)
 
-from pretend import replace_kernels
+from loading import import_libraries, in_child, load
 
 
-def main(folder: str, wanted: list[str]) -> None:
-    sys.path.insert(0, folder)
-    replace_kernels(*(name for name in wanted if ":" not in name))
-    for module, _, name in (text.partition(":") for text in wanted if ":" in text):
-        setattr(importlib.import_module(module), name, type(name, (), {}))
-    allow_known_models()
+def main(out: Path, folders: list[Path]) -> None:
+    import_libraries()
+    for folder in folders:
+        sys.stderr.write(f"oracle: reading the flags of SGLang {folder.name}\n")
+        (out / f"{folder.name}.json").write_text(in_child(partial(dumped, folder.resolve())), encoding="utf-8")
+
+
+def dumped(folder: Path) -> str:
+    """Return the JSON list of the flags of the release in `folder`. Once a process."""
+    load(str(folder), parser_of_sglang)
+    flags = [described(action) for action in parser_of_sglang()._actions]
+    return json.dumps([flag for flag in flags if flag["names"] and flag["dest"] != "help"]) + "\n"
+
+
+def parser_of_sglang() -> argparse.ArgumentParser:
+    """Return the release's own parser of launch lines."""
     from sglang.srt.server_args import ServerArgs
 
     parser = argparse.ArgumentParser()
     ServerArgs.add_cli_args(parser)
-    flags = [described(action) for action in parser._actions if action.option_strings and action.dest != "help"]
-    sys.stdout.write(json.dumps(flags) + "\n")
-
-
-def allow_known_models() -> None:
-    """Old releases register model configurations that transformers has meanwhile adopted: let them."""
-    import transformers
-
-    for name in ("AutoConfig", "AutoImageProcessor", "AutoProcessor", "AutoTokenizer", "AutoModel"):
-        auto = getattr(transformers, name)
-        auto.register = staticmethod(tolerant(auto.register))
-
-
-def tolerant(register: Any) -> Any:
-    def registered(*args: Any, **kwargs: Any) -> None:
-        with contextlib.suppress(ValueError):
-            register(*args, **kwargs)
-
-    return registered
+    return parser
 
 
 def described(action: argparse.Action) -> dict[str, Any]:
@@ -76,4 +66,4 @@ def described(action: argparse.Action) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(Path(sys.argv[1]), [Path(word) for word in sys.argv[2:]])

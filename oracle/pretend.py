@@ -26,10 +26,15 @@ class Silent(StandIn):
         return MagicMock(name=f"{self.__name__}.{name}")
 
 
-def replace_kernels(*more: str) -> None:
-    """Put stand-ins before the kernel packages, and before the modules named in `more`."""
-    sys.meta_path.insert(0, Finder((*KERNELS, *more), Silent))
+def replace_kernels() -> None:
+    """Put stand-ins before the kernel packages. Once a process."""
+    replace_modules(*KERNELS)
     declare_torchvision()
+
+
+def replace_modules(*names: str) -> None:
+    """Put stand-ins before these modules and all below them."""
+    sys.meta_path.insert(0, Finder(names, Silent))
 
 
 def pretend_gpu(name: str, memory_mib: float, capability: tuple[int, int]) -> None:
