@@ -21,7 +21,8 @@ class ConfigTable:
     """One array per property, all of one shape. Every default must have been resolved before.
 
     `a2a` and `dp_lm_head` are 0/1; `mtp_steps` is 0 without MTP; counts are global (not per rank)
-    except `graph_max_bs`, which SGLang counts per attention-DP rank.
+    except `graph_max_bs`, which SGLang counts per attention-DP rank, and `max_total_tokens`, the most KV tokens a
+    rank may have (infinite where nothing was said).
     """
 
     tp: Array
@@ -42,6 +43,7 @@ class ConfigTable:
     kv_element_bytes: Array
     context_length: Array
     recv_interval: Array
+    max_total_tokens: Array
 
     @property
     def attn_tp(self) -> Array:
@@ -103,6 +105,7 @@ def table_of(configs: Sequence[ServerConfig]) -> ConfigTable:
         kv_element_bytes=np.array([KV_BYTES[config.kv_cache_dtype or "auto"] for config in configs]),
         context_length=column("context_length"),
         recv_interval=column("scheduler_recv_interval"),
+        max_total_tokens=np.array([float(config.flag("max_total_tokens") or np.inf) for config in configs]),
     )
 
 

@@ -228,7 +228,8 @@ def memory(
     """Fill the ledger of every configuration.
 
     SGLang sizes the pool as `free_after_load - free_before_load x (1 - mem_fraction_static)`; the rest,
-    `free_before_load x (1 - mem_fraction_static)`, must hold the request table, graphs and activations.
+    `free_before_load x (1 - mem_fraction_static)`, must hold the request table, graphs and activations. Of the pool
+    no more is taken than --max-total-tokens allows.
     """
     one = np.ones_like(table.tp)
     card = machine.memory_gib * one
@@ -242,7 +243,8 @@ def memory(
     graphs = graph_gib(table, version, extras) + (SYMM_MEM_GIB if extras.symm_mem else 0.0)
     activations = np.maximum(ACTIVATION_FLOOR_GIB, table.chunk * ACTIVATION_MIB_PER_TOKEN / 1024)
     cell = kv_cell_bytes(arch, table) / GIB
-    tokens = np.floor(np.maximum(0.0, pool) / cell)
+    tokens = np.minimum(np.floor(np.maximum(0.0, pool) / cell), table.max_total_tokens)
+    held = np.where(tokens < table.max_total_tokens, pool, tokens * cell)
     return Memory(
         card=card,
         context=card - before,
@@ -250,8 +252,8 @@ def memory(
         request_table=request_table,
         graphs=graphs,
         activations=activations,
-        kv_pool=pool,
-        free=slack - request_table - graphs - activations,
+        kv_pool=held,
+        free=slack + pool - held - request_table - graphs - activations,
         kv_cell=cell,
         kv_tokens_per_rank=tokens,
         kv_tokens=tokens * table.attn_dp,
@@ -286,7 +288,7 @@ def ledger_of(memory: Memory, table: ConfigTable, index: int) -> MemoryLedger:
 
 
 def bounded(filled: Memory, most: Array | float) -> Memory:
-    """Return the ledger with no more KV tokens per rank than `most`: what --max-total-tokens does."""
+    """Return the ledger with no more KV tokens per rank than `most`."""
     per_rank = np.minimum(filled.kv_tokens_per_rank, most)
     ranks = filled.kv_tokens / np.maximum(filled.kv_tokens_per_rank, 1.0)
     return replace(filled, kv_tokens_per_rank=per_rank, kv_tokens=per_rank * ranks)

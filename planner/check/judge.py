@@ -73,13 +73,9 @@ class Weighed:
 
     def fraction_leaving(self, free_gib: float) -> float:
         """Return the memory fraction at which `free_gib` stay free after everything else."""
-        spent = self.before_load_gib * (1.0 - self._fraction) - self.ledger.free_gib
-        return 1.0 - (spent + free_gib) / self.before_load_gib
-
-    @property
-    def _fraction(self) -> float:
-        pool = self.ledger.per_gpu_gib["KV pool"]
-        return (pool + self.ledger.weights_gib) / self.before_load_gib
+        taken = self.ledger.weights_gib + self.ledger.per_gpu_gib["KV pool"] + self.ledger.free_gib
+        beside = self.before_load_gib - taken  # request table, graphs, activations
+        return 1.0 - (beside + free_gib) / self.before_load_gib
 
 
 def check_arguments(words: Sequence[str], arch: ModelArchitecture, machine: Machine, version: Version) -> Checked:

@@ -33,7 +33,22 @@ def memory_violations(checked: Checked, weighed: Weighed, longest_request: int) 
                 fix="give the KV pool more memory, or expect shorter requests (--isl, --osl)",
             )
         )
-    return found
+    return found + _cap_without_effect(checked, ledger.kv_tokens_per_rank)
+
+
+def _cap_without_effect(checked: Checked, kv_tokens_per_rank: int) -> list[Violation]:
+    most = checked.resolved.config.flag("max_total_tokens")
+    if most is None or kv_tokens_per_rank >= most:
+        return []
+    return [
+        Violation(
+            rule="max-total-tokens-above-pool",
+            severity=Severity.NOTE,
+            message=f"--max-total-tokens {most:,} is more than the {kv_tokens_per_rank:,} tokens a rank that fit: "
+            "SGLang takes what fits",
+            fix="leave it out, or raise --mem-fraction-static",
+        )
+    ]
 
 
 def fractions_that_fit(weighed: Weighed) -> tuple[float, float]:

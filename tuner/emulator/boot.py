@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import time
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from models.config import ServerConfig
-from models.costs.memory import Memory, MemoryLedger, bounded, ledger_of
+from models.costs.memory import Memory, MemoryLedger, ledger_of
 from models.layout import table_of
 from models.serving.estimate import Context, limits_of
 from models.serving.step_times import StepTimes
@@ -55,7 +54,7 @@ def boot(machine: EmulatedMachine) -> int:
     """Start as SGLang would; serve; return the exit code."""
     config, context = machine.config, machine.truth()
     table = table_of([config])
-    filled = bounded(context.memory(table), machine.checked.arguments.values.get("max_total_tokens") or math.inf)
+    filled = context.memory(table)
     ledger = ledger_of(filled, table, 0)
     free = float(filled.card[0] - filled.context[0])
     started = time.monotonic()

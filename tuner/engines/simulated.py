@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.config import ServerConfig
-from models.costs.memory import Memory, bounded
+from models.costs.memory import Memory
 from models.layout import Array, table_of
 from models.serving.estimate import Context, replay_workload, statistics_ms
 from models.serving.open_loop import replay_open_loop
@@ -44,7 +44,7 @@ class SimulatedEngine:
     def launch(self, config: ServerConfig, number: int) -> SimulatedServer:
         """Start the configuration in the world. Raises LaunchFailed when the world's memory does not hold it."""
         context = self.world.truth(self.belief, config)
-        filled = bounded(context.memory(table_of([config])), config.flag("max_total_tokens", math.inf))
+        filled = context.memory(table_of([config]))
         failure = boot_failure(self.world, filled)
         if failure is not None:
             raise LaunchFailed(failure, OOM_TEXTS[failure], self.world.start_s(context) * OOM_BOOT_SHARE[failure])
