@@ -22,10 +22,12 @@ from models.records.case import MOST_REQUESTS, REQUESTS_PER_CLIENT, STEADY_REQUE
 from models.records.points import KINDS, Point
 from models.records.slice_fit import DUMMY_INDEPENDENCE
 from models.serving.estimate import DEFAULT_ACCEPTANCE, Context
+from models.unpriced import Unpriced
 from models.version import OLDEST, parse_version
 from models.workload import Lengths
 from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values
+from planner.sglang.flag_ledger import unpriced_flags
 from planner.sglang.resolver import resolve
 
 GUESSED_LENGTH = 1000
@@ -64,7 +66,8 @@ def case_of(
     version = _version(point, guesses)
     engine = engine or profile_for(version)
     machine = machine or _machine(point)
-    config, ledger_tokens = _settled(_config(point, machine, version, guesses), arch, machine, version)
+    typed = _config(point, machine, version, guesses)
+    config, ledger_tokens = _settled(typed, arch, machine, version)
     context = Context(
         arch=arch,
         machine=machine,
@@ -85,6 +88,7 @@ def case_of(
         kv_known=known is not None,
         measured=point.measured,
         warnings=(*engine.warnings, *guesses.said),
+        unpriced=_unpriced(point, typed, arch, machine, version),
     )
 
 
@@ -277,6 +281,16 @@ def _with_flags(config: ServerConfig, launch_args: str, version: Version, guesse
     given, faults = _flags_given(launch_args, version)
     guesses.said.extend(faults)
     return replace(config, **given)
+
+
+def _unpriced(
+    point: Point, typed: ServerConfig, arch: ModelArchitecture, machine: Machine, version: Version
+) -> tuple[Unpriced, ...]:
+    """Return the flags of the run that no equation has; `attention_backend` has a field of its own in a record."""
+    values = dict(read_arguments((point.launch_args or "").split(), version).values)
+    if typed.attention_backend is not None:
+        values.setdefault("attention_backend", typed.attention_backend)
+    return unpriced_flags(values, typed, arch, machine, version)
 
 
 @cache

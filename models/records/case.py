@@ -16,6 +16,7 @@ from models.serving.estimate import Context, demand_of, limits_of
 from models.serving.replay import Replay, replay
 from models.serving.step_times import StepTimes
 from models.serving.uncertainty import Errors, errors
+from models.unpriced import Unpriced
 from models.workload import Lengths, Workload
 
 # Requests a client sends in a benchmark that does not say how many it sent, and the most that are replayed.
@@ -51,7 +52,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A run on a resolved configuration. `kv_known` is true when a log gave `kv_tokens`."""
+    """A run on a resolved configuration. `kv_known` is true when a log gave `kv_tokens`.
+
+    `unpriced` are flags of the run that no equation has.
+    """
 
     id: str
     context: Context
@@ -61,6 +65,7 @@ class Case:
     kv_known: bool
     measured: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    unpriced: tuple[Unpriced, ...] = ()
 
     @property
     def table(self) -> ConfigTable:

@@ -13,6 +13,7 @@ from models.engine.profile import EngineProfile
 from models.engine.transfer import profile_on
 from models.machine import Machine, machine_of
 from models.serving.estimate import DEFAULT_ACCEPTANCE, Context, Prediction
+from models.unpriced import Unpriced
 from models.workload import Workload
 from planner.assumption import Assumption
 from planner.check.advice import Advice, advise
@@ -22,6 +23,7 @@ from planner.check.judge import Checked, Weighed, judge, predicted, read_launch,
 from planner.check.memory_fit import memory_violations
 from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values
+from planner.sglang.flag_ledger import unpriced_flags
 from planner.sglang.flags import listed_releases
 from planner.sglang.launch_line import LaunchLine
 from planner.violation import Severity, Violation, sorted_violations
@@ -50,7 +52,10 @@ class CheckQuestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckAnswer:
-    """Violations worst first, resolved values, memory, prediction (None: see `unpredicted`) and advice."""
+    """Violations worst first, resolved values, memory, prediction (None: see `unpredicted`) and advice.
+
+    `unpriced` are the flags that no equation has.
+    """
 
     question: dict[str, Any]
     checked: Checked
@@ -62,6 +67,12 @@ class CheckAnswer:
     served: ServedModel
     assumed: tuple[Assumption, ...]
     notes: tuple[str, ...]
+    unpriced: tuple[Unpriced, ...] = ()
+
+    @property
+    def hangs_on(self) -> tuple[Unpriced, ...]:
+        """Unpriced flags that the verdict hangs on: those that move memory, where memory was weighed."""
+        return tuple(flag for flag in self.unpriced if flag.moves_memory) if self.weighed is not None else ()
 
     @property
     def accepted(self) -> bool:
@@ -118,6 +129,7 @@ def answer_check(question: CheckQuestion) -> CheckAnswer:
         served=served,
         assumed=tuple(assumed),
         notes=(*question.notes, *_notes(question, context, prediction)),
+        unpriced=unpriced_flags(checked.arguments.values, checked.typed, served.arch, machine, question.version),
     )
 
 

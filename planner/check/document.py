@@ -45,5 +45,7 @@ def check_document(answer: CheckAnswer) -> dict[str, Any]:
             {"flags": a.flags, "text": a.text, "kv_tokens_per_rank": a.kv_after, "makes_it_fit": a.makes_it_fit}
             for a in answer.advice
         ],
+        "unpriced": [flag.as_dict() for flag in answer.unpriced],
+        "hangs_on": [flag.flag for flag in answer.hangs_on],
         "warnings": list(answer.notes),
     }

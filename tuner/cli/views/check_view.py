@@ -37,6 +37,7 @@ def show_check(answer: CheckAnswer, screen: Console) -> None:
     for violation in answer.violations:
         if violation.severity is not Severity.NOTE:
             screen.print(_line(violation), soft_wrap=True)
+    _show_unpriced(answer, screen)
     screen.print(_resolved_table(answer))
     changed = [violation for violation in answer.violations if violation.severity is Severity.NOTE]
     if changed:
@@ -55,6 +56,17 @@ def show_check(answer: CheckAnswer, screen: Console) -> None:
         screen.print(f"[yellow]assumed:[/] {escape(f'{taken.name} is {taken.value}: {taken.why}')}", soft_wrap=True)
     for note in answer.notes:
         screen.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
+
+
+def _show_unpriced(answer: CheckAnswer, screen: Console) -> None:
+    for flag in answer.unpriced:
+        what = f"may change {flag.changes}: {flag.effect}"
+        screen.print(f"  [yellow]unpriced[/] {escape(flag.written)} {escape(what)}.", soft_wrap=True)
+    if answer.hangs_on:
+        names = ", ".join(dict.fromkeys(flag.flag for flag in answer.hangs_on))
+        screen.print(
+            f"  [yellow]The verdict hangs on[/] {escape(names)}: the memory below leaves it out.", soft_wrap=True
+        )
 
 
 def _line(violation: Violation) -> str:
