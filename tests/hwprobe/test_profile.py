@@ -57,7 +57,7 @@ def test_what_is_not_a_profile_is_refused(tmp_path: Path, content: bytes) -> Non
 def test_missing_file_and_folder() -> None:
     with pytest.raises(InputError, match="No such file"):
         load_profile(Path("/nonexistent/hardware.json"))
-    with pytest.raises(InputError, match="directory"):
+    with pytest.raises(InputError, match="is a folder"):
         load_profile(Path("/tmp"))
 
 

@@ -1,0 +1,119 @@
+"""YAML, TOML and JSON of files that somebody sent: bounded in depth and in size once aliases are put in.
+
+Whatever a parser makes of such a text, the answer is a value or one InputError.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tomllib
+from typing import Any
+
+from hwprobe.errors import InputError
+
+# A Kubernetes manifest nests some fifteen deep and holds some hundred values.
+DEEPEST = 60
+MOST_NODES = 50_000
+# What Python's and YAML's own parsers raise besides their named errors: numbers of 5,000 digits, odd tags and dates.
+ODD = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+
+
+def load_toml(data: bytes, where: str) -> dict[str, Any]:
+    """Return a TOML document. Raises InputError naming `where` it stands."""
+    try:
+        text = data.decode()
+        if max(piece.count(".") for piece in re.split(r"[,=\[\]{}\n]", text)) > DEEPEST:
+            raise InputError(f"{where}: not valid TOML for sgtune: a key of more than {DEEPEST} parts")
+        found = tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not a text file ({error.reason})") from error
+    except ODD as error:
+        raise InputError(f"{where}: not valid TOML ({said(error)})") from error
+    bounded(found, where)
+    return found
+
+
+def load_json(text: str | bytes, where: str) -> Any:
+    """Return a JSON value of any form; NaN and Infinity are read as SGLang's tools write them. Raises InputError."""
+    try:
+        found = json.loads(text)
+    except ODD as error:
+        raise InputError(f"{where}: not valid JSON ({said(error)})") from error
+    bounded(found, where)
+    return found
+
+
+def load_yaml(text: str, where: str) -> list[Any]:
+    """Return the documents of a YAML text. Raises InputError naming `where` it stands.
+
+    The depth is counted before anything is built, and the size with every alias put in its place.
+    """
+    import yaml  # late: most launches come without YAML, and it takes its time
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        _check_depth(yaml.parse(text, Loader=loader), where)
+        budget = [MOST_NODES]
+        for node in yaml.compose_all(text, Loader=loader):
+            if node is not None:
+                _spend(node, budget, where)
+        return list(yaml.load_all(text, Loader=loader))  # a safe loader, by whichever parser
+    except yaml.YAMLError as error:
+        raise InputError(f"'{where}' is no valid YAML: {said(error)}") from error
+    except ODD as error:
+        raise InputError(f"'{where}' is no valid YAML: {said(error)}") from error
+
+
+def bounded(value: Any, where: str) -> None:
+    """Raise InputError for a value nested deeper than any of ours; walks without recursion."""
+    waiting: list[tuple[Any, int]] = [(value, 0)]
+    while waiting:
+        found, depth = waiting.pop()
+        children = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+        if depth > DEEPEST:
+            raise InputError(f"{where}: nested more than {DEEPEST} deep")
+        waiting += [(child, depth + 1) for child in children if isinstance(child, dict | list)]
+
+
+def finite(value: float, name: str, least: float, most: float) -> float:
+    """Return a number within its bounds. Raises InputError naming it and the range."""
+    if not (math.isfinite(value) and least <= value <= most):
+        raise InputError(f"{name} is {value:g}; it must be from {least:g} to {most:g}")
+    return value
+
+
+def said(error: BaseException) -> str:
+    """Return the first line of what an error says, short enough for a sentence."""
+    lines = str(error).splitlines()
+    return (lines[0][:200] if lines else "") or type(error).__name__
+
+
+def _check_depth(events: Any, where: str) -> None:
+    depth = 0
+    for count, event in enumerate(events):
+        name = type(event).__name__
+        depth += name.endswith("StartEvent") - name.endswith("EndEvent")
+        if depth > DEEPEST:
+            raise InputError(f"'{where}' is no valid YAML for sgtune: nested more than {DEEPEST} deep")
+        if count > MOST_NODES:
+            raise InputError(f"'{where}' is no valid YAML for sgtune: more than {MOST_NODES:,} values")
+
+
+def _spend(node: Any, budget: list[int], where: str) -> None:
+    """Count a node and all below it, aliases as often as they are used. Raises InputError beyond the budget."""
+    sizes: dict[int, int] = {}
+
+    def size(found: Any, above: tuple[int, ...]) -> int:
+        if id(found) in above:
+            raise InputError(f"'{where}' is no valid YAML for sgtune: an alias that holds itself")
+        if id(found) not in sizes:
+            children = found.value if isinstance(found.value, list) else ()
+            flat = [item for child in children for item in (child if isinstance(child, tuple) else (child,))]
+            sizes[id(found)] = 1 + sum(size(child, (*above, id(found))) for child in flat)
+        return sizes[id(found)]
+
+    budget[0] -= size(node, ())
+    if budget[0] < 0:
+        raise InputError(f"'{where}' is no valid YAML for sgtune: more than {MOST_NODES:,} values once aliases are in")
