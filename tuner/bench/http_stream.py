@@ -14,7 +14,13 @@ from typing import Final
 TOKENS: Final = b'"completion_tokens":'
 DONE: Final = b"[DONE]"
 BIN_S: Final = 0.1
+HEX: Final = b"0123456789abcdefABCDEF"
 LONGEST_HEAD: Final = 65536
+LONGEST_CHUNK_HEAD: Final = 4096
+LONGEST_EVENT: Final = 16 << 20  # SGLang repeats the whole text in every event
+LARGEST_BODY: Final = 1 << 50
+NO_LIMIT: Final = 1 << 40
+LONGEST_NUMBER: Final = 18
 
 
 class Tally:
@@ -55,6 +61,7 @@ class Stream(asyncio.Protocol):
         self.status = 0
         self.sent = self.first = self.last = 0.0
         self.tokens = self.chunks = 0
+        self._most_tokens = NO_LIMIT
         self.final = b""
         self.error = ""
         self._buffer = b""
@@ -67,10 +74,11 @@ class Stream(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
-    def send(self, payload: bytes) -> None:
-        """Send a request: head and body in one piece."""
+    def send(self, payload: bytes, *, most_tokens: int = NO_LIMIT) -> None:
+        """Send a request: head and body in one piece. An answer of more than `most_tokens` ends as an error."""
         assert self._transport is not None
         self._reset()
+        self._most_tokens = most_tokens
         self._requests += 1
         self.busy = True
         self.sent = time.monotonic()
@@ -92,6 +100,13 @@ class Stream(asyncio.Protocol):
         now = time.monotonic()
         if not self.busy:
             return
+        try:
+            self._read(data, now)
+        except (ValueError, IndexError, OverflowError) as error:
+            if self.busy:
+                self._end(f"not an answer of HTTP/1.1: {error}")
+
+    def _read(self, data: bytes, now: float) -> None:
         if self._buffer:
             data = self._buffer + data
         if self._in_head:
@@ -123,13 +138,15 @@ class Stream(asyncio.Protocol):
         """Read the size of the next chunk; return what follows it, None while it is not all there."""
         line, found, rest = data.partition(b"\r\n")
         if not found:
+            if len(data) > LONGEST_CHUNK_HEAD:
+                self._end("a chunk whose size has no end")
             return None
         if line:  # an empty one is the end of the chunk before
-            try:
-                self._left = int(line.partition(b";")[0], 16)
-            except ValueError:
+            size = line.partition(b";")[0].strip()
+            if not size.isalnum() or len(size) > 12 or size.strip(HEX):
                 self._end(f"not a chunk size: {line[:40]!r}")
             else:
+                self._left = int(size, 16)
                 if self._left == 0:
                     self._end("")
         return rest
@@ -151,7 +168,9 @@ class Stream(asyncio.Protocol):
         self._keep = fields.get(b"connection", b"").lower() != b"close"
         if not self._chunked:
             self._left = int(fields.get(b"content-length", b"0"))
-            if self._left == 0:
+            if not 0 <= self._left < LARGEST_BODY:
+                self._end("not a length of a body")
+            elif self._left == 0:
                 self._end("")
         return rest
 
@@ -164,6 +183,8 @@ class Stream(asyncio.Protocol):
         end = text.rfind(b"\n\n")
         if end < 0:
             self._text = text
+            if len(text) > LONGEST_EVENT:
+                self._end(f"an event of more than {LONGEST_EVENT >> 20} MiB")
             return
         self._text = text[end + 2 :]
         events = text[:end].split(b"\n\n")
@@ -176,6 +197,10 @@ class Stream(asyncio.Protocol):
         self.chunks += len(events)
         at = self.final.rfind(TOKENS)
         self.tokens = _number(self.final, at + len(TOKENS)) if at >= 0 else before + len(events)
+        if self.tokens > self._most_tokens or self.chunks > self._most_tokens:
+            self.tokens, said = before, max(self.tokens, self.chunks)
+            self._end(f"the answer does not end: {said:.3g} tokens, {self._most_tokens} at most were expected")
+            return
         if self.tokens > before:
             tally.add(now, self.tokens - before)
             if before == 0:
@@ -185,6 +210,8 @@ class Stream(asyncio.Protocol):
             self.last = now
 
     def _end(self, error: str) -> None:
+        if not self.busy:
+            return
         self.busy = False
         self.error = error
         if not error and self.status != 200:
@@ -202,4 +229,4 @@ def _number(text: bytes, start: int) -> int:
     while end < len(text) and text[end] in b" 0123456789":
         end += 1
     digits = text[start:end].strip()
-    return int(digits) if digits else 0
+    return int(digits[:LONGEST_NUMBER]) if digits.isdigit() else 0

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import http.client
-import json
-import ssl
 import time
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from hwprobe.errors import InputError
+from hwprobe.plain_text import one_line
+from tuner.server.ask import NO_ANSWER, ask, count, items, json_answer, mapping, number
 
 ANSWER_S = 10.0
 FLUSH_TRIES = 50
 FLUSH_PAUSE_S = 0.1
+LONGEST_URL = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,37 +29,34 @@ class Address:
     @classmethod
     def parse(cls, url: str) -> Address:
         """Read 'http://host:port'. Raises InputError with an example."""
-        parts = urlsplit(url if "//" in url else f"http://{url}")
         try:
+            parts = urlsplit(url if "//" in url else f"http://{url}")
             port = parts.port
         except ValueError:
-            port = -1
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1 or parts.path.strip("/"):
-            raise InputError(f"--url is '{url}'; write it as in --url http://127.0.0.1:30000")
+            raise InputError(f"--url is '{one_line(url)}'; write it as in --url http://127.0.0.1:30000") from None
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or parts.path.strip("/")
+            or len(url) > LONGEST_URL
+        ):
+            raise InputError(f"--url is '{one_line(url)}'; write it as in --url http://127.0.0.1:30000")
         secure = parts.scheme == "https"
         return cls(host=parts.hostname, port=port or (443 if secure else 80), secure=secure)
 
 
-def ask(
+def asked(
     address: Address, method: str, path: str, *, key: str | None = None, timeout_s: float = ANSWER_S
 ) -> tuple[int, Any]:
-    """Return status and answer (JSON where it is JSON). Raises OSError or HTTPException when there is none."""
-    if address.secure:
-        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-            address.host, address.port, timeout=timeout_s, context=ssl.create_default_context()
-        )
-    else:
-        connection = http.client.HTTPConnection(address.host, address.port, timeout=timeout_s)
+    """Return status and answer (JSON where it is JSON). Raises one of NO_ANSWER when there is none."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    status, text = ask(
+        address.host, address.port, method, path, timeout_s=timeout_s, secure=address.secure, headers=headers
+    )
     try:
-        connection.request(method, path, headers={"Authorization": f"Bearer {key}"} if key else {})
-        response = connection.getresponse()
-        text = response.read()
-        try:
-            return response.status, json.loads(text)
-        except ValueError:
-            return response.status, text.decode(errors="replace")
-    finally:
-        connection.close()
+        return status, json_answer(text)
+    except ValueError:
+        return status, text.decode(errors="replace")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,22 +72,21 @@ class ServerFacts:
 def read_facts(address: Address, key: str | None = None) -> ServerFacts:
     """Return what the server says. Raises InputError when nobody answers at the address."""
     try:
-        status, info = ask(address, "GET", "/server_info", key=key)
+        status, info = asked(address, "GET", "/server_info", key=key)
         if status == http.client.NOT_FOUND:
-            status, info = ask(address, "GET", "/get_server_info", key=key)
-        _, models = ask(address, "GET", "/v1/models", key=key)
-    except (OSError, http.client.HTTPException) as error:
+            status, info = asked(address, "GET", "/get_server_info", key=key)
+        _, models = asked(address, "GET", "/v1/models", key=key)
+    except NO_ANSWER as error:
         raise InputError(
-            f"no server answers at {address.host}:{address.port} ({error}); start it, or give its address with --url"
+            f"no server answers at {address.host}:{address.port} ({one_line(str(error))}); start it, or give its "
+            "address with --url"
         ) from error
-    found = info if status == http.client.OK and isinstance(info, dict) else {}
-    listed = models.get("data", []) if isinstance(models, dict) else []
-    model = listed[0] if listed else {}
-    length = found.get("context_length") or model.get("max_model_len")
+    found = mapping(info) if status == http.client.OK else {}
+    model = next(iter(items(mapping(models).get("data"))), {})
     return ServerFacts(
-        served_model=str(found.get("served_model_name") or model.get("id") or ""),
-        context_length=int(length) if length else None,
-        version=str(found.get("version", "")),
+        served_model=one_line(str(found.get("served_model_name") or model.get("id") or "")),
+        context_length=count(found.get("context_length")) or count(model.get("max_model_len")),
+        version=one_line(str(found.get("version", ""))),
         info=found,
     )
 
@@ -98,8 +95,8 @@ def flush_cache(address: Address, key: str | None = None) -> bool:
     """Empty the prefix cache; wait for requests that are still leaving. False where the server cannot."""
     for _ in range(FLUSH_TRIES):
         try:
-            status, _ = ask(address, "POST", "/flush_cache", key=key)
-        except (OSError, http.client.HTTPException):
+            status, _ = asked(address, "POST", "/flush_cache", key=key)
+        except NO_ANSWER:
             return False
         if status == http.client.OK:
             return True
@@ -120,21 +117,27 @@ class Load:
 
 
 def read_load(address: Address, key: str | None = None) -> Load:
-    """Return one snapshot of `/v1/loads`."""
+    """Return one snapshot of `/v1/loads`; what the server does not say as numbers stays None."""
     try:
-        status, answer = ask(address, "GET", "/v1/loads?include=all", key=key, timeout_s=2.0)
-    except (OSError, http.client.HTTPException):
+        status, answer = asked(address, "GET", "/v1/loads?include=all", key=key, timeout_s=2.0)
+    except NO_ANSWER:
         return Load()
-    loads = answer.get("loads", []) if status == http.client.OK and isinstance(answer, dict) else []
-    if not loads:
-        return Load()
-    accepted = [load["speculative"]["accept_length"] for load in loads if load.get("speculative")]
+    loads = items(mapping(answer).get("loads")) if status == http.client.OK else []
+    accepted = [number(mapping(load.get("speculative")).get("accept_length")) for load in loads]
+    known = [length for length in accepted if length is not None]
+    usages = [usage for load in loads if (usage := number(load.get("token_usage"))) is not None]
     return Load(
-        running=float(sum(load.get("num_running_reqs", 0) for load in loads)),
-        waiting=float(sum(load.get("num_waiting_reqs", 0) for load in loads)),
-        token_usage=max(float(load.get("token_usage", 0.0)) for load in loads),
-        accept_length=sum(accepted) / len(accepted) if accepted else None,
+        running=_total(loads, "num_running_reqs"),
+        waiting=_total(loads, "num_waiting_reqs"),
+        token_usage=max(usages, default=None),
+        accept_length=sum(known) / len(known) if known else None,
     )
+
+
+def _total(loads: list[dict[str, Any]], name: str) -> float | None:
+    """Return the sum over the ranks; one that does not say has none."""
+    said = [value for load in loads if (value := number(load.get(name, 0))) is not None]
+    return sum(said) if said else None
 
 
 def mean_load(snapshots: list[Load]) -> Load:

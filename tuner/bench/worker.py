@@ -20,9 +20,11 @@ from typing import Any
 
 import msgspec
 
+from hwprobe.plain_text import one_line
 from tuner.bench.http_stream import Stream, Tally
 from tuner.bench.requests import Payloads, RequestOutcome, Seen, Share, StreamProgress
 from tuner.choices import Backend
+from tuner.server.ask import count, mapping
 
 PROGRESS_S = 0.25
 TICK_S = 0.01
@@ -31,6 +33,10 @@ MOST_RECONNECTS = 50
 # Connections opened at once: a listen queue of a server holds 128 by default.
 OPENING = 64
 CPU_S = 0.5
+CONNECT_S = 10.0
+LONGEST_ERROR = 400
+# A server that goes on after so many times the tokens asked for (and some) will never end.
+MOST_OVER, SPARE_TOKENS = 2, 64
 
 
 class Worker:
@@ -59,32 +65,36 @@ class Worker:
         share = self._share
         context = ssl.create_default_context() if share.secure else None
         loop = asyncio.get_running_loop()
+        why = ""
         for _ in range(MOST_RECONNECTS):
             try:
                 async with self._opening:
-                    _, stream = await loop.create_connection(
+                    opening = loop.create_connection(
                         lambda: Stream(self._tally, self._finished), share.host, share.port, ssl=context
                     )
+                    _, stream = await asyncio.wait_for(opening, CONNECT_S)
                 return stream
-            except OSError as error:
-                if error.errno == errno.EMFILE:
+            except (OSError, ValueError) as error:  # TimeoutError is an OSError, a certificate's fault a ValueError
+                why = one_line(str(error), LONGEST_ERROR)
+                if isinstance(error, OSError) and error.errno == errno.EMFILE:
                     self._broken = "too many open files: raise the limit with `ulimit -n`"
                     return None
                 await asyncio.sleep(RECONNECT_S)
-        self._broken = f"cannot connect to {share.host}:{share.port}"
+        self._broken = f"cannot connect to {share.host}:{share.port}: {why}"
         return None
 
     def _send(self, stream: Stream, index: int, planned: float, payload: bytes) -> None:
         if not self._streams:
             self._tally.last_event = time.monotonic()  # an idle server was not silent
         self._streams[stream] = (index, planned)
-        stream.send(payload)
+        stream.send(payload, most_tokens=MOST_OVER * self._payloads.lengths(index)[1] + SPARE_TOKENS)
 
     def _finished(self, stream: Stream) -> None:
         index, planned = self._streams.pop(stream)
         self._due -= planned <= self._share.start + self._share.due_s
         now = time.monotonic()
         error = stream.error or ("" if stream.tokens else f"no tokens: {stream.final[:200].decode(errors='replace')}")
+        error = one_line(error, LONGEST_ERROR)
         self._errors += bool(error)
         self._seen.append(self._record(stream, index, planned, now, error))
         self._after(stream, failed=bool(error))
@@ -208,26 +218,21 @@ class Worker:
 
 
 def closing_figures(backend: Backend, final: bytes, counted: int) -> tuple[int, int, int]:
-    """Return prompt tokens, output tokens and cached tokens as the last event states them; 0 where it does not."""
+    """Return prompt tokens, output tokens and cached tokens as the last event states them; 0 where it does not.
+
+    Output tokens that are not stated, or as no number, are those that were counted.
+    """
     _, _, text = final.partition(b"data:")
     try:
-        answer = msgspec.json.decode(text) if text.strip() else {}
-    except msgspec.DecodeError:
+        answer = mapping(msgspec.json.decode(text)) if text.strip() else {}
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return 0, counted, 0
-    if backend is Backend.SGLANG:
-        meta = answer.get("meta_info") or {}
-        return (
-            int(meta.get("prompt_tokens", 0)),
-            int(meta.get("completion_tokens", 0)),
-            int(meta.get("cached_tokens", 0)),
-        )
-    usage = answer.get("usage") or {}
-    details = usage.get("prompt_tokens_details") or {}
-    return (
-        int(usage.get("prompt_tokens", 0)),
-        int(usage.get("completion_tokens", counted)),
-        int(details.get("cached_tokens") or 0),
-    )
+    said = mapping(answer.get("meta_info" if backend is Backend.SGLANG else "usage"))
+    cached = said if backend is Backend.SGLANG else mapping(said.get("prompt_tokens_details"))
+    tokens = count(said.get("completion_tokens"))
+    if tokens is None:
+        tokens = 0 if backend is Backend.SGLANG and "completion_tokens" not in said and not counted else counted
+    return count(said.get("prompt_tokens")) or 0, tokens, count(cached.get("cached_tokens")) or 0
 
 
 def allow_files(wanted: int) -> int:

@@ -6,13 +6,12 @@ import os
 import select
 import subprocess
 import sys
-import tempfile
-from contextlib import ExitStack
-from pathlib import Path
+from contextlib import ExitStack, suppress
 
 import msgspec
 
 from hwprobe.errors import SgtuneError
+from hwprobe.holds import scratch_folder
 from tuner.bench.requests import RequestOutcome, Share, StreamProgress
 
 STOP_S = 30.0
@@ -23,7 +22,12 @@ class Crew:
 
     def __init__(self, shares: list[Share]) -> None:
         self._stack = ExitStack()
-        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="sgtune-load-")))
+        try:
+            self._folder = self._stack.enter_context(scratch_folder("load"))
+        except OSError as error:
+            raise SgtuneError(
+                f"cannot write temporary files: {error.strerror or error}; make room or set TMPDIR"
+            ) from error
         self._workers: list[subprocess.Popen[bytes]] = []
         self._results = [self._folder / f"{number}.msgpack" for number in range(len(shares))]
         self._heard = [StreamProgress(done=0, errors=0, in_flight=0, tokens=0, silent_s=0.0) for _ in shares]
@@ -31,6 +35,14 @@ class Crew:
         self._shares = shares
 
     def __enter__(self) -> Crew:
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _start(self) -> None:
         environment = {**os.environ, "PYTHONSAFEPATH": "1", "OPENBLAS_NUM_THREADS": "1"}
         for share, result in zip(self._shares, self._results, strict=True):
             worker = subprocess.Popen(
@@ -40,17 +52,15 @@ class Crew:
             self._stack.callback(worker.wait)
             self._stack.callback(worker.kill)
             self._workers.append(worker)
-            assert worker.stdin is not None
-            worker.stdin.write(msgspec.json.encode(msgspec.structs.replace(share, result=str(result))) + b"\n")
-            worker.stdin.flush()
-        return self
+            self._tell(worker, msgspec.json.encode(msgspec.structs.replace(share, result=str(result))) + b"\n")
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
         for worker in self._workers:
             for pipe in (worker.stdin, worker.stdout):
                 if pipe is not None:
-                    pipe.close()
+                    with suppress(OSError):  # what was still to be said to it
+                        pipe.close()
 
     def listen(self, seconds: float) -> StreamProgress:
         """Wait this long for news; return the sum of what the workers last said.
@@ -63,10 +73,13 @@ class Crew:
             number = pipes[descriptor]
             data = os.read(descriptor, 65536)
             if not data:
-                raise SgtuneError(f"a load generator process ended with exit code {self._workers[number].wait()}")
+                raise _lost(self._workers[number])
             *lines, self._pending[number] = (self._pending[number] + data).split(b"\n")
             if lines:
-                self._heard[number] = msgspec.json.decode(lines[-1], type=StreamProgress)
+                try:
+                    self._heard[number] = msgspec.json.decode(lines[-1], type=StreamProgress)
+                except msgspec.DecodeError as error:
+                    raise SgtuneError(f"a load generator process said nonsense: {error}") from error
         broken = next((word.broken for word in self._heard if word.broken), "")
         if broken:
             raise SgtuneError(broken)
@@ -82,14 +95,34 @@ class Crew:
     def stop(self) -> list[RequestOutcome]:
         """End the traffic and return what each worker has seen. Raises SgtuneError when one does not answer."""
         for worker in self._workers:
-            assert worker.stdin is not None
-            worker.stdin.write(b"stop\n")
-            worker.stdin.flush()
+            self._tell(worker, b"stop\n")
         outcomes = []
         for worker, result in zip(self._workers, self._results, strict=True):
             try:
                 worker.communicate(timeout=STOP_S)
             except subprocess.TimeoutExpired:
                 raise SgtuneError("a load generator process did not stop: this machine is overloaded") from None
-            outcomes.append(msgspec.msgpack.decode(result.read_bytes(), type=RequestOutcome))
+            try:
+                outcomes.append(msgspec.msgpack.decode(result.read_bytes(), type=RequestOutcome))
+            except (OSError, msgspec.DecodeError) as error:
+                raise _lost(worker) from error
         return outcomes
+
+    def _tell(self, worker: subprocess.Popen[bytes], line: bytes) -> None:
+        """Write to a worker. Raises SgtuneError when it has ended."""
+        assert worker.stdin is not None
+        try:
+            worker.stdin.write(line)
+            worker.stdin.flush()
+        except OSError as error:
+            raise _lost(worker) from error
+
+
+def _lost(worker: subprocess.Popen[bytes]) -> SgtuneError:
+    """Return the error of a worker that has ended before its time; SIGKILL is what the kernel's OOM killer sends."""
+    try:
+        code = worker.wait(timeout=STOP_S)
+    except subprocess.TimeoutExpired:
+        return SgtuneError("a load generator process stopped listening")
+    why = " (SIGKILL: out of memory?)" if code == -9 else ""
+    return SgtuneError(f"a load generator process ended with exit code {code}{why}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.costs.memory import MemoryLedger
+from tuner.server.ask import number
 
 # SGLang prints GiB and calls them GB. 0.4.3 prints no "mem usage": then the difference of what was available.
 WEIGHTS = re.compile(r"Load weight end\..*?mem usage=([\d.]+) GB")
@@ -43,12 +44,12 @@ def boot_figures(log: str, info: dict[str, Any], ledger: MemoryLedger) -> BootFi
     if weights is None and before is not None and after is not None:
         weights = before - after
     graphs = [float(text) for text in GRAPHS.findall(log)]
-    free = _last(LAST_FREE, log)
+    free, tokens = _last(LAST_FREE, log), number(info.get("max_total_num_tokens"))
     return BootFigures(
         weights_gib=BootFigure(predicted=ledger.weights_gib, measured=weights),
         graphs_gib=BootFigure(predicted=ledger.per_gpu_gib.get("CUDA graphs", 0.0), measured=sum(graphs) or None),
         free_gib=BootFigure(predicted=ledger.free_gib, measured=free if free is not None else _last(POOL_END, log)),
-        kv_tokens_per_rank=BootFigure(predicted=ledger.kv_tokens_per_rank, measured=info.get("max_total_num_tokens")),
+        kv_tokens_per_rank=BootFigure(predicted=ledger.kv_tokens_per_rank, measured=tokens),
         timings_s=_timings(info.get("startup_time")),
     )
 
@@ -56,11 +57,11 @@ def boot_figures(log: str, info: dict[str, Any], ledger: MemoryLedger) -> BootFi
 def _timings(found: Any) -> dict[str, float]:
     """Flatten `startup_time`; phases of graph capture become `cuda_graph.decode` and so on."""
     flat: dict[str, float] = {}
-    for name, value in (found or {}).items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{part}": float(seconds) for part, seconds in value.items()}
-        elif isinstance(value, int | float):
-            flat[name] = float(value)
+    for name, value in found.items() if isinstance(found, dict) else ():
+        parts = value.items() if isinstance(value, dict) else (("", value),)
+        for part, seconds in parts:
+            if (known := number(seconds)) is not None:
+                flat[f"{name}.{part}" if part else str(name)] = known
     return flat
 
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 import socket
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -15,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from filelock import FileLock, Timeout
 
 from hwprobe.errors import InputError
+from hwprobe.holds import Held, Hold, own_folder
 from hwprobe.inventory.nvml import Inventory, NvmlGpu, read_inventory
+from hwprobe.plain_text import one_line
 from tuner.seam import FailureKind, LaunchFailed
 
 IDLE_WAIT_S = 60.0
@@ -27,7 +24,7 @@ POLL_S = 1.0
 IDLE_MIB = 1024.0
 # NCCL and SGLang's own queues take some tens of MiB per rank.
 LEAST_SHM_MIB = 256.0
-LOCKS = Path(tempfile.gettempdir()) / "sgtune-gpus"
+LOCKS = "sgtune-gpus"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,43 +102,28 @@ def _user(pid: int) -> str:
 
 
 class GpuLocks:
-    """A lock per GPU, held for a whole run: two tuners never measure on the same GPU.
+    """A lock per GPU, held for a whole run: two tuners of a user never measure on the same GPU.
 
-    The kernel lets go of them when this process ends, however it ends.
+    The kernel lets go of them when this process ends, however it ends. Of another user's tuner the gate sees the
+    memory it holds.
     """
 
     def __init__(self, uuids: Sequence[str], folder: Path | None = None) -> None:
-        """Take the locks. Raises InputError naming the holder's pid, host and command."""
-        folder = folder or LOCKS
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            folder.chmod(0o1777)  # every user of the machine takes its locks here
+        """Take the locks. Raises InputError naming the holder's pid and host."""
+        if folder is None:
+            folder = own_folder(LOCKS) if uuids else Path()
+        saying = f"process {os.getpid()} on {socket.gethostname()}"
         with ExitStack() as undo:
             for uuid in uuids:
-                lock = FileLock(folder / f"{uuid}.lock", mode=0o666)
                 try:
-                    lock.acquire(timeout=0)
-                except Timeout:
-                    raise InputError(
-                        f"GPU {uuid} is in use by another sgtune: {_read_holder(folder, uuid)}; wait for it to end"
-                    ) from None
+                    undo.callback(Hold(folder / f"{uuid}.lock", saying).release)
+                except Held as held:
+                    holder = one_line(held.said) or "its holder left no name"
+                    raise InputError(f"GPU {uuid} is in use by another sgtune: {holder}; wait for it to end") from None
                 except OSError as error:
                     raise InputError(f"cannot lock GPU {uuid} in '{folder}': {error.strerror or error}") from error
-                undo.callback(lock.release)
-                words = shlex.join(sys.argv)
-                holder = {"pid": os.getpid(), "host": socket.gethostname(), "command": words}
-                (folder / f"{uuid}.holder").write_text(json.dumps(holder), encoding="utf-8")
-                undo.callback((folder / f"{uuid}.holder").unlink, missing_ok=True)
             self._held = undo.pop_all()
 
     def release(self) -> None:
         """Let go of all of them."""
         self._held.close()
-
-
-def _read_holder(folder: Path, uuid: str) -> str:
-    try:
-        holder = json.loads((folder / f"{uuid}.holder").read_text(encoding="utf-8"))
-        return f"process {holder['pid']} on {holder['host']} ({holder['command']})"
-    except (OSError, ValueError, KeyError):
-        return "its holder left no name"

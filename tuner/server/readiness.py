@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import http.client
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tuner.seam import FailureKind, LaunchFailed
+from tuner.server.ask import ask, json_answer
 from tuner.server.failure import LAST_LINES, PORT_LOST, classify
 from tuner.server.process import ServerProcess
 
@@ -148,7 +148,8 @@ def _check_identity(process: ServerProcess, info: dict[str, Any], served_name: s
     if info.get("served_model_name") != served_name:
         raise LaunchFailed(
             FailureKind.PORT,
-            f"another server answers on the port: it serves '{info.get('served_model_name')}', not '{served_name}'",
+            f"another server answers on the port: it serves '{str(info.get('served_model_name'))[:100]}', not "
+            f"'{served_name}'",
             time.monotonic() - process.started,
         )
 
@@ -167,7 +168,8 @@ def _check_output(process: ServerProcess, port: int) -> None:
         if process.dies_within(DYING_S):
             raise died(process) from error
         raise LaunchFailed(FailureKind.WRONG_OUTPUT, f"the first generation failed: {error}", spent) from error
-    if len(answer.get("output_ids", ())) != SMOKE_TOKENS:
+    ids = answer.get("output_ids")
+    if not isinstance(ids, list) or len(ids) != SMOKE_TOKENS:
         raise LaunchFailed(FailureKind.WRONG_OUTPUT, f"{SMOKE_TOKENS} tokens asked, got: {answer}"[:500], spent)
 
 
@@ -187,15 +189,8 @@ def _check_answer(process: ServerProcess, port: int, smoke: Smoke) -> None:
 
 def _ask(port: int, method: str, path: str, timeout_s: float, body: Any = None) -> dict[str, Any]:
     """Return the JSON answer, {} for an empty one. Raises OSError, HTTPException or ValueError."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
-    try:
-        data = None if body is None else json.dumps(body)
-        connection.request(method, path, body=data, headers={"Content-Type": "application/json"})
-        response = connection.getresponse()
-        text = response.read()
-        if response.status != http.client.OK:
-            raise ValueError(f"HTTP {response.status}: {text[:300]!r}")
-        answer = json.loads(text) if text.strip() else {}
-        return answer if isinstance(answer, dict) else {"answer": answer}
-    finally:
-        connection.close()
+    status, text = ask("127.0.0.1", port, method, path, timeout_s=timeout_s, body=body)
+    if status != http.client.OK:
+        raise ValueError(f"HTTP {status}: {text[:300]!r}")
+    answer = json_answer(text)
+    return answer if isinstance(answer, dict) else {"answer": answer}

@@ -1,0 +1,108 @@
+"""One question to a server over HTTP, answered in bounded time and memory whatever the server does."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from hwprobe.errors import InputError
+from hwprobe.parsing import load_json
+
+# SGLang's /server_info is some tens of KiB.
+MOST_ANSWER_BYTES = 4 << 20
+LARGEST = 1e15  # beyond any count a server could mean, below where a float stops counting
+# What an unreachable or broken server makes of a question.
+NO_ANSWER = (OSError, http.client.HTTPException, ValueError)
+
+
+def ask(
+    host: str,
+    port: int,
+    method: str,
+    path: str,
+    *,
+    timeout_s: float,
+    secure: bool = False,
+    headers: Mapping[str, str] | None = None,
+    body: Any = None,
+    most_bytes: int = MOST_ANSWER_BYTES,
+) -> tuple[int, bytes]:
+    """Return status and body. Raises one of NO_ANSWER; TimeoutError when not all of it is there in time.
+
+    A socket's own timeout starts anew with every byte, so a clock of ours ends the connection.
+    """
+    if secure:
+        context = ssl.create_default_context()
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            host, port, timeout=timeout_s, context=context
+        )
+    else:
+        connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        sock = connection.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    clock = threading.Timer(timeout_s, end)
+    clock.daemon = True
+    clock.start()
+    try:
+        data = None if body is None else json.dumps(body)
+        connection.request(method, path, body=data, headers={"Content-Type": "application/json", **(headers or {})})
+        response = connection.getresponse()
+        text = response.read(most_bytes + 1)
+        if late.is_set():
+            raise TimeoutError(f"no whole answer within {timeout_s:g} s")
+        if len(text) > most_bytes:
+            raise ValueError(f"the answer to {path} is larger than {most_bytes >> 20} MiB")
+        return response.status, text
+    except (OSError, http.client.HTTPException) as error:
+        if late.is_set():
+            raise TimeoutError(f"no whole answer within {timeout_s:g} s") from error
+        raise
+    finally:
+        clock.cancel()
+        connection.close()
+
+
+def json_answer(text: bytes) -> Any:
+    """Return an answer as JSON, {} for an empty one. Raises ValueError for what is none."""
+    if not text.strip():
+        return {}
+    try:
+        return load_json(text, "the answer")
+    except InputError as error:
+        raise ValueError(str(error)) from error
+
+
+def mapping(found: Any) -> dict[str, Any]:
+    """Return what a server gave as an object, {} for anything else."""
+    return found if isinstance(found, dict) else {}
+
+
+def items(found: Any) -> list[dict[str, Any]]:
+    """Return the objects of what a server gave as a list."""
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
+def number(found: Any) -> float | None:
+    """Return what a server gave as a number, None for anything else: of another type, infinite, out of reach."""
+    if isinstance(found, bool) or not isinstance(found, int | float) or not abs(found) < LARGEST:
+        return None
+    return float(found)
+
+
+def count(found: Any) -> int | None:
+    """Return what a server gave as a number of things, None for anything else."""
+    known = number(found)
+    return None if known is None or known < 0 else int(known)
