@@ -17,8 +17,8 @@ from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.files import encode_json
 from hwprobe.profile import AllReduce, Basis, GpuProfile, HardwareProfile, Quantity
 from tuner.evidence.live_state import LIVE_FILE, LiveTrial, RunState, read_live
-from tuner.evidence.run_folder import read_trials
 from tuner.evidence.trial import TrialOutcome, TrialRecord
+from tuner.evidence.trial_lines import read_trials, write_trials
 from tuner.seam import FailureKind, Measurement
 
 STATES = ("no run", "empty", "running", "finished", "failed", "torn", "deleted")
@@ -45,7 +45,7 @@ def put(source: Path, root: Path, state: str) -> Path:
     shutil.copytree(source, run)
     records = read_trials(source / "trials.jsonl")
     if state == "empty":
-        for name in ("trials.jsonl", "result.json", LIVE_FILE):
+        for name in ("trials.jsonl", "trials.head", "result.json", LIVE_FILE):
             (run / name).unlink()
     elif state == "running":
         current = [record for record in records if record.launched][3]
@@ -65,7 +65,7 @@ def put(source: Path, root: Path, state: str) -> Path:
 
 
 def write_records(run: Path, records: list[TrialRecord]) -> None:
-    (run / "trials.jsonl").write_text("".join(encode_json(record, indent=0) + "\n" for record in records))
+    write_trials(run / "trials.jsonl", records)
 
 
 def write_live(run: Path, **changes: object) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from hwprobe.plain_text import clean
 from models.config import ServerConfig
 from models.workload import Workload
 
@@ -29,6 +30,8 @@ class FailureKind(StrEnum):
     STALLED = "stalled"
     KILLED = "killed"
     SUPERVISOR = "supervisor"
+    NO_ANSWERS = "no_answers"
+    MEASURING = "measuring"
     UNKNOWN = "unknown"
     # for the operator: the run stops and can be resumed
     BAD_FLAG = "bad_flag"
@@ -39,13 +42,14 @@ class FailureKind(StrEnum):
 
 
 class LaunchFailed(Exception):
-    """The configuration did not start or died; carries the kind, the evidence, and what it cost."""
+    """The configuration did not start, died or could not be measured; carries the kind, the evidence (as clean text,
+    whoever said it), and what it cost."""
 
     def __init__(self, kind: FailureKind, evidence: str, seconds: float) -> None:
-        super().__init__(evidence)
         self.kind = kind
-        self.evidence = evidence
+        self.evidence = clean(evidence)
         self.seconds = seconds
+        super().__init__(self.evidence)
 
 
 class Verdict(StrEnum):

@@ -8,7 +8,6 @@ from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
 
-import msgspec
 import psutil
 
 from hwprobe.errors import InputError
@@ -22,14 +21,16 @@ from models.workload import Slo
 from planner.plans.make import PlanQuestion
 from tuner.evidence.knob_effects import KnobEffect, knob_effects
 from tuner.evidence.live_state import LiveState, RunState, read_live
-from tuner.evidence.run_folder import read_manifest
+from tuner.evidence.run_folder import holder_of, read_manifest
 from tuner.evidence.standings import Standing, standings, winner_of
 from tuner.evidence.trial import Manifest, TrialRecord, best_of
+from tuner.evidence.trial_lines import ends_torn, sound_trials
 from tuner.run.result import baseline_of
 
 RUNS_VARIABLE = "SGTUNE_RUNS"
 # The end of a log that is read; long enough for forty wide lines.
 TAIL_BYTES = 16_384
+MOST_NOTES = 20
 
 Stamp = tuple[int, int]
 
@@ -190,21 +191,11 @@ def _stamp(file: Path) -> Stamp:
 
 @lru_cache(maxsize=8)
 def _records(file: Path, stamp: Stamp) -> tuple[tuple[TrialRecord, ...], tuple[str, ...]]:
-    """Return the whole lines that are records, and a note on the others. A torn last line is being written."""
-    try:
-        lines = file.read_bytes().split(b"\n")
-    except OSError:
-        return (), ()
-    decoder = msgspec.json.Decoder(TrialRecord)
-    records, notes = [], []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            records.append(decoder.decode(line))
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
-            notes.append(f"{file.name}, line {number} is left out: {error}")
-    if lines[-1]:
+    """Return the whole lines that are sound records, and a note on the others. A torn last line is being written."""
+    records, notes = sound_trials(file)
+    if ends_torn(file):
         notes.append(f"the last line of {file.name} is incomplete and left out: --resume would run that trial again")
-    return tuple(records), tuple(notes)
+    return tuple(records), tuple(notes[:MOST_NOTES])
 
 
 @lru_cache(maxsize=32)
@@ -236,7 +227,5 @@ def _status(path: Path, live: LiveState | None, *, started: bool) -> Status:
 
 def _held(path: Path) -> bool:
     """Whether the process that holds the folder is there (of a run that keeps no live.json)."""
-    try:
-        return psutil.pid_exists(int((path / ".holder").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return False
+    words = holder_of(path).split()
+    return len(words) == 4 and words[1].isdecimal() and psutil.pid_exists(int(words[1]))

@@ -23,8 +23,8 @@ from hwprobe.findings import compare, findings
 from models.config import Speculative
 from models.workload import Slo
 from planner.plans.frontier import pareto_front
-from tuner.evidence.run_folder import read_trials
 from tuner.evidence.trial import TrialOutcome, TrialRecord
+from tuner.evidence.trial_lines import read_trials
 from tuner.seam import FailureKind
 
 ASKED = PlanInputs(

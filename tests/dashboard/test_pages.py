@@ -6,13 +6,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from dashboard_scenes import RUN, STATES, measured_machine, put, write_records
+from dashboard_scenes import RUN, STATES, measured_machine, put
 from streamlit.testing.v1 import AppTest
 
 import dashboard
+from hwprobe.files import encode_json
 from hwprobe.profile import save_profile
+from tuner.evidence.chain import sealed, start_of
 from tuner.evidence.live_state import read_live
-from tuner.evidence.run_folder import read_trials
+from tuner.evidence.trial_lines import read_trials
 
 ENTRY = Path(dashboard.__file__).parent / "streamlit_app.py"
 PAGES = ("plan", "hardware", "live", "trials", "calibration", "export")
@@ -200,9 +202,12 @@ def test_unknown_knobs_and_fields_are_shown_not_refused(
     records = read_trials(run / "trials.jsonl")
     for record in records:
         record.params["new_knob"] = record.number % 2
-    write_records(run, records)
-    text = (run / "trials.jsonl").read_text().replace('{"number"', '{"from_the_future":1,"number"')
-    (run / "trials.jsonl").write_text(text)
+    bodies = [encode_json(record, indent=0).replace('{"number"', '{"from_the_future":1,"number"') for record in records]
+    chain, lines = start_of(run), []
+    for body in bodies:
+        line, chain = sealed(body.encode(), chain)
+        lines.append(line.decode() + "\n")
+    (run / "trials.jsonl").write_text("".join(lines))
     app = open_page("calibration", tmp_path, monkeypatch, knob="new_knob")
     assert app.selectbox(key="knob").value == "new_knob"
     assert not app.warning

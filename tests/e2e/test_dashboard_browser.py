@@ -26,7 +26,7 @@ from hwprobe.files import encode_json
 from hwprobe.profile import save_profile
 from tests.patience import in_one_of_three
 from tuner.evidence.live_state import RunState
-from tuner.evidence.run_folder import read_trials
+from tuner.evidence.trial_lines import read_trials
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = (

@@ -89,6 +89,7 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_happened(sgtune: Sgtune, tmp_pa
         file = tmp_path / "b" / name
         lines = file.read_text().splitlines(keepends=True)
         file.write_text("".join(lines[:keep]) + lines[keep][:20])  # the power went in the middle of a line
+    (tmp_path / "b" / "trials.head").unlink()
     assert tuned(sgtune, tmp_path, "b", *options, "--resume").code == 0
     for name in ("trials.jsonl", "slices.jsonl"):
         assert (tmp_path / "a" / name).read_text() == (tmp_path / "b" / name).read_text()

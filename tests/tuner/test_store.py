@@ -12,8 +12,10 @@ from hwprobe.errors import InputError, SgtuneError
 from hwprobe.files import encode_json
 from models.config import ServerConfig, Speculative
 from tuner.choices import Objective
-from tuner.evidence.run_folder import RunFolder, cut_torn_line, read_manifest, read_trials
+from tuner.evidence.chain import sealed, start_of
+from tuner.evidence.run_folder import RunFolder, read_manifest
 from tuner.evidence.trial import Manifest, TrialOutcome, TrialRecord
+from tuner.evidence.trial_lines import cut_torn_line, read_trials
 from tuner.seam import FailureKind, Measurement
 
 HARDWARE = hardware_from_catalogue("h200x8")
@@ -52,23 +54,32 @@ def test_records_come_back_as_they_went(tmp_path: Path) -> None:
     assert read_trials(folder.trials_file) == [record(number) for number in range(5)]
 
 
+def lines_of(*records: TrialRecord) -> list[str]:
+    lines, chain = [], start_of(Path("nowhere"))
+    for one in records:
+        line, chain = sealed(encode_json(one, indent=0).encode(), chain)
+        lines.append(line.decode() + "\n")
+    return lines
+
+
 def test_a_line_torn_at_any_byte_costs_only_itself(tmp_path: Path) -> None:
     file = tmp_path / "trials.jsonl"
-    first, second = (encode_json(record(n), indent=0) + "\n" for n in (1, 2))
+    first, second = lines_of(record(0), record(1))
     for length in range(len(second) + 1):
         file.write_text(first + second[:length])
         torn = cut_torn_line(file)
         assert torn == (0 < length < len(second))
-        assert [r.number for r in read_trials(file)] == ([1, 2] if length == len(second) else [1])
-        with file.open("a") as stream:
-            stream.write(second)
-        assert read_trials(file)[-1] == record(2)
+        assert [r.number for r in read_trials(file)] == ([0, 1] if length == len(second) else [0])
+        if length < len(second):
+            with file.open("a") as stream:
+                stream.write(second)
+        assert read_trials(file)[-1] == record(1)
 
 
 def test_a_spoiled_line_in_the_middle_is_named(tmp_path: Path) -> None:
     file = tmp_path / "trials.jsonl"
-    file.write_text(encode_json(record(1), indent=0) + "\nnonsense\n")
-    with pytest.raises(InputError, match=r"line 2"):
+    file.write_text(lines_of(record(0))[0] + "nonsense\n")
+    with pytest.raises(InputError, match=r"line 2.*sgtune runs repair"):
         read_trials(file)
 
 
@@ -117,7 +128,7 @@ def test_a_full_disk_is_an_error_with_a_way_on(tmp_path: Path, monkeypatch: pyte
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tuner.evidence.run_folder.os.fsync", full)
+    monkeypatch.setattr("hwprobe.files.os.fsync", full)
     with pytest.raises(SgtuneError, match=r"No space left.*--resume"):
         folder.append(record(1))
     monkeypatch.undo()

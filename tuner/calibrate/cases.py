@@ -74,7 +74,8 @@ def _of_line(line: str, number: int, setting: Setting) -> RecordCase:
 
 def _of_run(folder: Path, setting: Setting) -> Iterator[RecordCase]:
     """Every point of every measured trial: its configuration is known exactly."""
-    from tuner.evidence.run_folder import read_manifest, read_trials  # not loaded for files of records
+    from tuner.evidence.run_folder import read_manifest  # not loaded for files of records
+    from tuner.evidence.trial_lines import read_trials
 
     manifest = read_manifest(folder)
     from hwprobe.profile import load_profile

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import http.client
-import json
 import secrets
+import subprocess
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hwprobe.files import encode_json, write_atomic
+import msgspec
+
+from hwprobe.errors import SgtuneError
+from hwprobe.files import encode_json, write_own
 from models.config import ServerConfig
 from models.costs.memory import ledger_of
 from models.layout import table_of
@@ -20,6 +23,7 @@ from models.workload import Workload
 from planner.launch import launch_spec
 from tuner.engines.runners import Runner
 from tuner.seam import FailureKind, LaunchFailed, Measurement, ServerInfo
+from tuner.server.ask import NO_ANSWER, ask
 from tuner.server.figures import BootFigures, boot_figures
 from tuner.server.gate import Gate
 from tuner.server.ports import Ports
@@ -31,6 +35,14 @@ PORT_TRIES = 3
 GPU_CHECK_S = 5.0
 ABORT_S = 5.0
 DRAIN_S = 20.0
+
+# A server whose answers have just ended may be about to die, and its log then says why.
+DIES_S = 1.0
+# Whatever goes wrong while measuring: our own errors, a worker or a socket lost, an answer nobody could foresee.
+MEASURING_ERRORS = (
+    SgtuneError, OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError,
+    MemoryError, http.client.HTTPException, subprocess.SubprocessError, msgspec.MsgspecError,
+)  # fmt: skip
 
 Alive = Callable[[], None]
 Measure = Callable[[str, Workload, Alive], Measurement]
@@ -89,14 +101,19 @@ class LiveEngine:
         flags = [*typed, "--served-model-name", nonce, *self.extra_flags]
         command = self.runner.command(flags, environment, nonce, number)
         folder = self.trials / str(number)
-        process = ServerProcess(command.words, folder, command.environment, drain_s=self.drain_s, after=command.after)
+        try:
+            process = ServerProcess(
+                command.words, folder, command.environment, drain_s=self.drain_s, after=command.after
+            )
+        except (OSError, ValueError) as error:
+            raise LaunchFailed(FailureKind.SUPERVISOR, f"the supervisor did not start: {error}", 0.0) from error
         with ExitStack() as undo:
             undo.callback(process.stop)
             ready = wait_until_ready(process, port, nonce, self.phases, self.smoke, self.entered)
             table = table_of([config])
             ledger = ledger_of(self.context.memory(table), table, 0)
             figures = boot_figures(process.log_text(), ready.server_info, ledger)
-            write_atomic(folder / "server_info.json", encode_json({"figures": figures, **ready.server_info}) + "\n")
+            write_own(folder / "server_info.json", encode_json({"figures": figures, **ready.server_info}) + "\n")
             undo.pop_all()
         return LiveServer(engine=self, process=process, config=config, port=port, ready=ready, figures=figures)
 
@@ -121,16 +138,29 @@ class LiveServer:
         return f"http://{HOST}:{self.port}"
 
     def info(self) -> ServerInfo:
-        per_rank = int(self.figures.kv_tokens_per_rank.measured or 0)
+        per_rank = int(self.figures.kv_tokens_per_rank.measured or 0.0)
         return ServerInfo(kv_tokens=per_rank * self.config.attn_dp_size, boot_s=self.ready.boot_s)
 
     def measure(self, workload: Workload) -> Measurement:
-        """Measure one point. Raises LaunchFailed, naming the concurrency, when the server or a GPU is lost."""
+        """Measure one point.
+
+        Raises LaunchFailed, naming the concurrency, when the server or a GPU is lost, and for whatever goes wrong while
+        measuring: it is an outcome of the trial, never the end of the run.
+        """
+        at = f"at concurrency {workload.concurrency}: "
         try:
             return self.engine.measure(self.url, workload, _Watch(self.process, self.engine.gate).check)
         except LaunchFailed as failure:
-            evidence = f"at concurrency {workload.concurrency}: {failure.evidence}"
-            raise LaunchFailed(failure.kind, evidence, time.monotonic() - self.process.started) from failure
+            raise LaunchFailed(failure.kind, at + failure.evidence, self._lived_s()) from failure
+        except MEASURING_ERRORS as error:
+            if self.process.dies_within(DIES_S):
+                death = died(self.process)
+                raise LaunchFailed(death.kind, at + death.evidence, self._lived_s()) from error
+            evidence = f"{at}{error}" if isinstance(error, SgtuneError) else f"{at}{type(error).__name__}: {error}"
+            raise LaunchFailed(FailureKind.MEASURING, evidence, self._lived_s()) from error
+
+    def _lived_s(self) -> float:
+        return time.monotonic() - self.process.started
 
     def stop(self) -> None:
         """Abort what runs, stop the tree, and wait for the GPU memory it held."""
@@ -144,15 +174,8 @@ class LiveServer:
 
 def abort_all(port: int) -> None:
     """Ask the server to drop its requests: SGLang drains on SIGTERM, however long they are."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=ABORT_S)
-    try:
-        body = json.dumps({"abort_all": True})
-        connection.request("POST", "/abort_request", body=body, headers={"Content-Type": "application/json"})
-        connection.getresponse().read()
-    except (OSError, http.client.HTTPException):
-        return  # it will be killed instead
-    finally:
-        connection.close()
+    with suppress(*NO_ANSWER):  # it will be killed instead
+        ask(HOST, port, "POST", "/abort_request", timeout_s=ABORT_S, body={"abort_all": True})
 
 
 class _Watch:

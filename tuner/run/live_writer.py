@@ -12,8 +12,8 @@ from typing import Self
 
 import psutil
 
-from hwprobe.errors import InputError, SgtuneError
-from hwprobe.files import encode_json, write_atomic
+from hwprobe.errors import SgtuneError
+from hwprobe.files import encode_json
 from models.config import ServerConfig
 from models.serving.estimate import Prediction
 from models.workload import Workload
@@ -101,8 +101,8 @@ class LiveWriter:
         self._reporter.finished(record, best)
 
     def _write(self) -> None:
-        with contextlib.suppress(InputError):  # a full disk is the evidence's to complain of
-            write_atomic(self._loop.folder.path / LIVE_FILE, encode_json(self._live) + "\n", durable=False)
+        with contextlib.suppress(SgtuneError):  # a full disk is the evidence's to complain of
+            self._loop.folder.write(LIVE_FILE, encode_json(self._live) + "\n", durable=False)
 
 
 class _Watched:

@@ -32,6 +32,7 @@ from tuner.slices.screening import SAMPLER, SLICED, SliceScreening
 MOST_RULED_OUT = 150
 # Further launches of a configuration that failed through no fault of its own.
 RETRIES = 1
+TRIAL_FILES = ("command.sh", "result.json", "points.jsonl")
 
 
 class OperatorNeeded(SgtuneError):
@@ -107,12 +108,13 @@ class Loop:
 
         Every record is on disk before the next begins.
         """
+        self.complete_folders()
         for source, params in self._proposals():
             self._keep(self._try(source, params))
         self._confirm()
 
     def _keep(self, record: TrialRecord) -> None:
-        self.folder.append(record)
+        record = self.folder.append(record)
         if record.launched:
             self._write_trial(record)
         self.index.tell(record)
@@ -135,6 +137,12 @@ class Loop:
         if not self.task.confirm or not self.launches:
             return 0.0
         return (self.task.confirm + 1) * self.spent_s / self.launches
+
+    def complete_folders(self) -> None:
+        """Write again what trials of an earlier session lack: a kill or a full disk came between."""
+        for record in self.records:
+            if record.launched and self.folder.lacks(record.number, TRIAL_FILES):
+                self._write_trial(record)
 
     def _write_trial(self, record: TrialRecord) -> None:
         """Put what a person wants to look at into the trial's own folder."""

@@ -14,8 +14,9 @@ from planner.plans.make import Plan, make_plan
 from planner.plans.seeds import recipe, sglang_default, spread_seeds
 from planner.plans.space import default_space
 from tuner.choices import Fidelity, Objective, SamplerName
-from tuner.evidence.run_folder import RunFolder
+from tuner.evidence.run_folder import FolderTaken, RunFolder
 from tuner.evidence.standings import BASELINE
+from tuner.evidence.trial import Manifest
 from tuner.run.engine_factory import engine_of
 from tuner.run.loop import Loop, Reporter, TuneTask
 from tuner.run.question import TuneQuestion
@@ -27,6 +28,8 @@ from tuner.slices.records import SliceFile, slice_for, sliced_engine
 from tuner.slices.screening import SliceScreening
 
 SPREAD_SEEDS = 6
+# Simultaneous starts of one question that each find a name of their own.
+MOST_STARTS = 100
 # Where the load in flight is an answer, not a question, so many times what the model believes in is provided for.
 HEADROOM = 2.0
 # The model-guided sampler spreads by itself; a few tell apart what would else be blamed together (MTP, EP, DP).
@@ -113,11 +116,11 @@ def _seeds(plan: Plan, space: TuningSpace, count: int) -> list[tuple[str, dict[s
 def open_loop(prepared: Prepared, reporter: Reporter) -> tuple[Loop, bool]:
     """Create or resume the run folder and return the loop, and whether a torn record was cut off."""
     question, plan = prepared.question, prepared.plan
-    path, manifest = question.folder(), question.manifest()
+    manifest = question.manifest()
     if question.resume:
-        folder, records, torn = RunFolder.resume(path, manifest)
+        folder, records, torn = RunFolder.resume(question.folder(), manifest)
     else:
-        folder, records, torn = RunFolder.create(path, manifest, question.plan.hardware), [], False
+        folder, records, torn = _new_folder(question, manifest), [], False
     with ExitStack() as undo:  # whatever fails from here on lets go of the folder
         undo.callback(folder.release)
         index = StudyIndex(
@@ -140,6 +143,17 @@ def open_loop(prepared: Prepared, reporter: Reporter) -> tuple[Loop, bool]:
     return Loop(
         task=task, engine=engine, folder=folder, index=index, reporter=reporter, records=records, screen=screen
     ), torn
+
+
+def _new_folder(question: TuneQuestion, manifest: Manifest) -> RunFolder:
+    """Make a run folder; where its name was not asked for, another start may take the next one before us."""
+    for _ in range(MOST_STARTS):
+        try:
+            return RunFolder.create(question.folder(), manifest, question.plan.hardware)
+        except FolderTaken:
+            if question.run is not None:
+                raise
+    return RunFolder.create(question.folder(), manifest, question.plan.hardware)
 
 
 def _screen(prepared: Prepared, engine: Engine, folder: RunFolder) -> SliceScreening:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hwprobe.errors import InputError
-from hwprobe.files import decode_json, encode_json, read_bytes
+from hwprobe.files import append_line, decode_json, encode_json
 from models.architecture import ModelArchitecture
 from models.config import ServerConfig
 from tuner.choices import Objective
 from tuner.engines.live import LiveEngine
 from tuner.engines.simulated import SimulatedEngine
-from tuner.evidence.run_folder import cut_torn_line
+from tuner.evidence.chain import Link, sealed, start_of, whole_lines
+from tuner.evidence.trial_lines import EvidenceSpoiled, cut_torn_line
 from tuner.seam import Engine
 
 SLICE_LAYERS = 8
 # Slices that may be tried before the first promotion, and before each one after it.
 MOST_SLICES_FIRST, MOST_SLICES = 5, 2
+TRY_AGAIN = "move it away, and its slices are tried again"
 # Objectives that one measured point of a slice speaks for.
 RANKED = (
     Objective.OUTPUT_TOK_S, Objective.OUTPUT_TOK_S_PER_GPU, Objective.OUTPUT_TOK_S_PER_COST, Objective.TPOT,
@@ -79,18 +80,24 @@ def sliced_engine(engine: Engine, arch: ModelArchitecture, trials: Path) -> Engi
 
 
 class SliceFile:
-    """The evidence of slices: one fsynced line each, a torn last line cut off on opening."""
+    """The evidence of slices: one fsynced line each, chained to the one before; a torn last line is cut off."""
 
     def __init__(self, path: Path) -> None:
+        """Read what earlier sessions tried. Raises EvidenceSpoiled for a line that is not what was written."""
         self._path = path
+        self._chain = start_of(path.parent)
+        self.records: list[SliceRecord] = []
         cut_torn_line(path)
-        lines = read_bytes(path, "slice records").split(b"\n")[:-1] if path.exists() else []
-        self.records = [decode_json(line, SliceRecord, f"{path}, line {n}") for n, line in enumerate(lines, 1)]
+        for number, line in enumerate(whole_lines(path) if path.exists() else (), 1):
+            link = Link.of(line)
+            if not link.follows(self._chain):
+                raise EvidenceSpoiled(path, f", line {number}: it is not what was written", TRY_AGAIN)
+            self.records.append(decode_json(link.body, SliceRecord, f"{path}, line {number}"))
+            self._chain = link.stated
 
     def append(self, record: SliceRecord) -> None:
         """Add a record: on disk before this returns."""
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(encode_json(record, indent=0) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        line, chain = sealed(encode_json(record, indent=0).encode(), self._chain)
+        append_line(self._path, line.decode() + "\n")
+        self._chain = chain
         self.records.append(record)

@@ -108,7 +108,8 @@ def _check_question(
 def _of_run(folder: Path, trial: int | None, parameters: Parameters) -> Exportable:
     from hwprobe.profile import read_profile
     from tuner.cli.commands.tune import command_line
-    from tuner.evidence.run_folder import read_manifest, read_trials
+    from tuner.evidence.run_folder import read_manifest
+    from tuner.evidence.trial_lines import read_trials
     from tuner.launch_files.trial_export import chosen_trial, trial_export
 
     manifest = read_manifest(folder)

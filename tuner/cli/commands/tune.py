@@ -110,14 +110,17 @@ def _tune(question: TuneQuestion, *, model_path: str, dry_run: bool, json: bool)
     screen = console(stderr=True)
     reporter = LiveReporter(screen, question.trials)
     loop, torn = open_loop(prepared, reporter)
-    if loop.screen is not None:
-        loop.screen.shown = reporter.slice
-    if torn:
-        screen.print("note: the last record was incomplete and has been cut off; its trial runs again")
-    with reporter, LiveWriter(loop, ceiling_tok_s):
-        reporter.begin(loop, prepared)
-        _run(loop)
-    _finish(loop, prepared, model_path=model_path, json=json)
+    try:
+        if loop.screen is not None:
+            loop.screen.shown = reporter.slice
+        if torn:
+            screen.print("note: the last record was incomplete and has been cut off; its trial runs again")
+        with reporter, LiveWriter(loop, ceiling_tok_s):
+            reporter.begin(loop, prepared)
+            _run(loop)
+        _finish(loop, prepared, model_path=model_path, json=json)
+    finally:
+        loop.close()
 
 
 def _run(loop: Loop) -> None:
@@ -130,8 +133,6 @@ def _run(loop: Loop) -> None:
             f"interrupted after {len(loop.records)} trials; go on with --resume --run {loop.folder.path.name}", err=True
         )
         raise typer.Exit(130) from None
-    finally:
-        loop.close()
 
 
 def _finish(loop: Loop, prepared: Prepared, *, model_path: str, json: bool) -> None:

@@ -1,0 +1,195 @@
+"""`sgtune runs repair`: keep of a spoiled trials.jsonl what is sound, and say what is left out.
+
+A record is sound where its hash fits the chain, or where the record in its trial's own folder says the same. What is
+left of a spoiled one there is believed where its neighbours vouch for it. The file as it was is kept beside the new.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import msgspec
+
+from hwprobe.errors import InputError
+from hwprobe.files import encode_json, raise_unwritable, write_own
+from hwprobe.holds import Held, Hold
+from tuner.evidence.chain import Head, Link, after, head_file, read_head, start_of
+from tuner.evidence.trial import TrialRecord
+from tuner.evidence.trial_lines import TRIAL, UNREADABLE, cut_torn_line, write_trials
+
+
+@dataclass(slots=True)
+class Repair:
+    """What was kept, by the number it had before, and what was not; `aside` is the file as it was (None: sound)."""
+
+    kept: dict[int, TrialRecord] = field(default_factory=dict)
+    recovered: list[int] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    aside: Path | None = None
+
+
+def repair(run: Path) -> Repair:
+    """Repair a run's evidence. Raises InputError where there is none or a tuner holds it, SgtuneError by the disk."""
+    file = run / "trials.jsonl"
+    if not file.is_file():
+        raise InputError(f"there is no trials.jsonl in '{run}' to repair")
+    try:
+        hold = Hold(run / ".lock", f"process {os.getpid()} on {socket.gethostname()}")
+    except Held as held:
+        raise InputError(f"run folder '{run}' is in use by {held.said or 'another process'}; wait for it") from None
+    except OSError as error:
+        raise_unwritable(run / ".lock", error)
+    try:
+        torn = cut_torn_line(file)
+        done = _Lines(run, file).sorted_out()
+        if torn:
+            done.left_out.append("the incomplete last line")
+        if done.left_out or done.recovered or not _unbroken(run, file):
+            _write(run, file, done)
+        return done
+    finally:
+        hold.release()
+
+
+class _Lines:
+    """The lines of a spoiled file by the trial they tell of, and where the chain is said to stand after each trial."""
+
+    def __init__(self, run: Path, file: Path) -> None:
+        self._run = run
+        self._by_number: defaultdict[int, list[tuple[Link, TrialRecord]]] = defaultdict(list)
+        self._chains: defaultdict[int, set[str]] = defaultdict(set)
+        self._chains[-1].add(start_of(run))
+        self._head = read_head(file)
+        self._unreadable = 0
+        lines = file.read_bytes().split(b"\n")[:-1]
+        links = [Link.of(line) for line in lines]
+        self._unmarked = not any(link.stated for link in links) and not head_file(file).exists()
+        for place, link in enumerate(links):
+            try:
+                record = TRIAL.decode(link.body)
+            except UNREADABLE:
+                self._unreadable += 1
+                self._chains[place].add(link.stated)
+                continue
+            self._by_number[record.number].append((link, record))
+            self._chains[record.number].add(link.stated)
+        self._most = len(lines) + (self._head.records if self._head else 0)
+
+    def sorted_out(self) -> Repair:
+        """Return what is sound, in the order of the trials."""
+        done = Repair()
+        numbers = [number for number in self._by_number if 0 <= number < self._most]
+        last = max([*numbers, (self._head.records if self._head else 0) - 1], default=-1)
+        for number in range(last + 1):
+            found = self._of(number, done)
+            if found is None:
+                done.left_out.append(f"trial {number}: nothing vouches for what is left of it")
+            else:
+                done.kept[number] = found
+        spare = sum(len(found) - 1 for found in self._by_number.values() if found)
+        if spare:
+            done.left_out.append(f"{spare} line(s) that repeat a trial or were changed")
+        if self._unreadable:
+            done.left_out.append(f"{self._unreadable} line(s) that are no records any more")
+        return done
+
+    def _of(self, number: int, done: Repair) -> TrialRecord | None:
+        """Return the record of a trial that something vouches for."""
+        lines = self._by_number[number]
+        if self._unmarked:  # written before lines were marked: there is nothing to hold them against
+            return lines[0][1] if lines else None
+        for link, record in lines:
+            if any(link.follows(before) for before in self._chains[number - 1]):
+                self._chains[number] = {link.stated}
+                return record
+        own = self._own(number)
+        for body, record in [(link.body, record) for link, record in lines] + ([own] if own else []):
+            for before in self._chains[number - 1]:
+                chain = after(before, body)
+                if self._vouched(number, chain):
+                    self._chains[number] = {chain}
+                    done.recovered.append(number)
+                    return record
+        same = next((link for link, record in lines if own is not None and record == own[1]), None)
+        if same is None or own is None:
+            return None
+        self._chains[number].add(same.stated)
+        return own[1]
+
+    def _vouched(self, number: int, chain: str) -> bool:
+        """Whether a spoiled line, the next trial or the head says that the chain stood there after this trial."""
+        return (
+            chain in self._chains[number]
+            or any(link.follows(chain) for link, _ in self._by_number[number + 1])
+            or self._head == Head(records=number + 1, chain=chain)
+        )
+
+    def _own(self, number: int) -> tuple[bytes, TrialRecord] | None:
+        """Return what the trial's own folder holds of its record."""
+        try:
+            record = TRIAL.decode((self._run / "trials" / str(number) / "result.json").read_bytes())
+        except (*UNREADABLE, OSError):
+            return None
+        return (msgspec.json.encode(record), record) if record.number == number else None
+
+
+def _unbroken(run: Path, file: Path) -> bool:
+    chain, lines = start_of(run), file.read_bytes().split(b"\n")[:-1]
+    for link in map(Link.of, lines):
+        if not link.follows(chain):
+            return False
+        chain = link.stated
+    head = read_head(file)
+    return head is None or head.records <= len(lines)
+
+
+def _write(run: Path, file: Path, done: Repair) -> None:
+    """Put the spoiled file aside and write the sound records, numbered without gaps. Raises SgtuneError."""
+    records = _numbered(done)
+    done.aside = next(
+        name for n in range(1, 10_000) if not (name := file.with_name(f"{file.name}.spoiled-{n}")).exists()
+    )
+    try:
+        shutil.copyfile(file, done.aside)
+        _move_folders(run, done)
+        write_trials(file, records)
+        (run / "study.db").unlink(missing_ok=True)
+    except OSError as error:
+        raise_unwritable(file, error)
+
+
+def _numbered(done: Repair) -> Sequence[TrialRecord]:
+    """Return the kept records, numbered anew; a second launch of a trial that is lost goes with it."""
+    for number, record in list(done.kept.items()):
+        if record.repeats is not None and record.repeats not in done.kept:
+            del done.kept[number]
+            done.left_out.append(f"trial {number}: the trial it launched again is lost")
+    new = {old: place for place, old in enumerate(done.kept)}
+    return [
+        replace(record, number=new[old], repeats=None if record.repeats is None else new[record.repeats])
+        for old, record in done.kept.items()
+    ]
+
+
+def _move_folders(run: Path, done: Repair) -> None:
+    """Let every trial's folder have its record's number; those of lost trials are put aside."""
+    trials = run / "trials"
+    places = {old: place for place, old in enumerate(done.kept)}
+    if not trials.is_dir() or all(old == new for old, new in places.items()):
+        return
+    for folder in sorted((f for f in trials.iterdir() if f.name.isdecimal()), key=lambda f: int(f.name)):
+        old = int(folder.name)
+        name = str(places[old]) if old in places else f"left-out-{old}"
+        if name != folder.name:
+            with contextlib.suppress(FileExistsError):
+                folder.rename(trials / name)
+            if old in places:
+                record = replace(done.kept[old], number=places[old])
+                write_own(trials / name / "result.json", encode_json(record) + "\n")
