@@ -50,9 +50,10 @@ class LaunchSpec:
         return replace(self, flags=(*self.flags, *added))
 
     def shell_line(self) -> str:
-        """Return the command as one line that can be pasted into a shell."""
+        """Return the command as one line for a shell, where NODE_RANK and RANK0_HOST are set on several nodes."""
         settings = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
-        return " ".join([*settings, shlex.join(self.argv())])
+        nodes = [f'--node-rank "$NODE_RANK" --dist-init-addr "$RANK0_HOST:{DIST_PORT}"'] if self.nnodes > 1 else []
+        return " ".join([*settings, shlex.join(self.argv()), *nodes])
 
 
 def launch_spec(
@@ -64,7 +65,21 @@ def launch_spec(
     port: int = 30000,
 ) -> LaunchSpec:
     """Build the command of a resolved configuration. Raises InputError for what the version cannot say."""
-    typed = as_launched(config, version)
+    return typed_launch_spec(as_launched(config, version), version, model_path=model_path, host=host, port=port)
+
+
+def typed_launch_spec(
+    typed: ServerConfig,
+    version: Version,
+    *,
+    model_path: str = DEFAULT_MODEL_PATH,
+    host: str = "0.0.0.0",
+    port: int = 30000,
+) -> LaunchSpec:
+    """Build the command of a configuration as it was typed: every flag as it stands, nothing resolved or undone.
+
+    Raises InputError for what the version cannot say.
+    """
     flags = (
         TypedFlag("--model-path", (model_path,)),
         TypedFlag("--trust-remote-code"),
@@ -76,9 +91,9 @@ def launch_spec(
         version=version,
         model_path=model_path,
         flags=flags,
-        environment=_environment(config),
-        nnodes=config.nnodes,
-        gpus_per_node=config.gpu_count // config.nnodes,
+        environment=_environment(typed),
+        nnodes=typed.nnodes,
+        gpus_per_node=typed.gpu_count // typed.nnodes,
     )
 
 

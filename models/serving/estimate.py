@@ -61,17 +61,29 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InFlight:
+    """Requests in flight in an open loop, over time; `served_share` is the rate answered over the rate sent."""
+
+    mean: float
+    p99: float
+    served_share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """One configuration under one workload. Latencies in ms by statistic; rates in tokens per second.
 
-    `user_tok_s` is 1000 / mean TPOT: the speed a user sees while being served. `band` holds the 90 %
+    `user_tok_s` is 1000 / mean TPOT: the speed a user sees while being served; `user_tok_s_with_wait` counts the time
+    to the first token as well. `band` holds the 90 %
     interval of tpot_mean_ms, ttft_mean_ms and output_tok_s. `accepted_tokens` is what one decode step
-    yields per request, `stall_ms` the prefill passes of others per output token (closed form).
+    yields per request, `stall_ms` the prefill passes of others per output token (closed form). `in_flight` is given
+    for open loops alone.
     """
 
     output_tok_s: float
     total_tok_s: float
     user_tok_s: float
+    user_tok_s_with_wait: float
     request_rate: float
     running_requests: float
     ttft_ms: dict[str, float]
@@ -85,6 +97,7 @@ class Prediction:
     band: dict[str, tuple[float, float]]
     retractions: int = 0
     warnings: tuple[str, ...] = field(default_factory=tuple)
+    in_flight: InFlight | None = None
 
 
 def predict_many(context: Context, table: ConfigTable, workload: Workload, filled: Memory) -> ClosedForm:
@@ -104,10 +117,18 @@ def demand_of(context: Context, workload: Workload) -> Demand:
 
 def predict(context: Context, config: ServerConfig, workload: Workload, seed: int = 0) -> Prediction:
     """Predict one resolved configuration by replaying the scheduler; the breakdown is the closed form's."""
+    filled = context.memory(table_of([config]))
+    return prediction_of(
+        context, config, workload, filled=filled, played=replay_workload(context, config, workload, filled, seed=seed)
+    )
+
+
+def prediction_of(
+    context: Context, config: ServerConfig, workload: Workload, *, filled: Memory, played: Replay
+) -> Prediction:
+    """Return the prediction that a replay and the closed form of the same load make together."""
     table = table_of([config])
-    filled = context.memory(table)
     steady = predict_many(context, table, workload, filled)
-    played = replay_workload(context, config, workload, filled, seed=seed)
     parts = {name: float(np.ravel(values)[0]) for name, values in steady.step.parts_ms().items()}
     tpot, ttft, e2e = (statistics_ms(x) for x in (played.tpot_s, played.ttft_s, played.e2e_s))
     mean_osl = float(played.osl.mean())
@@ -116,6 +137,7 @@ def predict(context: Context, config: ServerConfig, workload: Workload, seed: in
         output_tok_s=played.output_tok_s,
         total_tok_s=played.output_tok_s * (1.0 + workload.isl.mean / mean_osl),
         user_tok_s=1e3 / (tpot["mean"] or e2e["mean"]),  # a single output token has no TPOT
+        user_tok_s_with_wait=float((played.osl / played.e2e_s).mean()),
         request_rate=played.output_tok_s / mean_osl,
         running_requests=min(float(steady.running[0]), workload.concurrency),
         ttft_ms=ttft,

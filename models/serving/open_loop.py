@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
 from models.config import ServerConfig
 from models.costs.memory import Memory
 from models.layout import table_of
-from models.serving.estimate import LONGEST_REPLAY, Context, limits_of, predict_many
+from models.serving.estimate import (
+    LONGEST_REPLAY,
+    Context,
+    InFlight,
+    Prediction,
+    limits_of,
+    predict_many,
+    prediction_of,
+)
 from models.serving.replay import Replay, replay
 from models.serving.step_times import StepTimes
 from models.workload import Workload
 
 # Requests that count, at least; and for how many seconds of arrivals where the rate gives more of them.
 LEAST_REQUESTS = 200
+# A prediction counts more of them: a p99 of 200 requests rests on two.
+LEAST_PREDICTED = 1000
 WINDOW_S = 60.0
 # Before that the server fills up, for as many lives of a request.
 WARM_UP_LIVES = 1.5
 
 
 def replay_open_loop(
-    context: Context, config: ServerConfig, workload: Workload, filled: Memory, seed: int = 0
+    context: Context,
+    config: ServerConfig,
+    workload: Workload,
+    filled: Memory,
+    seed: int = 0,
+    least: int = LEAST_REQUESTS,
 ) -> Replay:
     """Replay Poisson arrivals at `workload.request_rate`; what comes while the server fills up is not in the result.
 
@@ -31,7 +47,7 @@ def replay_open_loop(
     rate = float(workload.request_rate or 1.0)
     table = table_of([config])
     life_s = float(predict_many(context, table, workload, filled).e2e_s[0])
-    counted = min(LONGEST_REPLAY // 2, max(LEAST_REQUESTS, math.ceil(rate * WINDOW_S)))
+    counted = min(LONGEST_REPLAY // 2, max(least, math.ceil(rate * WINDOW_S)))
     before = min(LONGEST_REPLAY - counted, math.ceil(WARM_UP_LIVES * rate * life_s))
     rng = np.random.default_rng(seed)
     arrivals_s = np.cumsum(rng.exponential(1.0 / rate, size=before + counted))
@@ -43,3 +59,39 @@ def replay_open_loop(
         times, limits_of(config, table, kv_tokens), isl, osl, concurrency=before + counted, measure_from=before,
         arrivals_s=arrivals_s,
     )  # fmt: skip
+
+
+def predict_open_loop(context: Context, config: ServerConfig, workload: Workload, seed: int = 0) -> Prediction:
+    """Predict one resolved configuration under Poisson arrivals at `workload.request_rate` (requests per second).
+
+    `workload.concurrency` is what caps and breakdown are made for: the requests expected in flight.
+    """
+    filled = context.memory(table_of([config]))
+    played = replay_open_loop(context, config, workload, filled, seed=seed, least=LEAST_PREDICTED)
+    found = prediction_of(context, config, workload, filled=filled, played=played)
+    return replace(
+        found,
+        running_requests=played.mean_running,
+        in_flight=in_flight(played),
+    )
+
+
+def in_flight(played: Replay) -> InFlight:
+    """Return the requests in flight over the replay's time: each from when it was sent until its last token."""
+    ends, sent = played.finish_s, played.finish_s - played.e2e_s
+    times = np.concatenate([sent, ends])
+    order = np.argsort(times, kind="stable")
+    level = np.cumsum(np.concatenate([np.ones(len(sent)), -np.ones(len(ends))])[order])[:-1]
+    spans = np.diff(times[order])
+    # Requests of the warm-up are not in the result, those after it not yet: only the middle is complete.
+    inside = (times[order][:-1] >= ends[0]) & (times[order][:-1] < sent.max())
+    level, spans = level[inside], spans[inside]
+    if not spans.sum() > 0.0:
+        return InFlight(mean=1.0, p99=1.0, served_share=1.0)
+    by_level = np.argsort(level, kind="stable")
+    share = np.cumsum(spans[by_level]) / spans.sum()
+    return InFlight(
+        mean=float((level * spans).sum() / spans.sum()),
+        p99=float(level[by_level][np.searchsorted(share, 0.99)]),
+        served_share=min(1.0, float(np.ptp(sent) / max(np.ptp(ends), 1e-9))),
+    )

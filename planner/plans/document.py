@@ -61,6 +61,8 @@ def _answer(plan: Plan) -> dict[str, Any] | None:
         "running_requests": prediction.running_requests,
         "output_tok_s": prediction.output_tok_s * plan.replicas,
         "user_tok_s": prediction.user_tok_s,
+        "user_tok_s_with_wait": prediction.user_tok_s_with_wait,
+        "in_flight": prediction.in_flight,
         "ttft_ms": prediction.ttft_ms,
         "tpot_ms": prediction.tpot_ms,
         "headroom_gib": best.ledger.headroom_gib,
@@ -89,8 +91,9 @@ def _rejected(item: Rejected) -> dict[str, Any]:
 def prediction_document(prediction: Prediction) -> dict[str, Any]:
     """Return a prediction as JSON-ready values."""
     names = (
-        "output_tok_s", "total_tok_s", "user_tok_s", "request_rate", "running_requests", "ttft_ms", "tpot_ms",
-        "e2e_ms", "step_ms", "accepted_tokens", "stall_ms", "breakdown_ms", "limiting", "retractions",
+        "output_tok_s", "total_tok_s", "user_tok_s", "user_tok_s_with_wait", "request_rate", "running_requests",
+        "ttft_ms", "tpot_ms", "e2e_ms", "step_ms", "accepted_tokens", "stall_ms", "breakdown_ms", "limiting",
+        "retractions",
     )  # fmt: skip
     document = {name: getattr(prediction, name) for name in names}
     document["band"] = {name: list(interval) for name, interval in prediction.band.items()}

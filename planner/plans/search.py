@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from models.costs.memory import Memory, MemoryLedger, ledger_of
 from models.layout import Array, ConfigTable, table_of
 from models.serving.closed_form import ClosedForm
 from models.serving.estimate import LIMIT_NAMES, Context, Prediction, predict, predict_many
+from models.serving.open_loop import predict_open_loop
 from models.workload import Metric, Slo, Workload, missed
 from planner.plans.space import Space, fill_grid, shapes
 from planner.rules import Question, Violation, first_error
@@ -23,6 +25,13 @@ from planner.sglang.resolver import DEFAULT_REQUESTS_PER_RANK
 # SGLang's guide calls 5-8 GiB good.
 SAFE_FREE_GIB = 1.0
 GOOD_FREE_GIB = 5.0
+# With so many times the KV tokens that all clients can fill, this share of the card is kept free instead of 5 GiB.
+PLENTY_OF_KV = 2.0
+AMPLE_FREE_SHARE = 0.085
+# The share of a request's life it may wait in line before that counts as a miss, where no limit on TTFT or E2E says.
+MOST_WAITING = 0.1
+# An open loop that answers less than this share of what is sent falls behind without end.
+LEAST_SERVED = 0.97
 # Throughputs closer than this are a tie: the safer configuration wins.
 TIE = 0.002
 # Families that are replayed event by event and returned.
@@ -99,7 +108,7 @@ def search(
             rejected.append(_does_not_fit(flat, rows, filled, workload))
         else:
             chosen.append(best)
-    chosen.sort(key=lambda row: _rank_key(steady, row, slos))
+    chosen.sort(key=lambda row: _rank_key(steady, row, workload, slos))
     candidates = _finalists(context, flat, _shortlist(flat, chosen, replayed), table, filled, steady, workload, slos)
     return Found(candidates=candidates, rejected=tuple(rejected), evaluated=len(flat))
 
@@ -141,28 +150,44 @@ def _grid(
 def _best_row(
     rows: npt.NDArray[np.intp], filled: Memory, steady: ClosedForm, workload: Workload, slos: tuple[Slo, ...]
 ) -> int | None:
-    """Return the best row that fits, or None: most tok/s among those that meet the mean limits, then safest."""
+    """Return the best row that fits, or None: most tok/s among those that meet the mean limits, then safest.
+
+    Only where the load can fill the cache does more KV count before more free memory.
+    """
     fits = (filled.free[rows] >= SAFE_FREE_GIB) & (filled.kv_tokens_per_rank[rows] >= workload.longest_request)
     if not fits.any():
         return None
     rows = rows[fits]
-    excess = _excess(steady, rows, slos)
+    excess = _excess(steady, rows, workload, slos)
     if slos:
         rows = rows[excess <= max(0.0, float(excess.min())) + 1e-9]
     output = steady.output_tok_s[rows]
     rows = rows[output >= output.max() * (1.0 - TIE)]
-    safety = np.minimum(filled.free[rows], GOOD_FREE_GIB)
+    plenty = rows[filled.kv_tokens[rows] >= PLENTY_OF_KV * workload.concurrency * workload.longest_request]
+    if len(plenty):  # more cache serves nobody, more free memory outlives a fragmented allocator
+        rows, wanted = plenty, AMPLE_FREE_SHARE * filled.card[plenty]
+    else:
+        wanted = np.full(len(rows), GOOD_FREE_GIB)
+    safety = np.minimum(filled.free[rows], wanted)
     rows = rows[safety >= safety.max() - 0.25]
     return int(rows[np.argmax(filled.kv_tokens[rows])])
 
 
-def _excess(steady: ClosedForm, rows: npt.NDArray[np.intp], slos: tuple[Slo, ...]) -> Array:
-    """Largest log(predicted / limit) over the SLOs, percentiles judged by the mean (replay decides later)."""
+def _excess(steady: ClosedForm, rows: npt.NDArray[np.intp], workload: Workload, slos: tuple[Slo, ...]) -> Array:
+    """Largest log(predicted / limit) over the SLOs and the wait in line; percentiles judged by the mean."""
     worst = np.full(len(rows), -np.inf)
     for slo in slos:
         seconds = {Metric.TTFT: steady.ttft_s, Metric.TPOT: steady.tpot_s, Metric.E2E: steady.e2e_s}[slo.metric]
         worst = np.maximum(worst, np.log(seconds[rows] * 1e3 / slo.limit_ms))
+    if waiting_counts(slos):
+        waiting = 1.0 - steady.running[rows] / workload.concurrency
+        worst = np.maximum(worst, np.log(np.maximum(waiting, 1e-9) / MOST_WAITING))
     return worst
+
+
+def waiting_counts(slos: tuple[Slo, ...]) -> bool:
+    """Say whether waiting in line is a miss: where a speed is promised, and no limit on TTFT or E2E allows a wait."""
+    return bool(slos) and all(slo.metric == Metric.TPOT for slo in slos)
 
 
 def _shortlist(flat: Sequence[ServerConfig], ordered: Sequence[int], count: int) -> list[int]:
@@ -181,9 +206,9 @@ def _shortlist(flat: Sequence[ServerConfig], ordered: Sequence[int], count: int)
     return sorted(kept, key=list(ordered).index)
 
 
-def _rank_key(steady: ClosedForm, row: int, slos: tuple[Slo, ...]) -> tuple[float, float]:
+def _rank_key(steady: ClosedForm, row: int, workload: Workload, slos: tuple[Slo, ...]) -> tuple[float, float]:
     rows = np.array([row])
-    excess = max(0.0, float(_excess(steady, rows, slos)[0])) if slos else 0.0
+    excess = max(0.0, float(_excess(steady, rows, workload, slos)[0])) if slos else 0.0
     return (excess, -float(steady.output_tok_s[row]))
 
 
@@ -215,22 +240,59 @@ def _finalists(
     """Replay the leading families, check the SLOs on their distributions, and order them for good."""
     finalists = []
     for row in chosen:
-        prediction = predict(context, flat[row], workload)
+        prediction = _predicted(context, flat[row], workload)
         finalists.append(
             Candidate(
                 config=flat[row],
                 prediction=prediction,
                 ledger=ledger_of(filled, table, row),
-                misses=missed(slos, prediction),
+                misses=(*missed(slos, prediction), *_waits(prediction, workload, slos)),
             )
         )
-    finalists.sort(key=lambda c: (_miss(c.prediction, slos), -c.prediction.output_tok_s))
+    finalists.sort(key=lambda c: _final_key(c.prediction, workload, slos))
     return tuple(_with_reasons(finalists))
 
 
-def _miss(prediction: Prediction, slos: tuple[Slo, ...]) -> float:
-    """Return by how much (log) the worst SLO is missed; 0 when all are met."""
-    return max((max(0.0, slo.excess(prediction)) for slo in slos), default=0.0)
+def _predicted(context: Context, config: ServerConfig, workload: Workload) -> Prediction:
+    """Predict the load that is asked for: clients in a closed loop, or arrivals at a rate."""
+    play = predict if workload.request_rate is None else predict_open_loop
+    return play(context, config, workload)
+
+
+def _final_key(prediction: Prediction, workload: Workload, slos: tuple[Slo, ...]) -> tuple[float, float]:
+    """Order by what is missed, then by rate; all that keep up with an open loop have its rate: the fastest answer."""
+    if workload.request_rate is None:
+        return (_miss(prediction, workload, slos), -prediction.output_tok_s)
+    behind = max(0.0, math.log(LEAST_SERVED / _served(prediction)))
+    return (max(behind, _miss(prediction, workload, slos)), prediction.e2e_ms["mean"])
+
+
+def _served(prediction: Prediction) -> float:
+    return max(prediction.in_flight.served_share, 1e-9) if prediction.in_flight else 1.0
+
+
+def _miss(prediction: Prediction, workload: Workload, slos: tuple[Slo, ...]) -> float:
+    """Return by how much (log) the worst SLO or the wait in line is missed; 0 when all are met."""
+    worst = max((max(0.0, slo.excess(prediction)) for slo in slos), default=0.0)
+    waiting = _waiting(prediction, workload)
+    return max(worst, math.log(waiting / MOST_WAITING)) if waiting_counts(slos) and waiting > MOST_WAITING else worst
+
+
+def _waiting(prediction: Prediction, workload: Workload) -> float:
+    """Return the share of the clients that wait in line, which is the share of a request's life spent there."""
+    return 0.0 if prediction.in_flight else 1.0 - prediction.running_requests / workload.concurrency
+
+
+def _waits(prediction: Prediction, workload: Workload, slos: tuple[Slo, ...]) -> tuple[str, ...]:
+    """Say what misses the load itself: an open loop that falls behind, a closed one that waits in line."""
+    if _served(prediction) < LEAST_SERVED:
+        return (f"{_served(prediction):.0%} of {workload.request_rate:g} requests/s are answered: the queue grows",)
+    if waiting_counts(slos) and _waiting(prediction, workload) > MOST_WAITING:
+        return (
+            f"{prediction.running_requests:,.0f} of {workload.concurrency:,} run concurrently: the others wait "
+            f"(TTFT {prediction.ttft_ms['mean'] / 1e3:,.1f} s mean); add a TTFT limit to allow the wait",
+        )
+    return ()
 
 
 def _with_reasons(ordered: Sequence[Candidate]) -> list[Candidate]:

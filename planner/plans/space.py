@@ -124,6 +124,8 @@ def as_launched(config: ServerConfig, version: Version) -> ServerConfig:
 
 
 def _typed_conservativeness(config: ServerConfig) -> float | None:
-    given = config.schedule_conservativeness or 1.0
+    if config.schedule_conservativeness is None:
+        return None  # SGLang's default, whatever it makes of it
+    given = config.schedule_conservativeness
     typed = given / 0.3 if config.attn_dp_size > 1 else given
     return None if abs(typed - 1.0) < 1e-9 else round(typed, 4)

@@ -11,7 +11,7 @@ from hwprobe.errors import InputError
 from hwprobe.files import decode_json, read_bytes
 from models.config import ServerConfig
 from models.version import parse_version
-from planner.launch import launch_spec
+from planner.launch import typed_launch_spec
 from planner.launch_files.parameters import Parameters, Provenance
 from planner.launch_files.record import Record, RecordedPoint
 from planner.sglang.arguments import read_arguments
@@ -29,6 +29,7 @@ class _Question:
     osl: int
     range_ratio: float
     concurrency: int | None = None
+    request_rate: float | None = None
     hardware_hash: str = ""
 
 
@@ -75,7 +76,7 @@ def plan_export(path: Path, number: int, parameters: Parameters, command: str) -
     version = parse_version(plan.question.sglang_version)
     answer = plan.answer or _Answer()
     chosen = replace(parameters, replicas=answer.replicas)
-    spec = launch_spec(config, version, model_path=chosen.model_path, host=chosen.host, port=chosen.port)
+    spec = typed_launch_spec(config, version, model_path=chosen.model_path, host=chosen.host, port=chosen.port)
     record = _record(candidate, plan.question, answer, config.nnodes)
     lines = (
         ("made by", f"sgtune {__version__}: {clean_command(command)}"),
@@ -105,7 +106,7 @@ def _lines(candidate: _Candidate, number: int, record: Record) -> list[tuple[str
     return [
         ("SGLang", record.sglang_version),
         ("hardware", f"{record.hardware} (profile {record.hardware_hash or 'unknown'})"),
-        ("workload", f"{record.isl} in / {record.osl} out, {figure.concurrency} clients"),
+        ("workload", f"{record.isl} in / {record.osl} out, {figure.load}"),
         ("configuration", f"{candidate.label}, candidate {number} of the plan"),
         ("predicted", f"{figure.output_tok_s:.1f} output tok/s (90 % band {low:.1f} to {high:.1f}); not measured"),
     ]
@@ -114,6 +115,7 @@ def _lines(candidate: _Candidate, number: int, record: Record) -> list[tuple[str
 def _record(candidate: _Candidate, question: _Question, answer: _Answer, nnodes: int) -> Record:
     figure = RecordedPoint(
         concurrency=question.concurrency or answer.concurrency_per_replica or 1,
+        request_rate=question.request_rate,
         output_tok_s=candidate.prediction.output_tok_s,
         interval=candidate.prediction.band["output_tok_s"],
         ttft_mean_ms=candidate.prediction.ttft_ms["mean"],

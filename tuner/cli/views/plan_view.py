@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models.costs.memory import MemoryLedger
-from models.serving.estimate import LIMIT_NAMES
+from models.serving.estimate import LIMIT_NAMES, Prediction
 from planner.launch import launch_spec
 from planner.plans.make import Plan
 from planner.plans.search import Candidate
@@ -51,7 +51,7 @@ def show_plan(plan: Plan, screen: Console, *, model_path: str, explain: bool) ->
 def _asked(plan: Plan) -> str:
     question = plan.question
     if question.request_rate is not None:
-        return f"{question.request_rate:g} requests/s ({plan.concurrency:,} in flight)"
+        return f"{question.request_rate:g} requests/s, Poisson arrivals"
     if question.users is not None:
         return f"{question.users:,} users at {question.min_user_tok_s:g} tok/s each"
     return f"{plan.concurrency:,} clients"
@@ -77,18 +77,29 @@ def _show_answer(plan: Plan, best: Candidate, screen: Console) -> None:
     screen.print(
         f"[bold green]It fits[/]: weights {weights:.1f} of {ledger.card_gib:.1f} GiB per GPU. KV headroom "
         f"[bold]{ledger.headroom_gib:.0f} GiB[/] on the machine = [bold]{ledger.kv_tokens:,} tokens[/]; "
-        f"[bold]{prediction.running_requests:,.0f} of {plan.concurrency:,}[/] requests run at once."
+        f"{_concurrent(plan, prediction)}."
     )
     low, high = prediction.band["output_tok_s"]
     servers = f" per server, {plan.replicas} servers ({plan.nodes} nodes)" if plan.replicas > 1 else " in total"
     screen.print(
         f"[bold]{best.config.label}[/]: [bold]{prediction.output_tok_s:,.0f} tok/s[/]{servers} "
-        f"(90 % band {low:,.0f} to {high:,.0f}), [bold]{prediction.user_tok_s:.1f} tok/s[/] per user, "
+        f"(90 % band {low:,.0f} to {high:,.0f}), [bold]{prediction.user_tok_s:.1f} tok/s[/] per user "
+        f"({prediction.user_tok_s_with_wait:.1f} with the wait for the first token), "
         f"TTFT {prediction.ttft_ms['mean']:,.0f} ms mean, limited by {prediction.limiting}."
     )
     if not plan.meets_target:
         reason = "; ".join(best.misses) or "the rate or speed asked is out of reach"
         screen.print(f"[bold red]The target is missed[/]: {reason}. This is the nearest answer.")
+
+
+def _concurrent(plan: Plan, prediction: Prediction) -> str:
+    """Say how many requests run concurrently, and what an open loop is sized for."""
+    if prediction.in_flight is None:
+        return f"[bold]{prediction.running_requests:,.0f} of {plan.concurrency:,}[/] run concurrently"
+    return (
+        f"[bold]{prediction.in_flight.mean:,.0f}[/] requests in flight on average, {prediction.in_flight.p99:,.0f} at "
+        f"the 99th percentile; caps, graphs and memory are sized for {plan.concurrency:,}"
+    )
 
 
 def candidate_table(plan: Plan) -> Table:
