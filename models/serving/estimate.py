@@ -247,7 +247,7 @@ def structural_warnings(config: ServerConfig) -> tuple[str, ...]:
     if config.pp_size > 1:
         said.append("PP: bubbles and exposed host time are assumed, nothing is published for this model")
     if config.nnodes > 1:
-        said.append("several nodes: all-reduce across nodes is 16-46 % slower in published runs than modelled")
+        said.append("several nodes: few runs are published; the line on evidence says how far predictions were off")
     if config.speculative:
         said.append("MTP: the gain rests on the acceptance given; random tokens are not accepted like text")
     return tuple(said)

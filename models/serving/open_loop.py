@@ -83,11 +83,10 @@ def in_flight(played: Replay) -> InFlight:
     order = np.argsort(times, kind="stable")
     level = np.cumsum(np.concatenate([np.ones(len(sent)), -np.ones(len(ends))])[order])[:-1]
     spans = np.diff(times[order])
-    # Requests of the warm-up are not in the result, those after it not yet: only the middle is complete.
+    # Requests of the warm-up are not in the result, those after it not yet: the middle is complete, where there is one.
     inside = (times[order][:-1] >= ends[0]) & (times[order][:-1] < sent.max())
-    level, spans = level[inside], spans[inside]
-    if not spans.sum() > 0.0:
-        return InFlight(mean=1.0, p99=1.0, served_share=1.0)
+    if spans[inside].sum() > 0.0:
+        level, spans = level[inside], spans[inside]
     by_level = np.argsort(level, kind="stable")
     share = np.cumsum(spans[by_level]) / spans.sum()
     return InFlight(

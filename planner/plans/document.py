@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hwprobe.profile import hardware_hash
+from planner.plans.evidence import evidence_for
 from planner.plans.space import as_launched
 
 if TYPE_CHECKING:
+    from models.config import ServerConfig
     from models.costs.memory import MemoryLedger
+    from models.machine import Machine
     from models.serving.estimate import Prediction
     from planner.plans.make import Plan
     from planner.plans.published import Comparison
@@ -68,6 +71,7 @@ def _answer(plan: Plan) -> dict[str, Any] | None:
         "headroom_gib": best.ledger.headroom_gib,
         "kv_tokens": best.ledger.kv_tokens,
         "misses": list(best.misses),
+        "evidence": evidence_document(best.config, plan.context.machine),
     }
 
 
@@ -81,7 +85,14 @@ def _candidate(plan: Plan, candidate: Candidate) -> dict[str, Any]:
         "kv_tokens": candidate.ledger.kv_tokens,
         "misses": list(candidate.misses),
         "why": candidate.why,
+        "evidence": evidence_document(candidate.config, plan.context.machine),
     }
+
+
+def evidence_document(config: ServerConfig, machine: Machine) -> dict[str, Any]:
+    """Return the published records behind a configuration as JSON-ready values."""
+    found = evidence_for(config, machine)
+    return {"records": found.records, "mape_percent": found.mape_percent, "where": found.where}
 
 
 def _rejected(item: Rejected) -> dict[str, Any]:

@@ -30,9 +30,11 @@ LARGEST_SKEW = 3.0
 P99_SIGMAS = 2.326
 # Searches of an open loop: for the scatter of arrivals alone, then for what the replay showed.
 SIZINGS = 2
+# The second one provides for so many times that p99: other arrivals at random would show another.
+RESIZED = 1.15
 # Families replayed event by event under arrivals: each takes several times as long as a closed loop.
 OPEN_LOOP_FAMILIES = 6
-# Of the memory fractions, every so many are tried while clients are bisected, and of the chunks every second.
+# Of the memory fractions every so many are tried while the mean in flight is bisected, of the chunks every second.
 COARSE = 3
 # Families replayed per step while the number of clients is bisected: the leaders decide.
 FAMILIES_WHILE_BISECTING = 3
@@ -182,13 +184,12 @@ def _solve(question: PlanQuestion, context: Context) -> tuple[Found, int, int, b
     def at(concurrency: int) -> Found:
         return search(context, space, question.workload(concurrency), slos)
 
-    coarse = replace(space, fractions=space.fractions[::COARSE], chunks=space.chunks[::2])
-
-    def glance(concurrency: int) -> Found:
-        return search(context, coarse, question.workload(concurrency), slos, replayed=FAMILIES_WHILE_BISECTING)
+    def glance(concurrency: int, among: Space = space) -> Found:
+        return search(context, among, question.workload(concurrency), slos, replayed=FAMILIES_WHILE_BISECTING)
 
     if question.request_rate is not None:
-        return _solve_rate(question, context, space, glance)
+        coarse = replace(space, fractions=space.fractions[::COARSE], chunks=space.chunks[::2])
+        return _solve_rate(question, context, space, lambda clients: glance(clients, coarse))
     if question.users is not None:
         each = users_per_server(glance, question.users)
         if each == 0:
@@ -218,7 +219,7 @@ def _solve_rate(
         seen = found.candidates[0].prediction.in_flight if found.candidates else None
         if seen is None or seen.p99 <= in_flight or in_flight >= MOST_CLIENTS or not met:
             break
-        in_flight = math.ceil(seen.p99)
+        in_flight = math.ceil(RESIZED * seen.p99)
     return found, min(in_flight, MOST_CLIENTS), 1, met
 
 

@@ -66,7 +66,7 @@ def test_file_round_trip_and_errors(tmp_path: Path) -> None:
         load_engine_profile(path)
 
 
-@pytest.mark.parametrize(("text", "complaint"), [("newest", "is not an SGLang version"), ("0.3.0", "older than")])
+@pytest.mark.parametrize(("text", "complaint"), [("nightly", "is not an SGLang version"), ("0.3.0", "older than")])
 def test_versions_that_cannot_be(text: str, complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
         parse_version(text)

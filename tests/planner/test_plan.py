@@ -104,7 +104,7 @@ def test_no_published_figure_is_claimed_for_another_question() -> None:
 
 def test_a_latency_limit_changes_the_answer_and_is_kept() -> None:
     free = asked(concurrency=256)
-    bound = asked(concurrency=256, slos=(Slo.parse("tpot:mean<18ms"),))
+    bound = asked(concurrency=256, slos=(Slo.parse("tpot:mean<18ms"), Slo.parse("ttft:mean<120s")))
     assert free.best is not None
     assert bound.best is not None
     assert free.best.prediction.tpot_ms["mean"] > 18.0
@@ -119,16 +119,6 @@ def test_an_impossible_limit_gets_the_nearest_answer_and_the_miss() -> None:
     assert not plan.meets_target
     assert plan.best is not None
     assert "tpot:p99<1ms missed" in plan.best.misses[0]
-
-
-def test_a_rate_is_met_with_the_fewest_in_flight() -> None:
-    plan = asked(request_rate=2.0)
-    assert plan.meets_target
-    assert plan.best is not None
-    assert plan.best.prediction.request_rate >= 2.0 * 0.97
-    fewer = asked(concurrency=max(1, plan.concurrency // 2))
-    assert fewer.best is not None
-    assert fewer.best.prediction.request_rate < 2.0
 
 
 def test_an_impossible_rate_says_so() -> None:

@@ -23,7 +23,7 @@ def test_plan_says_what_was_asked(sgtune: Sgtune) -> None:
     assert ran.code == 0
     assert "It fits" in ran.out
     assert "KV headroom" in ran.out
-    assert "1,024 of 1,024 requests run at once" in ran.out
+    assert "1,024 of 1,024 run concurrently" in ran.out
     assert "--mem-fraction-static" in ran.out
     assert "why the next ones lost" in ran.out
 

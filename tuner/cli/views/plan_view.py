@@ -11,6 +11,7 @@ from rich.table import Table
 from models.costs.memory import MemoryLedger
 from models.serving.estimate import LIMIT_NAMES, Prediction
 from planner.launch import launch_spec
+from planner.plans.evidence import evidence_for
 from planner.plans.make import Plan
 from planner.plans.search import Candidate
 
@@ -87,6 +88,7 @@ def _show_answer(plan: Plan, best: Candidate, screen: Console) -> None:
         f"({prediction.user_tok_s_with_wait:.1f} with the wait for the first token), "
         f"TTFT {prediction.ttft_ms['mean']:,.0f} ms mean, limited by {prediction.limiting}."
     )
+    screen.print(f"Evidence: {evidence_for(best.config, plan.context.machine).sentence}.")
     if not plan.meets_target:
         reason = "; ".join(best.misses) or "the rate or speed asked is out of reach"
         screen.print(f"[bold red]The target is missed[/]: {reason}. This is the nearest answer.")
