@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from hwprobe.files import encode_json, write_atomic
 from models.records.validation import residuals_of
-from planner.plans.evidence import EVIDENCE_FILE, Family, FamilyRow, family_of
+from planner.plans.evidence import EVIDENCE_FILE, ConfigFamily, FamilyRow, family_of
 from tuner.calibrate.cases import Setting, read_cases
 from tuner.calibrate.predict_cases import predict_cases
 from tuner.cli.commands.validate import SHIPPED
@@ -30,7 +30,7 @@ def rows() -> list[FamilyRow]:
     """Return one row per family of the shipped records, outliers and those without a prediction left out."""
     lines = read_cases(ROOT / "models" / SHIPPED, Setting())
     cases = [line.case for line in lines if line.case is not None and line.role != "outlier" and line.case.measured]
-    errors: dict[Family, list[float]] = defaultdict(list)
+    errors: dict[ConfigFamily, list[float]] = defaultdict(list)
     for case, predicted in zip(cases, predict_cases(cases), strict=True):
         percent = {residual.metric: residual.percent for residual in residuals_of(case, *predicted)}
         metric = next((name for name in PREFERRED if name in percent), None)

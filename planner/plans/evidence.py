@@ -18,7 +18,7 @@ SAME_MACHINE = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
+class ConfigFamily:
     """A kind of configuration on a kind of machine."""
 
     compute_capability: str
@@ -39,7 +39,7 @@ class Family:
         ]
         return " + ".join(kinds) + (f" on {self.nodes} nodes" if self.nodes > 1 else " on one node")
 
-    def is_like(self, other: Family) -> bool:
+    def is_like(self, other: ConfigFamily) -> bool:
         """Say whether both are the same kind of configuration on the same kind of machine."""
         mine, theirs = (
             (f.compute_capability, f.nodes, f.attention_dp, f.expert_parallel, f.mtp) for f in (self, other)
@@ -54,14 +54,14 @@ class Family:
 class FamilyRow:
     """The records of one family: how many, and predictions against them in percent."""
 
-    family: Family
+    family: ConfigFamily
     records: int
     mape_percent: float
     bias_percent: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class PublishedEvidence:
     """What stands behind a prediction: published records, their mean absolute error in percent (None without any)."""
 
     records: int
@@ -77,9 +77,9 @@ class Evidence:
         return f"{self.records} published record{plural} of {self.where} on this machine: {self.mape_percent:g} % off"
 
 
-def family_of(config: ServerConfig, machine: Machine) -> Family:
+def family_of(config: ServerConfig, machine: Machine) -> ConfigFamily:
     """Return the family of a configuration on a machine."""
-    return Family(
+    return ConfigFamily(
         compute_capability=machine.compute_capability or "",
         memory_gib=round(machine.memory_gib, 1),
         hbm_tb_s=round(machine.hbm_bytes_s / 1e12, 3),
@@ -90,15 +90,15 @@ def family_of(config: ServerConfig, machine: Machine) -> Family:
     )
 
 
-def evidence_for(config: ServerConfig, machine: Machine) -> Evidence:
+def evidence_for(config: ServerConfig, machine: Machine) -> PublishedEvidence:
     """Return the published records behind this family on this machine."""
     family = family_of(config, machine)
     rows = [row for row in _rows() if row.family.is_like(family)]
     records = sum(row.records for row in rows)
     if not records:
-        return Evidence(records=0, mape_percent=None, where=family.where)
+        return PublishedEvidence(records=0, mape_percent=None, where=family.where)
     mape = sum(row.mape_percent * row.records for row in rows) / records
-    return Evidence(records=records, mape_percent=round(mape, 1), where=family.where)
+    return PublishedEvidence(records=records, mape_percent=round(mape, 1), where=family.where)
 
 
 @cache
