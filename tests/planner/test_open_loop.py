@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from packaging.version import Version
+from rich.console import Console
 
 from hwprobe.catalogue import hardware_from_catalogue
 from models.architecture import deepseek_r1
@@ -24,6 +26,7 @@ from planner.plans.make import Plan, PlanQuestion, make_plan
 from planner.plans.space import as_launched
 from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values, to_argv
+from tuner.cli.views.plan_view import candidate_table
 
 NEWEST = Version("0.5.23")
 Sgtune = Callable[..., Any]
@@ -171,3 +174,16 @@ def test_predictions_of_an_open_loop_do_not_depend_on_who_asks_first(context: Ca
     belief, config = context(), asked(concurrency=8).found.candidates[0].config
     workload = replace(Workload.checked(500, 100, 8), request_rate=2.0)
     assert predict_open_loop(belief, config, workload) == predict_open_loop(belief, config, workload)
+
+
+@pytest.mark.parametrize("columns", [80, 100, 200])
+def test_the_table_is_whole_in_a_terminal_of_any_width(rate: Plan, columns: int) -> None:
+    console = Console(width=columns, record=True, file=io.StringIO())
+    console.print(candidate_table(rate, columns))
+    text = console.export_text()
+    assert max(len(line) for line in text.splitlines()) <= columns
+    assert "…" not in text
+    for candidate in rate.found.candidates:
+        assert candidate.config.label in text
+        assert f"{candidate.prediction.output_tok_s:,.0f}" in text
+    assert ("KV tokens" in text) is (columns == 200)

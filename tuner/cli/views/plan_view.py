@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +15,31 @@ from planner.launch import launch_spec
 from planner.plans.evidence import evidence_for
 from planner.plans.make import Plan
 from planner.plans.search import Candidate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One column of the ranked table."""
+
+    heading: str
+    text: Callable[[Candidate], str]
+    in_narrow: bool = False
+
+
+# A terminal narrower than this gets the columns that decide.
+WIDE = 134
+COLUMNS = (
+    Column(heading="mem frac", text=lambda c: f"{c.config.mem_fraction_static:.2f}"),
+    Column(heading="chunk", text=lambda c: f"{c.config.chunked_prefill_size}"),
+    Column(heading="graph bs", text=lambda c: f"{c.config.cuda_graph_max_bs_decode}"),
+    Column(heading="tok/s", text=lambda c: f"{c.prediction.output_tok_s:,.0f}", in_narrow=True),
+    Column(heading="per user", text=lambda c: f"{c.prediction.user_tok_s:.1f}", in_narrow=True),
+    Column(heading="TPOT ms", text=lambda c: f"{c.prediction.tpot_ms['mean']:.1f}"),
+    Column(heading="TTFT ms", text=lambda c: f"{c.prediction.ttft_ms['mean']:,.0f}", in_narrow=True),
+    Column(heading="TTFT p99", text=lambda c: f"{c.prediction.ttft_ms['p99']:,.0f}"),
+    Column(heading="running", text=lambda c: f"{c.prediction.running_requests:,.0f}"),
+    Column(heading="KV tokens", text=lambda c: f"{c.ledger.kv_tokens:,}"),
+)
 
 
 def show_plan(plan: Plan, screen: Console, *, model_path: str, explain: bool) -> None:
@@ -29,7 +55,7 @@ def show_plan(plan: Plan, screen: Console, *, model_path: str, explain: bool) ->
         _show_misfit(plan, screen)
     else:
         _show_answer(plan, best, screen)
-        screen.print(candidate_table(plan))
+        screen.print(candidate_table(plan, screen.width))
         if len(plan.found.candidates) > 1:
             screen.print("why the next ones lost:", style="bold")
         for index, candidate in enumerate(plan.found.candidates[1:], start=2):
@@ -104,29 +130,22 @@ def _concurrent(plan: Plan, prediction: Prediction) -> str:
     )
 
 
-def candidate_table(plan: Plan) -> Table:
-    """Return the ranked table; `*` marks the Pareto front of tok/s per GPU against tok/s per user."""
+def candidate_table(plan: Plan, width: int) -> Table:
+    """Return the ranked table, five columns in a narrow terminal.
+
+    `*` marks the Pareto front of tok/s per GPU against tok/s per user.
+    """
+    narrow = width < WIDE
     table = Table(title="configurations, best first (* on the Pareto front)", title_justify="left")
-    for heading in ("", "layout", "mem frac", "chunk", "graph bs", "tok/s", "per user", "TPOT ms", "TTFT ms",
-                    "TTFT p99", "at once", "KV tokens"):  # fmt: skip
-        table.add_column(heading, justify="left" if heading == "layout" else "right")
+    table.add_column("", justify="right")
+    table.add_column("layout", no_wrap=True)
+    columns = [column for column in COLUMNS if column.in_narrow or not narrow]
+    for column in columns:
+        table.add_column(column.heading, justify="right")
     front = set(plan.pareto())
     for index, candidate in enumerate(plan.found.candidates):
-        config, prediction = candidate.config, candidate.prediction
-        table.add_row(
-            f"{index + 1}{'*' if index in front else ''}",
-            config.label,
-            f"{config.mem_fraction_static:.2f}",
-            f"{config.chunked_prefill_size}",
-            f"{config.cuda_graph_max_bs_decode}",
-            f"{prediction.output_tok_s:,.0f}",
-            f"{prediction.user_tok_s:.1f}",
-            f"{prediction.tpot_ms['mean']:.1f}",
-            f"{prediction.ttft_ms['mean']:,.0f}",
-            f"{prediction.ttft_ms['p99']:,.0f}",
-            f"{prediction.running_requests:,.0f}",
-            f"{candidate.ledger.kv_tokens:,}",
-        )
+        rank = f"{index + 1}{'*' if index in front else ''}"
+        table.add_row(rank, candidate.config.label, *(column.text(candidate) for column in columns))
     return table
 
 
