@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests.children import start_sgtune
 from tests.faults.test_launch import GRAPHS
-from tests.faults.test_tune_faults import question, records, start
+from tests.faults.test_tune_faults import question, records
 from tests.left import nothing_left, still_listening
 from tuner.engines.faults import Fault, FaultKind
 
@@ -47,7 +48,7 @@ def test_thirty_trials_of_chaos_lose_nothing_and_leave_nothing(tmp_path: Path) -
     kills = 0
     while True:
         begun = (tmp_path / "runs" / "a" / "run.toml").exists()
-        process = start([*arguments, *(["--resume"] if begun else [])])
+        process = start_sgtune(*arguments, *(["--resume"] if begun else []))
         try:
             out, said = process.communicate(timeout=dice.uniform(2.0, 12.0) if kills < KILLS else 600)
         except subprocess.TimeoutExpired:

@@ -21,6 +21,7 @@ import pytest
 
 from hwprobe.errors import InputError
 from hwprobe.holds import Held, Hold
+from tests.children import start_sgtune
 from tests.left import marked, nothing_left, still_listening
 from tuner.engines.build import world_toml
 from tuner.engines.faults import Fault, FaultKind
@@ -40,14 +41,6 @@ def question(tmp_path: Path, *faults: Fault, boot_s: float = 0.3, trials: int = 
         "--engine", "emulated", "--world", str(world), "--trials", str(trials), "--point-time", "0.2s", "--no-mtp",
         "--runs", str(tmp_path / "runs"), "--run", "a", "--confirm", "0",
     ]  # fmt: skip
-
-
-def start(arguments: list[str], **more: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tuner.cli.main", *arguments]
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **more
-    )  # fmt: skip
 
 
 def records(tmp_path: Path) -> list[dict[str, Any]]:
@@ -120,7 +113,7 @@ def test_fault_29_a_flag_this_release_does_not_know_is_refused_before_any_launch
 def test_faults_18_and_19_an_interrupt_stops_cleanly_and_resumes(
     sgtune: Sgtune, tmp_path: Path, number: signal.Signals
 ) -> None:
-    process = start(question(tmp_path, boot_s=1.0))
+    process = start_sgtune(*question(tmp_path, boot_s=1.0))
     wait_until(lambda: len(records(tmp_path)) >= 1 and marked())
     began = time.monotonic()
     process.send_signal(number)
@@ -139,7 +132,7 @@ def test_faults_18_and_19_an_interrupt_stops_cleanly_and_resumes(
 def test_fault_18_a_second_control_c_kills_at_once(tmp_path: Path) -> None:
     stubborn = Fault(kind=FaultKind.IGNORE_SIGTERM, phase="import")
     leader, follower = pty.openpty()
-    process = start(question(tmp_path, stubborn, boot_s=0.5), stdin=follower, start_new_session=True)
+    process = start_sgtune(*question(tmp_path, stubborn, boot_s=0.5), stdin=follower, start_new_session=True)
     log = tmp_path / "runs" / "a" / "trials" / "0" / "server.log"
     wait_until(lambda: log.exists() and "fired up" in log.read_text())
     began = time.monotonic()
@@ -168,7 +161,7 @@ def test_fault_22_a_lock_file_from_before_a_reboot_holds_nobody_up(sgtune: Sgtun
 
 
 def test_fault_23_a_second_tuner_is_told_who_holds_the_run_or_the_gpu(sgtune: Sgtune, tmp_path: Path) -> None:
-    process = start(question(tmp_path, boot_s=2.0))
+    process = start_sgtune(*question(tmp_path, boot_s=2.0))
     wait_until(lambda: bool(marked()))
     ran = sgtune(*question(tmp_path, boot_s=2.0), "--resume")
     assert ran.code == 2
@@ -265,7 +258,7 @@ def test_fault_20_sixty_kills_leave_no_process_no_port_no_lock_and_lose_no_trial
     known: list[dict[str, Any]] = []
     while kills < KILLS:
         resume = ["--resume"] if (folder / "run.toml").exists() else []
-        process = start([*arguments, *resume])
+        process = start_sgtune(*arguments, *resume)
         moment = MOMENTS[kills % len(MOMENTS)]
         if kill_at(process, moment, moment.then_s * dice.random(), folder, len(known)):
             kills += 1

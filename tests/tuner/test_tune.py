@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +13,7 @@ from typing import Any
 import pytest
 
 from hwprobe.errors import InputError
+from tests.children import start_sgtune
 from tuner.cli.commands.tune import parse_duration_s
 
 Sgtune = Callable[..., Any]
@@ -27,12 +25,6 @@ SMALL = (
     "tune", "--hardware", "h200x8", "--isl", "200", "--osl", "200", "--concurrency", "16", "--engine", "simulated",
     "--sglang-version", "0.5.12",
 )  # fmt: skip
-
-
-def in_a_process(*arguments: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONSAFEPATH": "1"}
-    command = [sys.executable, "-m", "tuner.cli.main", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 @pytest.mark.slow
@@ -87,7 +79,7 @@ def test_killed_at_any_moment_and_resumed_it_is_the_same_study(sgtune: Sgtune, t
     file = tmp_path / "cut" / "trials.jsonl"
     for _ in range(4):
         seen = records_in(file)
-        process = in_a_process(*arguments, "--run", "cut", *(("--resume",) if seen else ()))
+        process = start_sgtune(*arguments, "--run", "cut", *(("--resume",) if seen else ()))
         while records_in(file) == seen and process.poll() is None:
             time.sleep(0.005)
         time.sleep(rng.uniform(0.0, 0.3))
@@ -95,7 +87,7 @@ def test_killed_at_any_moment_and_resumed_it_is_the_same_study(sgtune: Sgtune, t
         process.communicate()
         assert records_in(file) > seen, "records only grow"
         assert whole.startswith(file.read_text().rpartition("\n")[0])
-    process = in_a_process(*arguments, "--run", "cut", "--resume")
+    process = start_sgtune(*arguments, "--run", "cut", "--resume")
     process.communicate(timeout=120)
     assert process.returncode == 0
     assert file.read_text() == whole
@@ -105,7 +97,7 @@ def test_killed_at_any_moment_and_resumed_it_is_the_same_study(sgtune: Sgtune, t
 
 def test_an_interrupt_exits_130_and_can_be_resumed(tmp_path: Path) -> None:
     arguments = (*QUESTION, "--trials", "12", "--runs", str(tmp_path), "--run", "a")
-    process = in_a_process(*arguments)
+    process = start_sgtune(*arguments)
     file = tmp_path / "a" / "trials.jsonl"
     deadline = time.monotonic() + 60
     while not file.exists() and time.monotonic() < deadline:
@@ -115,7 +107,7 @@ def test_an_interrupt_exits_130_and_can_be_resumed(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "--resume" in err
     assert "Traceback" not in err
-    process = in_a_process(*SMALL, "--runs", str(tmp_path), "--run", "a", "--resume")
+    process = start_sgtune(*SMALL, "--runs", str(tmp_path), "--run", "a", "--resume")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "belongs to another question" in err
