@@ -3,6 +3,7 @@
 
     python3 dev.py sgtune plan --hardware nf5688g7 --isl 1000 --osl 1000 --concurrency 1024
     python3 dev.py test            all tests, side by side (arguments go to pytest: some tests, one after the other)
+    python3 dev.py test --quick    before each commit: those that take seconds and need no machine of their own
     python3 dev.py check           formatting, lint, types
     python3 dev.py oracle          sgtune's reading of launch lines against SGLang's own (--help)
     python3 dev.py flags 0.5.24    read a release's command-line flags into planner/sglang/flags.json
@@ -30,6 +31,7 @@ OLDEST = (3, 11)
 EXTRAS = {"tune": "tune", "verify": "tune", "dashboard": "dashboard"}
 # Tests wait more than they compute; beyond four they wait for each other.
 SIDE_BY_SIDE = ("-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal")
+QUICK = ("-m", "not slow and not alone", "-q")
 
 
 def main(arguments: list[str]) -> int:
@@ -39,7 +41,7 @@ def main(arguments: list[str]) -> int:
     if command == "sgtune":
         return install(EXTRAS.get(rest[0], "") if rest else "") or run("tuner.cli.main", *rest)
     if command == "test":
-        return install("dev") or run("pytest", *(rest or SIDE_BY_SIDE))
+        return install("dev") or run("pytest", *test_arguments(rest))
     if command == "check":
         return install("dev") or check()
     if command in ("oracle", "flags"):
@@ -51,6 +53,13 @@ def main(arguments: list[str]) -> int:
         return install("dev")
     sys.stdout.write((__doc__ or "") + "\n")
     return 0 if command in ("help", "-h", "--help") else fail(f"unknown command '{command}'", code=2)
+
+
+def test_arguments(given: list[str]) -> list[str]:
+    """Return pytest's arguments: all tests side by side, the quick ones side by side, or what was given."""
+    if "--quick" not in given:
+        return given or list(SIDE_BY_SIDE)
+    return [*SIDE_BY_SIDE, *QUICK, *(each for each in given if each != "--quick")]
 
 
 def check() -> int:

@@ -61,3 +61,31 @@ def test_a_circle_hidden_under_type_checking_is_found(rooms: ModuleType, tmp_pat
 def test_each_rule_can_be_broken(rooms: ModuleType, tmp_path: Path, files: dict[str, str], says: str) -> None:
     house(tmp_path, files)
     assert any(says in complaint for complaint in rooms.complaints(rooms.read_house(tmp_path)))
+
+
+def floors() -> dict[str, int]:
+    """Return the line of the picture in docs/structure.md on which each room stands."""
+    package, floor = "", {}
+    picture = (ROOT / "docs" / "structure.md").read_text(encoding="utf-8").split("```")[1]
+    for number, line in enumerate(picture.splitlines()):
+        name, bar, rooms = line.partition("|")
+        package = name.strip() or package
+        floor |= {f"{package}.{room.replace('/', '.')}": number for room in rooms.split() if bar}
+    return floor
+
+
+def test_the_picture_shows_every_room_above_what_it_imports(rooms: ModuleType) -> None:
+    house, floor = rooms.read_house(), floors()
+    assert set(floor) == {room for room in house.rooms if "." in room}
+    upward = [f"{importer} -> {imported}" for importer, imported in house.arrows
+              if importer in floor and imported in floor and floor[importer] >= floor[imported]]  # fmt: skip
+    assert not upward, upward
+
+
+def test_every_room_has_its_line(rooms: ModuleType) -> None:
+    table = (ROOT / "docs" / "structure.md").read_text(encoding="utf-8").partition("## What each room knows")[2]
+    table = table.partition("\n## ")[0]
+    for room in rooms.read_house().rooms:
+        package, _, rest = room.partition(".")
+        if rest and rest != "__main__":
+            assert f"`{rest}`" in table or f"{package}/{rest.partition('.')[0]}" in table, f"{room} has no line"

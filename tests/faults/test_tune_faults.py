@@ -48,7 +48,7 @@ def records(tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def wait_until(true: Callable[[], object], seconds: float = 30.0) -> None:
+def wait_until(true: Callable[[], object], seconds: float = 90.0) -> None:
     until = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < until
