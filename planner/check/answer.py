@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from packaging.version import Version
 
+from hwprobe.errors import InputError
 from hwprobe.profile import HardwareProfile
 from models.architecture import ModelArchitecture
 from models.engine.profile import EngineProfile
@@ -15,19 +17,20 @@ from models.machine import Machine, machine_of
 from models.serving.estimate import DEFAULT_ACCEPTANCE, Context, Prediction
 from models.unpriced import Unpriced
 from models.workload import Workload
-from planner.assumption import Assumption
+from planner.assumption import Assumption, UnknownValue
 from planner.check.advice import Advice, advise
 from planner.check.checkpoint import ServedModel, served_model
 from planner.check.host_memory import host_violations
 from planner.check.judge import Checked, Weighed, judge, predicted, read_launch, weigh, why_unpredicted
 from planner.check.memory_fit import memory_violations
+from planner.launch_lines.launch_line import LaunchLine, how_to_give
 from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values
 from planner.sglang.flag_ledger import unpriced_flags
 from planner.sglang.flags import listed_releases
-from planner.sglang.launch_line import LaunchLine
 from planner.violation import Severity, Violation, sorted_violations
 
+UNKNOWN_MODEL = "the value of --model-path is unknown here: give it with --set, or the model's config.json with --model"
 ASSUMED_MODEL = "the path names no known model: give its config.json with --model if it is another"
 DEEPEP_TOKENS = "SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK"
 
@@ -36,7 +39,8 @@ DEEPEP_TOKENS = "SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK"
 class CheckQuestion:
     """A launch line and what it is to run on.
 
-    `arch` is the model of --model, None to read it from the line; `free_before_load_gib` is what a log printed.
+    `arch` is the model of --model, None to read it from the line; `free_before_load_gib` is what a log printed;
+    `hardware_assumed` that nobody named the machine.
     """
 
     launch: LaunchLine
@@ -47,7 +51,18 @@ class CheckQuestion:
     free_before_load_gib: float | None = None
     engine: EngineProfile | None = None
     acceptance: float = DEFAULT_ACCEPTANCE
+    hardware_assumed: bool = False
     notes: tuple[str, ...] = ()
+
+
+class UnknownValues(InputError):
+    """A launch line holds values that decide the answer and are not known here; `values` are to be asked for."""
+
+    def __init__(self, values: Sequence[UnknownValue]) -> None:
+        self.values = tuple(values)
+        said = [f"{value.flag or 'a word of the line'} is {value.text[:80]}" for value in values]
+        how = dict.fromkeys(how_to_give(value.text) for value in values)
+        super().__init__(f"{', '.join(said)}: unknown here, so there is no verdict; {', '.join(how)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +108,12 @@ class CheckAnswer:
 def answer_check(question: CheckQuestion) -> CheckAnswer:
     """Read, resolve, judge, weigh and predict one launch line.
 
-    Raises UnsupportedModel for a checkpoint that is not modelled: no verdict may hang on another one's figures.
+    Raises UnsupportedModel for a checkpoint that is not modelled, UnknownValues for values that decide and are not
+    known: no verdict may hang on others in their place.
     """
+    asked = [v for v in question.launch.unknown if v.flag != "--nnodes" or question.hardware_assumed]
+    if asked:
+        raise UnknownValues(asked)
     machine = machine_of(question.hardware)
     words, assumed = _completed(question, machine)
     arguments = read_launch(words, question.version)
@@ -117,7 +136,8 @@ def answer_check(question: CheckQuestion) -> CheckAnswer:
         advice = advise(checked, weighed, context, question.workload, question.free_before_load_gib)
     prediction = predicted(checked, weighed, context, question.workload)
     if served.assumed is not None:
-        assumed.append(Assumption(name="model", value=served.assumed, why=ASSUMED_MODEL))
+        why = UNKNOWN_MODEL if "--model-path" in question.launch.left_out else ASSUMED_MODEL
+        assumed.append(Assumption(name="model", value=served.assumed, why=why))
     return CheckAnswer(
         question=_asked(question, served),
         checked=checked,
@@ -136,7 +156,7 @@ def answer_check(question: CheckQuestion) -> CheckAnswer:
 def _completed(question: CheckQuestion, machine: Machine) -> tuple[list[str], list[Assumption]]:
     """Return the line's words, the number of nodes added where it is a variable, and what was taken so far."""
     words, assumed = list(question.launch.words), list(question.launch.assumed)
-    if "--nnodes" in question.launch.left_out and machine.nodes > 1:
+    if any(value.flag == "--nnodes" for value in question.launch.unknown):
         words += ["--nnodes", str(machine.nodes)]
         assumed.append(Assumption(name="--nnodes", value=str(machine.nodes), why="the nodes of --hardware"))
     return words, assumed

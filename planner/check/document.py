@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from planner.assumption import Assumption, UnknownValue
 from planner.check.answer import CheckAnswer
 from planner.plans.document import ledger_document, prediction_document
 
@@ -40,7 +42,8 @@ def check_document(answer: CheckAnswer) -> dict[str, Any]:
         "prediction": prediction_document(answer.prediction) if answer.prediction else None,
         "unpredicted": answer.unpredicted,
         "model": {"name": answer.served.arch.name, "weights": answer.served.arch.weights, "basis": answer.served.basis},
-        "assumed": [{"name": a.name, "value": a.value, "why": a.why} for a in answer.assumed],
+        "assumed": assumed_document(answer.assumed),
+        "unknown": [],
         "advice": [
             {"flags": a.flags, "text": a.text, "kv_tokens_per_rank": a.kv_after, "makes_it_fit": a.makes_it_fit}
             for a in answer.advice
@@ -49,3 +52,13 @@ def check_document(answer: CheckAnswer) -> dict[str, Any]:
         "hangs_on": [flag.flag for flag in answer.hangs_on],
         "warnings": list(answer.notes),
     }
+
+
+def assumed_document(assumed: Iterable[Assumption]) -> list[dict[str, str]]:
+    """Return assumptions as JSON-ready values."""
+    return [{"name": taken.name, "value": taken.value, "why": taken.why} for taken in assumed]
+
+
+def unknown_document(unknown: Iterable[UnknownValue]) -> list[dict[str, str]]:
+    """Return the values asked for as JSON-ready values."""
+    return [{"flag": value.flag, "text": value.text} for value in unknown]

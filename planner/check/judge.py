@@ -14,11 +14,11 @@ from models.layout import KV_BYTES, ConfigTable, table_of
 from models.machine import Machine
 from models.serving.estimate import Context, Prediction, predict
 from models.workload import Workload
+from planner.launch_lines.settings import with_config_file
 from planner.rules import RULES, Question, Rule, violations
 from planner.sglang.arguments import Arguments, read_arguments
 from planner.sglang.backends import decode_graphs, prefill_graphs
 from planner.sglang.dialects import from_values
-from planner.sglang.launch_line import with_config_file
 from planner.sglang.resolver import Resolved, resolve
 from planner.violation import Severity, Violation, sorted_violations
 

@@ -102,3 +102,9 @@ def first_release_of(dest: str) -> tuple[str, str, str] | None:
         return None
     newest = max(found, key=lambda f: Version(f.until))
     return newest.name, min((f.since for f in found), key=Version), newest.until
+
+
+@cache
+def switches_by_name() -> dict[str, bool]:
+    """Return every flag name of every listed release, and whether it is a switch (in the newest that has it)."""
+    return {name: flag.is_switch for flag in _table().flags for name in flag.names}

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from planner.sglang.shell_words import LITERAL
+# Stands before a `$` or `%` that was doubled: no variable and no specifier. No word can hold a NUL of its own.
+LITERAL = "\0"
 
 _ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _UNESCAPES = {"n": "\n", "r": "\r", "t": "\t", "a": "\a", "b": "\b", "f": "\f", "v": "\v", "s": " "}
@@ -44,7 +45,7 @@ def assignments_of(text: str) -> Iterator[tuple[str, str]]:
 
 
 def unit_words(value: str, *, command: bool) -> list[str]:
-    """Split a value into words as systemd does; of a command, a doubled dollar comes back marked as literal."""
+    """Split a value into words as systemd does; a doubled dollar or per cent sign comes back marked as literal."""
     words: list[str] = []
     word: str | None = None
     quote, at = "", 0
@@ -62,7 +63,7 @@ def unit_words(value: str, *, command: bool) -> list[str]:
         else:
             pair = value[at : at + 2]
             doubled = pair == "%%" or (command and pair == "$$")
-            word = (word or "") + (LITERAL + char if doubled and char == "$" else char)
+            word = (word or "") + (LITERAL + char if doubled else char)
             at += doubled
         at += 1
     return words if word is None else [*words, word]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.sglang.launch_line import launch_of_file
+from planner.launch_lines.read import launch_of_file
 
 ROOT = Path(__file__).parent.parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "export"

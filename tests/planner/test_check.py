@@ -14,7 +14,7 @@ from models.architecture import deepseek_r1
 from models.workload import Workload
 from planner.check.answer import CheckAnswer, CheckQuestion, answer_check
 from planner.check.document import check_document
-from planner.sglang.launch_line import launch_of_words
+from planner.launch_lines.read import launch_of_words
 
 DP8 = "--model-path deepseek-ai/DeepSeek-R1 --tp 8 --dp 8 --enable-dp-attention"
 

@@ -23,10 +23,11 @@ from planner.launch_files.files import export_bundle, export_files
 from planner.launch_files.parameters import Parameters, Provenance
 from planner.launch_files.render import render
 from planner.launch_files.targets import Target, possible_targets
+from planner.launch_lines.launch_line import LaunchLine
+from planner.launch_lines.read import launch_of_file
 from planner.plans.space import as_launched
 from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values
-from planner.sglang.launch_line import LaunchLine, launch_of_file
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "export"
 NEWEST = Version("0.5.23")

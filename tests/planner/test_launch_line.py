@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from hwprobe.errors import InputError
-from planner.sglang.launch_line import launch_of_file, launch_of_words, with_config_file
+from planner.launch_lines.read import launch_of_file, launch_of_words
+from planner.launch_lines.settings import with_config_file
 
 WANTED = ("--model-path", "deepseek-ai/DeepSeek-R1", "--tp", "8")
 
@@ -136,5 +137,6 @@ def test_variables_are_filled_in_where_known_and_left_out_where_not() -> None:
         [*words, "--node-rank", "$LWS_WORKER_INDEX", "--dist-init-addr", "$HOST:20000", "--host", "$IP:1"]
     )
     assert found.words == ("--tp", "8", "--node-rank", "0", "--host", "10.0.0.1:1")
-    assert found.left_out == ("--nnodes", "--dist-init-addr")
-    assert len(found.notes) == 2
+    assert found.left_out == ("--dist-init-addr",)
+    assert [(value.flag, value.text) for value in found.unknown] == [("--nnodes", "$(LWS_GROUP_SIZE)")]
+    assert {taken.name for taken in found.assumed} == {"LWS_WORKER_INDEX"}

@@ -13,7 +13,7 @@ import pytest
 
 from planner.launch_files.record import record_of
 from planner.launch_files.targets import Target
-from planner.sglang.launch_line import launch_of_file
+from planner.launch_lines.read import launch_of_file
 from tuner.launch_files.trial_export import clean_command, without_secrets
 
 Sgtune = Callable[..., Any]

@@ -20,9 +20,10 @@ from models.workload import Workload
 from planner.launch_files.files import BUNDLE_FILE
 from planner.launch_files.record import Record, RecordedPoint, record_of
 from planner.launch_files.targets import Target
+from planner.launch_lines.launch_line import LaunchLine
+from planner.launch_lines.read import launch_of_file
 from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values
-from planner.sglang.launch_line import LaunchLine, launch_of_file
 from planner.sglang.resolver import resolve
 from tuner.engines.live import HOST, LiveEngine, LiveServer
 from tuner.seam import LaunchFailed, Measurement, Verdict
@@ -194,8 +195,9 @@ def _checked(claim: Claim) -> Claim:
             f"'{claim.file}' starts {claim.record.nnodes} nodes; verify starts servers on this machine only: start it "
             "and measure with sgtune bench --url"
         )
-    if claim.line.left_out:
-        raise InputError(f"'{claim.file}': the value of {claim.line.left_out[0]} is a variable, unknown here")
+    unknown = [*claim.line.left_out, *(value.flag for value in claim.line.unknown)]
+    if unknown:
+        raise InputError(f"'{claim.file}': the value of {unknown[0]} is a variable, unknown here")
     return claim
 
 

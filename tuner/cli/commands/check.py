@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from planner.inputs import read_any_model, read_hardware
 from tuner.cli.common import options
 from tuner.cli.common.terminal import console, print_json, start_fast
 
@@ -15,7 +19,9 @@ if TYPE_CHECKING:
 
     from models.workload import Workload
     from planner.check.answer import CheckQuestion
-    from planner.sglang.launch_line import LaunchLine
+    from planner.check.verdicts import ServerVerdict
+    from planner.launch_lines.launch_line import LaunchLine
+    from planner.launch_lines.read import Given
 
 EXAMPLE = (
     "Example: sgtune check --hardware h200x8 -- python -m sglang.launch_server "
@@ -24,12 +30,14 @@ EXAMPLE = (
 DEFAULT_GPU = "h200"
 GPUS_IN_A_NODE = 8
 INFEASIBLE = 3
+SHELLS = ("bash", "sh", "zsh", "source", ".")
 
 Line = Annotated[
     list[str] | None,
     typer.Argument(
         help="The launch line after `--`: python -m sglang.launch_server ..., sglang serve ..., docker run ..., or a "
-        "file: shell script, compose or Kubernetes YAML, systemd unit.",
+        "file (with its arguments): shell script, compose, Kubernetes, Dynamo, SkyPilot or srt-slurm YAML, systemd "
+        "unit.",
         show_default=False,
     ),
 ]
@@ -45,12 +53,17 @@ FreeBeforeLoad = Annotated[
     float | None,
     typer.Option("--free-before-load-gib", help="Free GiB per GPU before weights load, as a log printed it."),
 ]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="NAME=VALUE of a variable in the script or manifest, repeatable."),
+]
 
 
 def check(
     line: Line = None,
     hardware: CheckHardware = None,
     sglang_version: CheckVersion = None,
+    settings: Settings = None,
     isl: Annotated[int, typer.Option("--isl", help="Input tokens per request.")] = 1000,
     osl: Annotated[int, typer.Option("--osl", help="Output tokens per request.")] = 1000,
     concurrency: Annotated[int, typer.Option("--concurrency", help="Clients in a closed loop.")] = 64,
@@ -65,99 +78,138 @@ def check(
     start_fast()
     from hwprobe.errors import InputError
     from models.workload import Workload
-    from planner.check.answer import answer_check
 
     try:
-        question = _question(
+        verdicts = _verdicts(
             line or [],
-            hardware,
-            sglang_version,
-            model,
-            workload=Workload.checked(isl, osl, concurrency, range_ratio),
-            free_before_load_gib=free_before_load_gib,
-            acceptance=mtp_acceptance,
-            profile=profile,
+            settings or [],
+            _Asked(
+                hardware=hardware,
+                version=sglang_version,
+                model=model,
+                workload=Workload.checked(isl, osl, concurrency, range_ratio),
+                free_before_load_gib=free_before_load_gib,
+                acceptance=mtp_acceptance,
+                profile=profile,
+            ),
         )
-        answer = answer_check(question)
     except InputError as error:
         if json:
             print_json({"error": str(error)})
         raise
+    _show(verdicts, json)
+
+
+def _show(verdicts: list[ServerVerdict], json: bool) -> None:
+    """Print what was found; raise what keeps the worst server from an answer, or exit by its verdict."""
+    from planner.check.verdicts import servers_document, worst_of
+
+    worst = worst_of(verdicts)
     if json:
-        from planner.check.document import check_document
-
-        print_json(check_document(answer))
+        print_json(servers_document(verdicts))
     else:
-        from tuner.cli.views.check_view import show_check
+        from tuner.cli.views.check_view import show_check, show_servers
 
-        show_check(answer, console())
-    if answer.verdict != "runs":
+        if len(verdicts) > 1:
+            show_servers(verdicts, console())
+        if worst.answer is not None:
+            show_check(worst.answer, console())
+    if worst.error is not None:
+        raise worst.error
+    if worst.answer is not None and worst.answer.verdict != "runs":
         raise typer.Exit(INFEASIBLE)
 
 
-def _question(
-    words: list[str],
-    hardware: str | None,
-    sglang_version: str | None,
-    model: Path | None,
-    *,
-    workload: Workload,
-    free_before_load_gib: float | None,
-    acceptance: float,
-    profile: Path | None,
-) -> CheckQuestion:
-    from hwprobe.errors import InputError
-    from models.engine.profile import load_engine_profile
-    from planner.check.answer import CheckQuestion
-    from planner.inputs import read_any_model, read_hardware
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """The options of the command, the same for every server of a file."""
 
-    if free_before_load_gib is not None and not 1.0 <= free_before_load_gib <= 10_000.0:
-        raise InputError(
-            f"--free-before-load-gib is {free_before_load_gib:g}; it must be GiB of one GPU, such as 137.24"
-        )
-    if not 0.0 <= acceptance < 1.0:
-        raise InputError(f"--mtp-acceptance is {acceptance:g}; it must be from 0 to below 1")
-    launch = _launch(words)
-    notes: list[str] = []
-    version, said = _version(launch, sglang_version)
-    notes += said
-    if hardware is None:
-        hardware = _default_hardware(launch)
-        notes.append(f"no --hardware given: checked for {hardware}")
+    hardware: str | None
+    version: str | None
+    model: Path | None
+    workload: Workload
+    free_before_load_gib: float | None
+    acceptance: float
+    profile: Path | None
+
+
+def _verdicts(words: list[str], settings: list[str], asked: _Asked) -> list[ServerVerdict]:
+    from hwprobe.errors import InputError
+    from planner.check.verdicts import judge_servers
+    from planner.launch_lines.read import Given
+
+    free = asked.free_before_load_gib
+    if free is not None and not 1.0 <= free <= 10_000.0:
+        raise InputError(f"--free-before-load-gib is {free:g}; it must be GiB of one GPU, such as 137.24")
+    if not 0.0 <= asked.acceptance < 1.0:
+        raise InputError(f"--mtp-acceptance is {asked.acceptance:g}; it must be from 0 to below 1")
+    given = Given(values=_settings(settings), caller=dict(os.environ), arguments=None)
+    launches, file, given = _launches(words, given)
+    unused = [f"--set {name} is used nowhere in the line" for name in given.unused]
+    shared = _shared(asked)
+    return judge_servers(launches, file, lambda launch: _question(launch, asked, shared, unused))
+
+
+def _settings(texts: list[str]) -> dict[str, str]:
+    """Return the NAME=VALUE texts of --set. Raises InputError for what is none."""
+    from hwprobe.errors import InputError
+
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise InputError(f"--set is '{text[:60]}'; write it as in --set TP=8")
+        found[name.strip().removeprefix("$")] = value
+    return found
+
+
+def _shared(asked: _Asked) -> dict[str, Any]:
+    """Return what is read once for all servers: the model of --model and the engine profile."""
+    from models.engine.profile import load_engine_profile
+
+    return {
+        "arch": read_any_model(asked.model) if asked.model else None,
+        "engine": load_engine_profile(asked.profile) if asked.profile else None,
+    }
+
+
+def _question(launch: LaunchLine, asked: _Asked, shared: dict[str, Any], notes: list[str]) -> CheckQuestion:
+    from planner.check.answer import CheckQuestion
+
+    version, said = _version(launch, asked.version)
+    hardware = asked.hardware or _default_hardware(launch)
+    if asked.hardware is None:
+        said = [*said, f"no --hardware given: checked for {hardware}"]
     return CheckQuestion(
         launch=launch,
         hardware=read_hardware(hardware),
-        arch=read_any_model(model) if model else None,
+        hardware_assumed=asked.hardware is None,
         version=version,
-        workload=workload,
-        free_before_load_gib=free_before_load_gib,
-        engine=load_engine_profile(profile) if profile else None,
-        acceptance=acceptance,
-        notes=tuple(notes),
+        workload=asked.workload,
+        free_before_load_gib=asked.free_before_load_gib,
+        acceptance=asked.acceptance,
+        notes=(*said, *notes),
+        **shared,
     )
 
 
-def _launch(words: list[str]) -> LaunchLine:
-    """Return the launch of the words, of the file they name, or of the one string they are."""
-    import shlex
-
+def _launches(words: list[str], given: Given) -> tuple[list[LaunchLine], str | None, Given]:
+    """Return the launches of the words, of the file they name (with its arguments), or of the one string they are."""
     from hwprobe.errors import InputError
-    from planner.sglang.launch_line import launch_of_file, launch_of_words
+    from planner.launch_lines.read import launches_of_file, launches_of_words
 
     if not words:
         raise InputError(f"give a launch line after `--`, or a file that holds one. {EXAMPLE}")
-    if len(words) == 1:
-        path = Path(words[0])
-        if "\0" not in words[0] and len(words[0]) < 4096 and path.is_file():
-            return launch_of_file(path)
-        if " " in words[0] and not words[0].startswith("-"):
-            try:
-                return launch_of_words(shlex.split(words[0].replace("\\\n", " ")))
-            except ValueError as error:
-                raise InputError(f"the launch line does not parse: {error}; check its quotes") from None
-        if not words[0].startswith("-") and ("/" in words[0] or path.suffix):
-            raise InputError(f"there is no file '{words[0]}'; give a launch line after `--`, or a file that holds one")
-    return launch_of_words(words)
+    shell = len(words) > 1 and Path(words[0]).name in SHELLS and not words[1].startswith("-")
+    named = words[1:] if shell else words
+    path = Path(named[0])
+    if "\0" not in named[0] and len(named[0]) < 4096 and path.is_file():
+        with_arguments = replace(given, arguments=named[1:] or None)
+        return launches_of_file(path, with_arguments), str(path), with_arguments
+    one_name = len(words) == 1 and not re.search(r"\s", words[0]) and not words[0].startswith("-")
+    if one_name and ("/" in words[0] or path.suffix):
+        raise InputError(f"there is no file '{words[0]}'; give a launch line after `--`, or a file that holds one")
+    return launches_of_words(words, given), None, given
 
 
 def _version(launch: LaunchLine, asked: str | None) -> tuple[Version, list[str]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from models.costs.memory import MemoryLedger
 from planner.check.answer import CheckAnswer
+from planner.check.verdicts import ServerVerdict
 from planner.violation import Severity, Violation
 
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
@@ -67,6 +70,15 @@ def _show_unpriced(answer: CheckAnswer, screen: Console) -> None:
         screen.print(
             f"  [yellow]The verdict hangs on[/] {escape(names)}: the memory below leaves it out.", soft_wrap=True
         )
+
+
+def show_servers(verdicts: Sequence[ServerVerdict], screen: Console) -> None:
+    """Print one line for each server of a file; the worst is shown in full after them."""
+    screen.print(f"{len(verdicts)} servers; the worst decides and is shown in full:")
+    for verdict in verdicts:
+        said = VERDICTS[verdict.answer.verdict] if verdict.answer else "[bold red]No verdict[/]"
+        label = verdict.answer.checked.resolved.config.label if verdict.answer else ""
+        screen.print(f"  line {verdict.launch.line}, {escape(verdict.launch.role)}: {said} {escape(label)}".rstrip())
 
 
 def _line(violation: Violation) -> str:

@@ -1,0 +1,187 @@
+"""LaunchLine: the words of one server as its parser gets them, and what is not known of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from planner.assumption import Assumption, UnknownValue
+from planner.launch_lines.servers import FoundServer
+from planner.sglang.flags import switches_by_name
+from planner.shell.values import Text, merged
+
+# The tag of SGLang's own images; an image that only builds on SGLang (Dynamo's) has a version of its own.
+IMAGE_VERSION = re.compile(r"(?:^|[/\s])(?:sglang(?:-rocm)?|sgl-dev):v?(?P<version>\d+\.\d+\.\d+(?:\.post\d+)?)")
+# Flags that decide neither memory nor speed: a value that is not known is left out.
+HARMLESS = frozenset({
+    "--host", "--port", "--nccl-port", "--dist-init-addr", "--nccl-init-addr", "--dist-timeout", "--api-key",
+    "--admin-api-key", "--served-model-name", "--log-level", "--log-level-http", "--tokenizer-path",
+    "--chat-template", "--tool-call-parser", "--reasoning-parser", "--watchdog-timeout", "--download-dir",
+    "--disaggregation-bootstrap-port", "--disaggregation-ib-device", "--revision", "--random-seed",
+    "--init-expert-location", "--ssl-keyfile", "--ssl-certfile", "--weight-version", "--kv-events-config",
+    "--file-storage-path", "--crash-dump-folder", "--tokenizer-mode", "--metrics-port", "--grpc-port",
+})  # fmt: skip
+MODEL_FLAGS = ("--model-path", "--model")
+_NAMES = re.compile(r"\$\{?#?([A-Za-z_]\w*)|\$\(([A-Za-z_]\w*)\)|\{\{-?\s*([\w.$-]+)|<([\w./ -]+)>")
+_DOTS = frozenset({"...", "\u2026", "[...]", "<...>"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchLine:
+    """The server's arguments, its environment settings, the image it runs in and the release that names, if any.
+
+    `left_out` are flags whose value is not known and decides nothing, or the model's; `unknown` those that must be
+    asked for before anything can be said; `assumed` what was taken instead. `role` is that of a server of several,
+    `line` where it stands in its file.
+    """
+
+    words: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+    image: str | None = None
+    image_version: str | None = None
+    notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    assumed: tuple[Assumption, ...] = ()
+    unknown: tuple[UnknownValue, ...] = ()
+    role: str = "server"
+    line: int = 1
+
+
+@dataclass(kw_only=True)
+class _Reading:
+    words: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    assumed: list[Assumption] = field(default_factory=list)
+    unknown: list[UnknownValue] = field(default_factory=list)
+
+
+def launch_line(found: FoundServer) -> LaunchLine:
+    """Return a found server as a launch line; values that are not known are asked for, assumed or left out."""
+    reading = _Reading(notes=list(found.notes))
+    arguments = _own_flags(found, reading)
+    for flag, values in _groups(arguments):
+        _take(flag, values, reading)
+    version = IMAGE_VERSION.search(found.image or "")
+    modes = [reading.words[i + 1] for i, word in enumerate(reading.words[:-1]) if word == "--disaggregation-mode"]
+    mode = next((mode for mode in reversed(modes) if mode in ("prefill", "decode")), None)
+    return LaunchLine(
+        words=tuple(reading.words),
+        environment=found.scope.environment(),
+        image=found.image,
+        image_version=version["version"] if version else None,
+        notes=tuple(dict.fromkeys(reading.notes)),
+        left_out=tuple(reading.left_out),
+        assumed=merged([reading.assumed]),
+        unknown=tuple(dict.fromkeys(reading.unknown)),
+        role=mode or found.role or "server",
+        line=found.line,
+    )
+
+
+def how_to_give(text: str) -> str:
+    """Return how a value that a text stands for can be given."""
+    match = _NAMES.search(text)
+    name = next((group for group in match.groups() if group), None) if match else None
+    if name is not None and not text.startswith(("$1", "$2", "$3")):
+        return f"give it with --set {name}=..."
+    if re.match(r"\$\{?\d", text):
+        return "give the script's arguments after the file's name"
+    return "write its value in the place of it"
+
+
+def _own_flags(found: FoundServer, reading: _Reading) -> Sequence[Text]:
+    """Leave out the flags that Dynamo or the router keep for themselves, and say so."""
+    if not found.kind:
+        return found.arguments
+    known = switches_by_name()
+    kept: list[Text] = []
+    for flag, values in _groups(found.arguments):
+        name = flag.raw.partition("=")[0] if flag is not None else ""
+        own = name.startswith("--") and name not in known and not any(other.startswith(name) for other in known)
+        if own:
+            shown = " ".join(text.source for text in (flag, *values) if text is not None)
+            reading.notes.append(f"'{shown[:80]}' is {found.kind}'s own and left out")
+        else:
+            kept += [*([flag] if flag is not None else []), *values]
+    return kept
+
+
+def _groups(words: Sequence[Text]) -> Iterator[tuple[Text | None, list[Text]]]:
+    """Yield each flag with the words that follow it; None for words before any flag."""
+    flag: Text | None = None
+    values: list[Text] = []
+    for word in words:
+        if re.match(r"--?[A-Za-z]", word.raw):
+            if flag is not None or values:
+                yield flag, values
+            flag, values = word, []
+        else:
+            values.append(word)
+    if flag is not None or values:
+        yield flag, values
+
+
+def _take(flag: Text | None, values: list[Text], reading: _Reading) -> None:
+    """Take one flag and its values over, or say why not."""
+    name, equals, glued = flag.raw.partition("=") if flag is not None else ("", "", "")
+    if flag is not None and not Text(name).known:
+        _ask(flag, reading)
+        return
+    given = [Text(glued, flag.assumed), *values] if flag is not None and equals else values
+    own = _own_values(name, given, reading)
+    if not all(text.known for text in own):
+        _unknown_value(name, own, reading)
+        return
+    plain = [text.raw for text in own]
+    reading.words += [f"{name}={plain[0]}", *plain[1:]] if equals and plain else [*([name] if name else []), *plain]
+    reading.assumed += merged([flag.assumed if flag is not None else (), *(text.assumed for text in own)])
+
+
+def _own_values(name: str, given: list[Text], reading: _Reading) -> list[Text]:
+    """Return what belongs to the flag; a loose variable is no word where it is set nowhere, else it is asked for."""
+    takes = bool(name) and not switches_by_name().get(_spelled(name), False)
+    own: list[Text] = []
+    for place, text in enumerate(given):
+        if text.raw in _DOTS:
+            reading.notes.append(f"'{text.raw}' is left out: what it stands for is not in the file")
+        elif text.known or (takes and place == 0):
+            own.append(text)
+        elif text.unset_only:
+            why = "set nowhere in the file: taken as no word"
+            reading.assumed.append(Assumption(name=_name_of(text.source), value="", why=why))
+        else:
+            _ask(text, reading)
+    return own
+
+
+def _name_of(source: str) -> str:
+    match = _NAMES.search(source)
+    return next((group for group in match.groups() if group), source) if match else source
+
+
+def _unknown_value(name: str, values: list[Text], reading: _Reading) -> None:
+    shown = " ".join(text.source for text in values)
+    full = _spelled(name)
+    if full == "--node-rank":
+        reading.words += ["--node-rank", "0"]
+        reading.assumed.append(Assumption(name=full, value="0", why=f"{shown} is not known: the first node is judged"))
+    elif full in HARMLESS or full in MODEL_FLAGS:
+        reading.left_out.append("--model-path" if full in MODEL_FLAGS else full)
+        reading.notes.append(f"'{name} {shown[:60]}' is left out: its value is unknown here")
+    else:
+        reading.unknown.append(UnknownValue(flag=full or name, text=shown))
+
+
+def _ask(text: Text, reading: _Reading) -> None:
+    reading.unknown.append(UnknownValue(flag="", text=text.source))
+
+
+def _spelled(name: str) -> str:
+    """Return the name itself, or the one it is an unambiguous beginning of."""
+    known = switches_by_name()
+    if name in known:
+        return name
+    near = [other for other in known if other.startswith(name)]
+    return near[0] if len(near) == 1 else name

@@ -1,0 +1,242 @@
+"""Finds the SGLang servers of YAML: containers, scripts in any text, and SGLang's settings at any depth."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from planner.assumption import Assumption
+from planner.launch_lines.interpolation import compose_text, kubernetes_text, literal_dollars
+from planner.launch_lines.placed_yaml import Placed, read_yaml
+from planner.launch_lines.platforms import variables_of
+from planner.launch_lines.servers import MENTION, FoundServer, servers_of_command, servers_of_script
+from planner.launch_lines.settings import flag_of, is_settings, words_of_settings
+from planner.shell.scope import Scope
+from planner.shell.script import Started
+from planner.shell.values import Text, unknown
+
+COMMAND_KEYS = ("entrypoint", "command", "args", "arguments")
+SHELLS = ("bash", "sh", "/bin/bash", "/bin/sh", "zsh", "/usr/bin/bash", "/bin/zsh")
+MODEL_FLAGS = ("--model-path", "--model")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Where the walk is: the kind of document, what its containers can see, and the names on the way."""
+
+    kind: str
+    scope: Scope
+    document: Any
+    image: str | None = None
+    path: tuple[str, ...] = ()
+    names: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def below(self, key: Any) -> _Place:
+        return replace(self, path=(*self.path, str(key)))
+
+
+def servers_of_manifest(text: str, scope: Scope, line: int = 1, name: str = "the manifest") -> list[FoundServer]:
+    """Return the servers of a YAML text, in order. Raises InputError for what is no YAML."""
+    documents = read_yaml(text, name, line)
+    config_maps = _config_maps(documents)
+    found: list[FoundServer] = []
+    for document in documents:
+        kind = _kind(document)
+        inner = scope.copy()
+        inner.caller = scope.caller if kind == "compose" else {}  # no other platform passes the caller's on
+        place = _Place(kind=kind, scope=inner, document=document, names=config_maps)
+        found += _walk(document, place)
+    return found
+
+
+def _kind(document: Any) -> str:
+    if isinstance(document, dict) and "services" in document and "apiVersion" not in document:
+        return "compose"
+    return "kubernetes" if isinstance(document, dict) and "apiVersion" in document else "other"
+
+
+def _config_maps(documents: list[Any]) -> dict[str, dict[str, str]]:
+    """Return the data of the ConfigMaps of the same file, by name."""
+    found = {}
+    for document in documents:
+        if isinstance(document, dict) and document.get("kind") == "ConfigMap":
+            data, meta = document.get("data"), document.get("metadata")
+            if isinstance(data, dict) and isinstance(meta, dict):
+                found[str(meta.get("name"))] = {str(key): str(value) for key, value in data.items()}
+    return found
+
+
+def _walk(node: Any, place: _Place) -> Iterator[FoundServer]:
+    """Yield the servers of a node and of all below it."""
+    if isinstance(node, dict):
+        place = _entered(node, place)
+        taken: set[Any] = set()
+        if any(key in node for key in COMMAND_KEYS):
+            servers = list(_of_container(node, place))
+            taken = set(COMMAND_KEYS) if servers else set()
+            yield from servers
+        elif is_settings(node):
+            yield _of_settings(node, place)
+            return
+        for key, child in node.items():
+            if key not in taken:
+                yield from _walk(child, place.below(key))
+    elif isinstance(node, list):
+        for child in node:
+            yield from _walk(child, place)
+    elif isinstance(node, str) and MENTION.search(node) and re.search(r"\s", node.strip()):
+        yield from _of_script(node, place)
+
+
+def _entered(node: dict[Any, Any], place: _Place) -> _Place:
+    """Return the place inside a mapping: what its platform sets there, its environment and its image."""
+    known = variables_of(node)
+    image = node.get("image") if isinstance(node.get("image"), str) else place.image
+    settings = _environment(node, place)
+    if not known and not settings and image == place.image:
+        return place
+    scope = place.scope.copy()
+    scope.variables |= dict(known.items())
+    scope.variables |= settings
+    scope.exported |= settings.keys()
+    return replace(place, scope=scope, image=str(image) if image is not None else None)
+
+
+def _environment(node: dict[Any, Any], place: _Place) -> dict[str, Text]:
+    """Return the environment a mapping sets: a mapping, NAME=VALUE words, or Kubernetes' name and value pairs.
+
+    What is passed on without a value (from the caller's environment, from a secret) is left out.
+    """
+    found: dict[str, Text] = {}
+    for key in ("environment", "env", "envs"):
+        given = node.get(key)
+        if isinstance(given, dict):
+            found |= {str(n): _value(str(v), place) for n, v in given.items() if v is not None and not _nested(v)}
+        for item in given if isinstance(given, list) else ():
+            found |= _environment_item(item, place)
+    for source in node.get("envFrom") or () if isinstance(node.get("envFrom"), list) else ():
+        reference = source.get("configMapRef") if isinstance(source, dict) else None
+        name = reference.get("name") if isinstance(reference, dict) else None
+        found |= {key: Text(value) for key, value in place.names.get(str(name), {}).items()}
+    return found
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, dict | list)
+
+
+def _environment_item(item: Any, place: _Place) -> dict[str, Text]:
+    if not isinstance(item, dict):
+        name, equals, value = str(item).partition("=")
+        return {name: _value(value, place)} if equals else {}
+    name, given, source = str(item.get("name")), item.get("value"), item.get("valueFrom")
+    if given is not None:
+        return {name: _value(_scalar(given), place)}
+    reference = source.get("configMapKeyRef") if isinstance(source, dict) else None
+    if not isinstance(reference, dict):
+        return {}
+    held = place.names.get(str(reference.get("name")), {}).get(str(reference.get("key")))
+    return {} if held is None else {name: Text(held)}
+
+
+def _scalar(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _value(text: str, place: _Place) -> Text:
+    if place.kind == "compose":
+        return compose_text(text, place.scope)
+    return kubernetes_text(text, place.scope) if place.kind == "kubernetes" else Text(text)
+
+
+def _of_container(node: dict[Any, Any], place: _Place) -> Iterator[FoundServer]:
+    """Yield the servers of a mapping with a command: its entrypoint, command and arguments in this order."""
+    words: list[Text] = []
+    line = 0
+    for key in COMMAND_KEYS:
+        value = node.get(key)
+        line = line or _line_of(value)
+        words += _listed(value, place)
+    if not words:
+        return
+    sources = [word.source for word in words]
+    if sources[0].startswith("-"):
+        if "sglang" not in f"{place.image} {node.get('name')}" or not any(s.startswith("--") for s in sources):
+            return
+        words = [Text("-m"), Text("sglang.launch_server"), *words]
+    started = Started(words=tuple(words), line=line, scope=place.scope)
+    for server in servers_of_command(started):
+        yield _at_place(server, place)
+
+
+def _line_of(value: Any) -> int:
+    first = value[0] if isinstance(value, list) and value else value
+    return first.line if isinstance(first, Placed) else 0
+
+
+def _listed(value: Any, place: _Place) -> list[Text]:
+    """Return a command's words: a list as it is, a text split as its platform splits it."""
+    if value is None or isinstance(value, dict):
+        return []
+    if isinstance(value, list):
+        texts = [_scalar(item) for item in value if item is not None and not _nested(item)]
+        shell = any(text in SHELLS for text in texts)
+        return [_word(text, place, shell=shell) for text in texts]
+    if place.kind == "other" and MENTION.search(str(value)):
+        return [Text("bash"), Text("-c"), Text(str(value))]
+    text = re.sub(r"\\\r?\n", " ", str(value))
+    whole = compose_text(text, place.scope) if place.kind == "compose" else Text(text)
+    try:
+        return [Text(piece, whole.assumed) for piece in shlex.split(whole.raw)]
+    except ValueError:
+        return [Text(piece, whole.assumed) for piece in text.split()]
+
+
+def _word(text: str, place: _Place, *, shell: bool) -> Text:
+    """Return one word of a list; where no shell follows, a dollar that its platform leaves alone is one."""
+    if place.kind == "compose":
+        return compose_text(text, place.scope)
+    if place.kind == "kubernetes":
+        return kubernetes_text(text, place.scope, keep=shell and bool(re.search(r"\s", text)))
+    return Text(text) if shell else literal_dollars(text, place.scope)
+
+
+def _of_script(node: str, place: _Place) -> Iterator[FoundServer]:
+    line = node.line if isinstance(node, Placed) else 1
+    for server in servers_of_script(node, place.scope.copy(), line):
+        yield _at_place(server, place)
+
+
+def _of_settings(node: dict[Any, Any], place: _Place) -> FoundServer:
+    """Return the server of a mapping of settings; the model and the nodes may be named elsewhere in the document."""
+    words = [_value(word, place) for word in words_of_settings(node)]
+    names = {flag_of(key) for key in node}
+    role = next((name for name in reversed(place.path) if name in ("prefill", "decode", "aggregated")), None)
+    if place.path and not names & set(MODEL_FLAGS):
+        words += [Text("--model-path"), _model_of(place.document)]
+    if role in ("prefill", "decode") and "--disaggregation-mode" not in names:
+        words += [Text("--disaggregation-mode"), Text(str(role))]
+    lines = [key.line for key in node if isinstance(key, Placed)]
+    found = FoundServer(arguments=tuple(words), scope=place.scope, line=min(lines, default=1), role=role)
+    return _at_place(found, place, nodes=f"NODES_{role}")
+
+
+def _model_of(document: Any) -> Text:
+    """Return the model that a recipe names outside its settings (`model: {path: ...}`), unknown where it names none."""
+    model = document.get("model") if isinstance(document, dict) else None
+    path = model.get("path") if isinstance(model, dict) else model
+    return Text(path) if isinstance(path, str) and path else unknown("the recipe's model")
+
+
+def _at_place(server: FoundServer, place: _Place, nodes: str = "NODES_dynamo") -> FoundServer:
+    """Return a server with the role and image of its place, and the nodes that its platform starts by itself."""
+    role = next((name for name in reversed(place.path) if name in ("prefill", "decode", "leader", "worker")), None)
+    count = place.scope.look(nodes)
+    arguments, words = server.arguments, {word.raw for word in server.arguments}
+    if isinstance(count, Text) and "--nnodes" not in words and count.raw != "1":
+        why = "the platform of the file starts so many nodes"
+        arguments = (*arguments, Text("--nnodes"), count.taking(Assumption(name="--nnodes", value=count.raw, why=why)))
+    return replace(server, arguments=arguments, image=server.image or place.image, role=server.role or role)

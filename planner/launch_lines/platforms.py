@@ -1,0 +1,90 @@
+"""What a platform sets for the servers below a mapping: LeaderWorkerSet, SkyPilot, OME, Dynamo, srt-slurm, Slurm."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from planner.shell.values import Text
+
+
+def variables_of(node: dict[Any, Any]) -> dict[str, Text]:
+    """Return the variables that a mapping's platform gives the servers below it; empty where it is of none."""
+    for read in (_leader_worker_set, _skypilot, _ome, _dynamo, _srt_slurm):
+        found = read(node)
+        if found:
+            return {name: Text(str(value)) for name, value in found.items()}
+    return {}
+
+
+def slurm_variables(text: str) -> dict[str, Text]:
+    """Return what Slurm sets by the #SBATCH lines of a batch script."""
+    found: dict[str, str] = {}
+    for option, value in re.findall(r"^#SBATCH\s+(--?[\w-]+)(?:[= ]\s*(\S+))?", text, re.MULTILINE):
+        number = re.match(r"\d+$", value) and value
+        if option in ("-N", "--nodes") and number:
+            found |= {"SLURM_NNODES": value, "SLURM_JOB_NUM_NODES": value}
+        elif option == "--ntasks-per-node" and number:
+            found["SLURM_NTASKS_PER_NODE"] = value
+        elif option in ("-n", "--ntasks") and number:
+            found |= {"SLURM_NTASKS": value, "SLURM_NPROCS": value}
+        elif option in ("--gres", "--gpus-per-node") and re.search(r"(\d+)$", value):
+            gpus = re.search(r"(\d+)$", value)
+            found["SLURM_GPUS_ON_NODE"] = found["SLURM_GPUS_PER_NODE"] = gpus[1] if gpus else value
+    return {name: Text(value) for name, value in found.items()}
+
+
+def _leader_worker_set(node: dict[Any, Any]) -> dict[str, Any]:
+    template = node.get("leaderWorkerTemplate")
+    size = template.get("size") if isinstance(template, dict) else None
+    return {"LWS_GROUP_SIZE": size} if isinstance(size, int) else {}
+
+
+def _skypilot(node: dict[Any, Any]) -> dict[str, Any]:
+    """Return SkyPilot's node and GPU counts: `num_nodes` and `resources: {accelerators: H200:8}`."""
+    if not isinstance(node.get("run"), str):
+        return {}
+    resources = node.get("resources")
+    wanted = resources.get("accelerators") if isinstance(resources, dict) else None
+    names = list(wanted.items()) if isinstance(wanted, dict) else [wanted] if isinstance(wanted, str) else wanted or []
+    counts = {_accelerators(item) for item in names}
+    found: dict[str, Any] = {"SKYPILOT_NUM_NODES": node.get("num_nodes") or 1}
+    if len(counts) == 1:
+        found["SKYPILOT_NUM_GPUS_PER_NODE"] = counts.pop()
+    return found
+
+
+def _accelerators(item: Any) -> int:
+    if isinstance(item, tuple):
+        return int(item[1] or 1)
+    count = str(item).rpartition(":")[2]
+    return int(count) if count.isdecimal() else 1
+
+
+def _ome(node: dict[Any, Any]) -> dict[str, Any]:
+    """Return the pods of an OME engine or decoder: a leader and `worker.size` workers."""
+    worker = node.get("worker")
+    if not isinstance(node.get("leader"), dict) or not isinstance(worker, dict):
+        return {}
+    pods = int(worker.get("size") or 1) + 1 if isinstance(worker.get("size") or 1, int) else 2
+    return {"LWS_GROUP_SIZE": pods, "OME_INSTANCE_POD_COUNT": pods}
+
+
+def _dynamo(node: dict[Any, Any]) -> dict[str, Any]:
+    """Return the nodes of a Dynamo service; its operator adds --nnodes and --node-rank itself."""
+    multinode = node.get("multinode")
+    nodes = multinode.get("nodeCount") if isinstance(multinode, dict) else None
+    return {"NODES_dynamo": nodes} if isinstance(nodes, int) else {}
+
+
+def _srt_slurm(node: dict[Any, Any]) -> dict[str, Any]:
+    """Return the nodes of each srt-slurm worker: `prefill_nodes` over `prefill_workers`, and so on."""
+    resources, backend = node.get("resources"), node.get("backend")
+    if not isinstance(resources, dict) or not isinstance(backend, dict):
+        return {}
+    found = {}
+    for role, prefix in (("prefill", "prefill"), ("decode", "decode"), ("aggregated", "agg")):
+        nodes, workers = resources.get(f"{prefix}_nodes"), resources.get(f"{prefix}_workers") or 1
+        if isinstance(nodes, int) and isinstance(workers, int) and nodes >= workers > 0 and nodes % workers == 0:
+            found[f"NODES_{role}"] = nodes // workers
+    return found

@@ -1,0 +1,176 @@
+"""Finds the SGLang servers among the commands of a script: behind docker, srun, bash -c, in here-documents."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from planner.shell.scope import Scope
+from planner.shell.script import Started, commands_of_script
+from planner.shell.values import Text
+
+# What starts a server, and whose own flags it takes beside SGLang's.
+MODULES = {
+    "sglang.launch_server": "",
+    "sglang.srt.entrypoints.http_server": "",
+    "sglang_router.launch_server": "sglang_router",
+    "dynamo.sglang": "Dynamo",
+    "dynamo.sglang.worker": "Dynamo",
+    "dynamo.sglang.decode_worker": "Dynamo",
+}
+MENTION = re.compile(
+    r"sglang\.launch_server|sglang/launch_server|launch_server\.py|http_server|sglang_router\.launch_server|"
+    r"dynamo\.sglang|\bsglang\s+serve\b"
+)
+_MANIFEST = re.compile(r"^\s*(?:apiVersion|services|kind)\s*:", re.MULTILINE)
+# Commands that speak of a server and start none.
+_TALKERS = frozenset({
+    "echo", "printf", "grep", "egrep", "pgrep", "pkill", "ps", "kill", "killall", "awk", "sed", "logger", "which",
+    "type", "pip", "help", "man", "history", "watch", "wget", "curl", "git",
+})  # fmt: skip
+_SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
+DEEPEST = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundServer:
+    """A server's arguments as they stand, what they could see, and the words before them.
+
+    `kind` names whose module it is where it is not SGLang's own; `image` the container's image, if one was named.
+    """
+
+    arguments: tuple[Text, ...]
+    scope: Scope
+    line: int
+    kind: str = ""
+    image: str | None = None
+    notes: tuple[str, ...] = ()
+    role: str | None = None
+
+
+def servers_of_script(text: str, scope: Scope, line: int = 1, depth: int = 0) -> list[FoundServer]:
+    """Return the servers a script starts. Where none is started, those that it only writes or prints count."""
+    if depth > DEEPEST:
+        return []
+    commands = commands_of_script(text, scope, line)
+    for talkers in (False, True):
+        found = [server for command in commands for server in servers_of_command(command, depth, talkers=talkers)]
+        found = _with_torn_off(found, commands)
+        if found:
+            return found
+    return []
+
+
+def servers_of_command(command: Started, depth: int = 0, *, talkers: bool = False) -> Iterator[FoundServer]:
+    """Yield the servers in one command and in its here-documents."""
+    words = command.words
+    name = PurePosixPath(words[0].raw).name if words else ""
+    if words and (talkers or name not in _TALKERS):
+        yield from _in_words(command, depth)
+    for text, line in command.texts:
+        if MENTION.search(text.source):
+            yield from _in_text(text.source, command.scope, line, depth)
+
+
+def _in_text(text: str, scope: Scope, line: int, depth: int) -> Iterator[FoundServer]:
+    found = servers_of_script(text, scope.copy(), line, depth + 1)
+    if found or not _MANIFEST.search(text):
+        yield from found
+        return
+    from planner.launch_lines.manifest import servers_of_manifest
+
+    yield from servers_of_manifest(text, scope.copy(), line)
+
+
+def _in_words(command: Started, depth: int) -> Iterator[FoundServer]:
+    words = command.words
+    for index, word in enumerate(words):
+        before = words[index - 1].raw if index else ""
+        kind, arguments = _server_at(words, index, before)
+        if arguments is not None:
+            image = _image_before(words[:index])
+            yield FoundServer(
+                arguments=tuple(arguments), scope=_inside(command, words[:index]), line=command.line,
+                kind=kind, image=image, notes=command.notes,
+            )  # fmt: skip
+            return
+        if MENTION.search(word.source) and re.search(r"\s", word.source):
+            inner = _inside(command, words[:index])
+            found = servers_of_script(word.source, inner, command.line, depth + 1)
+            image = _image_before(words[:index])
+            for server in found:
+                yield server if server.image or image is None else _with_image(server, image)
+            if found:
+                return
+
+
+def _server_at(words: Sequence[Text], index: int, before: str) -> tuple[str, Sequence[Text] | None]:
+    """Return whose server starts at a word, and its arguments; None where none does."""
+    text = words[index].raw
+    if text in MODULES and before == "-m":
+        return MODULES[text], words[index + 1 :]
+    if text.endswith("launch_server.py") and (PurePosixPath(before).name.startswith("python") or "sglang" in text):
+        return "", words[index + 1 :]
+    if text == "serve" and PurePosixPath(before).name == "sglang":
+        rest = words[index + 1 :]
+        named = bool(rest) and not rest[0].raw.startswith("-")
+        return "", [Text("--model-path"), *rest] if named else rest
+    return "", None
+
+
+def _inside(command: Started, before: Sequence[Text]) -> Scope:
+    """Return what the server sees: settings before the program, and docker's -e and --env, too."""
+    scope = command.scope.copy()
+    leading = True
+    for index, word in enumerate(before):
+        text, previous = word.raw, before[index - 1].raw if index else ""
+        setting = (leading and _SETTING.fullmatch(text)) or previous in ("-e", "--env")
+        leading = leading and (bool(setting) or text in ("env", "sudo", "nohup", "exec", "time"))
+        plain = text.removeprefix("--env=").removeprefix("--env ").removeprefix("-e=")
+        if (setting or plain != text) and _SETTING.fullmatch(plain):
+            name, _, value = plain.partition("=")
+            scope.variables[name] = Text(value, word.assumed)
+            scope.exported.add(name)
+    return scope
+
+
+def _image_before(words: Sequence[Text]) -> str | None:
+    """Return the image of `docker run`, podman, enroot or srun --container-image among the words before the server."""
+    for index, word in enumerate(words):
+        named = re.match(r"--container-image[= ](.+)", word.source)
+        if named is not None:
+            return named[1]
+        if word.raw == "--container-image" and index + 1 < len(words):
+            return words[index + 1].source
+    if not any(word.raw in ("run", "exec", "create") for word in words):
+        return None
+    candidates = [word.source for word in words if IMAGE.fullmatch(word.source)]
+    return candidates[-1] if candidates else None
+
+
+IMAGE = re.compile(r"(?:[\w.-]+(?::\d+)?/)*[\w.-]*(?:sglang|sgl-dev)[\w.-]*(?::[\w.${}:-]+)?(?:@sha256:\w+)?")
+
+
+def _with_image(server: FoundServer, image: str) -> FoundServer:
+    return FoundServer(
+        arguments=server.arguments, scope=server.scope, line=server.line, kind=server.kind, image=image,
+        notes=server.notes, role=server.role,
+    )  # fmt: skip
+
+
+def _with_torn_off(found: list[FoundServer], commands: Sequence[Started]) -> list[FoundServer]:
+    """Say of flags that stand alone after a server that the shell does not give them to it."""
+    torn = [command for command in commands if command.words and re.match(r"--[a-z]", command.words[0].raw)]
+    if not found or not torn:
+        return found
+    said = f"line {torn[0].line}: '{torn[0].words[0].source}' stands alone: a comment or a missing backslash cut it off"
+    first = found[0]
+    return [
+        FoundServer(
+            arguments=first.arguments, scope=first.scope, line=first.line, kind=first.kind, image=first.image,
+            notes=(*first.notes, said), role=first.role,
+        ),
+        *found[1:],
+    ]  # fmt: skip

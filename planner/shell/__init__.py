@@ -1,0 +1,1 @@
+"""Shell scripts read without running them: words, commands, variables, and what a script would start."""

@@ -1,0 +1,81 @@
+"""Integer arithmetic of a shell: `$((TP * NODES))` of values that are known."""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+from collections.abc import Callable
+
+LARGEST = 10**15
+_NAME = re.compile(r"(?<![\w.])[A-Za-z_]\w*")
+_OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.BitAnd: operator.and_,
+    ast.BitOr: operator.or_, ast.BitXor: operator.xor,
+}  # fmt: skip
+_COMPARISONS: dict[type[ast.cmpop], Callable[[int, int], bool]] = {
+    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}  # fmt: skip
+
+
+def names_in(text: str) -> list[str]:
+    """Return the variables an expression names without a dollar."""
+    return _NAME.findall(text)
+
+
+def evaluate(text: str, values: dict[str, int]) -> int | None:
+    """Return the value of an expression, or None for what is no plain integer arithmetic."""
+    plain = text.strip().replace("&&", " and ").replace("||", " or ").replace("/", "//").replace("\n", " ")
+    plain = re.sub(r"(?<![\w])0+(?=\d)", "", plain)
+    if len(plain) > 500:
+        return None
+    try:
+        found = _value(ast.parse(plain, mode="eval").body, values)
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
+        return None
+    return found if found is not None and abs(found) <= LARGEST else None
+
+
+def _value(node: ast.expr, values: dict[str, int]) -> int | None:
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, int) and not isinstance(node.value, bool) else None
+    if isinstance(node, ast.Name):
+        return values.get(node.id)
+    if isinstance(node, ast.UnaryOp):
+        inner = _value(node.operand, values)
+        return None if inner is None else _unary(node.op, inner)
+    if isinstance(node, ast.BoolOp):
+        found = [_value(item, values) for item in node.values]
+        known = [bool(item) for item in found if item is not None]
+        return None if len(known) < len(found) else int(all(known) if isinstance(node.op, ast.And) else any(known))
+    if isinstance(node, ast.BinOp):
+        left, right = _value(node.left, values), _value(node.right, values)
+        return None if left is None or right is None else _binary(node.op, left, right)
+    if isinstance(node, ast.Compare) and len(node.ops) == 1:
+        left, right = _value(node.left, values), _value(node.comparators[0], values)
+        return None if left is None or right is None else int(_COMPARISONS[type(node.ops[0])](left, right))
+    return None
+
+
+def _unary(operation: ast.unaryop, inner: int) -> int | None:
+    if isinstance(operation, ast.USub):
+        return -inner
+    return inner if isinstance(operation, ast.UAdd) else None
+
+
+def _binary(operation: ast.operator, left: int, right: int) -> int | None:
+    """Apply an operator as C does: division and remainder go towards zero."""
+    if abs(left) > LARGEST or abs(right) > LARGEST:
+        return None
+    if isinstance(operation, ast.FloorDiv):
+        return abs(left) // abs(right) * (1 if (left < 0) == (right < 0) else -1)
+    if isinstance(operation, ast.Mod):
+        return abs(left) % abs(right) * (1 if left >= 0 else -1)
+    if isinstance(operation, ast.Pow):
+        return left**right if 0 <= right <= 60 and abs(left) <= 1000 else None
+    if isinstance(operation, ast.LShift | ast.RShift):
+        shifted = 0 <= right <= 60
+        return (left << right if isinstance(operation, ast.LShift) else left >> right) if shifted else None
+    plain = _OPERATORS.get(type(operation))
+    return None if plain is None else plain(left, right)

@@ -1,0 +1,389 @@
+"""Runs a shell script on paper: which commands it starts, with which words, as far as the file tells.
+
+Branches whose condition is not known are all followed, and what they leave different is unknown afterwards. Nothing
+is executed and no file is read.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from planner.shell.conditions import holds
+from planner.shell.expansion import arithmetic, expand, expand_text
+from planner.shell.parser import ShellParser
+from planner.shell.scope import Scope, Value
+from planner.shell.syntax import (
+    Assignment,
+    Block,
+    Both,
+    CaseOf,
+    For,
+    Function,
+    Group,
+    If,
+    Node,
+    Not,
+    Pipe,
+    ShellSyntaxError,
+    Simple,
+    While,
+)
+from planner.shell.values import Text, joined, unknown
+
+MOST_STEPS = 20_000
+MOST_TURNS = 64
+DEEPEST = 40
+_DECLARING = ("export", "declare", "local", "readonly", "typeset")
+_COUNTED = re.compile(
+    r"\s*(\w+)\s*=\s*(.+?)\s*;\s*\1\s*(<=?)\s*(.+?)\s*;\s*(?:\1\+\+|\+\+\1|\1\s*\+=\s*1)\s*", re.DOTALL
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A command as it would be started; `texts` are its here-documents, `scope` what it could see."""
+
+    words: tuple[Text, ...]
+    line: int
+    scope: Scope
+    texts: tuple[tuple[Text, int], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(kw_only=True)
+class _Run:
+    started: list[Started] = field(default_factory=list)
+    steps: int = 0
+    depth: int = 0
+
+
+class _Leaves(Exception):
+    """`exit` or `return`: what follows on this path is not reached."""
+
+
+def commands_of_script(text: str, scope: Scope, line: int = 1) -> list[Started]:
+    """Return the commands a script starts, in order; `scope` is left as the script leaves it.
+
+    A text that no shell reads to its end is read line by line, the lines that cannot be read left out.
+    """
+    run = _Run()
+    try:
+        nodes: Sequence[Node] = ShellParser(text, line).script()
+    except (ShellSyntaxError, RecursionError):
+        nodes = list(_line_by_line(text, line))
+    _top(nodes, scope, run)
+    if not run.started or not any("launch_server" in word.raw for item in run.started for word in item.words):
+        for body in list(scope.functions.values()):
+            _top(body, scope.copy(), run)
+    return run.started
+
+
+def _line_by_line(text: str, line: int) -> Iterator[Node]:
+    for row in re.sub(r"\\[ \t]*\r?\n", "\v", text).split("\n"):
+        with suppress(ShellSyntaxError, RecursionError):
+            yield from ShellParser(row.replace("\v", " "), line).script()
+        line += 1 + row.count("\v")
+
+
+def _top(nodes: Sequence[Node], scope: Scope, run: _Run) -> None:
+    """Run commands one by one; a script that ends early by a test of its arguments is read on."""
+    for node in nodes:
+        try:
+            _run(node, scope, run)
+        except _Leaves:
+            continue
+
+
+def _block(nodes: Block, scope: Scope, run: _Run) -> bool | None:
+    """Run a block and return the status of its last command (None: not known)."""
+    status: bool | None = True
+    for node in nodes:
+        status = _run(node, scope, run)
+    return status
+
+
+def _run(node: Node, scope: Scope, run: _Run) -> bool | None:
+    run.steps += 1
+    if run.steps > MOST_STEPS or run.depth > DEEPEST:
+        return None
+    run.depth += 1
+    try:
+        return _HANDLERS[type(node)](node, scope, run)
+    finally:
+        run.depth -= 1
+
+
+def _not(node: Not, scope: Scope, run: _Run) -> bool | None:
+    status = _run(node.command, scope, run)
+    return None if status is None else not status
+
+
+def _pipe(node: Pipe, scope: Scope, run: _Run) -> bool | None:
+    for command in node.commands:
+        _contained(command, scope.copy(), run)
+    return None
+
+
+def _function(node: Function, scope: Scope, run: _Run) -> bool | None:
+    scope.functions[node.name] = node.body
+    return True
+
+
+def _contained(node: Node, scope: Scope, run: _Run) -> bool | None:
+    """Run a command whose `exit` ends only itself."""
+    try:
+        return _run(node, scope, run)
+    except _Leaves:
+        return None
+
+
+def _group(node: Group, scope: Scope, run: _Run) -> bool | None:
+    if node.apart:
+        return _contained(Group(node.body, apart=False), scope.copy(), run)
+    status = _block(node.body, scope, run)
+    if node.texts:
+        texts = tuple((expand_text(word, scope), word.line) for word in node.texts)
+        run.started.append(Started(words=(), line=node.line, scope=scope.copy(), texts=texts))
+    return status
+
+
+def _both(node: Both, scope: Scope, run: _Run) -> bool | None:
+    left = _run(node.left, scope, run)
+    if left is not None:
+        return _run(node.right, scope, run) if left is (node.operator == "&&") else left
+    if node.operator == "&&":
+        return _run(node.right, scope, run)
+    _branches([partial(_block_on, (node.right,), run), _nothing], scope)
+    return None
+
+
+def _block_on(nodes: Block, run: _Run, scope: Scope) -> None:
+    _block(nodes, scope, run)
+
+
+def _nothing(scope: Scope) -> None:
+    """Follow the path on which nothing runs."""
+
+
+def _branches(paths: Sequence[Callable[[Scope], object]], scope: Scope) -> None:
+    """Follow every path on a scope of its own, then keep in `scope` what all of them agree on."""
+    reached = []
+    for path in paths:
+        inner = scope.copy()
+        try:
+            path(inner)
+        except _Leaves:
+            continue
+        reached.append(inner)
+    if not reached:
+        raise _Leaves
+    names = dict.fromkeys(name for inner in reached for name in inner.variables)
+    for name in names:
+        values = [inner.variables.get(name) for inner in reached]
+        agreed = values[0] if all(value == values[0] for value in values) else unknown(f"${name}")
+        if agreed is not None:
+            scope.variables[name] = agreed
+    scope.exported |= set().union(*(inner.exported for inner in reached))
+
+
+def _if(node: If, scope: Scope, run: _Run) -> bool | None:
+    paths: list[Block] = []
+    for condition, body in node.branches:
+        status = _block(condition, scope, run)
+        if status is True and not paths:
+            return _block(body, scope, run)
+        if status is not False:
+            paths.append(body)
+        if status is True:
+            break
+    else:
+        if not paths:
+            return _block(node.otherwise, scope, run)
+        paths.append(node.otherwise)
+    _branches([partial(_block_on, body, run) for body in paths], scope)
+    return None
+
+
+def _for(node: For, scope: Scope, run: _Run) -> bool | None:
+    values = _turns(node, scope)
+    name = node.name
+    if node.counted is not None:
+        counted = _COUNTED.fullmatch(node.counted)
+        name = counted[1] if counted else "i"
+    if values is None:
+        values = [unknown(f"${name}")]
+    for value in values[:MOST_TURNS]:
+        scope.variables[name] = value
+        _block(node.body, scope, run)
+    return None
+
+
+def _turns(node: For, scope: Scope) -> list[Text] | None:
+    """Return the values a loop runs over, or None when they are not known."""
+    if node.counted is not None:
+        counted = _COUNTED.fullmatch(node.counted)
+        ends = [arithmetic(counted[group], scope, "") for group in (2, 4)] if counted else []
+        if counted is None or not all(end.known for end in ends):
+            return None
+        last = int(ends[1].raw) + (counted[3] == "<=")
+        return [Text(str(number)) for number in range(int(ends[0].raw), last)[:MOST_TURNS]]
+    if node.words is None:
+        return list(scope.positional or ())
+    found = [text for word in node.words for text in expand(word, scope)]
+    return found if all(text.known for text in found) else None
+
+
+def _while(node: While, scope: Scope, run: _Run) -> bool | None:
+    status = _block(node.condition, scope, run)
+    if status is not None and status is node.until:
+        return None
+    _branches([partial(_block_on, node.body, run), _nothing], scope)
+    return None
+
+
+def _case(node: CaseOf, scope: Scope, run: _Run) -> bool | None:
+    subject = expand_text(node.word, scope)
+    paths: list[Block] = []
+    for patterns, body in node.branches:
+        texts = [expand_text(pattern, scope) for pattern in patterns]
+        if subject.known and all(text.known for text in texts):
+            if any(fnmatch.fnmatchcase(subject.raw, text.raw) for text in texts):
+                return _block(body, scope, run)
+        else:
+            paths.append(body)
+    if paths:
+        _branches([*(partial(_block_on, body, run) for body in paths), _nothing], scope)
+    return None
+
+
+def _simple(node: Simple, scope: Scope, run: _Run) -> bool | None:
+    if node.arithmetic is not None:
+        value = arithmetic(node.arithmetic, scope, node.arithmetic)
+        return value.raw != "0" if value.known else None
+    words = [text for word in node.words for text in expand(word, scope)]
+    if not words and not node.texts:
+        for assignment in node.assignments:
+            _assign(assignment, scope)
+        return True
+    name = words[0].raw if words else ""
+    if name in _DECLARING:
+        return _declare(node, words, scope)
+    if name in BUILTINS:
+        return BUILTINS[name](words, scope, run, node.line)
+    if name in ("[", "[[", "test"):
+        return holds(words)
+    body = scope.functions.get(name)
+    if body is not None:
+        return _call(body, words[1:], scope, run)
+    inner = scope.copy()
+    for assignment in node.assignments:
+        _assign(assignment, inner)
+        inner.exported.add(assignment.name)
+    texts = tuple((expand_text(word, scope), word.line) for word in node.texts)
+    run.started.append(Started(words=tuple(words), line=node.line, scope=inner, texts=texts, notes=node.notes))
+    return None
+
+
+def _assign(assignment: Assignment, scope: Scope) -> None:
+    name = assignment.name
+    before: Value | None = scope.variables.get(name)
+    if assignment.items is not None:
+        items = [text for word in assignment.items for text in expand(word, scope)]
+        old = before if isinstance(before, list) else [before] if before is not None else []
+        scope.variables[name] = [*old, *items] if assignment.append else items
+        return
+    text = expand_text(assignment.value, scope)
+    if not text.known and name in scope.given:
+        scope.used.add(name)
+        text = Text(scope.given[name])
+    if assignment.index is not None:
+        scope.variables[name] = unknown(f"${name}")
+    elif assignment.append and before is None:
+        found = scope.look(name)
+        scope.variables[name] = joined([found, text]) if isinstance(found, Text) else text
+    elif assignment.append and isinstance(before, list):
+        scope.variables[name] = [joined([before[0], text]), *before[1:]] if before else [text]
+    else:
+        scope.variables[name] = joined([before, text]) if assignment.append and isinstance(before, Text) else text
+
+
+def _declare(node: Simple, words: Sequence[Text], scope: Scope) -> bool:
+    for assignment in node.assignments:
+        _assign(assignment, scope)
+    if words[0].raw == "export":
+        scope.exported |= {assignment.name for assignment in node.assignments}
+        scope.exported |= {word.raw for word in words[1:] if word.known and not word.raw.startswith("-")}
+    return True
+
+
+def _call(body: Block, arguments: Sequence[Text], scope: Scope, run: _Run) -> bool | None:
+    outer = scope.positional
+    scope.positional = list(arguments)
+    try:
+        return _block(body, scope, run)
+    except _Leaves:
+        return None
+    finally:
+        scope.positional = outer
+
+
+def _leave(words: Sequence[Text], scope: Scope, run: _Run, line: int) -> bool | None:
+    raise _Leaves
+
+
+def _set(words: Sequence[Text], scope: Scope, run: _Run, line: int) -> bool | None:
+    if len(words) > 1 and words[1].raw == "--":
+        scope.positional = list(words[2:])
+    return True
+
+
+def _shift(words: Sequence[Text], scope: Scope, run: _Run, line: int) -> bool | None:
+    count = int(words[1].raw) if len(words) > 1 and words[1].raw.isdecimal() else 1
+    scope.positional = scope.positional[count:] if scope.positional is not None else None
+    return True
+
+
+def _unset(words: Sequence[Text], scope: Scope, run: _Run, line: int) -> bool | None:
+    for word in words[1:]:
+        scope.variables.pop(word.raw, None)
+    return True
+
+
+def _read(words: Sequence[Text], scope: Scope, run: _Run, line: int) -> bool | None:
+    for word in words[1:]:
+        if word.known and re.fullmatch(r"[A-Za-z_]\w*", word.raw):
+            scope.variables[word.raw] = unknown(f"${word.raw}")
+    return None
+
+
+def _eval(words: Sequence[Text], scope: Scope, run: _Run, line: int) -> bool | None:
+    try:
+        nodes = ShellParser(joined(words[1:], " ").source, line).script()
+    except (ShellSyntaxError, RecursionError):
+        return None
+    return _block(nodes, scope, run)
+
+
+def _passed(words: Sequence[Text], scope: Scope, run: _Run, line: int) -> bool | None:
+    return True
+
+
+def _failed(words: Sequence[Text], scope: Scope, run: _Run, line: int) -> bool | None:
+    return False
+
+
+BUILTINS: dict[str, Callable[[Sequence[Text], Scope, _Run, int], bool | None]] = {
+    "exit": _leave, "return": _leave, "set": _set, "shift": _shift, "unset": _unset, "read": _read, "mapfile": _read,
+    "readarray": _read, "eval": _eval, ":": _passed, "true": _passed, "false": _failed, "trap": _passed,
+    "alias": _passed, "break": _passed, "continue": _passed, "wait": _passed,
+}  # fmt: skip
+_HANDLERS: dict[type[Node], Callable[[Any, Scope, _Run], bool | None]] = {
+    Simple: _simple, Both: _both, Not: _not, Pipe: _pipe, Group: _group, If: _if, For: _for, While: _while,
+    CaseOf: _case, Function: _function,
+}  # fmt: skip

@@ -1,0 +1,59 @@
+"""Texts of a launch file: known, or with places that nobody can know here, and what was taken on the way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from planner.assumption import Assumption
+
+# Encloses the source text of what is not known. No file can hold a NUL of its own: readers take them out.
+_MARK = "\0"
+_UNSET, _OPAQUE = "?", "!"
+_PLACE = re.compile(rf"{_MARK}([{_UNSET}{_OPAQUE}])(.*?){_MARK}", re.DOTALL)
+LONGEST = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text of which places may be unknown, and the assumptions behind the known ones."""
+
+    raw: str
+    assumed: tuple[Assumption, ...] = ()
+
+    @property
+    def known(self) -> bool:
+        return _MARK not in self.raw
+
+    @property
+    def source(self) -> str:
+        """The text with unknown places as they stand in the file."""
+        return _PLACE.sub(lambda match: match[2], self.raw)
+
+    @property
+    def unset_only(self) -> bool:
+        """Whether it is one variable that is set nowhere, and nothing else: a shell makes no word of it."""
+        match = _PLACE.fullmatch(self.raw)
+        return match is not None and match[1] == _UNSET
+
+    def taking(self, *more: Assumption) -> Text:
+        return Text(self.raw, merged([self.assumed, more]))
+
+
+def unknown(source: str, *, unset: bool = False) -> Text:
+    """Return a text that is not known here; `unset` for a variable that is set nowhere in the file."""
+    return Text(f"{_MARK}{_UNSET if unset else _OPAQUE}{source.replace(_MARK, '')}{_MARK}")
+
+
+def joined(parts: Iterable[Text], separator: str = "") -> Text:
+    """Return the texts as one; beyond a length that no launch line has it is no longer known."""
+    listed = list(parts)
+    if sum(len(part.raw) for part in listed) > LONGEST:
+        return unknown("...")
+    return Text(separator.join(part.raw for part in listed), merged(part.assumed for part in listed))
+
+
+def merged(groups: Iterable[Iterable[Assumption]]) -> tuple[Assumption, ...]:
+    """Return all assumptions once, in order."""
+    return tuple(dict.fromkeys(item for group in groups for item in group))
