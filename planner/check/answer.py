@@ -61,8 +61,7 @@ class UnknownValues(InputError):
     def __init__(self, values: Sequence[UnknownValue]) -> None:
         self.values = tuple(values)
         said = [f"{value.flag or 'a word of the line'} is {value.text[:80]}" for value in values]
-        how = dict.fromkeys(how_to_give(value.text) for value in values)
-        super().__init__(f"{', '.join(said)}: unknown here, so there is no verdict; {', '.join(how)}")
+        super().__init__(f"{', '.join(said)}: unknown here, so there is no verdict; {how_to_give(values)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from planner.assumption import Assumption, UnknownValue
 from planner.launch_lines.servers import FoundServer
-from planner.sglang.flags import switches_by_name
+from planner.sglang.flag_ledger import FlagClass, flag_ledger
+from planner.sglang.flags import flags_by_name
 from planner.shell.values import Text, merged
 
 # The tag of SGLang's own images; an image that only builds on SGLang (Dynamo's) has a version of its own.
 IMAGE_VERSION = re.compile(r"(?:^|[/\s])(?:sglang(?:-rocm)?|sgl-dev):v?(?P<version>\d+\.\d+\.\d+(?:\.post\d+)?)")
-# Flags that decide neither memory nor speed: a value that is not known is left out.
-HARMLESS = frozenset({
-    "--host", "--port", "--nccl-port", "--dist-init-addr", "--nccl-init-addr", "--dist-timeout", "--api-key",
-    "--admin-api-key", "--served-model-name", "--log-level", "--log-level-http", "--tokenizer-path",
-    "--chat-template", "--tool-call-parser", "--reasoning-parser", "--watchdog-timeout", "--download-dir",
-    "--disaggregation-bootstrap-port", "--disaggregation-ib-device", "--revision", "--random-seed",
-    "--init-expert-location", "--ssl-keyfile", "--ssl-certfile", "--weight-version", "--kv-events-config",
-    "--file-storage-path", "--crash-dump-folder", "--tokenizer-mode", "--metrics-port", "--grpc-port",
-})  # fmt: skip
+# Flags beside the harmless ones of the ledger whose value may stay unknown.
+HARMLESS = frozenset({"port", "served_model_name", "init_expert_location"})
 MODEL_FLAGS = ("--model-path", "--model")
 _NAMES = re.compile(r"\$\{?#?([A-Za-z_]\w*)|\$\(([A-Za-z_]\w*)\)|\{\{-?\s*([\w.$-]+)|<([\w./ -]+)>")
 _DOTS = frozenset({"...", "\u2026", "[...]", "<...>"})
@@ -80,22 +74,25 @@ def launch_line(found: FoundServer) -> LaunchLine:
     )
 
 
-def how_to_give(text: str) -> str:
-    """Return how a value that a text stands for can be given."""
-    match = _NAMES.search(text)
-    name = next((group for group in match.groups() if group), None) if match else None
-    if name is not None and not text.startswith(("$1", "$2", "$3")):
-        return f"give it with --set {name}=..."
-    if re.match(r"\$\{?\d", text):
-        return "give the script's arguments after the file's name"
-    return "write its value in the place of it"
+def how_to_give(values: Iterable[UnknownValue]) -> str:
+    """Return how the values that are asked for can be given."""
+    sets, others = [], []
+    for text in (value.text for value in values):
+        if re.match(r"\$\{?\d", text):
+            others.append("give the script's arguments after the file's name")
+        elif _name_of(text) != text:
+            sets.append(f"--set {_name_of(text)}=...")
+        else:
+            others.append(f"write the value in the place of {text[:40]}")
+    given = [f"give it with {' '.join(dict.fromkeys(sets))}"] if sets else []
+    return ", ".join(dict.fromkeys([*given, *others]))
 
 
 def _own_flags(found: FoundServer, reading: _Reading) -> Sequence[Text]:
     """Leave out the flags that Dynamo or the router keep for themselves, and say so."""
     if not found.kind:
         return found.arguments
-    known = switches_by_name()
+    known = flags_by_name()
     kept: list[Text] = []
     for flag, values in _groups(found.arguments):
         name = flag.raw.partition("=")[0] if flag is not None else ""
@@ -141,7 +138,8 @@ def _take(flag: Text | None, values: list[Text], reading: _Reading) -> None:
 
 def _own_values(name: str, given: list[Text], reading: _Reading) -> list[Text]:
     """Return what belongs to the flag; a loose variable is no word where it is set nowhere, else it is asked for."""
-    takes = bool(name) and not switches_by_name().get(_spelled(name), False)
+    flag = flags_by_name().get(_spelled(name))
+    takes = bool(name) and not (flag is not None and flag.is_switch)
     own: list[Text] = []
     for place, text in enumerate(given):
         if text.raw in _DOTS:
@@ -167,11 +165,20 @@ def _unknown_value(name: str, values: list[Text], reading: _Reading) -> None:
     if full == "--node-rank":
         reading.words += ["--node-rank", "0"]
         reading.assumed.append(Assumption(name=full, value="0", why=f"{shown} is not known: the first node is judged"))
-    elif full in HARMLESS or full in MODEL_FLAGS:
+    elif full in MODEL_FLAGS or _is_harmless(full):
         reading.left_out.append("--model-path" if full in MODEL_FLAGS else full)
         reading.notes.append(f"'{name} {shown[:60]}' is left out: its value is unknown here")
     else:
         reading.unknown.append(UnknownValue(flag=full or name, text=shown))
+
+
+def _is_harmless(name: str) -> bool:
+    """Whether a flag decides neither memory nor speed, whatever its value; --config holds flags of its own."""
+    flag = flags_by_name().get(name)
+    if flag is None or flag.dest == "config":
+        return False
+    entry = flag_ledger().get(flag.dest)
+    return flag.dest in HARMLESS or (entry is not None and entry.kind is FlagClass.HARMLESS)
 
 
 def _ask(text: Text, reading: _Reading) -> None:
@@ -180,7 +187,7 @@ def _ask(text: Text, reading: _Reading) -> None:
 
 def _spelled(name: str) -> str:
     """Return the name itself, or the one it is an unambiguous beginning of."""
-    known = switches_by_name()
+    known = flags_by_name()
     if name in known:
         return name
     near = [other for other in known if other.startswith(name)]

@@ -94,7 +94,7 @@ def _walk(node: Any, place: _Place) -> Iterator[FoundServer]:
 def _entered(node: dict[Any, Any], place: _Place) -> _Place:
     """Return the place inside a mapping: what its platform sets there, its environment and its image."""
     known = variables_of(node)
-    image = node.get("image") if isinstance(node.get("image"), str) else place.image
+    image = _image(node, place)
     settings = _environment(node, place)
     if not known and not settings and image == place.image:
         return place
@@ -103,6 +103,19 @@ def _entered(node: dict[Any, Any], place: _Place) -> _Place:
     scope.variables |= settings
     scope.exported |= settings.keys()
     return replace(place, scope=scope, image=str(image) if image is not None else None)
+
+
+def _image(node: dict[Any, Any], place: _Place) -> str | None:
+    """Return the image of a container, or the one a recipe names beside its model."""
+    given = node.get("image")
+    model = node.get("model")
+    if given is None and isinstance(model, dict):
+        given = model.get("container")
+    if isinstance(given, dict) and given.get("repository"):  # a chart's values
+        given = f"{given['repository']}:{given.get('tag', '')}"
+    if not isinstance(given, str):
+        return place.image
+    return _value(given, place).source
 
 
 def _environment(node: dict[Any, Any], place: _Place) -> dict[str, Text]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from planner.sglang.flags import switches_by_name
+from planner.sglang.flags import flags_by_name
 
 # One of these, and mostly flags beside it, makes a mapping SGLang's settings.
 TELLING = frozenset({"--tp-size", "--tensor-parallel-size", "--model-path", "--mem-fraction-static"})
@@ -16,7 +16,7 @@ LEAST_SHARE = 0.6
 def is_settings(node: dict[Any, Any]) -> bool:
     """Return whether a mapping's keys are SGLang's flags."""
     names = [flag_of(key) for key in node]
-    known = [name for name in names if name in switches_by_name()]
+    known = [name for name in names if name in flags_by_name()]
     return bool(TELLING & set(names)) and len(known) >= LEAST_SHARE * len(names)
 
 

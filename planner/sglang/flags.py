@@ -105,6 +105,6 @@ def first_release_of(dest: str) -> tuple[str, str, str] | None:
 
 
 @cache
-def switches_by_name() -> dict[str, bool]:
-    """Return every flag name of every listed release, and whether it is a switch (in the newest that has it)."""
-    return {name: flag.is_switch for flag in _table().flags for name in flag.names}
+def flags_by_name() -> dict[str, Flag]:
+    """Return the flags of all listed releases by name, each as the newest release has it."""
+    return {name: flag for flag in _table().flags for name in flag.names}

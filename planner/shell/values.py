@@ -22,6 +22,10 @@ class Text:
     raw: str
     assumed: tuple[Assumption, ...] = ()
 
+    def __post_init__(self) -> None:
+        if type(self.raw) is not str:  # a text that knows its place in a file
+            object.__setattr__(self, "raw", str(self.raw))
+
     @property
     def known(self) -> bool:
         return _MARK not in self.raw

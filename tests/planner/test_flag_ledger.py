@@ -16,10 +16,10 @@ from models.machine import machine_of
 from models.workload import Workload
 from planner.check.answer import CheckAnswer, CheckQuestion, answer_check
 from planner.check.document import check_document
+from planner.launch_lines.read import launch_of_words
 from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values
 from planner.sglang.flag_ledger import FlagClass, flag_ledger, unpriced_flags
-from planner.sglang.launch_line import launch_of_words
 
 R1 = deepseek_r1()
 RULES = Path(__file__).parent.parent.parent / "planner" / "rules"
