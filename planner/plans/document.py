@@ -1,102 +1,12 @@
-"""Plans as JSON documents: the contract of `sgtune plan --json`."""
+"""Predictions and ledgers as JSON-ready values: what documents of plans and of checks have in common."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hwprobe.profile import hardware_hash
-from planner.plans.evidence import evidence_for
-from planner.plans.space import as_launched
-
 if TYPE_CHECKING:
-    from models.config import ServerConfig
     from models.costs.memory import MemoryLedger
-    from models.machine import Machine
     from models.serving.estimate import Prediction
-    from planner.plans.make import Plan
-    from planner.plans.published import Comparison
-    from planner.plans.search import Candidate, Rejected
-
-
-def plan_document(plan: Plan) -> dict[str, Any]:
-    """Return the plan as the JSON document of `sgtune plan --json`."""
-    question = plan.question
-    return {
-        "question": {
-            "hardware": question.hardware.name,
-            "hardware_hash": hardware_hash(question.hardware),
-            "model": question.arch.name,
-            "sglang_version": str(question.version),
-            "isl": question.isl,
-            "osl": question.osl,
-            "range_ratio": question.range_ratio,
-            "concurrency": question.concurrency,
-            "request_rate": question.request_rate,
-            "users": question.users,
-            "min_user_tok_s": question.min_user_tok_s,
-            "slo": [str(slo) for slo in question.slos],
-        },
-        "fits": plan.fits,
-        "meets_target": plan.meets_target,
-        "shortage_gib_per_gpu": plan.shortage_gib,
-        "answer": _answer(plan),
-        "candidates": [_candidate(plan, candidate) for candidate in plan.found.candidates],
-        "rejected": [_rejected(item) for item in plan.found.rejected],
-        "rejected_by_reason": plan.found.rejected_by_reason(),
-        "pareto": plan.pareto(),
-        "evaluated": plan.found.evaluated,
-        "published": _published(plan.published),
-        "profile": plan.context.engine.name,
-        "basis": {name: str(basis) for name, basis in plan.context.machine.basis.items()},
-        "warnings": list(plan.warnings),
-    }
-
-
-def _answer(plan: Plan) -> dict[str, Any] | None:
-    best = plan.best
-    if best is None:
-        return {"nodes": plan.nodes, "text": plan.node_answer} if plan.node_answer else None
-    prediction = best.prediction
-    return {
-        "nodes": plan.nodes,
-        "replicas": plan.replicas,
-        "concurrency_per_replica": plan.concurrency,
-        "running_requests": prediction.running_requests,
-        "output_tok_s": prediction.output_tok_s * plan.replicas,
-        "user_tok_s": prediction.user_tok_s,
-        "user_tok_s_with_wait": prediction.user_tok_s_with_wait,
-        "in_flight": prediction.in_flight,
-        "ttft_ms": prediction.ttft_ms,
-        "tpot_ms": prediction.tpot_ms,
-        "headroom_gib": best.ledger.headroom_gib,
-        "kv_tokens": best.ledger.kv_tokens,
-        "misses": list(best.misses),
-        "evidence": evidence_document(best.config, plan.context.machine),
-    }
-
-
-def _candidate(plan: Plan, candidate: Candidate) -> dict[str, Any]:
-    return {
-        "label": candidate.config.label,
-        "config": as_launched(candidate.config, plan.context.version).as_dict(),
-        "argv": plan.argv(candidate),
-        "prediction": prediction_document(candidate.prediction),
-        "ledger": ledger_document(candidate.ledger),
-        "kv_tokens": candidate.ledger.kv_tokens,
-        "misses": list(candidate.misses),
-        "why": candidate.why,
-        "evidence": evidence_document(candidate.config, plan.context.machine),
-    }
-
-
-def evidence_document(config: ServerConfig, machine: Machine) -> dict[str, Any]:
-    """Return the published records behind a configuration as JSON-ready values."""
-    found = evidence_for(config, machine)
-    return {"records": found.records, "mape_percent": found.mape_percent, "where": found.where}
-
-
-def _rejected(item: Rejected) -> dict[str, Any]:
-    return {"label": item.config.label, "config": item.config.as_dict(), "reason": item.reason, "kind": item.kind}
 
 
 def prediction_document(prediction: Prediction) -> dict[str, Any]:
@@ -120,18 +30,4 @@ def ledger_document(ledger: MemoryLedger) -> dict[str, Any]:
         "headroom_gib": ledger.headroom_gib,
         "kv_tokens_per_rank": ledger.kv_tokens_per_rank,
         "free_gib": ledger.free_gib,
-    }
-
-
-def _published(comparison: Comparison | None) -> dict[str, Any] | None:
-    if comparison is None:
-        return None
-    return {
-        "quantity": comparison.quantity,
-        "published": comparison.published,
-        "predicted": comparison.predicted,
-        "residual_percent": comparison.residual_percent,
-        "configuration": comparison.configuration,
-        "source": comparison.source,
-        "note": comparison.note,
     }

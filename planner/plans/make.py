@@ -113,7 +113,10 @@ class PlanQuestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The answer: candidates best first, what was rejected and why, and how far to trust it."""
+    """The answer: candidates best first, what was rejected and why, and how far to trust it.
+
+    `load` is what one server is planned for; `replicas` servers carry the whole, on `nodes` nodes.
+    """
 
     question: PlanQuestion
     context: Context
@@ -124,6 +127,7 @@ class Plan:
     concurrency: int
     found: Found
     node_answer: str | None
+    load: Workload
     published: Comparison | None
     warnings: tuple[str, ...]
 
@@ -143,9 +147,7 @@ class Plan:
 
     def pareto(self) -> list[int]:
         """Return the candidates on the front of tok/s per GPU against tok/s per user."""
-        return pareto_front(
-            [(c.prediction.output_tok_s / c.config.gpu_count, c.prediction.user_tok_s) for c in self.found.candidates]
-        )
+        return pareto_front([(c.output_tok_s / c.gpus, c.prediction.user_tok_s) for c in self.found.candidates])
 
 
 def make_plan(question: PlanQuestion) -> Plan:
@@ -170,6 +172,7 @@ def make_plan(question: PlanQuestion) -> Plan:
         concurrency=concurrency,
         found=found,
         node_answer=node_answer,
+        load=replace(question.workload(concurrency), request_rate=question.request_rate),
         published=published,
         warnings=_warnings(question, context, best),
     )

@@ -45,13 +45,34 @@ CROWD_PER_RANK = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A configuration that runs, what it delivers, its memory, and why it is not the best (or is)."""
+    """A configuration that runs, what it delivers, its memory, and why it is not the best (or is).
+
+    `prediction` and `ledger` are those of one server; `servers` of them share the load. Where clients do not divide,
+    `load_share` is what of `servers` full loads there is.
+    """
 
     config: ServerConfig
     prediction: Prediction
     ledger: MemoryLedger
     misses: tuple[str, ...] = ()
     why: str = ""
+    servers: int = 1
+    load_share: float = 1.0
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all servers."""
+        return self.servers * self.config.gpu_count
+
+    @property
+    def output_tok_s(self) -> float:
+        """Output tokens per second of all servers together."""
+        return self.servers * self.load_share * self.prediction.output_tok_s
+
+    @property
+    def name(self) -> str:
+        """The deployment in short: "TP8 DP8 MTP2", "4 x TP8 DP8 MTP2"."""
+        return self.config.label if self.servers == 1 else f"{self.servers} x {self.config.label}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,8 +270,8 @@ def _finalists(
                 misses=(*missed(slos, prediction), *_waits(prediction, workload, slos)),
             )
         )
-    finalists.sort(key=lambda c: _final_key(c.prediction, workload, slos))
-    return tuple(_with_reasons(finalists))
+    finalists.sort(key=lambda c: final_key(c.prediction, workload, slos))
+    return tuple(with_reasons(finalists))
 
 
 def _predicted(context: Context, config: ServerConfig, workload: Workload) -> Prediction:
@@ -259,7 +280,7 @@ def _predicted(context: Context, config: ServerConfig, workload: Workload) -> Pr
     return play(context, config, workload)
 
 
-def _final_key(prediction: Prediction, workload: Workload, slos: tuple[Slo, ...]) -> tuple[float, float]:
+def final_key(prediction: Prediction, workload: Workload, slos: tuple[Slo, ...]) -> tuple[float, float]:
     """Order by what is missed, then by rate; all that keep up with an open loop have its rate: the fastest answer."""
     if workload.request_rate is None:
         return (_miss(prediction, workload, slos), -prediction.output_tok_s)
@@ -295,7 +316,7 @@ def _waits(prediction: Prediction, workload: Workload, slos: tuple[Slo, ...]) ->
     return ()
 
 
-def _with_reasons(ordered: Sequence[Candidate]) -> list[Candidate]:
+def with_reasons(ordered: Sequence[Candidate]) -> list[Candidate]:
     if not ordered:
         return []
     best = ordered[0]
@@ -308,12 +329,22 @@ def _why_best(best: Candidate) -> str:
     return f"limited by {best.prediction.limiting}"
 
 
+def _servers(candidate: Candidate) -> str:
+    size = f"of {candidate.config.gpu_count} GPUs"
+    return f"one server {size}" if candidate.servers == 1 else f"{candidate.servers} servers {size}"
+
+
 def _why_lost(best: Candidate, other: Candidate) -> str:
     """Say in one phrase what the winner does better: an SLO, more requests at once, or a cheaper step."""
     if other.misses and not best.misses:
         return "; ".join(other.misses)
     mine, theirs = other.prediction, best.prediction
-    behind = 100.0 * (mine.output_tok_s / theirs.output_tok_s - 1.0)
+    behind = 100.0 * (other.output_tok_s / best.output_tok_s - 1.0)
+    if other.servers != best.servers:
+        return (
+            f"{behind:+.0f} %: {_servers(other)} give {other.output_tok_s:,.0f} tok/s, "
+            f"{_servers(best)} {best.output_tok_s:,.0f}"
+        )
     if mine.running_requests < 0.98 * theirs.running_requests:
         return (
             f"{behind:+.0f} %: {mine.running_requests:,.0f} requests run at once ({mine.limiting}), "

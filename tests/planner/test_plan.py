@@ -13,7 +13,7 @@ from models.architecture import deepseek_r1
 from models.costs.memory import memory
 from models.layout import table_of
 from models.workload import Slo
-from planner.plans.document import plan_document
+from planner.fleets.plan_document import plan_document
 from planner.plans.frontier import pareto_front
 from planner.plans.make import Plan, PlanQuestion, make_plan
 from planner.plans.search import SAFE_FREE_GIB

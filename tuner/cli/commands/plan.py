@@ -65,11 +65,11 @@ def plan(
 def _answer(question: PlanQuestion, *, model_path: str, explain: bool, out: Path | None, json: bool) -> None:
     """Plan, write and show; exit 3 when the target cannot be met."""
     from hwprobe.files import encode_json, write_atomic
-    from planner.plans.document import plan_document
-    from planner.plans.make import make_plan
+    from planner.fleets.plan_document import plan_document
+    from planner.fleets.replicas import plan_replicas
     from tuner.cli.views.plan_view import show_plan
 
-    answer = make_plan(question)
+    answer = plan_replicas(question)
     document = plan_document(answer)
     if out is not None:
         write_atomic(out, encode_json(document) + "\n")

@@ -32,7 +32,7 @@ COLUMNS = (
     Column(heading="mem frac", text=lambda c: f"{c.config.mem_fraction_static:.2f}"),
     Column(heading="chunk", text=lambda c: f"{c.config.chunked_prefill_size}"),
     Column(heading="graph bs", text=lambda c: f"{c.config.cuda_graph_max_bs_decode}"),
-    Column(heading="tok/s", text=lambda c: f"{c.prediction.output_tok_s:,.0f}", in_narrow=True),
+    Column(heading="tok/s", text=lambda c: f"{c.output_tok_s:,.0f}", in_narrow=True),
     Column(heading="per user", text=lambda c: f"{c.prediction.user_tok_s:.1f}", in_narrow=True),
     Column(heading="TPOT ms", text=lambda c: f"{c.prediction.tpot_ms['mean']:.1f}"),
     Column(heading="TTFT ms", text=lambda c: f"{c.prediction.ttft_ms['mean']:,.0f}", in_narrow=True),
@@ -59,7 +59,7 @@ def show_plan(plan: Plan, screen: Console, *, model_path: str, explain: bool) ->
         if len(plan.found.candidates) > 1:
             screen.print("why the next ones lost:", style="bold")
         for index, candidate in enumerate(plan.found.candidates[1:], start=2):
-            screen.print(f"{index:3}  {candidate.config.label:<24} {candidate.why}", markup=False)
+            screen.print(f"{index:3}  {candidate.name:<24} {candidate.why}", markup=False)
         screen.print("launch the first:", style="bold")
         line = launch_spec(best.config, question.version, model_path=model_path).shell_line()
         screen.print(line, soft_wrap=True, markup=False)
@@ -81,7 +81,7 @@ def _asked(plan: Plan) -> str:
         return f"{question.request_rate:g} requests/s, Poisson arrivals"
     if question.users is not None:
         return f"{question.users:,} users at {question.min_user_tok_s:g} tok/s each"
-    return f"{plan.concurrency:,} clients"
+    return f"{plan.question.concurrency or plan.concurrency:,} clients"
 
 
 def _show_misfit(plan: Plan, screen: Console) -> None:
@@ -107,9 +107,9 @@ def _show_answer(plan: Plan, best: Candidate, screen: Console) -> None:
         f"{_concurrent(plan, prediction)}."
     )
     low, high = prediction.band["output_tok_s"]
-    servers = f" per server, {plan.replicas} servers ({plan.nodes} nodes)" if plan.replicas > 1 else " in total"
+    each = f" in total, {prediction.output_tok_s:,.0f} per server" if best.servers > 1 else " in total"
     screen.print(
-        f"[bold]{best.config.label}[/]: [bold]{prediction.output_tok_s:,.0f} tok/s[/]{servers} "
+        f"[bold]{best.name}[/]{_on_nodes(plan)}: [bold]{best.output_tok_s:,.0f} tok/s[/]{each} "
         f"(90 % band {low:,.0f} to {high:,.0f}), [bold]{prediction.user_tok_s:.1f} tok/s[/] per user "
         f"({prediction.user_tok_s_with_wait:.1f} with the wait for the first token), "
         f"TTFT {prediction.ttft_ms['mean']:,.0f} ms mean, limited by {prediction.limiting}."
@@ -120,10 +120,16 @@ def _show_answer(plan: Plan, best: Candidate, screen: Console) -> None:
         screen.print(f"[bold red]The target is missed[/]: {reason}. This is the nearest answer.")
 
 
+def _on_nodes(plan: Plan) -> str:
+    """Say how many nodes the servers stand on, where there are several of either."""
+    return f" on {plan.nodes} node{'s' if plan.nodes > 1 else ''}" if plan.replicas > 1 or plan.nodes > 1 else ""
+
+
 def _concurrent(plan: Plan, prediction: Prediction) -> str:
     """Say how many requests run concurrently, and what an open loop is sized for."""
     if prediction.in_flight is None:
-        return f"[bold]{prediction.running_requests:,.0f} of {plan.concurrency:,}[/] run concurrently"
+        more = " on each server" if plan.replicas > 1 else ""
+        return f"[bold]{prediction.running_requests:,.0f} of {plan.concurrency:,}[/] run concurrently{more}"
     return (
         f"[bold]{prediction.in_flight.mean:,.0f}[/] requests in flight on average, {prediction.in_flight.p99:,.0f} at "
         f"the 99th percentile; caps, graphs and memory are sized for {plan.concurrency:,}"
@@ -145,7 +151,7 @@ def candidate_table(plan: Plan, width: int) -> Table:
     front = set(plan.pareto())
     for index, candidate in enumerate(plan.found.candidates):
         rank = f"{index + 1}{'*' if index in front else ''}"
-        table.add_row(rank, candidate.config.label, *(column.text(candidate) for column in columns))
+        table.add_row(rank, candidate.name, *(column.text(candidate) for column in columns))
     return table
 
 

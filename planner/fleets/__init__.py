@@ -1,0 +1,1 @@
+"""Deployments: many servers behind a router. Knows no process and no file format."""

@@ -1,0 +1,143 @@
+"""Fleets of copies: never worse than copies of a smaller answer, and said in full."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from packaging.version import Version
+
+from hwprobe.catalogue import hardware_from_catalogue
+from models.architecture import deepseek_r1
+from models.workload import Slo
+from planner.fleets.deployment import Deployment, Pool, Role
+from planner.fleets.plan_document import plan_document
+from planner.fleets.replicas import plan_replicas, splits
+from planner.plans.make import Plan, PlanQuestion, make_plan
+
+Sgtune = Callable[..., Any]
+WEIGHT_GIB = 640.0
+
+
+def question(hardware: str, isl: int = 1000, osl: int = 500, **load: Any) -> PlanQuestion:
+    return PlanQuestion(
+        hardware=hardware_from_catalogue(hardware), arch=deepseek_r1(), version=Version("0.5.23"), isl=isl, osl=osl,
+        **load,
+    )  # fmt: skip
+
+
+def total(plan: Plan) -> float:
+    assert plan.best is not None
+    return plan.best.output_tok_s
+
+
+@pytest.mark.parametrize(
+    ("nodes", "isl", "osl", "clients"), [(2, 1000, 500, 512), (4, 8000, 500, 64), (3, 200, 200, 7)]
+)
+def test_a_fleet_is_never_worse_than_copies_of_one_node(nodes: int, isl: int, osl: int, clients: int) -> None:
+    fleet = plan_replicas(question(f"{nodes}xh200x8", isl, osl, concurrency=clients))
+    copies = min(nodes, clients)
+    each = -(-clients // copies)
+    one = make_plan(question("h200x8", isl, osl, concurrency=each))
+    assert total(fleet) >= copies * total(one) * clients / (copies * each) * (1 - 1e-9)
+    whole = make_plan(question(f"{nodes}xh200x8", isl, osl, concurrency=clients))
+    assert total(fleet) >= total(whole) * (1 - 1e-9)
+
+
+def test_more_nodes_never_give_less() -> None:
+    rates = [total(plan_replicas(question(f"{nodes}xh200x8", concurrency=256))) for nodes in (1, 2, 4)]
+    assert rates == sorted(rates)
+
+
+def test_one_machine_is_planned_as_before() -> None:
+    fleet, one = plan_replicas(question("h200x8", concurrency=64)), make_plan(question("h200x8", concurrency=64))
+    assert fleet.best is not None
+    assert one.best is not None
+    assert fleet.best.config == one.best.config
+    assert fleet.replicas == 1
+
+
+def test_a_model_that_needs_two_nodes_is_copied_in_pairs() -> None:
+    fleet = plan_replicas(question("4xh100x8", concurrency=128))
+    assert fleet.best is not None
+    assert fleet.best.config.nnodes == 2
+    assert fleet.best.servers == 2
+    assert fleet.nodes == 4
+
+
+def test_servers_smaller_than_a_node_are_tried_where_the_weights_fit() -> None:
+    sizes = {part.copies: len(part.hardware.gpus) for part in splits(hardware_from_catalogue("b200x8"), WEIGHT_GIB)}
+    assert sizes == {1: 8, 2: 4}
+    assert [part.copies for part in splits(hardware_from_catalogue("h200x8"), WEIGHT_GIB)] == [1]
+
+
+def test_a_rate_is_shared_by_the_copies() -> None:
+    one = make_plan(question("h200x8", request_rate=2.0))
+    fleet = plan_replicas(question("2xh200x8", request_rate=4.0))
+    assert fleet.meets_target
+    assert fleet.best is not None
+    assert one.best is not None
+    assert fleet.best.prediction.e2e_ms["mean"] <= one.best.prediction.e2e_ms["mean"] * 1.001
+    assert total(fleet) == pytest.approx(4.0 * 500, rel=0.1)
+
+
+def test_users_get_the_fewest_gpus_that_keep_the_promise() -> None:
+    fleet = plan_replicas(question("2xh200x8", 1000, 1000, users=1500, min_user_tok_s=20.0))
+    assert fleet.meets_target
+    assert fleet.best is not None
+    assert fleet.replicas * fleet.concurrency >= 1500
+    assert fleet.nodes == fleet.replicas * fleet.best.config.nnodes
+
+
+def test_a_limit_is_kept_by_the_whole_fleet_before_it_is_fast() -> None:
+    limit = Slo.parse("tpot:mean<20ms")
+    fleet = plan_replicas(question("4xh200x8", 1000, 1000, concurrency=256, slos=(limit,)))
+    assert fleet.meets_target
+    assert fleet.best is not None
+    assert fleet.best.prediction.tpot_ms["mean"] <= 20.0
+
+
+def test_the_document_names_pools_router_and_gpus() -> None:
+    document = plan_document(plan_replicas(question("2xh200x8", concurrency=256)))
+    answer, first = document["answer"], document["candidates"][0]
+    deployment = first["deployment"]
+    assert answer["deployment"] == deployment["name"] == first["label"]
+    assert answer["servers"] == deployment["pools"][0]["servers"] == 2
+    assert answer["prefill_share"] == 0.0
+    assert deployment["gpus"] == 16
+    assert deployment["pools"][0]["gpus_per_server"] == 8
+    assert deployment["pools"][0]["argv"] == first["argv"]
+    assert deployment["router"]["argv"][:3] == ["python3", "-m", "sglang_router.launch_router"]
+    assert answer["output_tok_s"] == pytest.approx(2 * first["prediction"]["output_tok_s"])
+
+
+def test_names_and_routers_of_deployments() -> None:
+    config = make_plan(question("h200x8", concurrency=8)).found.candidates[0].config
+    one = Deployment(pools=(Pool(role=Role.MIXED, servers=1, config=config),))
+    assert one.name == config.label
+    assert one.router_argv is None
+    apart = Deployment(
+        pools=(
+            Pool(role=Role.PREFILL, servers=1, config=config), Pool(role=Role.DECODE, servers=3, config=config),
+        )
+    )  # fmt: skip
+    assert apart.name == f"1P {config.label} + 3D {config.label}"
+    assert apart.prefill_share == 0.25
+    command = apart.router_argv or []
+    assert command.count("--prefill") == 1
+    assert command.count("--decode") == 3
+    assert "--pd-disaggregation" in command
+
+
+def test_the_command_line_says_how_many_servers_and_what_each_gives(sgtune: Sgtune) -> None:
+    ran = sgtune("plan", "--hardware", "2xh200x8", "--isl", "1000", "--osl", "500", "--concurrency", "256")
+    assert ran.code == 0
+    assert "2 x TP8" in ran.out
+    assert "on 2 nodes" in ran.out
+    assert "per server" in ran.out
+    as_json = json.loads(
+        sgtune("plan", "--hardware", "2xh200x8", "--isl", "1000", "--osl", "500", "--concurrency", "256", "--json").out
+    )
+    assert as_json["answer"]["servers"] == 2
