@@ -15,8 +15,8 @@ from models.records.points import parse_point, read_lines
 
 def test_the_published_points_are_read() -> None:
     points = [parse_point(line, number) for number, line in read_lines(SHIPPED)]
-    assert len(points) == 218
-    assert len({point.id for point in points}) == 218
+    assert len(points) == 629
+    assert len({point.id for point in points}) == 629
     assert all(point.extra["url"].startswith("http") for point in points), "every figure names its source"
 
 
