@@ -20,9 +20,9 @@ KV_BYTES = {"auto": 2.0, "bf16": 2.0, "bfloat16": 2.0, "fp8_e4m3": 1.0, "fp8_e5m
 class ConfigTable:
     """One array per property, all of one shape. Every default must have been resolved before.
 
-    `a2a` and `dp_lm_head` are 0/1; `mtp_steps` is 0 without MTP; counts are global (not per rank)
-    except `graph_max_bs`, which SGLang counts per attention-DP rank, and `max_total_tokens`, the most KV tokens a
-    rank may have (infinite where nothing was said).
+    `a2a`, `dp_lm_head` and `fused_reduce` (all-reduce, residual and norm in one kernel) are 0/1; `mtp_steps` is 0
+    without MTP; counts are global (not per rank) except `graph_max_bs`, which SGLang counts per attention-DP rank, and
+    `max_total_tokens`, the most KV tokens a rank may have (infinite where nothing was said).
     """
 
     tp: Array
@@ -44,6 +44,7 @@ class ConfigTable:
     context_length: Array
     recv_interval: Array
     max_total_tokens: Array
+    fused_reduce: Array
 
     @property
     def attn_tp(self) -> Array:
@@ -106,6 +107,7 @@ def table_of(configs: Sequence[ServerConfig]) -> ConfigTable:
         context_length=column("context_length"),
         recv_interval=column("scheduler_recv_interval"),
         max_total_tokens=np.array([float(config.flag("max_total_tokens") or np.inf) for config in configs]),
+        fused_reduce=np.array([bool(c.flag("enable_flashinfer_allreduce_fusion")) for c in configs], dtype=np.float64),
     )
 
 

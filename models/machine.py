@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from hwprobe.profile import Basis, HardwareProfile, Quantity
+from models.engine.profile import HOPPER, family_of
 from models.engine.transfer import sheet_equivalent
 
 GIB = 2**30
@@ -17,7 +18,8 @@ class Machine:
     """One GPU's limits and the links between GPUs. Link rates are per GPU and per direction.
 
     Rates are in terms of data sheets, which engine profiles were fitted with: a measured rate appears as the
-    sheet rate it stands for (`models.engine.transfer.sheet_equivalent`). `basis` says where each came from.
+    sheet rate it stands for (`models.engine.transfer.sheet_equivalent`). `basis` says where each came from; `family`
+    is whose engine profiles speak for it, `device` the name CUDA gives the GPU.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Machine:
     sm_count: int
     compute_capability: str | None
     basis: dict[str, Basis] = field(hash=False)
+    family: str = HOPPER
+    device: str = ""
 
     @property
     def gpu_count(self) -> int:
@@ -81,6 +85,8 @@ def machine_of(profile: HardwareProfile) -> Machine:
         sm_count=int(sms.value) if sms else 132,
         compute_capability=profile.gpus[0].compute_capability,
         basis=basis,
+        family=family_of(profile.gpus[0].name, profile.gpus[0].compute_capability),
+        device=profile.gpus[0].name,
     )
 
 

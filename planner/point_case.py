@@ -21,6 +21,7 @@ from models.machine import Machine, machine_of
 from models.records.case import MOST_REQUESTS, REQUESTS_PER_CLIENT, STEADY_REQUESTS_PER_CLIENT, Case, Run
 from models.records.points import KINDS, Point
 from models.records.slice_fit import DUMMY_INDEPENDENCE
+from models.serving.acceptance import MEASURED_SPREAD, chain_acceptance, expected_acceptance
 from models.serving.estimate import DEFAULT_ACCEPTANCE, Context
 from models.unpriced import Unpriced
 from models.version import OLDEST, parse_version
@@ -64,17 +65,20 @@ def case_of(
     arch = _slice(point, arch or deepseek_r1())
     guesses = _Guesses([])
     version = _version(point, guesses)
-    engine = engine or profile_for(version)
     machine = machine or _machine(point)
+    engine = engine or profile_for(version, machine.family)
     typed = _config(point, machine, version, guesses)
     config, ledger_tokens = _settled(typed, arch, machine, version)
+    acceptance, spread = _acceptance(point, config, guesses)
     context = Context(
         arch=arch,
         machine=machine,
         engine=engine,
         version=version,
-        acceptance=_acceptance(point, config, guesses),
+        acceptance=acceptance,
+        acceptance_spread=spread,
         independence=_independence(point, engine),
+        mtp_overlap=_overlap(point),
     )
     if ledger_tokens < 1 and point.max_total_num_tokens is None:
         raise InputError(f"{config.label} does not fit: no memory is left for the KV cache")
@@ -189,7 +193,7 @@ def _config(point: Point, machine: Machine, version: Version, guesses: _Guesses)
 
 def _a2a_backend(point: Point, ep: int, guesses: _Guesses) -> str:
     """Return how experts exchange tokens: who publishes a pure decode under EP runs DeepEP for it."""
-    if ep == 1 or point.metric_kind != "decode_step" or "--moe-a2a-backend" in (point.launch_args or ""):
+    if ep == 1 or point.metric_kind != "decode_step" or point.launch_args:  # flags say it
         return "none"
     guesses.said.append("moe_a2a_backend not given: deepep assumed for a decode step under EP")
     return "deepep"
@@ -203,19 +207,18 @@ def _speculative(point: Point, guesses: _Guesses) -> Speculative | None:
     return Speculative(num_steps=steps, eagle_topk=point.mtp_topk or 1, num_draft_tokens=drafts) if steps else None
 
 
-def _acceptance(point: Point, config: ServerConfig, guesses: _Guesses) -> float:
-    """Return the acceptance per drafted token that yields the accept length of the record."""
+def _acceptance(point: Point, config: ServerConfig, guesses: _Guesses) -> tuple[float, float]:
+    """Return the acceptance per drafted token that yields the accept length of the record, and the yield's spread."""
     if config.speculative is None:
-        return DEFAULT_ACCEPTANCE
-    if point.accept_length is None:
-        guesses.said.append(f"accept_length not given: acceptance {DEFAULT_ACCEPTANCE} assumed")
-        return DEFAULT_ACCEPTANCE
+        return DEFAULT_ACCEPTANCE, 0.0
     steps = config.speculative.num_steps
-    low, high = 0.0, 1.0
-    for _ in range(40):  # bisection: the yield 1 + a + ... + a^steps rises with a
-        middle = (low + high) / 2
-        low, high = (middle, high) if sum(middle**i for i in range(steps + 1)) < point.accept_length else (low, middle)
-    return low
+    if point.accept_length is not None:
+        return chain_acceptance(point.accept_length, steps), MEASURED_SPREAD
+    expected = expected_acceptance(
+        steps, point.isl or GUESSED_LENGTH, point.osl or GUESSED_LENGTH, random_tokens=_random_tokens(point)
+    )
+    guesses.said.append(f"accept_length not given: {expected.tokens:.2f} tokens a step assumed for {steps} draft steps")
+    return chain_acceptance(expected.tokens, steps), expected.spread
 
 
 def _run(point: Point, guesses: _Guesses) -> Run:
@@ -245,6 +248,19 @@ def _run(point: Point, guesses: _Guesses) -> Run:
         request_rate=point.request_rate if point.metric_kind == "serving" and point.request_rate else None,
         context_tokens=given_context if decode_only else None,
     )
+
+
+def _server_words(launch_args: str) -> list[str]:
+    """Return the server's flags: what follows the environment and the command that starts it."""
+    words = launch_args.split()
+    start = next((place for place, word in enumerate(words) if word.startswith("--")), len(words))
+    return words[start:]
+
+
+def _overlap(point: Point) -> bool | None:
+    """Return whether speculation overlapped, where the run's environment says so."""
+    said = re.search(r"\bSGLANG_ENABLE_SPEC_V2=(\w+)", point.launch_args or "")
+    return None if said is None else said[1].lower() in ("1", "true", "yes")
 
 
 def _independence(point: Point, engine: EngineProfile) -> float:
@@ -296,7 +312,7 @@ def _unpriced(
 @cache
 def _flags_given(launch_args: str, version: Version) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return what flags set, by field of ServerConfig, and what SGLang would refuse of them."""
-    read = read_arguments(launch_args.split(), version)
+    read = read_arguments(_server_words(launch_args), version)
     flagged = from_values(read.values, version)
     given = {
         item.name: getattr(flagged, item.name)

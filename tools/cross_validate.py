@@ -1,93 +1,158 @@
 #!/usr/bin/env python3
-"""How well the model predicts an SGLang version it has never seen, on 8xH200 TP8.
+"""How well the model predicts releases of SGLang and GPU families it has never seen.
 
     python tools/cross_validate.py
 
-Each version is left out in turn. Everything is fitted again without a single point of it (the shared numbers, the
-other versions' profiles, the drift between versions); then it is predicted, first from nothing, then with three
-measured points (4 and 64 clients at 1k/1k, 16 at 8k/1k), which are not scored. Bands: the share of measurements
-that lie within the 90 % band of their prediction.
+Every (GPU family, release) is left out in turn: the family is fitted again without a single record of it (the slopes
+of the whole fit stand; the records of the release are gone from all that is shared), and the release is predicted
+like one that nobody measured; then once more after three of its own measurements, which are not scored. Bands: the
+share of measurements inside the 90 % band of their prediction.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from fit_profiles import FAMILIES, drift_of, finished, fit, joint, merged, points, trains
+from fit_profiles import finished, fit_all
+from fit_records import Record, Release
+from hierarchy import Family, drift_file, without
 from packaging.version import Version
 
-from models.engine.profile import EngineProfile
+from hwprobe.errors import InputError
+from models.engine.profile import HOPPER, EngineProfile
 from models.engine.versions import profile_among
 from models.records.calibration import FIGURES, calibrate
-from models.records.case import Case, predict_case
-from models.records.points import Point
+from models.records.case import predict_case
 from models.serving.uncertainty import BAND_SIGMAS
-from planner.point_case import case_of
 
-CALIBRATION = ((4, 1024, 1024), (64, 1024, 1024), (16, 8192, 1024))
-# Left out in turn; 0.4.5 is the only one of its generation and is always known.
-SCORED = ("0.5.5", "0.5.6", "0.5.7", "0.5.12")
+AMD = ("cdna3", "cdna4")
+GROUPS = (
+    "Hopper 0.5 TP8", "Hopper attention DP or EP", "Blackwell", "AMD", "MTP", "MTP, acceptance not given", "0.4.x",
+    "decode steps of fleets",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One figure of one record: its relative error, and the error in units of one expected standard deviation."""
+
+    group: str
+    figure: str
+    error: float
+    z: float
 
 
 def main() -> int:
-    """Print errors and coverage per version and overall."""
-    everything = points()
-    families = {
-        version: [p for p in everything if trains(p) and p.engine_version in of] for version, of in FAMILIES.items()
-    }
-    scores: dict[str, list[tuple[str, float, float]]] = {"no point": [], "three points": []}
-    for version in SCORED:
-        known = {v: merged(chosen) for v, chosen in families.items() if v != version}
-        base = left_out(known, version)
-        asked = merged(families[version])
-        three = [next(p for p in asked if (p.concurrency, p.isl, p.osl) == question) for question in CALIBRATION]
-        found = calibrate([case_of(point, engine=base) for point in three], base).profile
-        for name, engine, test in (
-            ("no point", base, asked),
-            ("three points", found, [p for p in asked if p not in three]),
-        ):
-            residuals = score([case_of(point, engine=engine) for point in test])
-            scores[name] += residuals
-            print(f"{version:7} {name:13} {summary(residuals)}")
-    for name, residuals in scores.items():
-        print(f"all     {name:13} {summary(residuals)}")
+    """Print errors and coverage per group, from nothing and after three points."""
+    scores: dict[str, list[Score]] = {"no point": [], "three points": []}
+    for family in fit_all().values():
+        for release in family.releases:
+            unseen, taught = left_out(family, release)
+            scores["no point"] += unseen
+            scores["three points"] += taught
+            print(f"{family.name:9} {release.version:6} no point:     {summary(unseen)}")
+            if taught:
+                print(f"{family.name:9} {release.version:6} three points: {summary(taught)}")
+    for name, found in scores.items():
+        print(f"\n{name}")
+        for group in GROUPS:
+            mine = [score for score in found if score.group == group]
+            if mine:
+                print(f"  {group:26} {summary(mine)}")
     return 0
 
 
-def left_out(known: dict[str, list[Point]], version: str) -> EngineProfile:
-    """The profile of `version` as it would be if nobody had measured it."""
-    shared = joint(known)
-    profiles = tuple(finished(v, fit(v, chosen, shared), chosen, "fitted") for v, chosen in known.items())
-    return profile_among(profiles, drift_of(profiles), Version(version))
+def left_out(family: Family, release: Release) -> tuple[list[Score], list[Score]]:
+    """Predict a release as if nobody had measured it, and after three points of it."""
+    others = without(family, release)
+    known = tuple(finished(others, r) for r in others.releases)
+    base = profile_among(known, drift_file(others), Version(release.version))
+    asked = family.records[release]
+    unseen = score(asked, base)
+    three = teachers(asked)
+    if len(three) < 3:
+        return unseen, []
+    engine = calibrate([record.case(base) for record in three], base).profile
+    return unseen, score([record for record in asked if record not in three], engine)
 
 
-def score(cases: Sequence[Case]) -> list[tuple[str, float, float]]:
-    """Return (figure, relative error, errors in units of one expected standard deviation) per measured figure."""
+def teachers(asked: Sequence[Record]) -> list[Record]:
+    """Return three plain measurements to calibrate from: few users, many users, long prompts; one layout."""
+    plain = [r for r in asked if not r.point.mtp and r.point.metric_kind == "serving" and r.doubt == 1.0]
+    layouts = Counter((r.point.n_gpus, r.point.tp, r.point.ep, r.point.gpu) for r in plain)
+    if not layouts:
+        return []
+    usual = layouts.most_common(1)[0][0]
+    alike = [r for r in plain if (r.point.n_gpus, r.point.tp, r.point.ep, r.point.gpu) == usual]
+    by_load = sorted(alike, key=lambda r: (r.point.concurrency or 0.0, r.point.isl or 0.0, r.point.osl or 0.0))
+    long = max(by_load, key=lambda r: r.point.isl or 0.0)
+    found = [by_load[0], long, next((r for r in reversed(by_load) if r is not long), by_load[-1])]
+    return found if len({r.point.id for r in found}) == 3 else []
+
+
+def group_of(record: Record) -> str:
+    """Return the group a record is scored in."""
+    point, release = record.point, record.release
+    if point.id.endswith("-decode"):
+        return "decode steps of fleets"
+    if Version(release.version) < Version("0.5"):
+        return "0.4.x"
+    if point.mtp:
+        return "MTP"
+    if release.family != HOPPER:
+        return "AMD" if release.family in AMD else "Blackwell"
+    apart = (point.attn_dp or 1) > 1 or (point.ep or 1) > 1
+    return "Hopper attention DP or EP" if apart else "Hopper 0.5 TP8"
+
+
+def score(asked: Iterable[Record], engine: EngineProfile) -> list[Score]:
+    """Return the errors of every measured figure of the records."""
     found = []
-    for case in cases:
-        predicted, wrong = predict_case(case)
-        expected_error = {"tpot": wrong.tpot, "ttft": wrong.ttft, "output": wrong.output_tok_s}
-        for kind, names in FIGURES.items():
-            logs = [math.log(f / case.measured[n]) for n in names if n in case.measured and (f := predicted.figure(n))]
-            if logs:
-                mean = sum(logs) / len(logs)
-                found.append((kind, math.expm1(mean), mean / expected_error[kind]))
+    for record in asked:
+        group = group_of(record)
+        found += _score(record, engine, group)
+        if group == "MTP":
+            blind = replace(record, point=replace(record.point, accept_length=None))
+            found += _score(blind, engine, "MTP, acceptance not given")
     return found
 
 
-def summary(residuals: Sequence[tuple[str, float, float]]) -> str:
-    """MAPE, largest error, bias and coverage of the 90 % band by figure."""
+def _score(record: Record, engine: EngineProfile, group: str) -> list[Score]:
+    try:
+        case = record.case(engine)
+    except InputError:
+        return []
+    predicted, wrong = predict_case(case)
+    expected_error = {"tpot": wrong.tpot, "ttft": wrong.ttft, "output": wrong.output_tok_s}
+    found = []
+    for kind, names in FIGURES.items():
+        logs = [math.log(f / case.measured[n]) for n in names if n in case.measured and (f := predicted.figure(n))]
+        if logs:
+            mean = sum(logs) / len(logs)
+            found.append(Score(group, kind, math.expm1(-mean), mean / expected_error[kind]))
+    return found
+
+
+def summary(found: Sequence[Score]) -> str:
+    """MAPE, median, bias (measured over predicted) and coverage of the 90 % band by figure."""
+    by_figure: dict[str, list[Score]] = defaultdict(list)
+    for each in found:
+        by_figure[each.figure].append(each)
     parts = []
     for kind in FIGURES:
-        errors = np.array([e for k, e, _ in residuals if k == kind])
-        inside = np.array([abs(z) <= BAND_SIGMAS for k, _, z in residuals if k == kind])
-        parts.append(
-            f"{kind}: MAPE {100 * abs(errors).mean():.1f} % max {100 * abs(errors).max():.0f} % "
-            f"bias {100 * errors.mean():+.1f} % in band {100 * inside.mean():.0f} % of {len(inside)}"
-        )
+        mine = by_figure[kind]
+        if mine:
+            errors = 100.0 * np.array([each.error for each in mine])
+            inside = 100.0 * np.mean([abs(each.z) <= BAND_SIGMAS for each in mine])
+            parts.append(
+                f"{kind} {abs(errors).mean():.1f} % (median {np.median(abs(errors)):.1f}, bias {errors.mean():+.1f}), "
+                f"band {inside:.0f} % of {len(mine)}"
+            )
     return "; ".join(parts)
 
 

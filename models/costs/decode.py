@@ -16,7 +16,7 @@ from models.costs.kernels import (
     moe_ep_s,
     moe_tp_s,
 )
-from models.costs.launches import graph_nodes, launch_floor_s
+from models.costs.launches import fused_nodes, graph_nodes, launch_floor_s
 from models.costs.prefill import DP_COLLECTIVE_SHARE
 from models.costs.system import System
 from models.engine.profile import EngineParameters
@@ -25,8 +25,8 @@ from models.layout import Array, ConfigTable
 SAMPLING_S = 8.0 * US
 # Of the extra tokens MTP verifies, the share that touches experts the first token did not.
 MTP_NEW_EXPERT_SHARE = 0.85
-# The draft layer's own time: 1-2.5 ms for 1-3 steps (SGLang traces on H200).
-MTP_DRAFT_BASE_S, MTP_DRAFT_STEP_S = 1.0e-3, 0.5e-3
+# One pass of the draft layer (SGLang traces on H200); what else a speculative step costs is the profile's.
+MTP_DRAFT_STEP_S = 0.5e-3
 # Pipeline parallelism turns overlap scheduling off: each stage's host work is exposed (assumed 3 ms), and
 # hidden states hop between stages.
 PP_HOST_S = 3.0e-3
@@ -92,11 +92,11 @@ def decode_step(system: System, batch: Array, context: Array) -> DecodeStep:
         dense_mlp=arch.dense_layers * _dense_mlp(system, tokens),
         collectives=_collectives(system, tokens, rank_tokens),
         head=_head(system, tokens, rank_tokens),
-        launch=engine.tau_us * US * graph_nodes(arch) * np.ones_like(tokens),
+        launch=engine.tau_us * US * (graph_nodes(arch) - table.fused_reduce * fused_nodes(arch)) * np.ones_like(tokens),
         token_work=layers * engine.token_us * US * rank_tokens,
         host=engine.host_ms * 1e-3 + np.where(table.pp > 1, table.pp * (PP_HOST_S + PP_HOP_S), 0.0),
         rank_sync=moe_layers * _rank_sync(table, engine),
-        draft=np.where(table.mtp_steps > 0, MTP_DRAFT_BASE_S + MTP_DRAFT_STEP_S * table.mtp_steps, 0.0),
+        draft=_draft(system, running),
         eager=np.zeros_like(tokens),
         kv_slope=kv_slope,
     )
@@ -148,8 +148,9 @@ def _experts(system: System, tokens: Array) -> Array:
     distinct = distinct_experts(independent, arch.n_routed_experts, arch.num_experts_per_tok, system.sigma)
     weight, top_k = arch.gemm_weight_bytes, arch.num_experts_per_tok
     by_width = moe_tp_s(
-        tokens, distinct, top_k, arch.expert_params, weight, _row_bytes(system), table.tp, machine, engine.eta_w
-    )
+        tokens, distinct, top_k, arch.expert_params, weight, _row_bytes(system), table.tp, machine, engine.eta_w,
+        system.moe_tile_rows,
+    )  # fmt: skip
     by_number = moe_ep_s(
         tokens,
         distinct,
@@ -200,11 +201,12 @@ def _collectives(system: System, tokens: Array, rank_tokens: Array) -> Array:
     """Two all-reduces a layer under TP; gather and scatter under attention DP; all-to-all under EP."""
     arch, machine, table = system.arch, system.machine, system.table
     hidden_bytes = 2.0 * arch.hidden_size
-    both = 2.0 * all_reduce_s(tokens * hidden_bytes, table.tp, table.nodes, machine)
+    across_us = system.engine.internode_us
+    both = 2.0 * all_reduce_s(tokens * hidden_bytes, table.tp, table.nodes, machine, across_us)
     reduced = arch.num_hidden_layers * both * np.where(table.attn_dp > 1, DP_COLLECTIVE_SHARE, 1.0)
     attention_group_nodes = np.maximum(1.0, table.nodes / table.attn_dp)
     in_group = arch.num_hidden_layers * all_reduce_s(
-        rank_tokens * hidden_bytes, table.attn_tp, attention_group_nodes, machine
+        rank_tokens * hidden_bytes, table.attn_tp, attention_group_nodes, machine, across_us
     )
     exchanged = arch.moe_layers * dispatch_combine_s(rank_tokens, table.nodes) + in_group
     return np.where(table.a2a > 0, exchanged, reduced)
@@ -220,8 +222,23 @@ def _head(system: System, tokens: Array, rank_tokens: Array) -> Array:
     return gemm_s(rows, columns, arch.hidden_size, 2.0, machine, engine.eta_w) + gather + SAMPLING_S
 
 
+def _draft(system: System, running: Array) -> Array:
+    """What speculation adds to a step beside the verify pass: draft layers, sampling, and the host's own work.
+
+    Without overlap (spec v1) the GPU waits while Python walks the requests, one after the other.
+    """
+    engine, table = system.engine, system.table
+    serial = 0.0 if system.mtp_overlap else engine.mtp_host_ms * 1e-3 + engine.mtp_request_us * US * running
+    drafted = MTP_DRAFT_STEP_S * table.mtp_steps + engine.mtp_step_ms * 1e-3 + serial
+    return np.where(table.mtp_steps > 0, drafted, 0.0)
+
+
 def _rank_sync(table: ConfigTable, engine: EngineParameters) -> Array:
-    """Per MoE layer: what dispatch, permutation and waiting for the slowest rank add to kernel sums."""
+    """Per MoE layer: what dispatch, permutation and waiting for the slowest rank add to kernel sums.
+
+    EP of one TP group adds none: its ranks hold the same tokens and meet in the all-reduces anyway (8xB200, EP8).
+    """
     doublings = np.log2(np.maximum(table.ep, 1.0)) / 3.0  # the constant is that of eight ranks
     expert_parallel = engine.ep_layer_us * doublings
-    return np.where(table.ep > 1, expert_parallel, np.where(table.attn_dp > 1, engine.dp_layer_us, 0.0)) * US
+    apart = np.where(table.ep > 1, expert_parallel, engine.dp_layer_us)
+    return np.where((table.attn_dp > 1) | (table.a2a > 0), apart, 0.0) * US

@@ -89,10 +89,12 @@ def moe_tp_s(
     shards: Array,
     machine: Machine,
     eta_w: float,
+    tile_rows: Array | float = MOE_TILE_ROWS,
 ) -> Array:
     """Seconds of one MoE layer's experts sharded by width: stream every touched expert and the shared one.
 
-    `row_bytes` is what one routed row reads and writes around the weights. Rows are padded to tiles;
+    `row_bytes` is what one routed row reads and writes around the weights. Rows are padded to tiles, at least
+    `tile_rows` of them for a touched expert;
     streaming and arithmetic overlap in part (cubic mean). Known error: MAPE 6 % against Triton MoE timings
     on H200, 1 to 1024 tokens.
     """
@@ -100,7 +102,7 @@ def moe_tp_s(
     weights = (distinct + 1.0) * expert_params * weight_bytes / shards
     activations = (top_k + 1.0) * tokens * row_bytes
     stream = (weights + activations) / (eta_w * machine.hbm_bytes_s)
-    rows = (distinct + 1.0) * np.maximum(MOE_TILE_ROWS, MOE_PADDING * rows_each)
+    rows = (distinct + 1.0) * np.maximum(tile_rows, MOE_PADDING * rows_each)
     rate = matrix_rate(machine.gemm_flops, MOE_FRACTION, MOE_CEILING)
     arithmetic = 2.0 * rows * expert_params / shards / rate
     return np.cbrt(stream**3 + arithmetic**3)
@@ -157,17 +159,18 @@ def mla_seconds_per_context_token(
     """
     rows = np.ceil(heads * queries / MLA_TILE_ROWS) * MLA_TILE_ROWS
     stream = batch * latent * kv_bytes / (eta_kv * machine.hbm_bytes_s)
-    arithmetic = 2.0 * rows * (latent + value) * batch / (MLA_FRACTION * machine.bf16_flops)
+    peak = np.where(np.asarray(kv_bytes) < 2.0, machine.gemm_flops, machine.bf16_flops)  # FP8 KV: FP8 products
+    arithmetic = 2.0 * rows * (latent + value) * batch / (MLA_FRACTION * peak)
     return np.maximum(stream, arithmetic)
 
 
-def all_reduce_s(message_bytes: Array, ranks: Array, nodes: Array, machine: Machine) -> Array:
+def all_reduce_s(message_bytes: Array, ranks: Array, nodes: Array, machine: Machine, across_us: float) -> Array:
     """Seconds of one all-reduce of `message_bytes` over `ranks` GPUs on `nodes` nodes.
 
     Inside a node: custom one-shot up to 256 KiB, then the better of two-shot and NCCL with NVLS
-    (fitted to graph-mode timings on 8 GPUs, MAPE 11 %). Across nodes: NCCL's 46 us small-message
-    latency (16 x H20) and one eighth of the message over the network twice. Known error: two-node
-    TP16 decode is 16-46 % too fast.
+    (fitted to graph-mode timings on 8 GPUs, MAPE 11 %). Across nodes: `across_us`, NCCL's latency of a small
+    message (46 us published for 16 x H20; the profile's own is fitted), and one eighth of the message over the
+    network twice.
     """
     link = machine.nvlink_bytes_s
     others = np.maximum(ranks / nodes - 1.0, 0.0)
@@ -177,7 +180,7 @@ def all_reduce_s(message_bytes: Array, ranks: Array, nodes: Array, machine: Mach
     nccl = 45.0 * US + 2.0 * share * message_bytes / (1.04 * link)
     inside = np.where(message_bytes <= 256 * KIB, one_shot, np.minimum(two_shot, nccl))
     over_network = 2.0 * message_bytes / np.maximum(ranks / nodes, 1.0) / machine.network_bytes_s
-    across = 46.0 * US + 2.0 * share * message_bytes / (1.04 * link) + over_network
+    across = across_us * US + 2.0 * share * message_bytes / (1.04 * link) + over_network
     return np.where(ranks <= 1, 0.0, np.where(nodes > 1, across, inside))
 
 

@@ -12,6 +12,16 @@ NODES_PER_STEP = 12
 NODES_OF_R1 = 1580
 
 
+# One kernel instead of three where an all-reduce takes in the residual and the norm after it; two of them a layer.
+# 8xB200 with it decodes a token in 8.2 ms, without in 9.2 (0.5.6 to 0.5.8, one to two requests).
+SAVED_BY_FUSION = 4
+
+
+def fused_nodes(arch: ModelArchitecture) -> float:
+    """Return the kernels of one decode step that fused all-reduces spare."""
+    return SAVED_BY_FUSION * arch.num_hidden_layers
+
+
 def graph_nodes(arch: ModelArchitecture) -> float:
     """Return the kernels of one decode step."""
     return NODES_PER_MOE_LAYER * arch.moe_layers + NODES_PER_DENSE_LAYER * arch.dense_layers + NODES_PER_STEP

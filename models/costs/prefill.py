@@ -73,7 +73,7 @@ def pair_s(system: System) -> Array:
     arch, machine, table, engine = system.parts
     heads = arch.num_attention_heads / table.attn_tp
     widths = arch.q_head_dim + arch.v_head_dim
-    rate = engine.eta_pf * matrix_rate(machine.bf16_flops, PREFILL_ATTENTION_FRACTION, PREFILL_ATTENTION_CEILING)
+    rate = engine.eta_pa * matrix_rate(machine.bf16_flops, PREFILL_ATTENTION_FRACTION, PREFILL_ATTENTION_CEILING)
     return arch.num_hidden_layers * 2.0 * heads * widths / rate
 
 
@@ -110,7 +110,7 @@ def _collectives(system: System, tokens: Array, rank_tokens: Array) -> Array:
     """Two all-reduces a layer; gather and scatter under attention DP; dispatch and combine under EP."""
     arch, machine, table = system.arch, system.machine, system.table
     hidden_bytes = 2.0 * arch.hidden_size
-    reduced = 2.0 * all_reduce_s(tokens * hidden_bytes, table.tp, table.nodes, machine)
+    reduced = 2.0 * all_reduce_s(tokens * hidden_bytes, table.tp, table.nodes, machine, system.engine.internode_us)
     reduced = reduced * np.where(table.attn_dp > 1, DP_COLLECTIVE_SHARE, 1.0)
     copies = np.minimum(arch.num_experts_per_tok, table.ep)
     link = np.where(table.nodes > 1, machine.network_bytes_s, EP_PREFILL_LINK_SHARE * machine.nvlink_bytes_s)

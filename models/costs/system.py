@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.architecture import ModelArchitecture
+from models.costs.kernels import MOE_TILE_ROWS
 from models.engine.profile import EngineParameters
-from models.layout import ConfigTable
+from models.layout import Array, ConfigTable
 from models.machine import Machine
 
 
@@ -16,6 +17,8 @@ class System:
 
     `sigma` is the log-normal spread of expert popularity in the workload's text; `independence` the share
     of the running tokens that choose experts on their own (the others repeat what one token chooses).
+    `moe_tile_rows`: the least rows that a Triton MoE kernel sharded by width multiplies for an expert it touches.
+    `mtp_overlap`: speculation runs under the overlap scheduler (SGLang's spec v2).
     """
 
     arch: ModelArchitecture
@@ -24,6 +27,8 @@ class System:
     engine: EngineParameters
     sigma: float
     independence: float = 1.0
+    mtp_overlap: bool = True
+    moe_tile_rows: Array | float = MOE_TILE_ROWS
 
     @property
     def parts(self) -> tuple[ModelArchitecture, Machine, ConfigTable, EngineParameters]:

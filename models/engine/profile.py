@@ -16,13 +16,27 @@ from hwprobe.errors import InputError
 from hwprobe.files import decode_json, encode_json, read_bytes, write_atomic
 from models.layout import Array
 
-PROFILE_SCHEMA = 2
+PROFILE_SCHEMA = 3
 # What a measurement of one version can move; the other parameters are shared by all versions.
 FITTED = ("tau_us", "eta_w", "eta_pf", "t_pf0_ms", "first_wave_s")
+
+# GPU families with engine profiles of their own. What a release gains on one says nothing about another: from 0.5.2 to
+# 0.5.12 a decode step of four users halved on MI355X and stayed what it was on B200.
+HOPPER, BLACKWELL, CDNA3, CDNA4 = FAMILIES = ("hopper", "blackwell", "cdna3", "cdna4")
+# What a family is told by: the start of the compute capability, or of a name without one.
+FAMILY_MARKS = {
+    "9.": HOPPER, "10.": BLACKWELL, "MI300": CDNA3, "MI308": CDNA3, "MI325": CDNA3, "MI350": CDNA4, "MI355": CDNA4,
+}  # fmt: skip
 
 Positive = Annotated[float, Meta(gt=0)]
 NotNegative = Annotated[float, Meta(ge=0)]
 Matrix = tuple[tuple[float, ...], ...]
+
+
+def family_of(name: str, compute_capability: str | None) -> str:
+    """Return the family of a GPU: one of FAMILIES, or "other" where no profile was ever fitted."""
+    words = [compute_capability or "", *name.upper().split()]
+    return next((family for mark, family in FAMILY_MARKS.items() for word in words if word.startswith(mark)), "other")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +45,14 @@ class EngineParameters:
 
     tau_us: exposed time per CUDA-graph node; eta_w: fraction of HBM bandwidth that weight streaming
     reaches; eta_pf: prefill matrix rate relative to the kernel model; t_pf0_ms: CPU launch floor of a
-    prefill pass of R1 (a slice has its share by kernels); eta_kv: HBM fraction of the KV stream;
-    mla_floor_us: fixed cost of an MLA decode kernel; token_us: per token and layer; host_ms: scheduler time
+    prefill pass of R1 (a slice has its share by kernels); eta_pa: rate of causal attention in prefill;
+    eta_kv: HBM fraction of the KV stream; mla_floor_us: fixed cost of an MLA decode kernel;
+    token_us: per token and layer; host_ms: scheduler time
     not overlapped; ep_layer_us and dp_layer_us: dispatch, permutation and rank synchronisation per MoE layer
-    under EP and attention DP;
-    first_wave_s: what the first requests of a benchmark wait for beside their prefill.
+    under EP and attention DP; internode_us: latency of one small all-reduce over several nodes;
+    first_wave_s: what the first requests of a benchmark wait for beside their prefill;
+    mtp_step_ms: what drafting and verifying add to a step beside the kernels of the model, under overlap scheduling
+    (spec v2); mtp_host_ms and mtp_request_us: what they add without it (spec v1), per step and running request.
     """
 
     tau_us: Positive
@@ -48,6 +65,11 @@ class EngineParameters:
     host_ms: NotNegative
     ep_layer_us: NotNegative
     dp_layer_us: NotNegative
+    eta_pa: Positive = 0.8
+    internode_us: Positive = 46.0
+    mtp_step_ms: Positive = 3.0
+    mtp_host_ms: Positive = 3.0
+    mtp_request_us: Positive = 60.0
     first_wave_s: Positive = 1.0
 
     def fitted(self, names: tuple[str, ...] = FITTED) -> Array:
@@ -130,9 +152,9 @@ def save_engine_profile(profile: EngineProfile, path: Path) -> None:
 
 
 @cache
-def shipped_profiles() -> tuple[EngineProfile, ...]:
-    """Return the shipped profiles, oldest version first."""
-    folder = files("models").joinpath("profiles")
+def shipped_profiles(family: str = HOPPER) -> tuple[EngineProfile, ...]:
+    """Return the shipped profiles of a GPU family, oldest version first."""
+    folder = files("models").joinpath("profiles", family)
     found = [
         checked(decode_json(item.read_bytes(), EngineProfile, item.name), item.name)
         for item in folder.iterdir()
@@ -142,9 +164,9 @@ def shipped_profiles() -> tuple[EngineProfile, ...]:
 
 
 @cache
-def shipped_drift() -> Drift:
-    """Return how versions are known to differ from each other."""
-    return decode_json(files("models").joinpath("profiles/drift.json").read_bytes(), Drift, "drift.json")
+def shipped_drift(family: str = HOPPER) -> Drift:
+    """Return how versions are known to differ from each other on a GPU family."""
+    return decode_json(files("models").joinpath("profiles", family, "drift.json").read_bytes(), Drift, "drift.json")
 
 
 def as_matrix(values: Array) -> Matrix:

@@ -15,7 +15,7 @@ from packaging.version import Version
 
 from hwprobe.expected import EXPECTED
 from hwprobe.profile import Basis, GpuProfile, HardwareProfile, Quantity
-from models.engine.profile import FITTED, EngineParameters, EngineProfile, as_matrix
+from models.engine.profile import FITTED, EngineParameters, EngineProfile, as_matrix, family_of
 from models.engine.versions import profile_for
 
 # Small-GEMM streaming over large-buffer reads on the reference (H200): 0.84 to 0.90 of the sheet for BF16
@@ -80,9 +80,10 @@ def profile_on(hardware: HardwareProfile, version: Version) -> EngineProfile:
 
     The error that the transfer adds to eta_w goes into the covariance; what was changed is in the warnings.
     """
-    shipped = profile_for(version)
+    gpu = hardware.gpus[0]
+    shipped = profile_for(version, family_of(gpu.name, gpu.compute_capability))
     found = min(
-        (transfer(shipped.parameters, gpu) for gpu in hardware.gpus),
+        (transfer(shipped.parameters, each) for each in hardware.gpus),
         key=lambda moved: (moved.parameters.eta_w, -moved.parameters.tau_us),
     )
     if not found.notes:

@@ -10,6 +10,8 @@ import numpy as np
 from packaging.version import Version
 
 from models.engine.profile import (
+    FAMILIES,
+    HOPPER,
     Drift,
     EngineParameters,
     EngineProfile,
@@ -22,14 +24,17 @@ from models.engine.profile import (
 # A trend is trusted this many releases ahead; beyond, only the uncertainty grows, and that up to a limit.
 TREND_RELEASES = 5.0
 WIDEST_RELEASES = 15.0
+# Before 0.5 a release changed this many times as much (variance): from 0.4.3 to 0.4.5 a step halved.
+EARLY_DRIFT, EARLY_END = 9.0, Version("0.5.0")
 # Last micro release of every minor one: 0.4.10 is followed by 0.5.0.
 LAST_MICRO = {4: 10}
 
 
 @cache
-def profile_for(version: Version) -> EngineProfile:
-    """Return the profile of an SGLang version from the shipped ones."""
-    return profile_among(shipped_profiles(), shipped_drift(), version)
+def profile_for(version: Version, family: str = HOPPER) -> EngineProfile:
+    """Return the profile of an SGLang version on a GPU family from the shipped ones: Hopper's for one without any."""
+    measured = family if family in FAMILIES else HOPPER
+    return profile_among(shipped_profiles(measured), shipped_drift(measured), version)
 
 
 def profile_among(known: tuple[EngineProfile, ...], drift: Drift, version: Version) -> EngineProfile:
@@ -57,11 +62,19 @@ def release_number(version: Version) -> float:
     return before + micro + (1000.0 * major)
 
 
+def drift_between(older: str, newer: str) -> tuple[float, float]:
+    """Return the releases between two versions, and how many times the usual drift one of them brings there."""
+    gap = release_number(Version(newer)) - release_number(Version(older))
+    return gap, EARLY_DRIFT if Version(older) < EARLY_END else 1.0
+
+
 def _interpolated(older: EngineProfile, newer: EngineProfile, drift: Drift, version: Version) -> EngineProfile:
     first, last = (release_number(Version(profile.sglang_version)) for profile in (older, newer))
     share = (release_number(version) - first) / (last - first)
-    bridge = (last - first) * share * (1.0 - share) * np.array(drift.covariance)
-    known = (1.0 - share) ** 2 * np.array(older.covariance) + share**2 * np.array(newer.covariance)
+    _, scale = drift_between(older.sglang_version, newer.sglang_version)
+    bridge = (last - first) * share * (1.0 - share) * scale * np.array(drift.covariance)
+    # Neighbours are fitted together, so their errors go together: they do not average out.
+    known = (1.0 - share) * np.array(older.covariance) + share * np.array(newer.covariance)
     mean = (1.0 - share) * older.parameters.fitted() + share * newer.parameters.fitted()
     said = f"SGLang {version}: engine profile interpolated between {older.sglang_version} and {newer.sglang_version}"
     return _unmeasured(newer, version, "interpolated", newer.parameters.moved(mean), known + bridge, said)
@@ -69,7 +82,8 @@ def _interpolated(older: EngineProfile, newer: EngineProfile, drift: Drift, vers
 
 def _extrapolated(nearest: EngineProfile, drift: Drift, version: Version, releases: float) -> EngineProfile:
     along = float(np.clip(releases, -TREND_RELEASES, TREND_RELEASES))
-    spread = min(abs(releases), WIDEST_RELEASES) * np.array(drift.covariance)
+    _, scale = drift_between(*sorted((nearest.sglang_version, str(version)), key=Version))
+    spread = min(abs(releases), WIDEST_RELEASES) * scale * np.array(drift.covariance)
     mean = nearest.parameters.fitted() + along * np.array(drift.mean)
     said = (
         f"SGLang {version}: no measurements of this version; engine profile extrapolated from "

@@ -23,6 +23,8 @@ FIXED = {"host_ms": 0.40}
 WIDTHS = (4.0, 16.0, 64.0)
 # One standard deviation of what a measurement of each figure scatters by (repeated sweeps: 1-2 %, 7 % at worst).
 SCATTER = {"tpot": 0.02, "output": 0.03, "ttft": 0.12}
+# A mean TTFT without its median: a few requests that met a cold server can make all of it.
+MEAN_TTFT_SCATTER = 0.25
 # A TTFT that is a queue's length says little about the speed of prefill.
 QUEUED_SCATTER = 0.6
 QUEUED_SHARE = 0.95
@@ -250,10 +252,19 @@ def residuals(cases: Sequence[Case], parameters: EngineParameters) -> Fit:
             ]
             if logs:
                 values.append(sum(logs) / len(logs))
-                scatter.append(QUEUED_SCATTER if kind == "ttft" and _queues(case) else SCATTER[kind])
+                scatter.append(case.doubt * _scatter(case, kind))
                 owners.append(case.id)
                 kinds.append(kind)
     return Fit(np.array(values), np.array(scatter), owners, kinds)
+
+
+def _scatter(case: Case, kind: str) -> float:
+    """One standard deviation of what a figure of a case scatters by."""
+    if kind == "ttft" and _queues(case):
+        return QUEUED_SCATTER
+    if kind == "ttft" and case.run.kind == "serving" and "ttft_median_ms" not in case.measured:
+        return MEAN_TTFT_SCATTER
+    return SCATTER[kind]
 
 
 def _question(case: Case) -> tuple[object, ...]:
@@ -261,7 +272,8 @@ def _question(case: Case) -> tuple[object, ...]:
     context = case.context
     return (
         context.arch, context.machine, context.version, context.acceptance, context.sigma, context.independence,
-        context.engine.sigma, case.config, case.run, case.kv_tokens, case.kv_known,
+        context.engine.sigma, context.mtp_overlap, context.moe_rows, case.config, case.run, case.kv_tokens,
+        case.kv_known,
     )  # fmt: skip
 
 

@@ -55,6 +55,7 @@ class Case:
     """A run on a resolved configuration. `kv_known` is true when a log gave `kv_tokens`.
 
     `unpriced` are flags of the run that no equation has.
+    `doubt` multiplies what its measurements may scatter by: above 1 where flags or lengths of the run are guesses.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Case:
     measured: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     unpriced: tuple[Unpriced, ...] = ()
+    doubt: float = 1.0
 
     @property
     def table(self) -> ConfigTable:
@@ -135,7 +137,10 @@ def _errors(case: Case) -> Errors:
     kv_tokens = np.array([case.kv_tokens])
     demand = demand_of(case.context, case.run.workload)
     steady = closed_loop(system, demand, kv_tokens)
-    return errors(case.context.engine, system, case.config, steady, case.run.osl.mean)
+    return errors(
+        case.context.engine, system, case.config, steady, case.run.osl.mean,
+        acceptance_spread=case.context.acceptance_spread,
+    )  # fmt: skip
 
 
 def _decode_step(case: Case) -> CasePrediction:

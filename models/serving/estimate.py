@@ -12,17 +12,23 @@ from models.config import ServerConfig
 from models.costs.memory import Memory, memory
 from models.costs.system import System
 from models.engine.profile import EngineProfile
+from models.engine.tuned import moe_tile_rows
 from models.layout import Array, ConfigTable, table_of
 from models.machine import Machine
+from models.serving.acceptance import TEXT_SPREAD
+from models.serving.caveats import cap_warning, kernel_warning, structural_warnings
 from models.serving.closed_form import ClosedForm, Demand, accepted_tokens, closed_loop
 from models.serving.replay import Replay, replay
 from models.serving.scheduler import Limits
 from models.serving.step_times import StepTimes
 from models.serving.uncertainty import errors
+from models.version import at_least
 from models.workload import Statistic, Workload
 
 # Published R1 acceptance with a chain of one to three drafts gives 1.7-1.8, 2.2-2.4, 2.5-2.8 tokens a step.
 DEFAULT_ACCEPTANCE = 0.7
+# From here on speculation runs under the overlap scheduler by default (SGLANG_ENABLE_SPEC_V2).
+SPEC_V2 = "0.5.11"
 # Warm-up and measured requests per client of a replay, and the most requests replayed.
 REPLAY_WAVES = 4
 LONGEST_REPLAY = 3000
@@ -33,7 +39,10 @@ MOST_CLIENTS = 2048
 class Context:
     """Everything a prediction depends on beside the configuration and the workload.
 
-    `sigma` is the spread of expert popularity, the engine profile's unless given.
+    `sigma` is the spread of expert popularity, the engine profile's unless given; `mtp_overlap` whether speculation
+    runs under the overlap scheduler, by default as the release has it; `acceptance_spread` is one relative standard
+    deviation of what a speculative step yields; `moe_rows` the least rows per touched expert, by default as the
+    release's tuned kernels have it for this GPU.
     """
 
     arch: ModelArchitecture
@@ -43,6 +52,9 @@ class Context:
     acceptance: float = DEFAULT_ACCEPTANCE
     sigma: float | None = None
     independence: float = 1.0
+    mtp_overlap: bool | None = None
+    acceptance_spread: float = TEXT_SPREAD
+    moe_rows: float | None = None
 
     def system(self, table: ConfigTable) -> System:
         """Return what step times of these configurations depend on."""
@@ -53,7 +65,19 @@ class Context:
             engine=self.engine.parameters,
             sigma=self.engine.sigma if self.sigma is None else self.sigma,
             independence=self.independence,
+            mtp_overlap=at_least(self.version, SPEC_V2) if self.mtp_overlap is None else self.mtp_overlap,
+            moe_tile_rows=self._tile_rows(table),
         )
+
+    def _tile_rows(self, table: ConfigTable) -> Array:
+        """Least rows per touched expert of every configuration, by its TP degree."""
+        if self.moe_rows is not None:
+            return np.full_like(table.tp, self.moe_rows)
+        rows = {
+            tp: moe_tile_rows(self.version, self.machine.family, self.machine.device, int(tp))
+            for tp in np.unique(table.tp).tolist()
+        }
+        return np.select([table.tp == tp for tp in rows], list(rows.values()))
 
     def memory(self, table: ConfigTable) -> Memory:
         """Return the ledgers of these configurations."""
@@ -128,11 +152,15 @@ def prediction_of(
 ) -> Prediction:
     """Return the prediction that a replay and the closed form of the same load make together."""
     table = table_of([config])
+    system = context.system(table)
     steady = predict_many(context, table, workload, filled)
     parts = {name: float(np.ravel(values)[0]) for name, values in steady.step.parts_ms().items()}
     tpot, ttft, e2e = (statistics_ms(x) for x in (played.tpot_s, played.ttft_s, played.e2e_s))
     mean_osl = float(played.osl.mean())
-    error = errors(context.engine, context.system(table), config, steady, workload.osl.mean)
+    error = errors(
+        context.engine, system, config, steady, workload.osl.mean,
+        acceptance_spread=context.acceptance_spread,
+    )  # fmt: skip
     return Prediction(
         output_tok_s=played.output_tok_s,
         total_tok_s=played.output_tok_s * (1.0 + workload.isl.mean / mean_osl),
@@ -150,7 +178,13 @@ def prediction_of(
         limiting=limiting_resource(steady, 0, workload),
         band=error.around(ttft["mean"], tpot["mean"], played.output_tok_s),
         retractions=played.retractions,
-        warnings=structural_warnings(config),
+        warnings=(
+            *structural_warnings(config),
+            *cap_warning(config, workload.concurrency),
+            *kernel_warning(
+                system, config, release=str(context.version), context=workload.isl.mean + workload.osl.mean / 2.0
+            ),
+        ),
     )
 
 
@@ -237,17 +271,3 @@ def stall_ms_per_token(serving: ClosedForm, index: int, workload: Workload) -> f
     """Milliseconds of other requests' prefill passes that each output token waits for."""
     others = float(np.ravel(serving.running)[index]) - 1.0
     return max(0.0, others) * float(np.ravel(serving.stall_s)[index]) * 1e3 / workload.osl.mean
-
-
-def structural_warnings(config: ServerConfig) -> tuple[str, ...]:
-    """Say which parts of a prediction rest on few measurements."""
-    said = []
-    if config.ep_size > 1:
-        said.append("EP: the cost of expert dispatch inside a step is known to a factor of two")
-    if config.pp_size > 1:
-        said.append("PP: bubbles and exposed host time are assumed, nothing is published for this model")
-    if config.nnodes > 1:
-        said.append("several nodes: few runs are published; the line on evidence says how far predictions were off")
-    if config.speculative:
-        said.append("MTP: the gain rests on the acceptance given; random tokens are not accepted like text")
-    return tuple(said)

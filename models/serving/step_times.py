@@ -31,7 +31,7 @@ class StepTimes:
         self.front_end_s = FRONT_END_S
         self.front_end_token_s = FRONT_END_TOKEN_S
         self.poll_steps = 0.5 * (float(table.recv_interval[0]) - 1.0)
-        self.overlap = float(table.pp[0]) <= 1
+        self.overlap = float(table.pp[0]) <= 1 and (system.mtp_overlap or not float(table.mtp_steps[0]))
         self._ranks = int(table.attn_dp[0])
         self._pair_s = float(np.ravel(pair_s(system))[0])
         self._floor4 = launch_floor_s(system.arch, system.engine.t_pf0_ms) ** 4

@@ -59,8 +59,19 @@ def _band(value: float, error: float) -> tuple[float, float]:
     return (value / factor, value * factor)
 
 
-def errors(engine: EngineProfile, system: System, config: ServerConfig, steady: ClosedForm, osl: float) -> Errors:
-    """Return the expected errors of the one configuration in `system` whose steady state is `steady`."""
+def errors(
+    engine: EngineProfile,
+    system: System,
+    config: ServerConfig,
+    steady: ClosedForm,
+    osl: float,
+    *,
+    acceptance_spread: float = 0.0,
+) -> Errors:
+    """Return the expected errors of the one configuration in `system` whose steady state is `steady`.
+
+    `acceptance_spread`: one relative standard deviation of what a speculative step yields, if there is speculation.
+    """
     tpot_by, ttft_by = _elasticities(system, steady, osl)
     tpot_s, ttft_s = (float(np.ravel(x)[0]) for x in (steady.tpot_s, steady.ttft_s))
     decoding = tpot_s * max(osl - 1.0, 0.0)
@@ -69,6 +80,8 @@ def errors(engine: EngineProfile, system: System, config: ServerConfig, steady: 
     covariance = np.array(engine.covariance)
     structural = sum(STRUCTURAL_ERROR[name] ** 2 for name in structural_classes(engine, system.machine, config))
     decode, prefill = engine.relative_error.decode, engine.relative_error.prefill
+    if config.speculative is not None:
+        decode = float(np.hypot(decode, acceptance_spread))
 
     def total(by: Array, own: float) -> float:
         return float(np.sqrt(max(by @ covariance @ by, 0.0) + own**2 + structural))
@@ -89,7 +102,7 @@ def structural_classes(engine: EngineProfile, machine: Machine, config: ServerCo
         "PP": config.pp_size > 1,
         "several nodes": config.nnodes > 1,
         "MTP": config.speculative is not None,
-        "GPU family": engine.gpu_family == "hopper" and not machine.is_hopper,
+        "GPU family": engine.gpu_family != machine.family,
     }
     return [name for name, holds in present.items() if holds]
 

@@ -250,7 +250,7 @@ def _warnings(question: PlanQuestion, context: Context, best: Candidate | None) 
             "calibrate on your machine before relying on it"
         )
     family = "Hopper" if context.engine.gpu_family == "hopper" else context.engine.gpu_family
-    if not context.machine.is_hopper:
+    if context.engine.gpu_family != context.machine.family:
         said.append(f"the engine profile was fitted on {family} GPUs; on {context.machine.name} expect 20-30 % error")
     if best is not None:
         said.extend(best.prediction.warnings)

@@ -13,6 +13,7 @@ from packaging.version import Version
 from hwprobe.errors import InputError
 from models.engine.profile import (
     EngineProfile,
+    family_of,
     load_engine_profile,
     save_engine_profile,
     shipped_profiles,
@@ -21,9 +22,33 @@ from models.engine.versions import profile_for, release_number
 from models.version import parse_version
 
 
-def test_shipped_versions() -> None:
-    versions = [profile.sglang_version for profile in shipped_profiles()]
-    assert versions == ["0.4.3", "0.4.5", "0.5.5", "0.5.6", "0.5.7", "0.5.12"]
+@pytest.mark.parametrize(
+    ("family", "versions"),
+    [
+        ("hopper", "0.4.3 0.4.5 0.4.6 0.4.8 0.5.2 0.5.5 0.5.6 0.5.7 0.5.8 0.5.12"),
+        ("blackwell", "0.4.7 0.5.5 0.5.6 0.5.8 0.5.9 0.5.12"),
+        ("cdna3", "0.4.3 0.5.2 0.5.5 0.5.7 0.5.8 0.5.9"),
+        ("cdna4", "0.5.2 0.5.5 0.5.6 0.5.8 0.5.12"),
+    ],
+)
+def test_every_family_ships_the_releases_that_were_measured_on_it(family: str, versions: str) -> None:
+    shipped = shipped_profiles(family)
+    assert [profile.sglang_version for profile in shipped] == versions.split()
+    assert {profile.gpu_family for profile in shipped} == {family}
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "family"),
+    [
+        ("NVIDIA H20-3e", "9.0", "hopper"),
+        ("NVIDIA B300", "10.3", "blackwell"),
+        ("AMD Instinct MI325X", None, "cdna3"),
+        ("AMD Instinct MI355X", None, "cdna4"),
+        ("NVIDIA A100-SXM4-80GB", "8.0", "other"),
+    ],
+)
+def test_a_gpu_belongs_to_the_family_whose_profiles_speak_for_it(name: str, capability: str, family: str) -> None:
+    assert family_of(name, capability) == family
 
 
 def test_exact_version_and_its_posts() -> None:
@@ -37,10 +62,10 @@ def variance(profile: EngineProfile) -> float:
 
 
 def test_between_two_versions_is_interpolated_and_says_so() -> None:
-    older, between, newer = (profile_for(Version(v)) for v in ("0.5.7", "0.5.9", "0.5.12"))
+    older, between, newer = (profile_for(Version(v)) for v in ("0.5.8", "0.5.10", "0.5.12"))
     assert between.status == "interpolated"
     assert newer.parameters.tau_us < between.parameters.tau_us < older.parameters.tau_us
-    assert "interpolated between 0.5.7 and 0.5.12" in between.warnings[0]
+    assert "interpolated between 0.5.8 and 0.5.12" in between.warnings[0]
     assert variance(between) > max(variance(older), variance(newer))
 
 

@@ -104,12 +104,12 @@ def test_no_published_figure_is_claimed_for_another_question() -> None:
 
 def test_a_latency_limit_changes_the_answer_and_is_kept() -> None:
     free = asked(concurrency=256)
-    bound = asked(concurrency=256, slos=(Slo.parse("tpot:mean<18ms"), Slo.parse("ttft:mean<120s")))
+    bound = asked(concurrency=256, slos=(Slo.parse("tpot:mean<22ms"), Slo.parse("ttft:mean<120s")))
     assert free.best is not None
     assert bound.best is not None
-    assert free.best.prediction.tpot_ms["mean"] > 18.0
+    assert free.best.prediction.tpot_ms["mean"] > 22.0
     assert bound.meets_target
-    assert bound.best.prediction.tpot_ms["mean"] <= 18.0
+    assert bound.best.prediction.tpot_ms["mean"] <= 22.0
     assert bound.best.prediction.output_tok_s < free.best.prediction.output_tok_s
 
 
@@ -201,7 +201,7 @@ def test_versions_differ_in_what_they_can_do(crowd: Plan) -> None:
 
 def test_no_candidate_breaks_a_rule_of_sglang() -> None:
     """A chunk is divided by the attention-DP ranks and must stay a multiple of Blackwell's page of 64."""
-    plan = asked("8xb200x8", concurrency=64, mtp=False)
+    plan = asked("8xb200x8", concurrency=512, mtp=False)
     assert any(c.config.attn_dp_size == 64 for c in plan.found.candidates)
     for candidate in plan.found.candidates:
         context = plan.context
@@ -212,8 +212,8 @@ def test_no_candidate_breaks_a_rule_of_sglang() -> None:
 
 
 def test_gpus_nobody_fitted_are_warned_of() -> None:
-    plan = asked("b200x8", concurrency=16)
-    assert any("fitted on Hopper" in warning for warning in plan.warnings)
+    assert not any("fitted on" in warning for warning in asked("b200x8", concurrency=16).warnings)
+    assert any("fitted on Hopper" in warning for warning in asked("2xa100x8", concurrency=16).warnings)
 
 
 def test_seeds_keep_a_margin_and_differ(crowd: Plan) -> None:

@@ -25,7 +25,7 @@ from tuner.search.space import CORE, TuningSpace
 
 # What a machine may differ by from the belief: one standard deviation of the natural logarithm of each figure.
 # The first four are models.records.calibration's spread of a machine, widened; costs of EP and attention DP are known
-# to a factor of two (models.serving.estimate.structural_warnings).
+# to a factor of two (models.serving.caveats.structural_warnings).
 PHYSICS = {
     "tau_us": 0.15, "eta_w": 0.12, "eta_pf": 0.15, "t_pf0_ms": 0.25, "eta_kv": 0.15, "mla_floor_us": 0.20,
     "token_us": 0.25, "host_ms": 0.30, "ep_layer_us": 0.50, "dp_layer_us": 0.50, "acceptance": 0.12, "sigma": 0.30,
