@@ -18,6 +18,7 @@ from tuner.cli.commands import (
     check,
     dashboard,
     doctor,
+    explain,
     export,
     plan,
     predict,
@@ -63,6 +64,7 @@ app.command(
 app.command(name="plan", epilog=plan.EXAMPLE)(plan.plan)
 app.command(name="predict", epilog=predict.EXAMPLE)(predict.predict)
 app.command(name="calibrate", epilog=calibrate.EXAMPLE)(calibrate.calibrate)
+app.command(name="explain", epilog=explain.EXAMPLE)(explain.explain)
 app.command(name="validate", epilog=validate.EXAMPLE)(validate.validate)
 app.command(name="tune", epilog=tune.EXAMPLE)(tune.tune)
 app.command(name="bench", epilog=bench.EXAMPLE)(bench.bench)

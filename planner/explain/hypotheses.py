@@ -1,0 +1,150 @@
+"""Hypotheses about a table of measurements: what its source left out, filled in every way that is at all likely."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from packaging.version import Version
+
+from hwprobe.catalogue import gpu_from_catalogue
+from models.engine.tuned import ships_tuned_moe
+from models.records.points import Point
+from models.version import OLDEST, at_least
+
+# GPUs a table may come from when it does not say: those of the catalogue that somebody has published R1 on.
+CANDIDATES = ("h200", "h100", "h20", "h20-3e", "h800", "b200", "b300", "gb200", "mi300x", "mi325x", "mi355x")
+# How much a memory size or bandwidth that a table names may differ from a data sheet (141 GB is sold as 140.4 GiB).
+SAME_SIZE, SAME_BANDWIDTH = 0.06, 0.03
+DESCRIBED = re.compile(r"(?P<gb>\d+(?:\.\d+)?)\s*GB[-\s]+(?P<tbs>\d+(?:\.\d+)?)\s*TB", re.IGNORECASE)
+# What a reader would bet before any figure is looked at. Layouts: attention DP and EP of a server of n GPUs.
+TP_ALONE, WITH_DP, WITH_EP, WITH_BOTH = 0.7, 0.15, 0.05, 0.1
+NO_MTP, PER_MTP_DEPTH = 0.7, 0.1
+AS_SHIPPED, TUNED_BY_HAND = 0.85, 0.15
+DEFAULT_SETTINGS, WIDE_SETTINGS = 0.65, 0.35
+READ_AS_OUTPUT, READ_AS_TOTAL = 0.5, 0.5
+# What somebody sets who shows a server with as many users as it holds: graphs to 512 requests, memory to 94 %.
+WIDE = "--cuda-graph-max-bs 512 --mem-fraction-static 0.94"
+# MTP (NextN) of R1 came with this release.
+NEXTN = "0.4.3.post3"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hypothesis:
+    """One way to complete every record of a table. `gpu` is a name of the catalogue; `prior` a weight, not normalised.
+
+    `kernels`: "tuned" or "untuned" MoE kernels; `reading`: whether a throughput that is called total counts the
+    output alone or input and output tokens; `settings` are flags beyond the layout.
+    """
+
+    gpu: str
+    tp: int
+    attn_dp: int
+    ep: int
+    mtp_steps: int
+    kernels: str
+    reading: str
+    settings: str = ""
+    prior: float = 1.0
+
+    @property
+    def deployment(self) -> str:
+        """The layout and what was set beside it."""
+        parts = [f"TP{self.tp}", *(f"DP{self.attn_dp}" for _ in range(self.attn_dp > 1))]
+        parts += [f"EP{self.ep}" for _ in range(self.ep > 1)]
+        return " ".join(parts) + (", graphs to 512, memory fraction 0.94" if self.settings else "")
+
+    @property
+    def mtp(self) -> str:
+        return f"{self.mtp_steps} draft steps" if self.mtp_steps else "none"
+
+    def complete(self, point: Point) -> Point:
+        """Return the record with what it leaves open as this hypothesis has it."""
+        flags = " ".join(part for part in (point.launch_args, self.settings) if part) or None
+        return replace(
+            point, gpu=self.gpu, tp=self.tp, attn_dp=self.attn_dp, ep=self.ep, mtp=self.mtp_steps > 0,
+            mtp_steps=self.mtp_steps or None, launch_args=flags,
+        )  # fmt: skip
+
+
+def hypotheses(points: Sequence[Point]) -> Iterator[Hypothesis]:
+    """Yield what the records leave open, filled in; fields that any record gives are facts for all of them."""
+    version = Version(next((p.engine_version for p in points if p.engine_version), OLDEST))
+    gpus = matching_gpus(_given(points, "gpu"))
+    readings = [("output", READ_AS_OUTPUT), ("total", READ_AS_TOTAL)] if _ambiguous(points) else [("output", 1.0)]
+    closed = any(p.launch_args or p.mem_fraction_static for p in points)
+    settings = [("", 1.0)] if closed else [("", DEFAULT_SETTINGS), (WIDE, WIDE_SETTINGS)]
+    for gpu, layout, mtp, said, reading in product(
+        gpus, _layouts(points), _mtp(points, version), settings, readings
+    ):  # fmt: skip
+        (tp, attn_dp, ep), bet = layout
+        for kernels, share in _kernels(gpu, version, tp, ep):
+            yield Hypothesis(
+                gpu=gpu, tp=tp, attn_dp=attn_dp, ep=ep, mtp_steps=mtp[0], kernels=kernels, reading=reading[0],
+                settings=said[0], prior=bet * mtp[1] * said[1] * reading[1] * share / len(gpus),
+            )  # fmt: skip
+
+
+def matching_gpus(text: object) -> list[str]:
+    """Return the catalogue's GPUs that a name or a description such as "141GB-4.8TBs" allows; all when it is empty."""
+    described = DESCRIBED.search(str(text or ""))
+    if described is None:
+        return [str(text)] if text else list(CANDIDATES)
+    gigabytes, bandwidth = float(described["gb"]), 1000.0 * float(described["tbs"])
+    found = []
+    for name in CANDIDATES:
+        gpu = gpu_from_catalogue(name)
+        size = gpu.memory_mib.value / 1024.0
+        same = abs(size / gigabytes - 1.0) < SAME_SIZE and abs(gpu.hbm_gb_s.value / bandwidth - 1.0) < SAME_BANDWIDTH
+        found += [name] if same else []
+    return found or list(CANDIDATES)
+
+
+def _given(points: Sequence[Point], name: str) -> object:
+    return next((value for p in points if (value := getattr(p, name)) not in (None, "")), None)
+
+
+def _ambiguous(points: Sequence[Point]) -> bool:
+    """Whether a throughput is called total and nothing says what it counts."""
+    return any(p.output_tok_s is None and p.extra.get("total_tok_s") for p in points)
+
+
+def _layouts(points: Sequence[Point]) -> list[tuple[tuple[int, int, int], float]]:
+    gpus = max(p.n_gpus for p in points)
+    tp, attn_dp, ep = (_given(points, name) for name in ("tp", "attn_dp", "ep"))
+    whole = int(str(tp)) if tp else gpus
+    bets = [((1, 1), TP_ALONE), ((whole, 1), WITH_DP), ((1, whole), WITH_EP), ((whole, whole), WITH_BOTH)]
+    kept = [
+        ((whole, d, e), bet) for (d, e), bet in bets
+        if (attn_dp is None or int(str(attn_dp)) == d) and (ep is None or int(str(ep)) == e)
+    ]  # fmt: skip
+    return kept or [((whole, int(str(attn_dp or 1)), int(str(ep or 1))), 1.0)]
+
+
+def _mtp(points: Sequence[Point], version: Version) -> list[tuple[int, float]]:
+    said = [p.mtp for p in points if p.mtp is not None]
+    steps = _given(points, "mtp_steps")
+    if steps is not None and any(said):
+        return [(int(str(steps)), 1.0)]
+    depths = [(depth, PER_MTP_DEPTH) for depth in (1, 2, 3)]
+    if any(said):
+        return depths
+    if said or not at_least(version, NEXTN):
+        return [(0, 1.0)]
+    return [(0, NO_MTP), *depths]
+
+
+def _kernels(gpu: str, version: Version, tp: int, ep: int) -> list[tuple[str, float]]:
+    """Kernels as the release ships them, or tuned by whoever measured where it ships none."""
+    device = gpu_from_catalogue(gpu_name(gpu)).name
+    if ep > 1 or not device.startswith("NVIDIA H") or ships_tuned_moe(version, device, tp):
+        return [("tuned", 1.0)]
+    return [("untuned", AS_SHIPPED), ("tuned", TUNED_BY_HAND)]
+
+
+def gpu_name(text: str) -> str:
+    """Return the catalogue's spelling of a GPU: 'NVIDIA H200' is h200."""
+    words = [word for word in re.split(r"[\s_]+", text.lower()) if word not in ("nvidia", "amd", "sxm", "sxm5", "gpu")]
+    return "-".join(words)
