@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Callable
@@ -23,17 +24,15 @@ def test_the_first_command_prints_what_is_shown(sgtune: Callable[..., Any]) -> N
     assert printed == shown
 
 
-def test_the_founding_table_is_what_the_commands_print(sgtune: Callable[..., Any]) -> None:
-    rows = re.findall(r"\| ([\d,]+) \(([\d,]+) / 1,000\) \| [^|]+\| ([\d,.]+) \|", README)
+def test_the_founding_table_is_what_explain_prints(sgtune: Callable[..., Any]) -> None:
+    rows = re.findall(r"\| [\d,]+ \([\d,]+ / 1,000\) \| ([\d,.]+) [^|]+\| [^|]+ \| ([+-]\d+) % \|", README)
     assert len(rows) == 4
-    for clients, isl, predicted in rows:
-        ran = sgtune(
-            "plan", "--hardware", "nf5688g7", "--isl", isl.replace(",", ""), "--osl", "1000",
-            "--concurrency", clients.replace(",", ""), "--sglang-version", "0.4.3",
-        )  # fmt: skip
-        printed = re.search(r"predicted ([\d,.]+);", ran.out)
-        assert printed
-        assert abs(float(printed[1].replace(",", "")) - float(predicted.replace(",", ""))) <= 0.051
+    ran = sgtune("explain", str(ROOT / "examples" / "founding_table.jsonl"), "--json")
+    residuals = list(json.loads(ran.out)["hypotheses"][0]["residuals"].values())
+    for (_, shown), latency in zip(rows[:3], residuals[:3], strict=True):  # speeds are shown, latencies compared
+        assert abs((1.0 / (1.0 + latency / 100.0) - 1.0) * 100.0 - float(shown)) <= 1.0
+    assert abs(residuals[3] - float(rows[3][1])) <= 1.0
+    assert all(abs(float(shown)) <= 25.0 for _, shown in rows)
 
 
 def test_links_lead_to_files() -> None:
