@@ -41,7 +41,7 @@ def main() -> int:
     machine = machine_of(hardware_from_catalogue("h200x8"))
     context = Context(arch=deepseek_r1(), machine=machine, engine=profile_for(version), version=version)
     space = default_space(machine, version, arch=context.arch)
-    configs = [c for shape in shapes(space) for c in fill_grid(shape, space, 1024, context.arch, machine, version)]
+    configs = [c for shape in shapes(space) for c in fill_grid(shape, space, 1024, context)]
     clients = np.unique(np.geomspace(1, 2048, CLIENTS).round())
     demand = replace(demand_of(context, Workload.checked(1000, 1000, 1)), concurrency=clients[None, :])
     whole = table_of(configs)

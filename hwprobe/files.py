@@ -12,6 +12,7 @@ import os
 import secrets
 import stat
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -98,7 +99,8 @@ def write_atomic(
             _write_through(path, own, text)
             return
         target, before = _target(path)
-        _replace(target, before, text.encode(), executable=executable, durable=durable, private=private)
+        manner = _Manner(executable=executable, durable=durable, private=private)
+        _replace(target, before, text.encode(), manner)
     except (OSError, ValueError) as error:
         raise_unwritable(path, error)
 
@@ -132,19 +134,26 @@ def _target(path: Path) -> tuple[Path, os.stat_result | None]:
     return (path.resolve() if path.is_symlink() else path), before
 
 
-def _replace(
-    target: Path, before: os.stat_result | None, data: bytes, *, executable: bool, durable: bool, private: bool
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Manner:
+    """How a file is written: with execute permission, synced to disk, readable by its owner alone."""
+
+    executable: bool
+    durable: bool
+    private: bool
+
+
+def _replace(target: Path, before: os.stat_result | None, data: bytes, manner: _Manner) -> None:
     temporary = target.with_name(f".{target.name[:LONGEST_NAME]}.{secrets.token_hex(4)}{PART}")
-    mode = (0o777 if executable else 0o666) & (0o700 if private else 0o777)
+    mode = (0o777 if manner.executable else 0o666) & (0o700 if manner.private else 0o777)
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
         with os.fdopen(handle, "wb") as stream:
             if before is not None:
-                _keep_owner_and_mode(stream.fileno(), before, executable=executable, private=private)
+                _keep_owner_and_mode(stream.fileno(), before, manner)
             stream.write(data)
             stream.flush()
-            if durable:
+            if manner.durable:
                 os.fsync(stream.fileno())
         temporary.replace(target)
     except BaseException:
@@ -153,11 +162,11 @@ def _replace(
         raise
 
 
-def _keep_owner_and_mode(handle: int, before: os.stat_result, *, executable: bool, private: bool) -> None:
+def _keep_owner_and_mode(handle: int, before: os.stat_result, manner: _Manner) -> None:
     with contextlib.suppress(OSError):  # another's file in our folder: it becomes ours, as with any editor
         os.fchown(handle, before.st_uid, before.st_gid)
-    kept = stat.S_IMODE(before.st_mode) & (0o700 if private else 0o777)
-    os.fchmod(handle, kept | (0o111 & (kept >> 2) if executable else 0))
+    kept = stat.S_IMODE(before.st_mode) & (0o700 if manner.private else 0o777)
+    os.fchmod(handle, kept | (0o111 & (kept >> 2) if manner.executable else 0))
 
 
 def append_line(path: Path, text: str, *, durable: bool = True, private: bool = False) -> None:

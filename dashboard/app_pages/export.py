@@ -20,7 +20,7 @@ from planner.launch_files.parameters import Parameters
 from planner.launch_files.render import render
 from planner.launch_files.targets import possible_targets
 from planner.plans.seeds import sglang_default
-from tuner.launch_files.trial_export import Exportable, chosen_trial, trial_export
+from tuner.launch_files.trial_export import Exportable, ExportedTrial, chosen_trial, trial_export
 
 WINNER = "the winner"
 
@@ -81,9 +81,8 @@ try:
     number = choose(run)
     given = parameters()
     record = chosen_trial(run.records, number, run.path)
-    made = trial_export(
-        record, run.records, run.manifest, given, line_of(number, given), {"hardware.json": run.hardware}
-    )
+    trial = ExportedTrial(record=record, records=run.records, manifest=run.manifest)
+    made = trial_export(trial, given, line_of(number, given), {"hardware.json": run.hardware})
     targets = possible_targets(made.spec, made.parameters)
 except InputError as error:
     command(tune_command(run, resume=True), "Go on with the run")

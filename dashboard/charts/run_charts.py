@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
@@ -32,11 +33,13 @@ def ladder(current: LiveTrial | None, best: TrialRecord | None, baseline: TrialR
     figure = go.Figure()
     for record, name, dash in ((baseline, "SGLang's defaults", "dot"), (best, "best so far", "dash")):
         if record is not None and record.points:
-            _rates(figure, record.points, f"{name}: {record.label}", colour_of(record.config), dash=dash, width=1.5)
+            stroke = _Stroke(colour=colour_of(record.config), dash=dash, width=1.5)
+            _rates(figure, record.points, f"{name}: {record.label}", stroke)
     if current is not None:
         colour = colour_of(current.config)
         points = sorted(current.points, key=lambda point: point.concurrency)
-        _rates(figure, points, f"trial {current.number}: {current.config.label}", colour, width=3, size=11)
+        stroke = _Stroke(colour=colour, width=3.0, size=11)
+        _rates(figure, points, f"trial {current.number}: {current.config.label}", stroke)
         low, high = current.band_tok_s
         figure.add_scatter(
             x=[current.asked], y=[current.predicted_tok_s], mode="markers", name="predicted, 90 % band",
@@ -58,14 +61,22 @@ def _clients_axis(figure: go.Figure) -> None:
     figure.update_yaxes(rangemode="tozero")
 
 
-def _rates(
-    figure: go.Figure, points: Sequence[Measurement], name: str, colour: str, *, dash: str = "solid",
-    width: float = 2.0, size: int = 8,
-) -> None:  # fmt: skip
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stroke:
+    """How a line is drawn."""
+
+    colour: str
+    dash: str = "solid"
+    width: float = 2.0
+    size: int = 8
+
+
+def _rates(figure: go.Figure, points: Sequence[Measurement], name: str, stroke: _Stroke) -> None:
     points = sorted(points, key=lambda point: point.load)  # the asked load may have been measured first
     figure.add_scatter(
         x=[point.concurrency for point in points], y=[point.output_tok_s for point in points], mode="lines+markers",
-        name=name, line={"color": colour, "dash": dash, "width": width}, marker={"size": size},
+        name=name, line={"color": stroke.colour, "dash": stroke.dash, "width": stroke.width},
+        marker={"size": stroke.size},
         customdata=[[point.user_tok_s, point.ttft_ms["mean"], str(point.verdict)] for point in points],
         hovertemplate="%{x:,} clients: %{y:,.0f} tok/s<br>%{customdata[0]:.1f} per user, TTFT %{customdata[1]:,.0f} ms"
         "<br>%{customdata[2]}<extra></extra>",

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hwprobe.kernels.fits import timing_of
+from hwprobe.kernels.fits import Timing, timing_of
 from hwprobe.kernels.report import Report, duration_us, rate
 from hwprobe.kernels.timing import Timer, random_tensor, time_work
 from hwprobe.profile import Quantity
@@ -67,7 +67,11 @@ def _gemm_rates(
         a = random_tensor(m * k, dtype, timer.device).view(m, k)
         b = random_tensor(n * k, dtype, timer.device).view(n, k).t()
         out = torch.empty(m, n, dtype=dtype, device=timer.device)
-        _add(found, timer, name, (m, n, k), lambda a=a, b=b, out=out: torch.mm(a, b, out=out), quick)
+
+        def work(a: Any = a, b: Any = b, out: Any = out) -> Any:
+            return torch.mm(a, b, out=out)
+
+        _add(found, name, (m, n, k), time_work(timer, work, samples=_samples(quick)))
     return found
 
 
@@ -92,14 +96,17 @@ def fp8_rates(timer: Timer, shapes: tuple[Shape, ...], *, quick: bool) -> dict[s
         def work(a: Any = a, b: Any = b) -> Any:
             return torch._scaled_mm(a, b, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
 
-        _add(found, timer, "fp8", (m, n, k), work, quick)
+        _add(found, "fp8", (m, n, k), time_work(timer, work, samples=_samples(quick)))
     return found
 
 
-def _add(found: dict[str, Quantity], timer: Timer, name: str, shape: Shape, work: Any, quick: bool) -> None:
-    """Time one GEMM; the first of a type is that type's headline figure."""
+def _samples(quick: bool) -> int:
+    return 5 if quick else 11
+
+
+def _add(found: dict[str, Quantity], name: str, shape: Shape, timing: Timing) -> None:
+    """Add the rate of one GEMM; the first of a type is that type's headline figure."""
     m, n, k = shape
-    timing = time_work(timer, work, samples=5 if quick else 11)
     quantity = rate(2.0 * m * n * k / 1e12, timing, f"{name.upper()} {m}x{n}x{k}, random data")
     found[f"{name}_{m}x{n}x{k}_tflops" if found else f"{name}_tflops"] = quantity
 

@@ -13,7 +13,6 @@ from models.engine.profile import (
     FAMILIES,
     HOPPER,
     Drift,
-    EngineParameters,
     EngineProfile,
     RelativeError,
     as_matrix,
@@ -77,7 +76,8 @@ def _interpolated(older: EngineProfile, newer: EngineProfile, drift: Drift, vers
     known = (1.0 - share) * np.array(older.covariance) + share * np.array(newer.covariance)
     mean = (1.0 - share) * older.parameters.fitted() + share * newer.parameters.fitted()
     said = f"SGLang {version}: engine profile interpolated between {older.sglang_version} and {newer.sglang_version}"
-    return _unmeasured(newer, version, "interpolated", newer.parameters.moved(mean), known + bridge, said)
+    found = replace(newer, parameters=newer.parameters.moved(mean), covariance=as_matrix(known + bridge))
+    return _unmeasured(found, version, "interpolated", said)
 
 
 def _extrapolated(nearest: EngineProfile, drift: Drift, version: Version, releases: float) -> EngineProfile:
@@ -90,24 +90,17 @@ def _extrapolated(nearest: EngineProfile, drift: Drift, version: Version, releas
         f"{nearest.sglang_version}, {abs(releases):.0f} releases away, with a wider band"
     )
     known = np.array(nearest.covariance) + spread
-    return _unmeasured(nearest, version, "extrapolated", nearest.parameters.moved(mean), known, said)
+    found = replace(nearest, parameters=nearest.parameters.moved(mean), covariance=as_matrix(known))
+    return _unmeasured(found, version, "extrapolated", said)
 
 
-def _unmeasured(
-    like: EngineProfile,
-    version: Version,
-    status: str,
-    parameters: EngineParameters,
-    covariance: np.ndarray,
-    said: str,
-) -> EngineProfile:
+def _unmeasured(like: EngineProfile, version: Version, status: str, said: str) -> EngineProfile:
+    """Return a profile in the name of a version without measurements, cleared of what measurements claim."""
     return replace(
         like,
         name=f"sglang-{version}-{status}",
         sglang_version=str(version),
         status=status,
-        parameters=parameters,
-        covariance=as_matrix(covariance),
         relative_error=RelativeError(decode=like.relative_error.decode, prefill=like.relative_error.prefill),
         points=0,
         tpot_mape_percent=None,

@@ -125,7 +125,7 @@ def answer_check(question: CheckQuestion) -> CheckAnswer:
         acceptance=question.acceptance,
     )
     typed = from_values(arguments.values, question.version)
-    checked = _settled(judge(typed, served.arch, machine, question.version, arguments), question, served)
+    checked = _settled(judge(typed, served.arch, machine, question.version).typed_as(arguments), question, served)
     weighed = weigh(checked, context, question.workload, question.free_before_load_gib)
     found = list(checked.violations)
     advice: list[Advice] = []

@@ -47,6 +47,11 @@ class Checked:
     def accepted(self) -> bool:
         return not any(violation.refused for violation in self.violations)
 
+    def typed_as(self, arguments: Arguments) -> Checked:
+        """Return it with the words it was typed as, and what is wrong with those."""
+        found = sorted_violations([*arguments.faults, *self.violations])
+        return replace(self, arguments=arguments, violations=tuple(found))
+
     @property
     def sound(self) -> bool:
         """No rule says that SGLang refuses or fails."""
@@ -81,7 +86,7 @@ class Weighed:
 def check_arguments(words: Sequence[str], arch: ModelArchitecture, machine: Machine, version: Version) -> Checked:
     """Check the words that follow `python -m sglang.launch_server`, a --config file among them."""
     arguments = read_launch(words, version)
-    return judge(from_values(arguments.values, version), arch, machine, version, arguments)
+    return judge(from_values(arguments.values, version), arch, machine, version).typed_as(arguments)
 
 
 def read_launch(words: Sequence[str], version: Version) -> Arguments:
@@ -101,14 +106,13 @@ def judge(
     arch: ModelArchitecture,
     machine: Machine,
     version: Version,
-    arguments: Arguments = NOTHING_TYPED,
     rules: tuple[Rule, ...] = RULES,
 ) -> Checked:
     """Resolve a typed configuration and apply the rules to it, all of them unless told otherwise."""
     resolved = resolve(typed, arch, machine, version)
     question = Question(config=resolved.config, arch=arch, machine=machine, version=version, typed=typed)
-    found = sorted_violations([*arguments.faults, *violations(question, rules)])
-    return Checked(arguments=arguments, typed=typed, resolved=resolved, violations=tuple(found))
+    found = sorted_violations(violations(question, rules))
+    return Checked(arguments=NOTHING_TYPED, typed=typed, resolved=resolved, violations=tuple(found))
 
 
 def weigh(checked: Checked, context: Context, workload: Workload, free_before_load_gib: float | None) -> Weighed | None:

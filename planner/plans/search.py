@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from models.config import ServerConfig
 from models.costs.memory import Memory, MemoryLedger, ledger_of
-from models.layout import Array, ConfigTable, table_of
+from models.layout import Array, table_of
 from models.serving.closed_form import ClosedForm
 from models.serving.estimate import LIMIT_NAMES, Context, Prediction, predict, predict_many
 from models.serving.open_loop import predict_open_loop
@@ -130,7 +130,8 @@ def search(
         else:
             chosen.append(best)
     chosen.sort(key=lambda row: _rank_key(steady, row, workload, slos))
-    candidates = _finalists(context, flat, _shortlist(flat, chosen, replayed), table, filled, steady, workload, slos)
+    leaders = [(flat[row], ledger_of(filled, table, row)) for row in _shortlist(flat, chosen, replayed)]
+    candidates = _finalists(context, leaders, workload, slos)
     return Found(candidates=candidates, rejected=tuple(rejected), evaluated=len(flat))
 
 
@@ -159,13 +160,7 @@ def _grid(
     if any(slo.metric != Metric.TTFT for slo in slos):
         shares = LATENCY_SHARES
     levels = sorted({max(1, round(per_rank * share)) for share in shares}, reverse=True)
-    return [
-        config
-        for level in levels
-        for config in fill_grid(
-            shape, space, level * shape.attn_dp_size, context.arch, context.machine, context.version
-        )
-    ]
+    return [config for level in levels for config in fill_grid(shape, space, level * shape.attn_dp_size, context)]
 
 
 def _best_row(
@@ -250,23 +245,19 @@ def _does_not_fit(
 
 def _finalists(
     context: Context,
-    flat: Sequence[ServerConfig],
-    chosen: Sequence[int],
-    table: ConfigTable,
-    filled: Memory,
-    steady: ClosedForm,
+    leaders: Sequence[tuple[ServerConfig, MemoryLedger]],
     workload: Workload,
     slos: tuple[Slo, ...],
 ) -> tuple[Candidate, ...]:
     """Replay the leading families, check the SLOs on their distributions, and order them for good."""
     finalists = []
-    for row in chosen:
-        prediction = _predicted(context, flat[row], workload)
+    for config, ledger in leaders:
+        prediction = _predicted(context, config, workload)
         finalists.append(
             Candidate(
-                config=flat[row],
+                config=config,
                 prediction=prediction,
-                ledger=ledger_of(filled, table, row),
+                ledger=ledger,
                 misses=(*missed(slos, prediction), *_waits(prediction, workload, slos)),
             )
         )

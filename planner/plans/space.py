@@ -10,6 +10,7 @@ from packaging.version import Version
 from models.architecture import ModelArchitecture
 from models.config import ServerConfig, Speculative
 from models.machine import Machine
+from models.serving.estimate import Context
 from models.version import at_least
 from planner.plans.alternatives import typed_attention, typed_page
 from planner.sglang.resolver import effective_chunk, resolve, typed_chunk
@@ -67,15 +68,13 @@ def shapes(space: Space) -> Iterator[ServerConfig]:
             yield replace(layout, speculative=Speculative.chain(steps) if steps else None)
 
 
-def fill_grid(
-    shape: ServerConfig, space: Space, concurrency: int, arch: ModelArchitecture, machine: Machine, version: Version
-) -> list[ServerConfig]:
+def fill_grid(shape: ServerConfig, space: Space, concurrency: int, context: Context) -> list[ServerConfig]:
     """Return the shape with every fraction, chunk and graph size, other defaults resolved.
 
     max_running_requests is just enough for the clients, and graphs just large enough for a rank's share:
     both larger only cost memory. SGLang's own graph default is kept as an alternative.
     """
-    resolved = resolve(shape, arch, machine, version).config
+    resolved = resolve(shape, context.arch, context.machine, context.version).config
     per_rank = -(-concurrency // shape.attn_dp_size)
     running = per_rank * shape.attn_dp_size
     graphs = {graph_size(per_rank), resolved.cuda_graph_max_bs_decode or 160}
@@ -83,7 +82,7 @@ def fill_grid(
         replace(
             resolved,
             mem_fraction_static=fraction,
-            chunked_prefill_size=effective_chunk(chunk, shape.attn_dp_size, version),
+            chunked_prefill_size=effective_chunk(chunk, shape.attn_dp_size, context.version),
             cuda_graph_max_bs_decode=graph,
             max_running_requests=running,
         )

@@ -28,7 +28,7 @@ from planner.sglang.resolver import resolve
 from tests.left import marked, nothing_left
 from tests.patience import in_one_of_three
 from tests.tuner.test_verify import falsified
-from tuner.bench.cross_check import run_theirs
+from tuner.bench.cross_check import TheirLoad, run_theirs
 from tuner.bench.formats import in_window
 from tuner.bench.point import Settings, measure_for_tuner, measure_point
 from tuner.engines.live import LiveEngine, LiveServer
@@ -91,7 +91,8 @@ def test_it_is_measured_to_the_token_and_agrees_with_sglangs_own_benchmark(
         ratios = []
         for seed in range(PAIRS):  # first the one, then the other: what drifts cancels
             before = measure_point(server.url, workload, settings=settings, seed=seed) if seed % 2 else None
-            theirs = run_theirs(str(sglang.python), server.url, point, 40, 16, str(sglang.model), seed)
+            load = TheirLoad(point=point, isl=40, osl=16, model=str(sglang.model), seed=seed)
+            theirs = run_theirs(str(sglang.python), server.url, load)
             assert theirs.total_output_tokens == 16 * theirs.completed
             point = before or measure_point(server.url, workload, settings=settings, seed=seed)
             assert all(seen.tokens == 16 and seen.prompt_tokens == 40 for seen in in_window(point))

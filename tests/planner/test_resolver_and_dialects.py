@@ -13,7 +13,9 @@ from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.errors import InputError
 from models.architecture import deepseek_r1
 from models.config import ServerConfig, Speculative
+from models.engine.versions import profile_for
 from models.machine import machine_of
+from models.serving.estimate import Context
 from planner.plans.space import as_launched, fill_grid, layouts, shapes
 from planner.plans.space import default_space as space_of
 from planner.sglang.dialects import to_argv
@@ -135,7 +137,8 @@ def test_typing_what_was_resolved_resolves_to_the_same(version: str, clients: in
     if parsed < Version("0.4.5") and shape.speculative:
         return
     space = space_of(machine, parsed)
-    config = data.draw(st.sampled_from(fill_grid(shape, space, clients, R1, machine, parsed)))
+    context = Context(arch=R1, machine=machine, engine=profile_for(parsed), version=parsed)
+    config = data.draw(st.sampled_from(fill_grid(shape, space, clients, context)))
     assert resolve(as_launched(config, parsed), R1, machine, parsed).config == config
 
 

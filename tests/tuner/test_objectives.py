@@ -148,11 +148,11 @@ def test_a_live_open_loop_is_asked_for_its_rate_its_limits_and_a_window_of_sever
 
     monkeypatch.setattr("tuner.bench.point.measure_point", measure_point)
     limits = (Slo.parse("ttft:p99<1s"),)
-    measure = measure_for_tuner(0, Settings(least_s=1.0), slos=limits)
+    measure = measure_for_tuner(0, Settings(least_s=1.0, slos=limits))
     workload = replace(Workload.checked(100, 100, 40), request_rate=4.0)
     with pytest.raises(SgtuneError, match="enough"):
         measure("http://127.0.0.1:1", workload, lambda: None)
     chosen = seen["settings"]
-    assert (chosen.arrival, chosen.request_rate, seen["slos"]) == (Arrival.POISSON, 4.0, limits)
+    assert (chosen.arrival, chosen.request_rate, chosen.slos) == (Arrival.POISSON, 4.0, limits)
     assert chosen.least_s == pytest.approx(50.0), "by Little's law a request lives ten seconds here"
     assert chosen.most_s >= chosen.least_s * 3

@@ -17,11 +17,15 @@ from tuner.run.question import TuneQuestion
 from tuner.run.setup import prepare
 from tuner.search.closed_form import of_point
 from tuner.search.configurations import PHYSICS, Candidates, candidates_of, undominated
-from tuner.search.gaussian_process import SCATTER, SIZES, learn
+from tuner.search.gaussian_process import SCATTER, SIZES, TrainingSet, learn
 
 RATE = of_point("output_tok_s")
 NOTHING = np.zeros(len(PHYSICS))
 COMMON = 0.05
+
+
+def train(rows: Candidates, log_measured: np.ndarray) -> TrainingSet:
+    return TrainingSet(rows=rows, log_measured=log_measured)
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +54,9 @@ def launched(rows: Candidates) -> Candidates:
 def test_what_was_launched_is_known_and_the_rest_less_so(launched: Candidates) -> None:
     told, rest = launched.take(np.arange(3)), launched.take(np.arange(3, 8))
     measured = RATE(told, NOTHING) + np.log([1.1, 0.9, 1.0])
-    again = learn(told, measured, told, RATE, COMMON)
+    again = learn(train(told, measured), told, RATE, COMMON)
     assert again.weight @ again.mean == pytest.approx(measured, abs=2.5 * SCATTER)
-    unknown = learn(told, measured, rest, RATE, COMMON)
+    unknown = learn(train(told, measured), rest, RATE, COMMON)
     assert float((unknown.weight @ unknown.deviation).min()) > float((again.weight @ again.deviation).max())
 
 
@@ -66,7 +70,7 @@ def test_a_row_that_differs_in_nothing_that_matters_is_no_improvement_however_lu
     same = rows.take(np.array(twins))
     close = np.abs(RATE(same, NOTHING) - RATE(launched, NOTHING)[0]) < 1e-3
     lucky = RATE(launched, NOTHING) + np.array([0.08, *np.zeros(7)])
-    ahead = learn(launched, lucky, same, RATE, COMMON, against=0)
+    ahead = learn(train(launched, lucky), same, RATE, COMMON, against=0)
     assert int(close.sum()) > 1
     assert np.abs((ahead.weight @ ahead.mean)[close]) == pytest.approx(0.0, abs=2e-3)
     assert float((ahead.weight @ ahead.deviation)[close].max()) < 0.005
@@ -74,15 +78,15 @@ def test_a_row_that_differs_in_nothing_that_matters_is_no_improvement_however_lu
 
 def test_data_that_contradict_the_physics_make_large_effects_likelier(launched: Candidates) -> None:
     belief = RATE(launched, NOTHING)
-    agree = learn(launched, belief + 0.01 * np.array([1, -1, 1, -1, 1, -1, 1, -1]), launched, RATE, COMMON)
-    contradict = learn(launched, belief + 0.3 * np.array([1, -1, -1, 1, -1, 1, 1, -1]), launched, RATE, COMMON)
+    agree = learn(train(launched, belief + 0.01 * np.array([1, -1, 1, -1, 1, -1, 1, -1])), launched, RATE, COMMON)
+    contradict = learn(train(launched, belief + 0.3 * np.array([1, -1, -1, 1, -1, 1, 1, -1])), launched, RATE, COMMON)
     large = np.array([knobs >= 2.0 for _, knobs in SIZES])
     assert agree.weight.sum() == pytest.approx(1.0)
     assert float(agree.weight[large].sum()) < 0.5 < float(contradict.weight[large].sum())
 
 
 def test_nothing_measured_leaves_the_belief(launched: Candidates) -> None:
-    before = learn(launched.take(np.zeros(0, dtype=np.intp)), np.zeros(0), launched, RATE, COMMON)
+    before = learn(train(launched.take(np.zeros(0, dtype=np.intp)), np.zeros(0)), launched, RATE, COMMON)
     assert before.weight @ before.mean == pytest.approx(RATE(launched, NOTHING))
 
 

@@ -30,22 +30,35 @@ class Theirs:
     total_output_tokens: int
 
 
-def run_theirs(python: str, url: str, point: MeasuredPoint, isl: int, osl: int, model: str, seed: int) -> Theirs:
-    """Run it with the same lengths and as many prompts as our point had. Raises SgtuneError with its last lines."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TheirLoad:
+    """What their benchmark sends: the lengths and as many prompts as our point had."""
+
+    point: MeasuredPoint
+    isl: int
+    osl: int
+    model: str
+    seed: int
+
+
+def run_theirs(python: str, url: str, load: TheirLoad) -> Theirs:
+    """Run their benchmark with the load of our point. Raises SgtuneError with its last lines."""
+    point = load.point
     if shutil.which(python) is None:
         raise InputError(f"--cross-check: no program '{python}' here that could be started")
     address = Address.parse(url)
     with tempfile.TemporaryDirectory(prefix="sgtune-cross-") as folder:
         out = Path(folder) / "out.jsonl"
         clients, rate = point.workload.concurrency, point.settings.request_rate
-        load = ("--request-rate", str(rate)) if rate else ("--max-concurrency", str(clients))
+        rate_or_clients = ("--request-rate", str(rate)) if rate else ("--max-concurrency", str(clients))
         words = [
             "--backend", "sglang", "--base-url", f"{'https' if address.secure else 'http'}://{address.host}:{address.port}",
             "--dataset-name", "random-ids",
-            "--random-input-len", str(isl), "--random-output-len", str(osl),
-            "--random-range-ratio", str(point.workload.isl.range_ratio), *load,
-            "--num-prompts", str(max(clients, point.window.requests)), "--seed", str(seed), "--tokenize-prompt",
-            "--flush-cache", "--disable-tqdm", "--output-file", str(out), *(("--model", model) if model else ()),
+            "--random-input-len", str(load.isl), "--random-output-len", str(load.osl),
+            "--random-range-ratio", str(point.workload.isl.range_ratio), *rate_or_clients,
+            "--num-prompts", str(max(clients, point.window.requests)), "--seed", str(load.seed), "--tokenize-prompt",
+            "--flush-cache", "--disable-tqdm", "--output-file", str(out),
+            *(("--model", load.model) if load.model else ()),
         ]  # fmt: skip
         said = ""
         for module in MODULES:

@@ -17,7 +17,7 @@ from models.workload import Slo, Workload
 from tuner.bench.requests import RequestOutcome, Share, StreamProgress
 from tuner.bench.server_side import Address, Load, flush_cache, mean_load, read_load
 from tuner.bench.verdict import PointRequest, judge
-from tuner.bench.window import Window, window_of
+from tuner.bench.window import Window, WindowRules, window_of
 from tuner.bench.worker_pool import Crew
 from tuner.bench.workload_sources import arrivals_s
 from tuner.choices import Arrival, Backend
@@ -61,6 +61,7 @@ class Settings:
     workers: int = 0
     key: str | None = None
     flush: bool = True
+    slos: tuple[Slo, ...] = ()
     roofline_tok_s: float = math.inf
 
     @property
@@ -138,44 +139,62 @@ class MeasuredPoint:
 
 
 def measure_for_tuner(
-    seed: int, settings: Settings, throttles: Callable[[], Sequence[str]] = tuple, slos: Sequence[Slo] = ()
+    seed: int, settings: Settings, throttles: Callable[[], Sequence[str]] = tuple
 ) -> Callable[[str, Workload, Alive], Measurement]:
     """Return what a live engine calls for each point of its ladder; prompts are new ones whenever it is asked."""
 
     def measure(url: str, workload: Workload, alive: Alive) -> Measurement:
         own = zlib.crc32(f"{seed}/{workload.concurrency}/{time.time_ns()}".encode())
         chosen = settings if workload.request_rate is None else settings.at_rate(workload)
-        return measure_point(
-            url, workload, slos=slos, seed=own, settings=chosen, alive=alive, throttles=throttles
-        ).measurement()
+        around = Surroundings(alive=alive, throttles=throttles)
+        return measure_point(url, workload, seed=own, settings=chosen, around=around).measurement()
 
     return measure
+
+
+def no_liveness_check() -> None:
+    """Take the server to be alive."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What is called while a point is measured.
+
+    `alive` is called every fifth of a second and may raise; `watch` shows progress; `throttles` names what held the
+    GPUs back, and is called at the end.
+    """
+
+    alive: Alive = no_liveness_check
+    watch: Watcher | None = None
+    throttles: Callable[[], Sequence[str]] = tuple
+
+
+NOTHING_AROUND = Surroundings()
 
 
 def measure_point(
     url: str,
     workload: Workload,
     *,
-    slos: Sequence[Slo] = (),
-    seed: int = 0,
     settings: Settings | None = None,
-    alive: Alive | None = None,
-    watch: Watcher | None = None,
-    throttles: Callable[[], Sequence[str]] = tuple,
+    seed: int = 0,
+    around: Surroundings = NOTHING_AROUND,
 ) -> MeasuredPoint:
     """Measure one point of a running server. Prompts are unique by `seed`.
 
-    `alive` is called every fifth of a second and may raise; `throttles` names what held the GPUs back, asked at the
-    end. Raises LaunchFailed (stalled) when no token has come for a minute, SgtuneError when no request succeeds.
+    Raises LaunchFailed (stalled) when no token has come for a minute, SgtuneError when no request succeeds.
     """
     chosen, address = settings or Settings(), Address.parse(url)
     flushed = flush_cache(address, chosen.key) if chosen.flush else False
     shares = shares_of(address, workload, chosen, seed)
-    run = _Run(workload, chosen, address, alive or _nothing, watch, shares[0].start)
+    run = _Run(clients=workload.concurrency, chosen=chosen, address=address, around=around, start=shares[0].start)
     with Crew(shares) as crew:
         start, end = run.drive(crew)
         outcomes = crew.stop()
-    window = window_of(outcomes, start, end, slos, chosen.shared_prefix, seed, open_loop=chosen.open_loop)
+    rules = WindowRules(
+        start=start, end=end, slos=chosen.slos, shared_prefix=chosen.shared_prefix, open_loop=chosen.open_loop
+    )
+    window = window_of(outcomes, rules, seed)
     if window.requests == window.errors:
         why = window.error_example or "none came to its end in time; raise --duration or ask for fewer output tokens"
         raise SgtuneError(f"no request succeeded at concurrency {workload.concurrency}: {why}")
@@ -185,7 +204,7 @@ def measure_point(
         text=bool(chosen.prompts),
         roofline_tok_s=chosen.roofline_tok_s,
     )
-    verdict, why = judge(asked, window, outcomes, list(throttles()))
+    verdict, why = judge(asked, window, outcomes, list(around.throttles()))
     return MeasuredPoint(
         workload=workload,
         settings=chosen,
@@ -197,10 +216,6 @@ def measure_point(
         warm_up_s=start - run.started,
         outcomes=tuple(outcomes),
     )
-
-
-def _nothing() -> None:
-    """Nobody asked to be asked."""
 
 
 def shares_of(address: Address, workload: Workload, chosen: Settings, seed: int) -> list[Share]:
@@ -251,33 +266,34 @@ def _lengths(workload: Workload, chosen: Settings, seed: int) -> tuple[list[int]
     return workload.isl.sample(count, rng).tolist(), workload.osl.sample(count, rng).tolist()
 
 
+@dataclass(slots=True, kw_only=True)
 class _Run:
     """The clock of one point: when the warm-up ends, when the window does."""
 
-    def __init__(
-        self, workload: Workload, chosen: Settings, address: Address, alive: Alive, watch: Watcher | None, start: float
-    ) -> None:
-        self._clients, self._chosen, self._address = workload.concurrency, chosen, address
-        self._alive, self._watch, self._start = alive, watch, start
-        self.started = time.monotonic()
-        self._polled = 0.0
-        self.loads: list[Load] = []
+    clients: int
+    chosen: Settings
+    address: Address
+    around: Surroundings
+    start: float
+    started: float = field(default_factory=time.monotonic)
+    polled: float = 0.0
+    loads: list[Load] = field(default_factory=list)
 
     def drive(self, crew: Crew) -> tuple[float, float]:
         """Run warm-up and window; return the window's start and end."""
-        if self._chosen.open_loop:
+        if self.chosen.open_loop:
             return self._drive_open(crew)
-        warm = self._until(crew, "warm-up", 0, self._clients, 0.0)
+        warm = self._until(crew, "warm-up", 0, self.clients, 0.0)
         self.loads.clear()
         start = time.monotonic()
-        self._until(crew, "window", warm.done, math.ceil(self._chosen.waves * self._clients), self._chosen.least_s)
+        self._until(crew, "window", warm.done, math.ceil(self.chosen.waves * self.clients), self.chosen.least_s)
         return start, time.monotonic()
 
     def _drive_open(self, crew: Crew) -> tuple[float, float]:
-        length = self._chosen.open_window_s
-        start = self._start + OPEN_WARM_UP * length
-        end, wanted = start + length, math.ceil((1.0 + OPEN_WARM_UP) * length * self._chosen.request_rate)
-        while (now := time.monotonic()) < self._start + self._chosen.most_s:
+        length = self.chosen.open_window_s
+        start = self.start + OPEN_WARM_UP * length
+        end, wanted = start + length, math.ceil((1.0 + OPEN_WARM_UP) * length * self.chosen.request_rate)
+        while (now := time.monotonic()) < self.start + self.chosen.most_s:
             word = crew.listen(POLL_S)
             if now < start:
                 self.loads.clear()
@@ -293,24 +309,24 @@ class _Run:
             word = crew.listen(POLL_S)
             self._look(word, phase, word.done - before, wanted)
             spent = time.monotonic() - began
-            if (word.done - before >= wanted and spent >= least_s) or spent >= self._chosen.most_s:
+            if (word.done - before >= wanted and spent >= least_s) or spent >= self.chosen.most_s:
                 return word
 
     def _look(self, word: StreamProgress, phase: str, done: int, wanted: int) -> None:
-        self._alive()
+        self.around.alive()
         now = time.monotonic()
         if word.in_flight and word.silent_s > STALLED_S:
             reason = f"{word.in_flight} requests in flight and no token for {word.silent_s:.0f} s"
             raise LaunchFailed(FailureKind.STALLED, reason, now - self.started)
-        if now - self._polled > LOAD_POLL_S:
-            self._polled = now
-            self.loads.append(read_load(self._address, self._chosen.key))
-        if self._watch is not None:
+        if now - self.polled > LOAD_POLL_S:
+            self.polled = now
+            self.loads.append(read_load(self.address, self.chosen.key))
+        if self.around.watch is not None:
             elapsed = now - self.started
             rate = word.tokens / max(elapsed - START_DELAY_S, 1.0)
-            self._watch(
+            self.around.watch(
                 LivePoint(
-                    concurrency=self._clients,
+                    concurrency=self.clients,
                     phase=phase,
                     done=done,
                     wanted=wanted,

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from hwprobe.errors import InputError
 from hwprobe.plain_text import one_line
-from tuner.server.ask import NO_ANSWER, ask, count, items, json_answer, mapping, number
+from tuner.server.ask import NO_ANSWER, HttpRequest, ask, count, items, json_answer, mapping, number
 
 ANSWER_S = 10.0
 FLUSH_TRIES = 50
@@ -50,9 +50,10 @@ def asked(
 ) -> tuple[int, Any]:
     """Return status and answer (JSON where it is JSON). Raises one of NO_ANSWER when there is none."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    status, text = ask(
-        address.host, address.port, method, path, timeout_s=timeout_s, secure=address.secure, headers=headers
+    request = HttpRequest(
+        host=address.host, port=address.port, secure=address.secure, method=method, path=path, headers=headers
     )
+    status, text = ask(request, timeout_s)
     try:
         return status, json_answer(text)
     except ValueError:

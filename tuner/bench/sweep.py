@@ -11,11 +11,11 @@ from typing import Any, Protocol
 from hwprobe.errors import InputError, SgtuneError
 from hwprobe.files import write_atomic
 from models.workload import Slo, Workload
-from tuner.bench.cross_check import Theirs, run_theirs
+from tuner.bench.cross_check import TheirLoad, Theirs, run_theirs
 from tuner.bench.formats import json_lines, point_document, point_record, request_lines, sglang_record
 from tuner.bench.max_clients import Knee, find_knee
 from tuner.bench.plot import plot_html
-from tuner.bench.point import LivePoint, MeasuredPoint, Settings, measure_point
+from tuner.bench.point import LivePoint, MeasuredPoint, Settings, Surroundings, measure_point
 from tuner.bench.server_side import Address, ServerFacts, read_facts
 from tuner.bench.workload_sources import dataset_prompts, lognormal_lengths, recorded_lengths
 from tuner.choices import Arrival, Backend
@@ -124,7 +124,7 @@ class BenchQuestion:
         return Settings(
             backend=self.backend, model=model, waves=self.waves, least_s=self.point_s, most_s=self.most_s,
             vocabulary=self.vocabulary, shared_prefix=self.shared_prefix, prompts=prompts, lengths=lengths,
-            workers=self.workers, key=self.key,
+            workers=self.workers, key=self.key, slos=tuple(self.slos),
         )  # fmt: skip
 
 
@@ -175,10 +175,9 @@ def run_bench(question: BenchQuestion, screen: SweepDisplay) -> BenchAnswer:
             chosen = replace(settings, arrival=question.arrival, request_rate=load)
         seed = question.seed * 1_000_003 + len(answer.points)
         try:
-            point = measure_point(
-                question.url, replace(question.workload, concurrency=clients), slos=question.slos, seed=seed,
-                settings=chosen, watch=screen.live,
-            )  # fmt: skip
+            workload = replace(question.workload, concurrency=clients)
+            around = Surroundings(watch=screen.live)
+            point = measure_point(question.url, workload, seed=seed, settings=chosen, around=around)
         except LaunchFailed as failure:
             raise SgtuneError(f"the server stopped answering: {failure.evidence}") from failure
         answer.points.append(point)
@@ -187,7 +186,8 @@ def run_bench(question: BenchQuestion, screen: SweepDisplay) -> BenchAnswer:
         if question.cross_check:
             isl, osl = question.workload.isl.nominal, question.workload.osl.nominal
             model = str(facts.info.get("model_path") or facts.served_model)
-            answer.theirs.append(run_theirs(question.cross_check, question.url, point, isl, osl, model, seed + 1))
+            same = TheirLoad(point=point, isl=isl, osl=osl, model=model, seed=seed + 1)
+            answer.theirs.append(run_theirs(question.cross_check, question.url, same))
         return point
 
     _measure_all(question, answer, measure)

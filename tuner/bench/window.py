@@ -84,17 +84,20 @@ def _counts(seen: Seen, start: float, end: float, *, open_loop: bool) -> bool:
     return start <= (seen.planned if open_loop else seen.ended) <= end
 
 
-def window_of(
-    outcomes: Sequence[RequestOutcome],
-    start: float,
-    end: float,
-    slos: Sequence[Slo],
-    shared_prefix: int,
-    seed: int,
-    *,
-    open_loop: bool = False,
-) -> Window:
-    """Return the figures of [start, end]: latencies of the requests that count there, tokens that came in it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowRules:
+    """What counts: seconds from start to end, the limits of goodput, tokens that all prompts share on purpose."""
+
+    start: float
+    end: float
+    slos: Sequence[Slo] = ()
+    shared_prefix: int = 0
+    open_loop: bool = False
+
+
+def window_of(outcomes: Sequence[RequestOutcome], rules: WindowRules, seed: int) -> Window:
+    """Return the figures of a window: latencies of the requests that count there, tokens that came in it."""
+    start, end, slos, open_loop = rules.start, rules.end, rules.slos, rules.open_loop
     rng = np.random.default_rng(seed)
     everything = [seen for outcome in outcomes for seen in outcome.seen]
     ended = [seen for seen in everything if _counts(seen, start, end, open_loop=open_loop)]
@@ -130,7 +133,7 @@ def window_of(
         e2e=spread_ms(e2e, rng),
         chunk_gap=spread_ms(np.concatenate([_gaps(o, start, end) for o in outcomes] or [np.zeros(0)]), rng),
         tokens_per_chunk=sum(seen.tokens for seen in good) / max(1, chunks),
-        cached_share=sum(max(0, seen.cached - shared_prefix) for seen in good) / max(1.0, prompt),
+        cached_share=sum(max(0, seen.cached - rules.shared_prefix) for seen in good) / max(1.0, prompt),
         wrong_lengths=sum(_wrong_length(seen) for seen in good) / max(1, len(good)),
         generator=_generator(outcomes, ended, start, end, rate * seconds),
         drift=drift,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,18 +28,20 @@ if TYPE_CHECKING:
     pass
 
 
-def live_engine(
-    runner: Runner,
-    context: Context,
-    *,
-    model_path: str,
-    trials: Path,
-    point_s: float,
-    seed: int,
-    extra_flags: tuple[str, ...] = (),
-    smoke: Smoke | None = None,
-    slos: tuple[Slo, ...] = (),
-) -> LiveEngine:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveSettings:
+    """How a live engine launches and measures: the weights, a folder for logs, seconds per point, and what to check."""
+
+    model_path: str
+    trials: Path
+    point_s: float
+    seed: int
+    extra_flags: tuple[str, ...] = ()
+    smoke: Smoke | None = None
+    slos: tuple[Slo, ...] = ()
+
+
+def live_engine(runner: Runner, context: Context, live: LiveSettings) -> LiveEngine:
     """Build a live engine on a runner, holding this machine's GPUs unless the runner emulates them.
 
     Raises InputError when another tuner holds one of them.
@@ -52,15 +55,15 @@ def live_engine(
     def throttles() -> list[str]:
         return sorted({reason for reasons in read_throttles(uuids).values() for reason in reasons}) if uuids else []
 
-    settings = Settings(least_s=point_s, vocabulary=context.arch.vocab_size)
+    settings = Settings(least_s=live.point_s, vocabulary=context.arch.vocab_size, slos=live.slos)
     return LiveEngine(
         runner=runner,
         context=context,
-        model_path=model_path,
-        trials=trials,
-        measure=measure_for_tuner(seed, settings, throttles, slos),
-        extra_flags=extra_flags,
-        smoke=smoke,
+        model_path=live.model_path,
+        trials=live.trials,
+        measure=measure_for_tuner(live.seed, settings, throttles),
+        extra_flags=live.extra_flags,
+        smoke=live.smoke,
         closing=closing,
     )
 

@@ -23,12 +23,12 @@ from models.workload import Workload
 from planner.launch import launch_spec
 from tuner.engines.runners import Runner
 from tuner.seam import FailureKind, LaunchFailed, Measurement, ServerInfo
-from tuner.server.ask import NO_ANSWER, ask
+from tuner.server.ask import NO_ANSWER, HttpRequest, ask
 from tuner.server.figures import BootFigures, boot_figures
 from tuner.server.gate import Gate
 from tuner.server.ports import Ports
 from tuner.server.process import ServerProcess
-from tuner.server.readiness import PHASES, Phase, Ready, Smoke, died, unheard, wait_until_ready
+from tuner.server.readiness import PHASES, ExpectedStart, Phase, Ready, Smoke, died, unheard, wait_until_ready
 
 HOST = "127.0.0.1"
 PORT_TRIES = 3
@@ -95,6 +95,9 @@ class LiveEngine:
                     raise
         return self._start(config, number, self.ports.next(), words)
 
+    def _expected(self, served_name: str) -> ExpectedStart:
+        return ExpectedStart(served_name=served_name, phases=self.phases, smoke=self.smoke, entered=self.entered)
+
     def _start(self, config: ServerConfig, number: int, port: int, words: Words) -> LiveServer:
         nonce = f"sgtune-{number}-{secrets.token_hex(4)}"
         typed, environment = words(port)
@@ -109,7 +112,7 @@ class LiveEngine:
             raise LaunchFailed(FailureKind.SUPERVISOR, f"the supervisor did not start: {error}", 0.0) from error
         with ExitStack() as undo:
             undo.callback(process.stop)
-            ready = wait_until_ready(process, port, nonce, self.phases, self.smoke, self.entered)
+            ready = wait_until_ready(process, port, self._expected(nonce))
             table = table_of([config])
             ledger = ledger_of(self.context.memory(table), table, 0)
             figures = boot_figures(process.log_text(), ready.server_info, ledger)
@@ -175,7 +178,8 @@ class LiveServer:
 def abort_all(port: int) -> None:
     """Ask the server to drop its requests: SGLang drains on SIGTERM, however long they are."""
     with suppress(*NO_ANSWER):  # it will be killed instead
-        ask(HOST, port, "POST", "/abort_request", timeout_s=ABORT_S, body={"abort_all": True})
+        abort = HttpRequest(host=HOST, port=port, method="POST", path="/abort_request", body={"abort_all": True})
+        ask(abort, ABORT_S)
 
 
 class _Watch:

@@ -66,15 +66,20 @@ def spec_of(record: TrialRecord, manifest: Manifest, parameters: Parameters) -> 
     return spec.with_words(without_secrets(manifest.server_flags))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedTrial:
+    """A trial among all those of its run."""
+
+    record: TrialRecord
+    records: Sequence[TrialRecord]
+    manifest: Manifest
+
+
 def trial_export(
-    record: TrialRecord,
-    records: Sequence[TrialRecord],
-    manifest: Manifest,
-    parameters: Parameters,
-    command: str,
-    documents: Mapping[str, Any] | None = None,
+    trial: ExportedTrial, parameters: Parameters, command: str, documents: Mapping[str, Any] | None = None
 ) -> Exportable:
     """Return a trial ready to be written."""
+    record, records, manifest = trial.record, trial.records, trial.manifest
     standing = next((s for s in standings(records) if record in s.launches), None)
     real = manifest.engine in REAL_ENGINES
     chosen = parameters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from models.serving.estimate import Context
 from tuner.choices import EngineName
-from tuner.engines.build import emulated_runner, live_engine
+from tuner.engines.build import LiveSettings, emulated_runner, live_engine
 from tuner.engines.runners import DockerRunner, LocalRunner, Runner
 from tuner.engines.simulated import SimulatedEngine
 from tuner.evidence.run_folder import RunFolder
@@ -17,9 +17,7 @@ def engine_of(question: TuneQuestion, context: Context, folder: RunFolder) -> En
     """Build the engine of --engine. Raises InputError when another tuner holds one of this machine's GPUs."""
     if question.engine is EngineName.SIMULATED:
         return SimulatedEngine(question.world, context, question.seed, slos=question.plan.slos)
-    return live_engine(
-        _runner(question, context, folder),
-        context,
+    live = LiveSettings(
         model_path=question.model_path,
         trials=folder.path / "trials",
         point_s=question.point_s,
@@ -28,6 +26,7 @@ def engine_of(question: TuneQuestion, context: Context, folder: RunFolder) -> En
         smoke=_smoke(question.smoke),
         slos=question.plan.slos,
     )
+    return live_engine(_runner(question, context, folder), context, live)
 
 
 def _smoke(text: str | None) -> Smoke | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,16 @@ def baseline_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
     return next((r for r in records if r.source == BASELINE and r.target is not None), None)
 
 
-def result_document(
-    run: Path,
-    manifest: Manifest,
-    records: Sequence[TrialRecord],
-    stop_reason: str,
-    exports: Sequence[Path],
-    calibrated: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnd:
+    """Why a run ended, the launch files it wrote, and what its engine profile says."""
+
+    stop_reason: str
+    exports: tuple[Path, ...]
+    calibrated: dict[str, Any] | None = None
+
+
+def result_document(run: Path, manifest: Manifest, records: Sequence[TrialRecord], end: RunEnd) -> dict[str, Any]:
     """Return the document of `sgtune tune --json`."""
     best, baseline = winner_of(records), baseline_of(records)
     known = {standing.first.number: standing for standing in standings(records)}
@@ -61,10 +63,10 @@ def result_document(
             "measured_over_predicted": [asdict(residual) for residual in residuals(records)],
         },
         "pareto": pareto_of(records),
-        "calibrated": calibrated,
+        "calibrated": end.calibrated,
         "engine_hours": sum(r.spent_s for r in records) / 3600,
-        "stopped": stop_reason,
-        "exports": [str(path) for path in exports],
+        "stopped": end.stop_reason,
+        "exports": [str(path) for path in end.exports],
     }
 
 

@@ -22,7 +22,7 @@ from tuner.run.loop import Loop, Reporter, TuneTask
 from tuner.run.question import TuneQuestion
 from tuner.seam import Engine
 from tuner.search.configurations import candidates_of
-from tuner.search.optuna_study import StudyIndex
+from tuner.search.optuna_study import Proposer, StudyIndex
 from tuner.search.space import TuningSpace, tuning_space
 from tuner.slices.records import SliceFile, slice_for, sliced_engine
 from tuner.slices.screening import SliceScreening
@@ -123,10 +123,8 @@ def open_loop(prepared: Prepared, reporter: Reporter) -> tuple[Loop, bool]:
         folder, records, torn = _new_folder(question, manifest), [], False
     with ExitStack() as undo:  # whatever fails from here on lets go of the folder
         undo.callback(folder.release)
-        index = StudyIndex(
-            folder.study_file, prepared.space, records, sampler=question.sampler, seed=question.seed,
-            goal=question.goal,
-        )  # fmt: skip
+        proposer = Proposer(sampler=question.sampler, seed=question.seed, goal=question.goal)
+        index = StudyIndex(folder.study_file, prepared.space, records, proposer)
         engine = engine_of(question, plan.context, folder)
         undo.pop_all()
     task = TuneTask(

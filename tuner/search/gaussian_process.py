@@ -37,30 +37,39 @@ class Posterior:
     weight: Array
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSet:
+    """Rows that were launched, and the logarithm of what was measured of each."""
+
+    rows: Candidates
+    log_measured: Array
+
+
 def learn(
-    told: Candidates, known: Array, asked: Candidates, figure: Figure, common: float, against: int | None = None
+    train: TrainingSet, query: Candidates, figure: Figure, common: float, against: int | None = None
 ) -> Posterior:
-    """Return what launched rows (`told`) with logarithms of measurements (`known`) say of the rows asked for.
+    """Return what launched rows say of the rows of a query.
 
     `common` is the spread of what all rows share. With `against`, the answer is every row's figure less that of the
-    told row in this place: what both have in common, the measurement's luck included, then cancels.
+    launched row in this place: what both have in common, the measurement's luck included, then cancels.
     """
-    names, features = knob_features((told, asked))
+    X_train, y_train, X_query = train.rows, train.log_measured, query
+    names, features = knob_features((X_train, X_query))
     inputs = _Inputs(np.array([name.split()[0] in UNSCALED for name in names], dtype=bool), common)
-    count = len(known)
-    departure = np.zeros(len(PHYSICS))
+    count = len(y_train)
+    parameter_shift_sigmas = np.zeros(len(PHYSICS))
     for _ in range(ROUNDS if count else 0):
-        here, by = slopes(told, departure, figure)
-        fits, weight = _fits(inputs, by, features[:count], known - here + by @ departure)
+        here, by = slopes(X_train, parameter_shift_sigmas, figure)
+        fits, weight = _fits(inputs, by, features[:count], y_train - here + by @ parameter_shift_sigmas)
         moved = [size[0] * (gp.X_train_.T @ gp.alpha_)[: len(PHYSICS)] for gp, size in zip(fits, SIZES, strict=True)]
-        departure = np.clip(weight @ np.array(moved), -FARTHEST, FARTHEST)
-    here, by = slopes(told, departure, figure) if count else (np.zeros(0), np.zeros((0, len(PHYSICS))))
-    fits, weight = _fits(inputs, by, features[:count], known - here + by @ departure)
-    base, slope = slopes(asked, departure, figure)
-    base = base - slope @ departure
+        parameter_shift_sigmas = np.clip(weight @ np.array(moved), -FARTHEST, FARTHEST)
+    here, by = slopes(X_train, parameter_shift_sigmas, figure) if count else (np.zeros(0), np.zeros((0, len(PHYSICS))))
+    fits, weight = _fits(inputs, by, features[:count], y_train - here + by @ parameter_shift_sigmas)
+    base, slope = slopes(X_query, parameter_shift_sigmas, figure)
+    base = base - slope @ parameter_shift_sigmas
     rows = [inputs.of(slope, features[count:], size) for size in SIZES]
     if against is not None:
-        base = base - (here - by @ departure)[against]
+        base = base - (here - by @ parameter_shift_sigmas)[against]
         rows = [x - gp.X_train_[against] for x, gp in zip(rows, fits, strict=True)]
     found = [gp.predict(x, return_std=True) for x, gp in zip(rows, fits, strict=True)]
     deviation = np.maximum(np.array([spread for _, spread in found]), LEAST_DEVIATION)
@@ -79,13 +88,15 @@ class _Inputs:
         return np.hstack([slope * size[0], features * np.where(self.unscaled, 1.0, size[1]), shared])
 
 
-def _fits(inputs: _Inputs, slope: Array, features: Array, known: Array) -> tuple[list[GaussianProcessRegressor], Array]:
+def _fits(
+    inputs: _Inputs, slope: Array, features: Array, y_train: Array
+) -> tuple[list[GaussianProcessRegressor], Array]:
     """Return a regression for every size, and how likely the data make each size."""
     fits = [GaussianProcessRegressor(DotProduct(0.0, "fixed"), alpha=SCATTER**2, optimizer=None) for _ in SIZES]
-    if not len(known):
+    if not len(y_train):
         return fits, np.full(len(SIZES), 1.0 / len(SIZES))
     for gp, size in zip(fits, SIZES, strict=True):
-        gp.fit(inputs.of(slope, features, size), known)
+        gp.fit(inputs.of(slope, features, size), y_train)
     likely = np.array([gp.log_marginal_likelihood_value_ for gp in fits])
     weight = np.exp(likely - likely.max())
     return fits, weight / weight.sum()

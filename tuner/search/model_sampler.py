@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ from tuner.search.configurations import (
     undominated,
 )
 from tuner.search.expected_improvement import chance_below, expected_improvement, nothing_to_beat
-from tuner.search.gaussian_process import Posterior, learn
+from tuner.search.gaussian_process import Posterior, TrainingSet, learn
 from tuner.search.memory_belief import chance_it_holds, evidence
 from tuner.search.objective import Goal
 from tuner.search.space import CORE, TuningSpace
@@ -62,6 +62,15 @@ MISS_WEIGHT = 5.0
 
 # Reads a figure, not its logarithm, from a replay.
 Read = Callable[[Prediction], float] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Quantity:
+    """A figure to learn: its closed form, how to read it from a replay, and the spread of what all rows share."""
+
+    figure: Figure
+    read: Read
+    common: float
 
 
 class ModelGuidedSampler(BaseSampler):
@@ -191,33 +200,33 @@ class ModelGuidedSampler(BaseSampler):
         known = [self._sign * r.objective - goal.shift(r.config) for r in measured]
         best = best_of(measured)
         against = next((i for i, record in enumerate(measured) if record is best), None)
-        read = _objective_of(goal)
-        raw = self._learn(rows, known, self._figure, read, COMMON, replayed=replayed, against=against)
+        figure = _Quantity(figure=self._figure, read=_objective_of(goal), common=COMMON)
+        raw = self._learn(rows, np.array(known), figure, replayed=replayed, against=against)
         shift = np.array([goal.shift(config) for config in rows.configs]) - (goal.shift(best.config) if best else 0.0)
         return Posterior(self._sign * raw.mean + shift, raw.deviation, raw.weight)
 
     def _learn(
-        self, rows: Candidates, known: list[float], figure: Figure, read: Read, common: float, *,
-        replayed: bool, against: int | None = None,
-    ) -> Posterior:  # fmt: skip
-        """Learn a figure from what is measured of it; what the closed form misses against the replay counts as known.
+        self, rows: Candidates, log_measured: Array, quantity: _Quantity, *, replayed: bool, against: int | None = None
+    ) -> Posterior:
+        """Learn a quantity from its measurements; what the closed form misses against the replay counts as known.
 
         A row that is not replayed is taken to miss as much as those that were launched.
         """
         measured = self._measured()
-        told = rows_of(self._space, [(record.params, record.config) for record in measured])
-        missed = self._missed(told, figure, read)
+        launched = rows_of(self._space, [(record.params, record.config) for record in measured])
+        missed = self._missed(launched, quantity)
         typical = float(missed[against] if against is not None else missed.mean() if len(missed) else 0.0)
-        learned = learn(told, np.array(known) - missed, rows, figure, common, against)
-        gap = self._missed(rows, figure, read) if replayed else np.full(len(rows.configs), typical)
+        train = TrainingSet(rows=launched, log_measured=log_measured - missed)
+        learned = learn(train, rows, quantity.figure, quantity.common, against)
+        gap = self._missed(rows, quantity) if replayed else np.full(len(rows.configs), typical)
         return replace(learned, mean=learned.mean + gap - (missed[against] if against is not None else 0.0))
 
-    def _missed(self, rows: Candidates, figure: Figure, read: Read) -> Array:
+    def _missed(self, rows: Candidates, quantity: _Quantity) -> Array:
         """Return log(replay / closed form) of every row under the belief; 0 where a figure is not in the replay."""
-        if read is None or not rows.configs:
+        if quantity.read is None or not rows.configs:
             return np.zeros(len(rows.configs))
-        replayed = [max(read(self._replay(config)), 1e-9) for config in rows.configs]
-        return np.log(replayed) - figure(rows, np.zeros(len(PHYSICS)))
+        replayed = [max(quantity.read(self._replay(config)), 1e-9) for config in rows.configs]
+        return np.log(replayed) - quantity.figure(rows, np.zeros(len(PHYSICS)))
 
     def _replay(self, config: ServerConfig) -> Prediction:
         if config not in self._replays:
@@ -234,8 +243,8 @@ class ModelGuidedSampler(BaseSampler):
             return chance
         for slo in self._goal.constraining:
             known = [r.constraints[f"slo {slo}"] + math.log(slo.limit_ms) for r in self._measured()]
-            figure = of_point(str(slo.metric))
-            learned = self._learn(rows, known, figure, slo.value_ms, COMMON_SLO, replayed=replayed)
+            quantity = _Quantity(figure=of_point(str(slo.metric)), read=slo.value_ms, common=COMMON_SLO)
+            learned = self._learn(rows, np.array(known), quantity, replayed=replayed)
             below = chance_below((math.log(slo.limit_ms) - learned.mean) / learned.deviation)
             chance *= learned.weight @ below
         return chance

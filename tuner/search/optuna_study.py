@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,15 @@ class SamplerWarning(UserWarning):
     """A sampler failed, and a random proposal took its place."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposer:
+    """What proposes: a sampler by name, its seed, and the goal a model needs to know."""
+
+    sampler: SamplerName
+    seed: int
+    goal: Goal = field(default_factory=Goal)
+
+
 class StudyIndex:
     """Asks Optuna for parameters and tells it outcomes. The evidence is trials.jsonl, never this database.
 
@@ -46,25 +56,17 @@ class StudyIndex:
     resumed run proposes what the uninterrupted one would have.
     """
 
-    def __init__(
-        self,
-        file: Path,
-        space: TuningSpace,
-        records: Sequence[TrialRecord],
-        *,
-        sampler: SamplerName,
-        seed: int,
-        goal: Goal | None = None,
-    ) -> None:
+    def __init__(self, file: Path, space: TuningSpace, records: Sequence[TrialRecord], proposer: Proposer) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.simplefilter("ignore", ExperimentalWarning)
         file.unlink(missing_ok=True)
-        self._sampler, self._seed, self._space = sampler, seed, space
+        self._sampler, self._seed, self._space = proposer.sampler, proposer.seed, space
         self._distributions: dict[str, BaseDistribution] = {
             name: CategoricalDistribution(values) for name, values in space.choices.items()
         }
-        self._guide = _guide(space, self._distributions, goal or Goal(), seed) if sampler is SamplerName.MODEL else None
-        self._grid = Grid(_to_walk(space), seed) if sampler is SamplerName.GRID else None
+        by_model, by_grid = self._sampler is SamplerName.MODEL, self._sampler is SamplerName.GRID
+        self._guide = _guide(space, self._distributions, proposer) if by_model else None
+        self._grid = Grid(_to_walk(space), self._seed) if by_grid else None
         self._study = optuna.create_study(
             storage=RDBStorage(f"sqlite:///{file}"), study_name="sgtune", direction="maximize"
         )
@@ -162,11 +164,11 @@ def _to_walk(space: TuningSpace) -> dict[str, tuple[Choice, ...]]:
     }
 
 
-def _guide(space: TuningSpace, distributions: dict[str, BaseDistribution], goal: Goal, seed: int) -> ModelGuidedSampler:
+def _guide(space: TuningSpace, distributions: dict[str, BaseDistribution], proposer: Proposer) -> ModelGuidedSampler:
     if find_spec("sklearn") is None:
         raise InputError(
             "--sampler model needs scikit-learn: in the checkout, pip install '.[tune]', or choose --sampler tpe"
         )
     from tuner.search.model_sampler import ModelGuidedSampler  # scikit-learn is needed, and paid for, only here
 
-    return ModelGuidedSampler(space, distributions, goal=goal, seed=seed)
+    return ModelGuidedSampler(space, distributions, goal=proposer.goal, seed=proposer.seed)

@@ -9,6 +9,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from hwprobe.errors import InputError
@@ -21,23 +22,26 @@ LARGEST = 1e15  # beyond any count a server could mean, below where a float stop
 NO_ANSWER = (OSError, http.client.HTTPException, ValueError)
 
 
-def ask(
-    host: str,
-    port: int,
-    method: str,
-    path: str,
-    *,
-    timeout_s: float,
-    secure: bool = False,
-    headers: Mapping[str, str] | None = None,
-    body: Any = None,
-    most_bytes: int = MOST_ANSWER_BYTES,
-) -> tuple[int, bytes]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpRequest:
+    """One request to a server; `body` is sent as JSON."""
+
+    host: str
+    port: int
+    secure: bool = False
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: Any = None
+
+
+def ask(request: HttpRequest, timeout_s: float) -> tuple[int, bytes]:
     """Return status and body. Raises one of NO_ANSWER; TimeoutError when not all of it is there in time.
 
     A socket's own timeout starts anew with every byte, so a clock of ours ends the connection.
     """
-    if secure:
+    host, port = request.host, request.port
+    if request.secure:
         context = ssl.create_default_context()
         connection: http.client.HTTPConnection = http.client.HTTPSConnection(
             host, port, timeout=timeout_s, context=context
@@ -57,14 +61,15 @@ def ask(
     clock.daemon = True
     clock.start()
     try:
-        data = None if body is None else json.dumps(body)
-        connection.request(method, path, body=data, headers={"Content-Type": "application/json", **(headers or {})})
+        data = None if request.body is None else json.dumps(request.body)
+        headers = {"Content-Type": "application/json", **request.headers}
+        connection.request(request.method, request.path, body=data, headers=headers)
         response = connection.getresponse()
-        text = response.read(most_bytes + 1)
+        text = response.read(MOST_ANSWER_BYTES + 1)
         if late.is_set():
             raise TimeoutError(f"no whole answer within {timeout_s:g} s")
-        if len(text) > most_bytes:
-            raise ValueError(f"the answer to {path} is larger than {most_bytes >> 20} MiB")
+        if len(text) > MOST_ANSWER_BYTES:
+            raise ValueError(f"the answer to {request.path} is larger than {MOST_ANSWER_BYTES >> 20} MiB")
         return response.status, text
     except (OSError, http.client.HTTPException) as error:
         if late.is_set():

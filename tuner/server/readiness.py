@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuner.seam import FailureKind, LaunchFailed
-from tuner.server.ask import ask, json_answer
+from tuner.server.ask import HttpRequest, ask, json_answer
 from tuner.server.failure import LAST_LINES, PORT_LOST, classify
 from tuner.server.process import ServerProcess
 
@@ -69,22 +69,26 @@ class Smoke:
 
 
 def unheard(phase: str) -> None:
-    """Nobody wants to know which phase a start has entered."""
+    """Ignore the phase that a start has entered."""
 
 
-def wait_until_ready(
-    process: ServerProcess,
-    port: int,
-    served_name: str,
-    phases: tuple[Phase, ...] = PHASES,
-    smoke: Smoke | None = None,
-    entered: Callable[[str], None] = unheard,
-) -> Ready:
-    """Wait until the server has generated tokens. Raises LaunchFailed with class and evidence; the caller stops it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedStart:
+    """What a start should look like.
 
-    `entered` hears the name of each phase that begins.
     `served_name` is what the launch passed as --served-model-name: an answer with another name comes from a stranger.
+    `entered` hears the name of each phase that begins.
     """
+
+    served_name: str
+    phases: tuple[Phase, ...] = PHASES
+    smoke: Smoke | None = None
+    entered: Callable[[str], None] = unheard
+
+
+def wait_until_ready(process: ServerProcess, port: int, expected: ExpectedStart) -> Ready:
+    """Wait until the server has generated tokens. Raises LaunchFailed with class and evidence; the caller stops it."""
+    phases = expected.phases
     size: tuple[int, ...] = ()
     log, last = "", ""
     phase, since, moved = phases[0], time.monotonic(), time.monotonic()
@@ -100,7 +104,7 @@ def wait_until_ready(
             reached = max((p for p in phases if p.marker in log), key=phases.index)
             if reached is not phase:
                 phase, since = reached, now
-                entered(phase.name)
+                expected.entered(phase.name)
             lost = PORT_LOST.search(log)
             if lost is not None:
                 raise LaunchFailed(FailureKind.PORT, lost.group(0), now - process.started)
@@ -108,10 +112,10 @@ def wait_until_ready(
             raise _too_slow(process, phase, log)
         info = _healthy(port)
         if info is not None:
-            _check_identity(process, info, served_name)
+            _check_identity(process, info, expected.served_name)
             _check_output(process, port)
-            if smoke is not None:
-                _check_answer(process, port, smoke)
+            if expected.smoke is not None:
+                _check_answer(process, port, expected.smoke)
             return Ready(boot_s=time.monotonic() - process.started, server_info=info)
         time.sleep(POLL_S)
 
@@ -189,7 +193,7 @@ def _check_answer(process: ServerProcess, port: int, smoke: Smoke) -> None:
 
 def _ask(port: int, method: str, path: str, timeout_s: float, body: Any = None) -> dict[str, Any]:
     """Return the JSON answer, {} for an empty one. Raises OSError, HTTPException or ValueError."""
-    status, text = ask("127.0.0.1", port, method, path, timeout_s=timeout_s, body=body)
+    status, text = ask(HttpRequest(host="127.0.0.1", port=port, method=method, path=path, body=body), timeout_s)
     if status != http.client.OK:
         raise ValueError(f"HTTP {status}: {text[:300]!r}")
     answer = json_answer(text)

@@ -147,35 +147,38 @@ def launch_words(here: Layout, arch: ModelArchitecture, model_path: str, most_kv
     return [*words, "--json-model-override-args", override_text(arch)]
 
 
-def climb(
-    servers: Mapping[ModelArchitecture, Server],
-    rungs: Sequence[SliceLoad],
-    repeats: int,
-    here: Layout,
-    started: int,
-    shown: Callable[[str], None],
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceBoot:
+    """One boot of some slices: its number, and the loads that each slice measures `repeats` times."""
+
+    here: Layout
+    number: int
+    loads: Sequence[SliceLoad]
+    repeats: int
+
+
+def measure_loads(
+    boot: SliceBoot, servers: Mapping[ModelArchitecture, Server], shown: Callable[[str], None]
 ) -> Iterator[dict[str, Any]]:
-    """Measure every rung `repeats` times on slices that run side by side, taking turns: what drifts cancels.
+    """Measure every load on slices that run side by side, taking turns: what drifts cancels.
 
-    Yields point records as they come; a point nobody may use is measured once more. `started` numbers the boot.
+    Yields point records as they come; an invalid point is measured once more.
     """
-    for repeat in range(repeats):
-        for rung in rungs:
+    for repeat in range(boot.repeats):
+        for load in boot.loads:
             for arch, server in servers.items():
-                shown(f"{arch.num_hidden_layers} layers: {rung}, repeat {repeat + 1} of {repeats}")
-                measured = server.measure(rung.workload)
+                shown(f"{arch.num_hidden_layers} layers: {load}, repeat {repeat + 1} of {boot.repeats}")
+                measured = server.measure(load.workload)
                 if measured.verdict is not Verdict.OK:
-                    measured = server.measure(rung.workload)
-                yield point_record(here, arch, server, rung, measured, f"{started}.{repeat}")
+                    measured = server.measure(load.workload)
+                about = _about(boot.here, arch, server.info().kv_tokens)
+                yield about | _measured(arch, load, measured, f"{boot.number}.{repeat}")
 
 
-def point_record(
-    here: Layout, arch: ModelArchitecture, server: Server, rung: SliceLoad, measured: Measurement, number: str
-) -> dict[str, Any]:
-    """Return a point as `calibrate --points` reads it."""
-    config, kv_tokens = here.config, server.info().kv_tokens
+def _about(here: Layout, arch: ModelArchitecture, kv_tokens: int) -> dict[str, Any]:
+    """Return what a point's record says of the machine and the launch, as `calibrate --points` reads it."""
+    config = here.config
     return {
-        "id": f"slice{arch.num_hidden_layers}-{rung.isl}-{rung.osl}-c{rung.clients}-{number}",
         "metric_kind": "steady",
         "hardware": here.context.machine.name,
         "engine_version": str(here.context.version),
@@ -188,10 +191,17 @@ def point_record(
         "first_k_dense_replace": arch.first_k_dense_replace,
         "load_format": "dummy",
         "dataset": "random",
-        "isl": rung.isl,
-        "osl": rung.osl,
-        "concurrency": rung.clients,
         "launch_args": " ".join(here.words),
+    }
+
+
+def _measured(arch: ModelArchitecture, load: SliceLoad, measured: Measurement, number: str) -> dict[str, Any]:
+    """Return what a point's record says of the load and what it measured."""
+    return {
+        "id": f"slice{arch.num_hidden_layers}-{load.isl}-{load.osl}-c{load.clients}-{number}",
+        "isl": load.isl,
+        "osl": load.osl,
+        "concurrency": load.clients,
         "ttft_mean_ms": measured.ttft_ms["mean"],
         "tpot_mean_ms": measured.tpot_ms["mean"],
         "output_tok_s": measured.output_tok_s,

@@ -14,14 +14,14 @@ from typing import Any
 from hwprobe.errors import InputError, SgtuneError
 from models.architecture import ModelArchitecture
 from tuner.choices import EngineName
-from tuner.engines.build import emulated_runner, live_engine
+from tuner.engines.build import LiveSettings, emulated_runner, live_engine
 from tuner.engines.live import HOST
 from tuner.engines.runners import DockerRunner, LocalRunner, Runner
 from tuner.engines.simulated import SimulatedEngine
 from tuner.engines.world import World
 from tuner.seam import LaunchFailed, Server
 from tuner.server.ports import Ports, candidates
-from tuner.slices.launch import Layout, SliceLoad, climb, launch_words
+from tuner.slices.launch import Layout, SliceBoot, SliceLoad, launch_words, measure_loads
 
 # Servers that start at the same time take each an eighth of the ports, so that none takes another's.
 MOST_TOGETHER = 8
@@ -81,7 +81,8 @@ def run_slices(question: SliceQuestion, shown: Shown) -> Generator[dict[str, Any
         try:
             with ExitStack() as stack:
                 servers = _start(question, group, number * len(question.slices), stack, shown)
-                yield from climb(servers, question.rungs, question.repeats, question.here, number, shown)
+                boot = SliceBoot(here=question.here, number=number, loads=question.rungs, repeats=question.repeats)
+                yield from measure_loads(boot, servers, shown)
         except LaunchFailed as failure:
             layers = ", ".join(str(arch.num_hidden_layers) for arch in group)
             raise SgtuneError(
@@ -118,10 +119,10 @@ def _launch(question: SliceQuestion, arch: ModelArchitecture, number: int) -> tu
     if question.engine is EngineName.SIMULATED:
         engine = SimulatedEngine(question.world, context, question.seed)
         return engine.launch(here.config.with_flags(max_total_tokens=question.most_kv_tokens), number), engine.close
-    live = live_engine(
-        _runner(question), context, model_path=question.model_path, trials=question.where / "trials",
-        point_s=question.point_s, seed=question.seed,
-    )  # fmt: skip
+    settings = LiveSettings(
+        model_path=question.model_path, trials=question.where / "trials", point_s=question.point_s, seed=question.seed
+    )
+    live = live_engine(_runner(question), context, settings)
     with ExitStack() as undo:
         undo.callback(live.close)
         ports = Ports(candidates()[number % MOST_TOGETHER :: MOST_TOGETHER]) if question.together else live.ports

@@ -10,7 +10,7 @@ import pytest
 
 from tuner.bench.requests import RequestOutcome, Seen
 from tuner.bench.verdict import PointRequest, judge
-from tuner.bench.window import Window, window_of
+from tuner.bench.window import Window, WindowRules, window_of
 from tuner.seam import Verdict
 
 
@@ -49,13 +49,13 @@ def closed_loop(clients: int = 2, rounds: int = 40, request: Callable[[float], S
 def judged(
     *outcomes: RequestOutcome, asked: PointRequest | None = None, window: Window | None = None
 ) -> tuple[Verdict, str]:
-    found = window or window_of(outcomes, 0.5, 12.0, (), 0, 0)
+    found = window or window_of(outcomes, WindowRules(start=0.5, end=12.0), seed=0)
     return judge(asked or PointRequest(clients=2), found, outcomes, [])
 
 
 def test_a_sound_closed_loop_is_ok_and_its_figures_are_exact() -> None:
     requests = closed_loop()
-    window = window_of([outcome(requests)], 0.5, 12.0, (), 0, 0)
+    window = window_of([outcome(requests)], WindowRules(start=0.5, end=12.0), seed=0)
     assert judged(outcome(requests)) == (Verdict.OK, "")
     assert window.ttft.by["mean"] == pytest.approx(200.0)
     assert window.tpot.by["p99"] == pytest.approx(20.0)
@@ -110,7 +110,7 @@ def test_fault_16_a_window_that_drifts_is_unsteady(growth: float) -> None:
         return seen(at, tpot=speed[0])
 
     requests = [request(0.4 * number) for number in range(90)]
-    window = window_of([outcome(requests)], 0.0, 40.0, (), 0, 0)
+    window = window_of([outcome(requests)], WindowRules(start=0.0, end=40.0), seed=0)
     verdict, why = judge(PointRequest(clients=1), replace(window, in_flight=1.0), [outcome(requests)], [])
     assert verdict is Verdict.UNSTEADY
     assert ("slower" if growth > 1 else "faster") in why
@@ -121,7 +121,7 @@ def test_fault_17_prompts_served_from_the_cache_are_not_throughput() -> None:
     verdict, why = judged(cached)
     assert verdict is Verdict.CACHE_POLLUTED
     assert "64.0 %" in why
-    shared = window_of([cached], 0.5, 12.0, (), 64, 0)
+    shared = window_of([cached], WindowRules(start=0.5, end=12.0, shared_prefix=64), seed=0)
     assert judge(PointRequest(clients=2), shared, [cached], [])[0] is Verdict.OK, (
         "a prefix shared on purpose is no leak"
     )
@@ -145,12 +145,12 @@ def test_fault_17_a_dataset_that_repeats_itself_is_not_throughput() -> None:
 
 def test_an_open_loop_is_judged_by_the_requests_due_in_its_window() -> None:
     slow = [seen(0.5 * number, ttft=30.0) for number in range(20)]
-    window = window_of([outcome(slow)], 1.0, 5.0, (), 0, 0, open_loop=True)
+    window = window_of([outcome(slow)], WindowRules(start=1.0, end=5.0, open_loop=True), seed=0)
     assert window.requests == 9, "their ends lie behind the window"
     assert window.ttft.by["mean"] == pytest.approx(30e3)
     queued = [(1.0 + 0.5 * number, 1.0 + 0.5 * number) for number in range(8)]
     overrun = outcome(slow[:2], unfinished=queued)
-    window = window_of([overrun], 0.0, 5.0, (), 0, 0, open_loop=True)
+    window = window_of([overrun], WindowRules(start=0.0, end=5.0, open_loop=True), seed=0)
     verdict, why = judge(PointRequest(clients=0, rate=2.0), window, [overrun], [])
     assert (window.unended, verdict) == (8, Verdict.UNSTEADY)
     assert "more arrive than the server serves" in why
@@ -158,12 +158,12 @@ def test_an_open_loop_is_judged_by_the_requests_due_in_its_window() -> None:
 
 def test_chunk_gaps_are_those_of_the_window() -> None:
     found = outcome(closed_loop(), gaps_s=[9.0] * 10 + [0.02] * 50 + [9.0] * 5, gap_marks=[(2, 0), (5, 10), (120, 60)])
-    assert window_of([found], 0.5, 12.0, (), 0, 0).chunk_gap.by["mean"] == pytest.approx(20.0)
+    assert window_of([found], WindowRules(start=0.5, end=12.0), seed=0).chunk_gap.by["mean"] == pytest.approx(20.0)
 
 
 def test_throttled_gpus_are_named() -> None:
     requests = outcome(closed_loop())
-    window = window_of([requests], 0.5, 12.0, (), 0, 0)
+    window = window_of([requests], WindowRules(start=0.5, end=12.0), seed=0)
     assert judge(PointRequest(clients=2), window, [requests], ["power cap"]) == (
         Verdict.THROTTLED,
         "the GPUs were held back: power cap",
@@ -178,7 +178,7 @@ def test_fault_36_a_clock_that_jumps_or_a_suspended_machine_spoils_the_point() -
 @pytest.mark.parametrize("figure", [math.nan, math.inf, -1.0])
 def test_fault_37_impossible_figures_are_measurement_errors(figure: float) -> None:
     requests = outcome(closed_loop())
-    window = window_of([requests], 0.5, 12.0, (), 0, 0)
+    window = window_of([requests], WindowRules(start=0.5, end=12.0), seed=0)
     broken = replace(window, tpot=replace(window.tpot, by={**window.tpot.by, "mean": figure}))
     assert judged(requests, window=broken)[0] is Verdict.IMPOSSIBLE
     assert judged(requests, window=replace(window, output_tok_s=figure))[0] is Verdict.IMPOSSIBLE

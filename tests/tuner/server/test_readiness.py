@@ -14,7 +14,7 @@ import pytest
 from tuner.seam import FailureKind, LaunchFailed
 from tuner.server import readiness
 from tuner.server.process import ServerProcess
-from tuner.server.readiness import PHASES, wait_until_ready
+from tuner.server.readiness import PHASES, ExpectedStart, wait_until_ready
 
 # Answers like SGLang and logs every request as it does; MODE says what is wrong with it.
 SERVER = """
@@ -57,7 +57,7 @@ def ready(tmp_path: Path) -> Iterator[Callable[[str], object]]:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         started.append(ServerProcess([sys.executable, "-c", SERVER, str(port), mode], tmp_path, {}, drain_s=1.0))
-        return wait_until_ready(started[-1], port, "mine", QUICK)
+        return wait_until_ready(started[-1], port, ExpectedStart(served_name="mine", phases=QUICK))
 
     yield wait
     for process in started:
@@ -95,7 +95,7 @@ def test_a_server_that_answers_with_tokens_is_ready(ready: Callable[[str], objec
 def test_death_is_noticed_within_a_second(tmp_path: Path) -> None:
     process = ServerProcess([sys.executable, "-c", "import time; time.sleep(1); raise SystemExit(2)"], tmp_path, {})
     with pytest.raises(LaunchFailed) as failed:
-        wait_until_ready(process, 9, "mine")
+        wait_until_ready(process, 9, ExpectedStart(served_name="mine"))
     assert failed.value.seconds < 2.5
     process.stop()
     assert time.monotonic() - process.started < 4.0

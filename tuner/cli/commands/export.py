@@ -110,13 +110,14 @@ def _of_run(folder: Path, trial: int | None, parameters: Parameters) -> Exportab
     from tuner.cli.commands.tune import command_line
     from tuner.evidence.run_folder import read_manifest
     from tuner.evidence.trial_lines import read_trials
-    from tuner.launch_files.trial_export import chosen_trial, trial_export
+    from tuner.launch_files.trial_export import ExportedTrial, chosen_trial, trial_export
 
     manifest = read_manifest(folder)
     records = read_trials(folder / "trials.jsonl")
     chosen = chosen_trial(records, trial, folder)
     documents = {"hardware.json": read_profile(folder / "hardware.json")}
-    return trial_export(chosen, records, manifest, parameters, command_line(), documents)
+    source = ExportedTrial(record=chosen, records=records, manifest=manifest)
+    return trial_export(source, parameters, command_line(), documents)
 
 
 def _write(

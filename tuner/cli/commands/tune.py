@@ -141,19 +141,21 @@ def _finish(loop: Loop, prepared: Prepared, *, model_path: str, json: bool) -> N
     from planner.launch_files.targets import Target, possible_targets
     from tuner.cli.views.tune_result import show_calibrated, show_result
     from tuner.evidence.standings import winner_of
-    from tuner.launch_files.trial_export import trial_export
-    from tuner.run.result import result_document
+    from tuner.launch_files.trial_export import ExportedTrial, trial_export
+    from tuner.run.result import RunEnd, result_document
 
     manifest = prepared.question.manifest()
     best = winner_of(loop.records)
     exports: list[Path] = []
     if best is not None:
         parameters = Parameters(model_path=model_path)
-        winner = trial_export(best.first, loop.records, manifest, parameters, command_line())
+        trial = ExportedTrial(record=best.first, records=loop.records, manifest=manifest)
+        winner = trial_export(trial, parameters, command_line())
         possible = [t for t in possible_targets(winner.spec, parameters) if t in (Target.BASH, Target.YAML)]
         exports = winner.write(loop.folder.export_folder, possible)
     calibrated = _recalibrate(loop, prepared)
-    document = result_document(loop.folder.path, manifest, loop.records, loop.stop_reason, exports, calibrated)
+    end = RunEnd(stop_reason=loop.stop_reason, exports=tuple(exports), calibrated=calibrated)
+    document = result_document(loop.folder.path, manifest, loop.records, end)
     loop.folder.write("result.json", encode_json(document) + "\n")
     if json:
         print_json(document)

@@ -137,13 +137,12 @@ def _verified(
     seed: int,
     extra: tuple[str, ...],
 ) -> Verified:
-    from tuner.engines.build import live_engine
+    from tuner.engines.build import LiveSettings, live_engine
     from tuner.launch_files.verification import verify
 
     screen = console(stderr=True)
-    started = live_engine(
-        runner, context, model_path=claim.model_path, trials=where / "trials", point_s=point_s, seed=seed
-    )
+    live = LiveSettings(model_path=claim.model_path, trials=where / "trials", point_s=point_s, seed=seed)
+    started = live_engine(runner, context, live)
     screen.print(f"starting {claim.file} on the {runner.name} engine", markup=False)
     try:
         return verify(claim, started, extra, lambda text: screen.print(text, markup=False))
