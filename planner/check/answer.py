@@ -58,10 +58,10 @@ class CheckQuestion:
 class UnknownValues(InputError):
     """A launch line holds values that decide the answer and are not known here; `values` are to be asked for."""
 
-    def __init__(self, values: Sequence[UnknownValue]) -> None:
+    def __init__(self, values: Sequence[UnknownValue], doubted: Sequence[str] = ()) -> None:
         self.values = tuple(values)
         said = [f"{value.flag or 'a word of the line'} is {value.text[:80]}" for value in values]
-        super().__init__(f"{', '.join(said)}: unknown here, so there is no verdict; {how_to_give(values)}")
+        super().__init__(f"{', '.join(said)}: unknown here, so there is no verdict; {how_to_give(values, doubted)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +112,7 @@ def answer_check(question: CheckQuestion) -> CheckAnswer:
     """
     asked = [v for v in question.launch.unknown if v.flag != "--nnodes" or question.hardware_assumed]
     if asked:
-        raise UnknownValues(asked)
+        raise UnknownValues(asked, question.launch.doubted)
     machine = machine_of(question.hardware)
     words, assumed = _completed(question, machine)
     arguments = read_launch(words, question.version)

@@ -9,7 +9,7 @@ from typing import Any
 
 from hwprobe.errors import UnsupportedModel
 from models.architecture import MODELLED_WEIGHTS, ModelArchitecture, deepseek_r1
-from planner.check.model_names import NamedCheckpoint, named_checkpoint
+from planner.model_names import NamedCheckpoint, named_checkpoint
 from planner.violation import Severity, Violation
 
 # What --quantization says of a checkpoint without a config.json at hand: the modelled kinds, and what others are.
@@ -18,6 +18,7 @@ FOUR_BITS = (
     "awq", "awq_marlin", "gptq", "gptq_marlin", "marlin", "moe_wna16", "modelopt_fp4", "petit_nvfp4", "mxfp4",
     "nvfp4_online", "quark_mxfp4", "w4afp8", "mlx_q4", "quark_int4fp8_moe", "mxfp_w4a8", "auto-round",
 )  # fmt: skip
+NAME = "the path's name"
 FIX = (
     "name the FP8 checkpoint in --model-path, or give the config.json of an FP8, INT8 or BF16 export of DeepSeek-R1, "
     "V3 or V3.1 with --model"
@@ -76,22 +77,27 @@ def _by_config(given: ModelArchitecture, values: Mapping[str, Any]) -> ServedMod
 
 
 def _by_line(path: str, values: Mapping[str, Any]) -> ServedModel:
-    named = named_checkpoint(path)
+    """Return the model that the path names, or --served-model-name where the path names none."""
+    shown, named, flag = path, named_checkpoint(path), "the path's name"
+    served = str(values.get("served_model_name") or "")
+    if named.model is None and served:
+        other = named_checkpoint(served)
+        if other.model is not None:
+            kinds = other if named.label is None else named
+            shown, flag = served, "--served-model-name"
+            named = replace(other, label=kinds.label, method=kinds.method)
     if named.is_other:
         raise UnsupportedModel(
-            f"'{path[:100]}' names no DeepSeek-R1, V3 or V3.1 and is not modelled: no verdict on memory or speed; "
+            f"'{shown[:100]}' names no DeepSeek-R1, V3 or V3.1 and is not modelled: no verdict on memory or speed; "
             "if it is one of these under another name, give its config.json with --model"
         )
     asked = values.get("quantization")
-    method, basis = _weights(path, named, None if asked == "unquant" else asked)
+    method, basis = _weights(shown, named, None if asked == "unquant" else asked)
     arch = deepseek_r1() if method == "fp8" else deepseek_r1().quantised(method)
+    basis = f"{arch.weights} weights, {basis.replace(NAME, flag)}"
     if named.model is not None:
-        return ServedModel(arch=replace(arch, name=path), basis=f"{arch.weights} weights, {basis}")
-    return ServedModel(
-        arch=arch,
-        basis=f"{arch.weights} weights, {basis}",
-        assumed=f"DeepSeek-R1 with {arch.weights} weights",
-    )
+        return ServedModel(arch=replace(arch, name=shown), basis=basis)
+    return ServedModel(arch=arch, basis=basis, assumed=f"DeepSeek-R1 with {arch.weights} weights")
 
 
 def _weights(path: str, named: NamedCheckpoint, asked: str | None) -> tuple[str | None, str]:
@@ -104,7 +110,7 @@ def _weights(path: str, named: NamedCheckpoint, asked: str | None) -> tuple[str 
     if asked is None:
         if named.label is None:
             return "fp8", "as DeepSeek publishes it"
-        return named.method, "from the path's name"
+        return named.method, f"from {NAME}"
     method = QUANTIZATION[asked]
     if named.label is not None and named.method is None and method == "fp8":
         raise _not_modelled(path, "its name says BF16 and --quantization fp8 converts it while loading")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 from planner.assumption import Assumption
 from planner.shell.scope import Scope
@@ -15,6 +16,18 @@ _KUBERNETES = re.compile(r"\$\$|\$\((?P<name>[A-Za-z_][\w.-]*)\)")
 _TEMPLATE = re.compile(
     r"\{\{-?\s*(?P<name>[\w.$-]+)\s*(?:\|\s*default\s+\"?(?P<default>[\w./:-]+)\"?[^}]*|[^}]*?)-?\}\}"
 )
+
+
+def split_words(raw: str) -> list[str]:
+    """Split a text as a shell splits words, without expanding anything; unknown places stay whole."""
+    places = re.findall(r"\0[^\0]*\0", raw)
+    held = re.sub(r"\0[^\0]*\0", "\x01", raw)
+    try:
+        words = shlex.split(held)
+    except ValueError:
+        words = held.split()
+    left = iter(places)
+    return [re.sub("\x01", lambda _: next(left, ""), word) for word in words]
 
 
 def compose_text(text: str, scope: Scope) -> Text:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from planner.assumption import Assumption, UnknownValue
@@ -13,11 +13,10 @@ from planner.sglang.flags import flags_by_name
 from planner.shell.values import Text, merged
 
 # The tag of SGLang's own images; an image that only builds on SGLang (Dynamo's) has a version of its own.
-IMAGE_VERSION = re.compile(r"(?:^|[/\s])(?:sglang(?:-rocm)?|sgl-dev):v?(?P<version>\d+\.\d+\.\d+(?:\.post\d+)?)")
+IMAGE_VERSION = re.compile(r"(?:^|[/\s\"'])(?:sglang(?:-rocm)?|sgl-dev):v?(?P<version>\d+\.\d+\.\d+(?:\.post\d+)?)")
 # Flags beside the harmless ones of the ledger whose value may stay unknown.
 HARMLESS = frozenset({"port", "served_model_name", "init_expert_location"})
 MODEL_FLAGS = ("--model-path", "--model")
-_NAMES = re.compile(r"\$\{?#?([A-Za-z_]\w*)|\$\(([A-Za-z_]\w*)\)|\{\{-?\s*([\w.$-]+)|<([\w./ -]+)>")
 _DOTS = frozenset({"...", "\u2026", "[...]", "<...>"})
 
 
@@ -26,7 +25,8 @@ class LaunchLine:
     """The server's arguments, its environment settings, the image it runs in and the release that names, if any.
 
     `left_out` are flags whose value is not known and decides nothing, or the model's; `unknown` those that must be
-    asked for before anything can be said; `assumed` what was taken instead. `role` is that of a server of several,
+    asked for before anything can be said; `assumed` what was taken instead; `doubted` the variables set nowhere that
+    conditions before the server hang on. `role` is that of a server of several,
     `line` where it stands in its file.
     """
 
@@ -38,6 +38,7 @@ class LaunchLine:
     left_out: tuple[str, ...] = ()
     assumed: tuple[Assumption, ...] = ()
     unknown: tuple[UnknownValue, ...] = ()
+    doubted: tuple[str, ...] = ()
     role: str = "server"
     line: int = 1
 
@@ -67,25 +68,29 @@ def launch_line(found: FoundServer) -> LaunchLine:
         image_version=version["version"] if version else None,
         notes=tuple(dict.fromkeys(reading.notes)),
         left_out=tuple(reading.left_out),
-        assumed=merged([reading.assumed]),
+        assumed=merged([reading.assumed, found.scope.doubts.values()]),
+        doubted=tuple(found.scope.doubts),
         unknown=tuple(dict.fromkeys(reading.unknown)),
         role=mode or found.role or "server",
         line=found.line,
     )
 
 
-def how_to_give(values: Iterable[UnknownValue]) -> str:
-    """Return how the values that are asked for can be given."""
+def how_to_give(values: Iterable[UnknownValue], doubted: Container[str] = ()) -> str:
+    """Return how the values that are asked for can be given; those that conditions hang on come first."""
     sets, others = [], []
     for text in (value.text for value in values):
+        name = Text(text).name
         if re.match(r"\$\{?\d", text):
             others.append("give the script's arguments after the file's name")
-        elif _name_of(text) != text:
-            sets.append(f"--set {_name_of(text)}=...")
+        elif name != text:
+            sets.append(name)
         else:
             others.append(f"write the value in the place of {text[:40]}")
-    given = [f"give it with {' '.join(dict.fromkeys(sets))}"] if sets else []
-    return ", ".join(dict.fromkeys([*given, *others]))
+    roots = [name for name in sets if name in doubted]
+    given = " ".join(dict.fromkeys(f"--set {name}=..." for name in roots or sets))
+    rest = ", which others may follow from" if roots and len(roots) < len(sets) else ""
+    return ", ".join(dict.fromkeys([*([f"give it with {given}{rest}"] if given else []), *others]))
 
 
 def _own_flags(found: FoundServer, reading: _Reading) -> Sequence[Text]:
@@ -148,15 +153,10 @@ def _own_values(name: str, given: list[Text], reading: _Reading) -> list[Text]:
             own.append(text)
         elif text.unset_only:
             why = "set nowhere in the file: taken as no word"
-            reading.assumed.append(Assumption(name=_name_of(text.source), value="", why=why))
+            reading.assumed.append(Assumption(name=text.name, value="", why=why))
         else:
             _ask(text, reading)
     return own
-
-
-def _name_of(source: str) -> str:
-    match = _NAMES.search(source)
-    return next((group for group in match.groups() if group), source) if match else source
 
 
 def _unknown_value(name: str, values: list[Text], reading: _Reading) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from planner.assumption import Assumption
-from planner.launch_lines.interpolation import compose_text, kubernetes_text, literal_dollars
+from planner.launch_lines.interpolation import compose_text, kubernetes_text, literal_dollars, split_words
+from planner.launch_lines.launch_line import IMAGE_VERSION
 from planner.launch_lines.placed_yaml import Placed, read_yaml
 from planner.launch_lines.platforms import variables_of
 from planner.launch_lines.servers import MENTION, FoundServer, servers_of_command, servers_of_script
 from planner.launch_lines.settings import flag_of, is_settings, words_of_settings
+from planner.model_names import named_checkpoint
 from planner.shell.scope import Scope
 from planner.shell.script import Started
 from planner.shell.values import Text, unknown
@@ -21,6 +22,7 @@ from planner.shell.values import Text, unknown
 COMMAND_KEYS = ("entrypoint", "command", "args", "arguments")
 SHELLS = ("bash", "sh", "/bin/bash", "/bin/sh", "zsh", "/usr/bin/bash", "/bin/zsh")
 MODEL_FLAGS = ("--model-path", "--model")
+_VARIANT = re.compile(r"(?:zip_)?override_")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +51,9 @@ def servers_of_manifest(text: str, scope: Scope, line: int = 1, name: str = "the
         inner.caller = scope.caller if kind == "compose" else {}  # no other platform passes the caller's on
         place = _Place(kind=kind, scope=inner, document=document, names=config_maps)
         found += _walk(document, place)
-    return found
+    images = {match[0].strip() for match in IMAGE_VERSION.finditer(text)} | set(_chart_images(documents))
+    only = images.pop() if len(images) == 1 else None
+    return [server if server.image else replace(server, image=only) for server in found]
 
 
 def _kind(document: Any) -> str:
@@ -116,6 +120,16 @@ def _image(node: dict[Any, Any], place: _Place) -> str | None:
     if not isinstance(given, str):
         return place.image
     return _value(given, place).source
+
+
+def _chart_images(node: Any, depth: int = 0) -> Iterator[str]:
+    """Yield the SGLang images that a chart's values name as repository and tag."""
+    if depth > 6 or not isinstance(node, dict | list):
+        return
+    if isinstance(node, dict) and IMAGE_VERSION.search(f"{node.get('repository')}:{node.get('tag')}"):
+        yield f"{node['repository']}:{node['tag']}"
+    for child in node.values() if isinstance(node, dict) else node:
+        yield from _chart_images(child, depth + 1)
 
 
 def _environment(node: dict[Any, Any], place: _Place) -> dict[str, Text]:
@@ -202,10 +216,7 @@ def _listed(value: Any, place: _Place) -> list[Text]:
         return [Text("bash"), Text("-c"), Text(str(value))]
     text = re.sub(r"\\\r?\n", " ", str(value))
     whole = compose_text(text, place.scope) if place.kind == "compose" else Text(text)
-    try:
-        return [Text(piece, whole.assumed) for piece in shlex.split(whole.raw)]
-    except ValueError:
-        return [Text(piece, whole.assumed) for piece in text.split()]
+    return [Text(piece, whole.assumed) for piece in split_words(whole.raw)]
 
 
 def _word(text: str, place: _Place, *, shell: bool) -> Text:
@@ -229,27 +240,43 @@ def _of_settings(node: dict[Any, Any], place: _Place) -> FoundServer:
     names = {flag_of(key) for key in node}
     role = next((name for name in reversed(place.path) if name in ("prefill", "decode", "aggregated")), None)
     if place.path and not names & set(MODEL_FLAGS):
-        words += [Text("--model-path"), _model_of(place.document)]
+        words += [Text("--model-path"), _model_of(place.document) or unknown("the recipe's model")]
     if role in ("prefill", "decode") and "--disaggregation-mode" not in names:
         words += [Text("--disaggregation-mode"), Text(str(role))]
     lines = [key.line for key in node if isinstance(key, Placed)]
     found = FoundServer(arguments=tuple(words), scope=place.scope, line=min(lines, default=1), role=role)
-    return _at_place(found, place, nodes=f"NODES_{role}")
+    return _at_place(found, place, nodes=(f"NODES_{role}", "LWS_GROUP_SIZE"))
 
 
-def _model_of(document: Any) -> Text:
-    """Return the model that a recipe names outside its settings (`model: {path: ...}`), unknown where it names none."""
-    model = document.get("model") if isinstance(document, dict) else None
+def _model_of(document: Any, depth: int = 0) -> Text | None:
+    """Return the model that a recipe names outside its settings: `model: {path: ..., precision: fp4}` or a chart's."""
+    if not isinstance(document, dict) or depth > 4:
+        return None
+    model = document.get("model")
     path = model.get("path") if isinstance(model, dict) else model
-    return Text(path) if isinstance(path, str) and path else unknown("the recipe's model")
+    if isinstance(path, str) and path:
+        precision = str(model.get("precision") or "").lower() if isinstance(model, dict) else ""
+        said = not precision or precision in path.lower() or named_checkpoint(path).label is not None
+        return Text(str(path) if said else f"{path}-{precision}")
+    found = (_model_of(child, depth + 1) for child in document.values())
+    return next((model for model in found if model is not None), None)
 
 
-def _at_place(server: FoundServer, place: _Place, nodes: str = "NODES_dynamo") -> FoundServer:
+def _at_place(server: FoundServer, place: _Place, nodes: Sequence[str] = ("NODES_dynamo",)) -> FoundServer:
     """Return a server with the role and image of its place, and the nodes that its platform starts by itself."""
     role = next((name for name in reversed(place.path) if name in ("prefill", "decode", "leader", "worker")), None)
-    count = place.scope.look(nodes)
+    count = next((found for name in nodes if (found := place.scope.look(name)) is not None), None)
     arguments, words = server.arguments, {word.raw for word in server.arguments}
     if isinstance(count, Text) and "--nnodes" not in words and count.raw != "1":
         why = "the platform of the file starts so many nodes"
         arguments = (*arguments, Text("--nnodes"), count.taking(Assumption(name="--nnodes", value=count.raw, why=why)))
-    return replace(server, arguments=arguments, image=server.image or place.image, role=server.role or role)
+    variants = (
+        [str(key) for key in place.document if _VARIANT.match(str(key))] if isinstance(place.document, dict) else []
+    )
+    notes = (
+        [f"the variants of {', '.join(variants[:3])} are not read: check what srtctl makes of them"] if variants else []
+    )
+    return replace(
+        server, arguments=arguments, image=server.image or place.image, role=server.role or role,
+        notes=(*server.notes, *notes),
+    )  # fmt: skip

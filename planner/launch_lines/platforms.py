@@ -35,7 +35,7 @@ def slurm_variables(text: str) -> dict[str, Text]:
 
 
 def _leader_worker_set(node: dict[Any, Any]) -> dict[str, Any]:
-    template = node.get("leaderWorkerTemplate")
+    template = node.get("leaderWorkerTemplate") or node.get("leaderWorkerSet")  # the latter in a chart's values
     size = template.get("size") if isinstance(template, dict) else None
     return {"LWS_GROUP_SIZE": size} if isinstance(size, int) else {}
 

@@ -114,7 +114,7 @@ def launch_of_file(path: Path) -> LaunchLine:
 def _distinct(found: Sequence[FoundServer]) -> list[LaunchLine]:
     """Return the launch lines, those that differ only in what one node of the same server differs in once."""
     lines: dict[tuple[str, ...], LaunchLine] = {}
-    listed = [launch_line(server) for server in found]
+    listed = sorted((launch_line(server) for server in found), key=lambda line: line.line)
     with_flags = [line for line in listed if line.words or line.unknown or line.left_out] or listed
     for line in with_flags:
         lines.setdefault((*_common(line.words), *(u.flag + u.text for u in line.unknown)), line)

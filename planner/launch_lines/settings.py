@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from planner.sglang.flags import flags_by_name
 
 # One of these, and mostly flags beside it, makes a mapping SGLang's settings.
 TELLING = frozenset({"--tp-size", "--tensor-parallel-size", "--model-path", "--mem-fraction-static"})
-LEAST_SHARE = 0.6
+LEAST_SHARE = 0.7
 
 
 def is_settings(node: dict[Any, Any]) -> bool:
@@ -21,8 +22,9 @@ def is_settings(node: dict[Any, Any]) -> bool:
 
 
 def flag_of(key: Any) -> str:
-    """Return a setting's flag: `tp_size` and `tp-size` are --tp-size."""
-    return "--" + str(key).strip().removeprefix("--").replace("_", "-")
+    """Return a setting's flag: `tp_size`, `tp-size` and a chart's `tpSize` are --tp-size."""
+    plain = re.sub(r"(?<=[a-z0-9])([A-Z])", lambda match: "-" + match[1].lower(), str(key).strip().removeprefix("--"))
+    return "--" + plain.replace("_", "-")
 
 
 def words_of_settings(settings: dict[Any, Any]) -> list[str]:
@@ -34,7 +36,7 @@ def words_of_settings(settings: dict[Any, Any]) -> list[str]:
             words.append(flag)
         elif isinstance(value, list):
             words += [flag, *(str(item) for item in value)]
-        elif value is not False and value is not None:
+        elif value is not False and value is not None and not isinstance(value, dict):
             words += [flag, str(value)]
     return words
 

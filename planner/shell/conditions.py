@@ -19,7 +19,7 @@ _NUMBERS = {
 
 
 def holds(words: Sequence[Text]) -> bool | None:
-    """Return whether a test holds; a variable that is set nowhere counts as empty only where that is asked."""
+    """Return whether a test holds, None where a value in it is not known."""
     inside = list(words[1:])
     if inside and inside[-1].raw in ("]", "]]"):
         inside.pop()
@@ -57,7 +57,7 @@ def _one(words: list[Text]) -> bool | None:
     if words and words[0].raw == "(" and words[-1].raw == ")":
         return _either(words[1:-1])
     if len(words) == 2 and words[0].raw in ("-n", "-z"):
-        empty = True if words[1].unset_only else words[1].raw == "" if words[1].known else None
+        empty = words[1].raw == "" if words[1].known else None
         return None if empty is None else empty is (words[0].raw == "-z")
     if len(words) == 1:  # [ $X ] of an empty X, and [ -n ] of nothing, are such, too
         return None if not words[0].known else words[0].raw != "" and words[0].raw != "-n"
@@ -67,7 +67,8 @@ def _one(words: list[Text]) -> bool | None:
 def _compared(words: list[Text]) -> bool | None:
     left, sign, right = (word.raw for word in words)
     if sign in _NUMBERS:
-        whole = re.fullmatch(r"-?\d{1,15}", left.strip()) and re.fullmatch(r"-?\d{1,15}", right.strip())
+        left, right = left.strip() or "0", right.strip() or "0"
+        whole = re.fullmatch(r"-?\d{1,15}", left) and re.fullmatch(r"-?\d{1,15}", right)
         return bool(_NUMBERS[sign](int(left), int(right))) if whole else None
     if sign in ("=", "=="):
         return fnmatch.fnmatchcase(left, right)

@@ -22,7 +22,8 @@ RANKS = frozenset({
 class Scope:
     """Variables by name. `given` are those of --set, `caller` the environment of whoever asks, `ranks` the first node.
 
-    `positional` is None for a script's own arguments, which are not known; `used` the given names that were read.
+    `positional` is None for a script's own arguments, which are not known; `used` the given names that were read;
+    `doubts` the variables set nowhere that a condition took for empty, as a shell does.
     """
 
     variables: dict[str, Value] = field(default_factory=dict)
@@ -32,6 +33,7 @@ class Scope:
     functions: dict[str, Block] = field(default_factory=dict)
     positional: list[Text] | None = None
     used: set[str] = field(default_factory=set)
+    doubts: dict[str, Assumption] = field(default_factory=dict)
 
     def copy(self) -> Scope:
         """Return a scope of its own with the same contents; what was used stays common."""
@@ -43,6 +45,7 @@ class Scope:
             functions=self.functions,
             positional=None if self.positional is None else list(self.positional),
             used=self.used,
+            doubts=dict(self.doubts),
         )
 
     def look(self, name: str) -> Value | None:
@@ -60,6 +63,11 @@ class Scope:
         if name in RANKS:
             return Text("0").taking(Assumption(name=name, value="0", why="the first node's command is judged"))
         return None
+
+    def doubt(self, name: str) -> None:
+        """Remember that a condition took a variable for empty because it is set nowhere."""
+        why = "set nowhere in the file: a condition takes it for empty, as a shell does"
+        self.doubts[name] = Assumption(name=name, value="", why=why)
 
     def argument(self, number: int) -> Text:
         """Return `$1`, `$2`, ...: a function's own, unknown for a script's."""

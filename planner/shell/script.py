@@ -36,6 +36,7 @@ from planner.shell.syntax import (
 )
 from planner.shell.values import Text, joined, unknown
 
+_LAYOUT = re.compile(r"--(?:tp|tensor-parallel|nnodes|pp|pipeline|model|dp|data-parallel)\b")
 MOST_STEPS = 20_000
 MOST_TURNS = 64
 DEEPEST = 40
@@ -61,6 +62,7 @@ class _Run:
     started: list[Started] = field(default_factory=list)
     steps: int = 0
     depth: int = 0
+    doubted: int = 0
 
 
 class _Leaves(Exception):
@@ -154,13 +156,47 @@ def _group(node: Group, scope: Scope, run: _Run) -> bool | None:
 
 
 def _both(node: Both, scope: Scope, run: _Run) -> bool | None:
+    doubts = run.doubted
     left = _run(node.left, scope, run)
-    if left is not None:
-        return _run(node.right, scope, run) if left is (node.operator == "&&") else left
-    if node.operator == "&&":
+    if left is None:
+        if node.operator == "&&":
+            return _run(node.right, scope, run)
+        _branches([partial(_block_on, (node.right,), run), _nothing], scope)
+        return None
+    if left is (node.operator == "&&"):
         return _run(node.right, scope, run)
-    _branches([partial(_block_on, (node.right,), run), _nothing], scope)
-    return None
+    if run.doubted > doubts:
+        scope.variables |= _look_into([(node.right,)], scope, run)
+    return left
+
+
+def _look_into(bodies: Sequence[Block], scope: Scope, run: _Run) -> dict[str, Text]:
+    """Follow what would run if a variable had another value: servers started there are found, too.
+
+    Returns the layouts that only those paths give a variable: where the taken path leaves it unset, it is not known.
+    """
+    layouts: dict[str, Text] = {}
+    for body in bodies:
+        inner = scope.copy()
+        with suppress(_Leaves):
+            _block(body, inner, run)
+        for name, value in inner.variables.items():
+            text = joined(value, " ") if isinstance(value, list) else value
+            if name not in scope.variables and _LAYOUT.search(text.source):
+                layouts[name] = unknown(f"${name}")
+    return layouts
+
+
+def _test(words: Sequence[Text], scope: Scope, run: _Run) -> bool | None:
+    """Return what a test gives; a variable that is set nowhere is empty, as in a shell, and remembered."""
+    plain = []
+    for word in words:
+        if word.unset_only:
+            scope.doubt(word.name)
+        scope.doubts |= {taken.name: taken for taken in word.assumed}
+        run.doubted += word.unset_only or bool(word.assumed)
+        plain.append(Text("") if word.unset_only else word)
+    return holds(plain)
 
 
 def _block_on(nodes: Block, run: _Run, scope: Scope) -> None:
@@ -189,25 +225,38 @@ def _branches(paths: Sequence[Callable[[Scope], object]], scope: Scope) -> None:
         agreed = values[0] if all(value == values[0] for value in values) else unknown(f"${name}")
         if agreed is not None:
             scope.variables[name] = agreed
-    scope.exported |= set().union(*(inner.exported for inner in reached))
+    for inner in reached:
+        scope.exported |= inner.exported
+        scope.doubts |= inner.doubts
 
 
 def _if(node: If, scope: Scope, run: _Run) -> bool | None:
     paths: list[Block] = []
+    passed: list[Block] = []
+    doubts = run.doubted
+    bodies = [body for _, body in node.branches] + [node.otherwise]
     for condition, body in node.branches:
         status = _block(condition, scope, run)
         if status is True and not paths:
-            return _block(body, scope, run)
+            return _taken(body, bodies if run.doubted > doubts else passed, scope, run)
         if status is not False:
             paths.append(body)
         if status is True:
             break
     else:
         if not paths:
-            return _block(node.otherwise, scope, run)
+            return _taken(node.otherwise, bodies if run.doubted > doubts else passed, scope, run)
         paths.append(node.otherwise)
     _branches([partial(_block_on, body, run) for body in paths], scope)
     return None
+
+
+def _taken(body: Block, others: Sequence[Block], scope: Scope, run: _Run) -> bool | None:
+    """Run the path that is taken, after a look into those that hang on a variable set nowhere."""
+    layouts = _look_into([other for other in others if other is not body and other], scope, run)
+    status = _block(body, scope, run)
+    scope.variables = {**layouts, **scope.variables}
+    return status
 
 
 def _for(node: For, scope: Scope, run: _Run) -> bool | None:
@@ -248,17 +297,27 @@ def _while(node: While, scope: Scope, run: _Run) -> bool | None:
 
 
 def _case(node: CaseOf, scope: Scope, run: _Run) -> bool | None:
-    subject = expand_text(node.word, scope)
+    subject, layouts = expand_text(node.word, scope), {}
+    if subject.unset_only:
+        scope.doubt(subject.name)
+        subject = Text("")
+        layouts = _look_into([body for _, body in node.branches], scope, run)
+    elif subject.assumed:
+        scope.doubts |= {taken.name: taken for taken in subject.assumed}
+        layouts = _look_into([body for _, body in node.branches], scope, run)
     paths: list[Block] = []
     for patterns, body in node.branches:
         texts = [expand_text(pattern, scope) for pattern in patterns]
         if subject.known and all(text.known for text in texts):
             if any(fnmatch.fnmatchcase(subject.raw, text.raw) for text in texts):
-                return _block(body, scope, run)
+                status = _block(body, scope, run)
+                scope.variables = {**layouts, **scope.variables}
+                return status
         else:
             paths.append(body)
     if paths:
         _branches([*(partial(_block_on, body, run) for body in paths), _nothing], scope)
+    scope.variables = {**layouts, **scope.variables}
     return None
 
 
@@ -277,7 +336,7 @@ def _simple(node: Simple, scope: Scope, run: _Run) -> bool | None:
     if name in BUILTINS:
         return BUILTINS[name](words, scope, run, node.line)
     if name in ("[", "[[", "test"):
-        return holds(words)
+        return _test(words, scope, run)
     body = scope.functions.get(name)
     if body is not None:
         return _call(body, words[1:], scope, run)

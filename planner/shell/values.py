@@ -12,6 +12,7 @@ from planner.assumption import Assumption
 _MARK = "\0"
 _UNSET, _OPAQUE = "?", "!"
 _PLACE = re.compile(rf"{_MARK}([{_UNSET}{_OPAQUE}])(.*?){_MARK}", re.DOTALL)
+_NAMES = re.compile(r"\$\{?#?([A-Za-z_]\w*)|\$\(([A-Za-z_]\w*)\)|\{\{-?\s*([\w.$-]+)|<([\w./ -]+)>")
 LONGEST = 100_000
 
 
@@ -40,6 +41,12 @@ class Text:
         """Whether it is one variable that is set nowhere, and nothing else: a shell makes no word of it."""
         match = _PLACE.fullmatch(self.raw)
         return match is not None and match[1] == _UNSET
+
+    @property
+    def name(self) -> str:
+        """The variable that an unknown text stands for, or the text itself where it is no variable."""
+        match = _NAMES.search(self.source)
+        return next((group for group in match.groups() if group), self.source) if match else self.source
 
     def taking(self, *more: Assumption) -> Text:
         return Text(self.raw, merged([self.assumed, more]))

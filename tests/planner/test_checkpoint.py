@@ -46,6 +46,17 @@ def test_a_name_that_says_nothing_is_taken_for_r1_and_said_to_be(path: str) -> N
     assert served_model({"model_path": path}, None).assumed == "DeepSeek-R1 with FP8 weights"
 
 
+def test_the_served_name_counts_where_the_path_names_nothing() -> None:
+    found = served_model({"model_path": "/model/", "served_model_name": "deepseek-ai/DeepSeek-R1"}, None)
+    assert (found.arch.name, found.assumed) == ("deepseek-ai/DeepSeek-R1", None)
+    for other in ("deepseek-ai/DeepSeek-V4-Pro", "deepseek-ai/DeepSeek-R1-Distill-Llama-70B", "my-org/my-model"):
+        with pytest.raises(UnsupportedModel, match="not modelled"):
+            served_model({"served_model_name": other}, None)
+    plain = served_model({"model_path": "/models/DeepSeek-R1", "served_model_name": "gpt-4"}, None)
+    assert plain.arch.name == "/models/DeepSeek-R1"
+    assert served_model({"model_path": "/model", "served_model_name": "my-model"}, None).assumed
+
+
 @pytest.mark.parametrize(
     ("values", "why"),
     [
