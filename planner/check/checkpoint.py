@@ -9,7 +9,7 @@ from typing import Any
 
 from hwprobe.errors import UnsupportedModel
 from models.architecture import MODELLED_WEIGHTS, ModelArchitecture, deepseek_r1
-from planner.model_names import NamedCheckpoint, named_checkpoint
+from planner.launch_lines.model_names import NamedCheckpoint, named_checkpoint
 from planner.violation import Severity, Violation
 
 # What --quantization says of a checkpoint without a config.json at hand: the modelled kinds, and what others are.

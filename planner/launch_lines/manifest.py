@@ -10,11 +10,11 @@ from typing import Any
 from planner.assumption import Assumption
 from planner.launch_lines.interpolation import compose_text, kubernetes_text, literal_dollars, split_words
 from planner.launch_lines.launch_line import IMAGE_VERSION
+from planner.launch_lines.model_names import named_checkpoint
 from planner.launch_lines.placed_yaml import Placed, read_yaml
 from planner.launch_lines.platforms import variables_of
 from planner.launch_lines.servers import MENTION, FoundServer, servers_of_command, servers_of_script
 from planner.launch_lines.settings import flag_of, is_settings, words_of_settings
-from planner.model_names import named_checkpoint
 from planner.shell.scope import Scope
 from planner.shell.script import Started
 from planner.shell.values import Text, unknown
