@@ -56,3 +56,11 @@ class Arrival(StrEnum):
     CLOSED = "closed"
     POISSON = "poisson"
     CONSTANT = "constant"
+
+
+class ServersChoice(StrEnum):
+    """Which servers a plan may use: those that do both phases, prefill/decode fleets, or whichever is better."""
+
+    ANY = "any"
+    MIXED = "mixed"
+    PD = "pd"

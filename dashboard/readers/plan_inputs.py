@@ -14,7 +14,7 @@ from models.costs.memory import MemoryLedger, ledger_of
 from models.layout import table_of
 from models.serving.estimate import DEFAULT_ACCEPTANCE, Prediction, predict
 from models.workload import missed
-from planner.fleets.replicas import plan_replicas
+from planner.fleets.make_fleet import plan_fleet
 from planner.inputs import read_question
 from planner.plans.make import Plan, PlanQuestion
 from planner.plans.search import SAFE_FREE_GIB, Candidate
@@ -74,7 +74,7 @@ class PlanInputs:
 
 @lru_cache(maxsize=64)
 def _plan(asked: PlanInputs, written: float) -> Plan:
-    return plan_replicas(asked.question())
+    return plan_fleet(asked.question())
 
 
 @lru_cache(maxsize=64)

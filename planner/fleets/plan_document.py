@@ -64,8 +64,8 @@ def _answer(plan: Plan) -> dict[str, Any] | None:
         "replicas": plan.replicas,
         "concurrency_per_replica": plan.concurrency,
         "deployment": best.name,
-        "servers": best.servers,
-        "prefill_share": 0.0,
+        "servers": deployment_of(best).servers,
+        "prefill_share": deployment_of(best).prefill_share,
         "running_requests": prediction.running_requests * best.servers * best.load_share,
         "output_tok_s": best.output_tok_s,
         "user_tok_s": prediction.user_tok_s,
@@ -81,10 +81,11 @@ def _answer(plan: Plan) -> dict[str, Any] | None:
 
 
 def _candidate(plan: Plan, candidate: Candidate) -> dict[str, Any]:
+    first = deployment_of(candidate).pools[0]
     return {
         "label": candidate.name,
-        "config": as_launched(candidate.config, plan.context.version).as_dict(),
-        "argv": plan.argv(candidate),
+        "config": as_launched(first.config, plan.context.version).as_dict(),
+        "argv": first.argv(plan.context.version),
         "prediction": prediction_document(candidate.prediction),
         "ledger": ledger_document(candidate.ledger),
         "kv_tokens": candidate.ledger.kv_tokens,
@@ -92,13 +93,16 @@ def _candidate(plan: Plan, candidate: Candidate) -> dict[str, Any]:
         "why": candidate.why,
         "evidence": evidence_document(candidate.config, plan.context.machine),
         "output_tok_s": candidate.output_tok_s,
-        "deployment": deployment_document(mixed(candidate), plan.context.version),
+        "deployment": deployment_document(deployment_of(candidate), plan.context.version),
     }
 
 
-def mixed(candidate: Candidate) -> Deployment:
-    """Return a candidate's servers as a deployment: one pool that serves both phases."""
-    return Deployment(pools=(Pool(role=Role.MIXED, servers=candidate.servers, config=candidate.config),))
+def deployment_of(candidate: Candidate) -> Deployment:
+    """Return a candidate's servers as pools: one that serves both phases, or prefill and decode."""
+    if candidate.prefill is None:
+        return Deployment(pools=(Pool(role=Role.MIXED, servers=candidate.servers, config=candidate.config),))
+    prefill = Pool(role=Role.PREFILL, servers=candidate.prefill.servers, config=candidate.prefill.config)
+    return Deployment(pools=(prefill, Pool(role=Role.DECODE, servers=candidate.servers, config=candidate.config)))
 
 
 def deployment_document(deployment: Deployment, version: Version) -> dict[str, Any]:

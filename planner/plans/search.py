@@ -44,11 +44,20 @@ CROWD_PER_RANK = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillSide:
+    """The servers that prefill for a candidate's, which only decode then."""
+
+    config: ServerConfig
+    servers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """A configuration that runs, what it delivers, its memory, and why it is not the best (or is).
 
     `prediction` and `ledger` are those of one server; `servers` of them share the load. Where clients do not divide,
-    `load_share` is what of `servers` full loads there is.
+    `load_share` is what of `servers` full loads there is. With `prefill` the servers only decode; latencies are then
+    those of the whole fleet.
     """
 
     config: ServerConfig
@@ -58,11 +67,13 @@ class Candidate:
     why: str = ""
     servers: int = 1
     load_share: float = 1.0
+    prefill: PrefillSide | None = None
 
     @property
     def gpus(self) -> int:
         """GPUs of all servers."""
-        return self.servers * self.config.gpu_count
+        prefill = 0 if self.prefill is None else self.prefill.servers * self.prefill.config.gpu_count
+        return self.servers * self.config.gpu_count + prefill
 
     @property
     def output_tok_s(self) -> float:
@@ -71,7 +82,9 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """The deployment in short: "TP8 DP8 MTP2", "4 x TP8 DP8 MTP2"."""
+        """The deployment in short: "TP8 DP8 MTP2", "4 x TP8 DP8 MTP2", "1P TP8 + 3D TP8 DP8"."""
+        if self.prefill is not None:
+            return f"{self.prefill.servers}P {self.prefill.config.label} + {self.servers}D {self.config.label}"
         return self.config.label if self.servers == 1 else f"{self.servers} x {self.config.label}"
 
 
@@ -320,22 +333,14 @@ def _why_best(best: Candidate) -> str:
     return f"limited by {best.prediction.limiting}"
 
 
-def _servers(candidate: Candidate) -> str:
-    size = f"of {candidate.config.gpu_count} GPUs"
-    return f"one server {size}" if candidate.servers == 1 else f"{candidate.servers} servers {size}"
-
-
 def _why_lost(best: Candidate, other: Candidate) -> str:
     """Say in one phrase what the winner does better: an SLO, more requests at once, or a cheaper step."""
     if other.misses and not best.misses:
         return "; ".join(other.misses)
     mine, theirs = other.prediction, best.prediction
     behind = 100.0 * (other.output_tok_s / best.output_tok_s - 1.0)
-    if other.servers != best.servers:
-        return (
-            f"{behind:+.0f} %: {_servers(other)} give {other.output_tok_s:,.0f} tok/s, "
-            f"{_servers(best)} {best.output_tok_s:,.0f}"
-        )
+    if other.servers != best.servers or other.prefill != best.prefill:
+        return f"{behind:+.0f} %: {other.output_tok_s:,.0f} tok/s in all, {best.name} {best.output_tok_s:,.0f}"
     if mine.running_requests < 0.98 * theirs.running_requests:
         return (
             f"{behind:+.0f} %: {mine.running_requests:,.0f} requests run at once ({mine.limiting}), "

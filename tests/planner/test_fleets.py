@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from packaging.version import Version
 
 from hwprobe.catalogue import hardware_from_catalogue
+from hwprobe.files import encode_json
 from models.architecture import deepseek_r1
 from models.workload import Slo
 from planner.fleets.deployment import Deployment, Pool, Role
+from planner.fleets.make_fleet import plan_fleet, splits
 from planner.fleets.plan_document import plan_document
-from planner.fleets.replicas import plan_replicas, splits
 from planner.plans.make import Plan, PlanQuestion, make_plan
 
 Sgtune = Callable[..., Any]
@@ -37,7 +39,7 @@ def total(plan: Plan) -> float:
     ("nodes", "isl", "osl", "clients"), [(2, 1000, 500, 512), (4, 8000, 500, 64), (3, 200, 200, 7)]
 )
 def test_a_fleet_is_never_worse_than_copies_of_one_node(nodes: int, isl: int, osl: int, clients: int) -> None:
-    fleet = plan_replicas(question(f"{nodes}xh200x8", isl, osl, concurrency=clients))
+    fleet = plan_fleet(question(f"{nodes}xh200x8", isl, osl, concurrency=clients), "mixed")
     copies = min(nodes, clients)
     each = -(-clients // copies)
     one = make_plan(question("h200x8", isl, osl, concurrency=each))
@@ -47,12 +49,12 @@ def test_a_fleet_is_never_worse_than_copies_of_one_node(nodes: int, isl: int, os
 
 
 def test_more_nodes_never_give_less() -> None:
-    rates = [total(plan_replicas(question(f"{nodes}xh200x8", concurrency=256))) for nodes in (1, 2, 4)]
+    rates = [total(plan_fleet(question(f"{nodes}xh200x8", concurrency=256))) for nodes in (1, 2, 4)]
     assert rates == sorted(rates)
 
 
 def test_one_machine_is_planned_as_before() -> None:
-    fleet, one = plan_replicas(question("h200x8", concurrency=64)), make_plan(question("h200x8", concurrency=64))
+    fleet, one = plan_fleet(question("h200x8", concurrency=64)), make_plan(question("h200x8", concurrency=64))
     assert fleet.best is not None
     assert one.best is not None
     assert fleet.best.config == one.best.config
@@ -60,7 +62,7 @@ def test_one_machine_is_planned_as_before() -> None:
 
 
 def test_a_model_that_needs_two_nodes_is_copied_in_pairs() -> None:
-    fleet = plan_replicas(question("4xh100x8", concurrency=128))
+    fleet = plan_fleet(question("4xh100x8", concurrency=128), "mixed")
     assert fleet.best is not None
     assert fleet.best.config.nnodes == 2
     assert fleet.best.servers == 2
@@ -75,7 +77,7 @@ def test_servers_smaller_than_a_node_are_tried_where_the_weights_fit() -> None:
 
 def test_a_rate_is_shared_by_the_copies() -> None:
     one = make_plan(question("h200x8", request_rate=2.0))
-    fleet = plan_replicas(question("2xh200x8", request_rate=4.0))
+    fleet = plan_fleet(question("2xh200x8", request_rate=4.0), "mixed")
     assert fleet.meets_target
     assert fleet.best is not None
     assert one.best is not None
@@ -84,7 +86,7 @@ def test_a_rate_is_shared_by_the_copies() -> None:
 
 
 def test_users_get_the_fewest_gpus_that_keep_the_promise() -> None:
-    fleet = plan_replicas(question("2xh200x8", 1000, 1000, users=1500, min_user_tok_s=20.0))
+    fleet = plan_fleet(question("2xh200x8", 1000, 1000, users=1500, min_user_tok_s=20.0))
     assert fleet.meets_target
     assert fleet.best is not None
     assert fleet.replicas * fleet.concurrency >= 1500
@@ -93,14 +95,14 @@ def test_users_get_the_fewest_gpus_that_keep_the_promise() -> None:
 
 def test_a_limit_is_kept_by_the_whole_fleet_before_it_is_fast() -> None:
     limit = Slo.parse("tpot:mean<20ms")
-    fleet = plan_replicas(question("4xh200x8", 1000, 1000, concurrency=256, slos=(limit,)))
+    fleet = plan_fleet(question("4xh200x8", 1000, 1000, concurrency=256, slos=(limit,)), "mixed")
     assert fleet.meets_target
     assert fleet.best is not None
     assert fleet.best.prediction.tpot_ms["mean"] <= 20.0
 
 
 def test_the_document_names_pools_router_and_gpus() -> None:
-    document = plan_document(plan_replicas(question("2xh200x8", concurrency=256)))
+    document = plan_document(plan_fleet(question("2xh200x8", concurrency=256), "mixed"))
     answer, first = document["answer"], document["candidates"][0]
     deployment = first["deployment"]
     assert answer["deployment"] == deployment["name"] == first["label"]
@@ -132,12 +134,54 @@ def test_names_and_routers_of_deployments() -> None:
 
 
 def test_the_command_line_says_how_many_servers_and_what_each_gives(sgtune: Sgtune) -> None:
-    ran = sgtune("plan", "--hardware", "2xh200x8", "--isl", "1000", "--osl", "500", "--concurrency", "256")
+    load = ("--isl", "1000", "--osl", "500", "--concurrency", "256", "--servers", "mixed")
+    ran = sgtune("plan", "--hardware", "2xh200x8", *load)
     assert ran.code == 0
     assert "2 x TP8" in ran.out
     assert "on 2 nodes" in ran.out
     assert "per server" in ran.out
-    as_json = json.loads(
-        sgtune("plan", "--hardware", "2xh200x8", "--isl", "1000", "--osl", "500", "--concurrency", "256", "--json").out
-    )
-    assert as_json["answer"]["servers"] == 2
+    assert "sglang_router.launch_router" in ran.out
+    assert json.loads(sgtune("plan", "--hardware", "2xh200x8", *load, "--json").out)["answer"]["servers"] == 2
+
+
+@pytest.fixture(scope="module")
+def apart() -> Plan:
+    return plan_fleet(question("4xh200x8", 8000, 500, concurrency=128), "pd")
+
+
+def test_prefill_and_decode_apart_are_planned_at_every_ratio(apart: Plan) -> None:
+    document = plan_document(apart)
+    for candidate in document["candidates"]:
+        roles = {pool["role"]: pool for pool in candidate["deployment"]["pools"]}
+        assert set(roles) == {"prefill", "decode"}
+        assert roles["prefill"]["servers"] + roles["decode"]["servers"] == 4
+        assert candidate["argv"] == roles["prefill"]["argv"]
+        for role, pool in roles.items():
+            assert pool["argv"][pool["argv"].index("--disaggregation-mode") + 1] == role
+        assert "--pd-disaggregation" in candidate["deployment"]["router"]["argv"]
+    answer = document["answer"]
+    assert answer["servers"] == 4
+    assert 0.0 < answer["prefill_share"] < 1.0
+    assert answer["nodes"] == 4
+
+
+def test_the_same_fleet_is_among_all_deployments_and_never_above_a_better_one(apart: Plan) -> None:
+    both = plan_fleet(question("4xh200x8", 8000, 500, concurrency=128))
+    assert any(candidate.prefill is not None for candidate in both.found.candidates), "whether P/D pays is always said"
+    mixed = plan_fleet(question("4xh200x8", 8000, 500, concurrency=128), "mixed")
+    assert total(both) == pytest.approx(max(total(apart), total(mixed)))
+
+
+def test_a_prefill_decode_plan_is_not_exported_as_one_server(sgtune: Sgtune, apart: Plan, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(encode_json(plan_document(apart)))
+    ran = sgtune("export", "--plan", str(tmp_path / "plan.json"), "--target", "bash", "--out", str(tmp_path))
+    assert ran.code == 2
+    assert "prefill/decode fleet" in ran.err
+    assert "--servers mixed" in ran.err
+
+
+def test_a_fleet_without_two_nodes_is_refused_with_the_reason(sgtune: Sgtune) -> None:
+    asked = ("--hardware", "h200x8", "--isl", "500", "--osl", "500", "--concurrency", "8", "--servers", "pd")
+    ran = sgtune("plan", *asked)
+    assert ran.code == 2
+    assert "needs at least two nodes" in ran.err

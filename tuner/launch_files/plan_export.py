@@ -42,10 +42,22 @@ class _Predicted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Pool:
+    role: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Deployment:
+    name: str
+    pools: tuple[_Pool, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Candidate:
     label: str
     argv: tuple[str, ...]
     prediction: _Predicted
+    deployment: _Deployment | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +84,11 @@ def plan_export(path: Path, number: int, parameters: Parameters, command: str) -
         has = f"it has 1 to {len(plan.candidates)}" if plan.candidates else "nothing fits that machine"
         raise InputError(f"plan '{path}' has no candidate {number}; {has}")
     candidate = plan.candidates[number - 1]
+    if candidate.deployment is not None and len(candidate.deployment.pools) > 1:
+        raise InputError(
+            f"plan '{path}', candidate {number}: {candidate.deployment.name} is a prefill/decode fleet, and export "
+            "writes files of one kind of server; its commands are printed by sgtune plan, or plan with --servers mixed"
+        )
     config = _config(candidate, plan.question, path)
     version = parse_version(plan.question.sglang_version)
     answer = plan.answer or _Answer()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from tuner.choices import ServersChoice
 from tuner.cli.common import options
 from tuner.cli.common.terminal import console, print_json
 
@@ -34,6 +35,7 @@ def plan(
     model: options.Model = None,
     model_path: options.ModelPath = options.MODEL_PATH,
     profile: options.Profile = None,
+    servers: options.Servers = ServersChoice.ANY,
     explain: options.Explain = False,
     out: options.PlanOut = None,
     json: options.Json = False,
@@ -59,17 +61,19 @@ def plan(
         acceptance=mtp_acceptance,
         sigma=expert_skew,
     )
-    _answer(question, model_path=model_path, explain=explain, out=out, json=json)
+    _answer(question, servers, model_path=model_path, explain=explain, out=out, json=json)
 
 
-def _answer(question: PlanQuestion, *, model_path: str, explain: bool, out: Path | None, json: bool) -> None:
+def _answer(
+    question: PlanQuestion, servers: ServersChoice, *, model_path: str, explain: bool, out: Path | None, json: bool
+) -> None:
     """Plan, write and show; exit 3 when the target cannot be met."""
     from hwprobe.files import encode_json, write_atomic
+    from planner.fleets.make_fleet import plan_fleet
     from planner.fleets.plan_document import plan_document
-    from planner.fleets.replicas import plan_replicas
     from tuner.cli.views.plan_view import show_plan
 
-    answer = plan_replicas(question)
+    answer = plan_fleet(question, servers)
     document = plan_document(answer)
     if out is not None:
         write_atomic(out, encode_json(document) + "\n")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tuner.choices import EngineName, Fidelity, Objective, SamplerName
+from tuner.choices import EngineName, Fidelity, Objective, SamplerName, ServersChoice
 
 NEWEST_VERSION = "newest"
 # Repeated from models, which is too heavy to load for --help; a test compares them.
@@ -35,6 +35,10 @@ MinUserTokS = Annotated[float | None, typer.Option("--min-user-tok-s", help="Spe
 SloTexts = Annotated[
     list[str] | None,
     typer.Option("--slo", help="Latency limit, repeatable: 'ttft:p99<2s', 'tpot:mean<50ms', 'e2e:p95<60s'."),
+]
+Servers = Annotated[
+    ServersChoice,
+    typer.Option("--servers", help="Servers that do both phases (mixed), prefill and decode apart (pd), or any."),
 ]
 SglangVersion = Annotated[str, typer.Option("--sglang-version", help="SGLang release to plan for, as in 0.5.12.")]
 Mtp = Annotated[bool, typer.Option("--mtp/--no-mtp", help="Consider multi-token prediction.")]

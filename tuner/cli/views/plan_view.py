@@ -6,11 +6,14 @@ import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from packaging.version import Version
 from rich.console import Console
 from rich.table import Table
 
 from models.costs.memory import MemoryLedger
 from models.serving.estimate import LIMIT_NAMES, Prediction
+from planner.fleets.deployment import role_flags
+from planner.fleets.plan_document import deployment_of
 from planner.launch import launch_spec
 from planner.plans.evidence import evidence_for
 from planner.plans.make import Plan
@@ -61,8 +64,8 @@ def show_plan(plan: Plan, screen: Console, *, model_path: str, explain: bool) ->
         for index, candidate in enumerate(plan.found.candidates[1:], start=2):
             screen.print(f"{index:3}  {candidate.name:<24} {candidate.why}", markup=False)
         screen.print("launch the first:", style="bold")
-        line = launch_spec(best.config, question.version, model_path=model_path).shell_line()
-        screen.print(line, soft_wrap=True, markup=False)
+        for line in launch_lines(best, question.version, model_path):
+            screen.print(line, soft_wrap=True, markup=False)
     if explain and best is not None:
         screen.print(ledger_table(best.ledger))
         screen.print(breakdown_table(plan.found.candidates[:3]))
@@ -115,9 +118,39 @@ def _show_answer(plan: Plan, best: Candidate, screen: Console) -> None:
         f"TTFT {prediction.ttft_ms['mean']:,.0f} ms mean, limited by {prediction.limiting}."
     )
     screen.print(f"Evidence: {evidence_for(best.config, plan.context.machine).sentence}.")
+    if sentence := _prefill_decode(plan):
+        screen.print(sentence)
     if not plan.meets_target:
         reason = "; ".join(best.misses) or "the rate or speed asked is out of reach"
         screen.print(f"[bold red]The target is missed[/]: {reason}. This is the nearest answer.")
+
+
+def launch_lines(best: Candidate, version: Version, model_path: str) -> list[str]:
+    """Return the command of one server of each pool, and the router's where there is one."""
+    deployment = deployment_of(best)
+    lines = []
+    for pool in deployment.pools:
+        spec = launch_spec(pool.config, version, model_path=model_path).with_words(role_flags(pool.role))
+        count = f"# {pool.servers} x {pool.role}\n" if deployment.servers > 1 else ""
+        lines.append(count + spec.shell_line())
+    router = deployment.router_argv
+    return lines if router is None else [*lines, "# router\n" + shlex.join(router)]
+
+
+def _prefill_decode(plan: Plan) -> str | None:
+    """Say whether prefill and decode apart pay here, where both were planned."""
+    mixed = next((c for c in plan.found.candidates if c.prefill is None), None)
+    apart = next((c for c in plan.found.candidates if c.prefill is not None), None)
+    if mixed is None or apart is None:
+        return None
+    percent = 100.0 * (apart.output_tok_s / mixed.output_tok_s - 1.0)
+    verdict = "pays" if plan.found.candidates.index(apart) < plan.found.candidates.index(mixed) else "does not pay"
+    return (
+        f"Prefill/decode {verdict}: {apart.name} gives {apart.output_tok_s:,.0f} tok/s ({percent:+.0f} %), TTFT "
+        f"{apart.prediction.ttft_ms['mean']:,.0f} ms, TPOT {apart.prediction.tpot_ms['mean']:.1f} ms; {mixed.name} "
+        f"{mixed.output_tok_s:,.0f}, {mixed.prediction.ttft_ms['mean']:,.0f} and "
+        f"{mixed.prediction.tpot_ms['mean']:.1f}. What limits it: {apart.prediction.limiting}."
+    )
 
 
 def _on_nodes(plan: Plan) -> str:
@@ -127,6 +160,8 @@ def _on_nodes(plan: Plan) -> str:
 
 def _concurrent(plan: Plan, prediction: Prediction) -> str:
     """Say how many requests run concurrently, and what an open loop is sized for."""
+    if plan.best is not None and plan.best.prefill is not None:
+        return f"[bold]{prediction.running_requests:,.0f}[/] requests decode concurrently on each decode server"
     if prediction.in_flight is None:
         more = " on each server" if plan.replicas > 1 else ""
         return f"[bold]{prediction.running_requests:,.0f} of {plan.concurrency:,}[/] run concurrently{more}"

@@ -1,12 +1,15 @@
-"""k copies of one server: every size of server that divides the machine, planned with its share of the load."""
+"""The best fleet: k copies of servers of every size that divides the machine, or prefill and decode apart."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from hwprobe.errors import InputError
 from hwprobe.profile import HardwareProfile
 from models.machine import machine_of
+from planner.fleets.disaggregated import disaggregated, fleet_key
 from planner.plans.make import Plan, PlanQuestion, make_plan
 from planner.plans.search import Candidate, Found, final_key, with_reasons
 
@@ -14,6 +17,8 @@ GIB = 2**30
 # A server spans these many nodes at most: beyond it every published run loses to copies.
 MOST_NODES_PER_SERVER = 8
 MOST_CANDIDATES = 10
+# What --servers takes: servers that do both phases, prefill and decode apart, or whichever is better.
+ANY, MIXED, PD = "any", "mixed", "pd"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,32 +46,68 @@ def _of_nodes(hardware: HardwareProfile, nodes: int) -> HardwareProfile:
     return replace(hardware, nodes=nodes)
 
 
-def plan_replicas(question: PlanQuestion) -> Plan:
-    """Plan k copies of servers of every size; the best of all sizes first. Raises InputError for bad input.
+def plan_fleet(question: PlanQuestion, servers: str = ANY) -> Plan:
+    """Plan copies of servers of every size, and prefill/decode fleets; the best first. Raises InputError for bad input.
 
-    One server over the whole machine is one of the sizes, so the answer is never worse than `make_plan`'s.
+    One server over the whole machine is one of the sizes, so the answer is never worse than `make_plan`'s. Users at
+    a speed are planned with copies alone.
     """
     question.checked()
     weight_gib = question.arch.total_params * question.arch.gemm_weight_bytes / GIB
-    plans = [
-        _plan_split(question, split, machine_of(question.hardware).gpus_per_node)
-        for split in splits(question.hardware, weight_gib)
-    ]
-    whole = next(plan for plan in plans if plan.context.machine.gpu_count == machine_of(question.hardware).gpu_count)
-    ranked = sorted(
-        ((_key(plan, candidate), plan, candidate) for plan in plans for candidate in plan.found.candidates),
-        key=lambda item: item[0],
-    )
+    machine = machine_of(question.hardware)
+    plans = [_plan_split(question, split, machine.gpus_per_node) for split in splits(question.hardware, weight_gib)]
+    whole = max(plans, key=lambda plan: plan.context.machine.gpu_count)
+    ranked = [(_key(plan, candidate), plan, candidate) for plan in plans for candidate in plan.found.candidates]
+    apart = [] if servers == MIXED else _apart(question, plans, machine.nodes)
+    if servers == PD:
+        if not apart:
+            raise InputError(_why_no_fleet(question, machine.nodes))
+        ranked = []
+    ranked = sorted([*ranked, *apart], key=lambda item: item[0])
     if not ranked:
         return whole
-    _, best, _ = ranked[0]
-    candidates = with_reasons([candidate for _, _, candidate in ranked[:MOST_CANDIDATES]])
+    _, best, leader = ranked[0]
+    kept = ranked[:MOST_CANDIDATES]
+    kept += [item for item in apart[:1] if item not in kept]  # whether prefill/decode pays is always answered
     found = Found(
-        candidates=tuple(candidates),
+        candidates=tuple(with_reasons([candidate for _, _, candidate in kept])),
         rejected=tuple(item for plan in plans for item in plan.found.rejected),
         evaluated=sum(plan.found.evaluated for plan in plans),
     )
-    return replace(best, question=question, context=whole.context, found=found, published=whole.published)
+    changed: dict[str, Any] = {}
+    if leader.prefill is not None:
+        changed = {"replicas": 1, "nodes": -(-leader.gpus // machine.gpus_per_node), "meets_target": not leader.misses}
+    return replace(
+        best, question=question, context=question.context(), found=found, published=whole.published, **changed
+    )
+
+
+def _apart(
+    question: PlanQuestion, plans: Sequence[Plan], nodes: int
+) -> list[tuple[tuple[float, ...], Plan, Candidate]]:
+    """Return prefill/decode fleets of the smallest server of whole nodes that holds the model, best first."""
+    if question.users is not None or nodes < 2:
+        return []
+    smallest = next((plan for plan in plans if plan.found.candidates and plan.context.machine.gpus_per_node >= 4), None)
+    if smallest is None or smallest.context.machine.nodes == nodes:
+        return []
+    count = nodes // smallest.context.machine.nodes
+    clients = question.concurrency or smallest.concurrency * count
+    workload = replace(question.workload(clients), request_rate=question.request_rate)
+    found = disaggregated(smallest.context, count, workload, question.slos, mtp=question.mtp)
+    rate = question.request_rate is not None
+    return [
+        ((fleet_key(c, workload, question.slos), c.prediction.e2e_ms["mean"] if rate else -c.output_tok_s), smallest, c)
+        for c in found
+    ]
+
+
+def _why_no_fleet(question: PlanQuestion, nodes: int) -> str:
+    if question.users is not None:
+        return "--servers pd plans clients or arrivals: give --concurrency or --request-rate instead of --users"
+    if nodes < 2:
+        return f"--servers pd needs at least two nodes; --hardware {question.hardware.name} is one"
+    return f"--servers pd: no prefill/decode fleet of {question.hardware.name} holds the model on this release"
 
 
 def _key(plan: Plan, candidate: Candidate) -> tuple[float, ...]:

@@ -1,0 +1,268 @@
+"""Replay of a prefill/decode fleet: a router, prefill servers, the KV transfer, decode servers, in virtual time.
+
+Each server is the scheduler of `models.serving.scheduler` in its role. A prefill server ends a request with its first
+token; a decode server admits it without a prefill pass, when it has a free slot and room in its KV cache. The client
+sees the first token when the decode server has admitted the request: what waits for a slot waits for its first token.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from models.layout import Array
+from models.serving.replay import Replay
+from models.serving.scheduler import (
+    DUE,
+    INITIAL_NEW_TOKEN_RATIO,
+    Limits,
+    Request,
+    Scheduler,
+    run_batch,
+    take_finished,
+)
+from models.serving.step_times import StepTimes
+
+# Decode steps run as one: arrivals of other servers are seen within so many steps of a decode server.
+STRIDE = 8.0
+# A prefill server's cap is on what it prefills and transfers; prompts come out of it one pass at a time.
+NO_CAP = 1_000_000
+
+
+class Limit(StrEnum):
+    """What holds a fleet back."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    TRANSFER = "transfer"
+    KV = "kv"
+    CAP = "cap"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerModel:
+    """One server of a pool: its step times and what it may hold."""
+
+    times: StepTimes
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """What moving a request's KV cache costs: a latency (s), and bytes over a rate (bytes/s)."""
+
+    latency_s: float
+    bytes_per_token: float
+    bytes_s: float
+
+    def seconds(self, tokens: int) -> float:
+        """Return the time one request of `tokens` prompt tokens takes alone."""
+        return self.latency_s + tokens * self.bytes_per_token / self.bytes_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetModel:
+    """A prefill/decode fleet: servers of each role, alike within it, and the transfer between them."""
+
+    prefill: ServerModel
+    prefill_servers: int
+    decode: ServerModel
+    decode_servers: int
+    transfer: Transfer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetReplay:
+    """What clients saw, the mean requests on one decode server, and where a request's life before decode was spent.
+
+    `waits_s` are mean seconds per request: in the prefill queue and pass, in transfer, waiting for a decode slot.
+    """
+
+    seen: Replay
+    decode_batch: float
+    waits_s: dict[Limit, float]
+
+    @property
+    def limit(self) -> Limit:
+        """Return what requests wait for most, the decode itself where they hardly wait at all."""
+        decode_s = float(self.seen.e2e_s.mean() - self.seen.ttft_s.mean())
+        longest = max(self.waits_s, key=lambda name: self.waits_s[name])
+        return longest if self.waits_s[longest] > WAITS_MATTER * decode_s else Limit.DECODE
+
+
+# A wait shorter than this share of the decode time does not decide what a fleet delivers.
+WAITS_MATTER = 0.1
+
+
+class _NoPrefill(StepTimes):
+    """Step times of a decode server: what is admitted was prefilled elsewhere."""
+
+    def __init__(self, times: StepTimes) -> None:
+        self.__dict__.update(times.__dict__)
+
+    def prefill_s(self, prompts: int, new_tokens: float, pairs: float) -> float:
+        return 0.0
+
+
+@dataclass(slots=True)
+class _Life:
+    """Times of one request, in seconds since the start."""
+
+    sent_s: float
+    prefilled_s: float = 0.0
+    moved_s: float = 0.0
+    first_token_s: float = 0.0
+    done_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Fleet:
+    """The state of a replay: servers of both roles, and the lives of all requests."""
+
+    model: FleetModel
+    isl: list[int]
+    osl: list[int]
+    prefill: list[Scheduler]
+    decode: list[Scheduler]
+    lives: dict[int, _Life] = field(default_factory=dict)
+    on_prefill: Counter[int] = field(default_factory=Counter)
+    on_decode: Counter[int] = field(default_factory=Counter)
+    place: dict[int, int] = field(default_factory=dict)
+    sent: int = 0
+    done: list[int] = field(default_factory=list)
+
+    def send(self, at_s: float) -> None:
+        """Let a client send its next request: the router gives it to the prefill server with the fewest."""
+        if self.sent >= len(self.isl):
+            return
+        index, self.sent = self.sent, self.sent + 1
+        self.lives[index] = _Life(sent_s=at_s)
+        chosen = min(range(len(self.prefill)), key=lambda n: (self.on_prefill[n], n))
+        self.on_prefill[chosen] += 1
+        times, new = self.model.prefill.times, self.isl[index]
+        visible_s = at_s + times.front_end_s + times.front_end_token_s * new
+        self.prefill[chosen].arrive(Request(index, new, 1, at_s, visible_s, prompt=new))
+
+    def move(self, server: int, request: Request, at_s: float) -> None:
+        """Hand a prefilled request to the decode server with the fewest, after its transfer."""
+        self.on_prefill[server] -= 1
+        life = self.lives[request.index]
+        life.prefilled_s = at_s
+        life.moved_s = at_s + self.model.transfer.seconds(request.isl)
+        chosen = min(range(len(self.decode)), key=lambda n: (self.on_decode[n], n))
+        self.on_decode[chosen] += 1
+        self.place[request.index] = chosen
+        self.decode[chosen].arrive(
+            Request(request.index, request.isl, self.osl[request.index], life.sent_s, life.moved_s, prompt=request.isl)
+        )
+
+    def finish(self, server: int, request: Request, at_s: float) -> None:
+        """Take a complete answer; its client sends the next request."""
+        self.on_decode[server] -= 1
+        life = self.lives[request.index]
+        life.first_token_s, life.done_s = request.first_token_s, at_s
+        self.done.append(request.index)
+        self.send(at_s + self.model.decode.times.front_end_s)
+
+
+def replay_fleet(
+    model: FleetModel,
+    isl: npt.NDArray[np.int64],
+    osl: npt.NDArray[np.int64],
+    *,
+    concurrency: int,
+    measure_from: int = 0,
+    arrivals_s: Array | None = None,
+) -> FleetReplay:
+    """Run the requests of `concurrency` clients through the fleet: a closed loop behind its router.
+
+    With `arrivals_s` (seconds) an open loop: request i is sent at that time, whatever is in flight.
+    `measure_from`: completions before this one are warm-up and not in the result.
+    """
+    decode_times = _NoPrefill(model.decode.times)
+    decode_limits = replace(model.decode.limits, longest_stride=STRIDE, chunk=NO_CAP, max_prefill=NO_CAP)
+    fleet = _Fleet(
+        model=model,
+        isl=isl.tolist(),
+        osl=osl.tolist(),
+        prefill=[_server(model.prefill.times, model.prefill.limits) for _ in range(model.prefill_servers)],
+        decode=[_server(decode_times, decode_limits) for _ in range(model.decode_servers)],
+    )
+    if arrivals_s is None:
+        for _ in range(min(concurrency, len(fleet.isl))):
+            fleet.send(0.0)
+    else:
+        for at_s in arrivals_s.tolist():
+            fleet.send(at_s)
+    while len(fleet.done) < len(fleet.isl):
+        _advance(fleet)
+    return _summary(fleet, measure_from)
+
+
+def _server(times: StepTimes, limits: Limits) -> Scheduler:
+    return Scheduler(times=times, limits=limits, ratio=INITIAL_NEW_TOKEN_RATIO * limits.conservativeness)
+
+
+def _advance(fleet: _Fleet) -> None:
+    """Run one batch of the server that is furthest behind among those with work."""
+    prefill = [(_next_s(server), 0, index) for index, server in enumerate(fleet.prefill) if _has_work(server)]
+    decode = [(_next_s(server), 1, index) for index, server in enumerate(fleet.decode) if _has_work(server)]
+    _, role, index = min([*prefill, *decode])
+    server = (fleet.prefill, fleet.decode)[role][index]
+    run_batch(server)
+    if not server.finishing or server.finishing[0][0] > server.step + DUE:
+        return
+    for request in take_finished(server):
+        (fleet.move, fleet.finish)[role](index, request, server.now_s)
+
+
+def _has_work(server: Scheduler) -> bool:
+    return bool(server.running or server.waiting or server.chunked is not None or server.arriving)
+
+
+def _next_s(server: Scheduler) -> float:
+    """Return when a server does its next piece of work: an idle one when its next request arrives."""
+    if server.running or server.waiting or server.chunked is not None:
+        return server.now_s
+    return max(server.now_s, server.arriving[0][0])
+
+
+def _summary(fleet: _Fleet, measure_from: int) -> FleetReplay:
+    lives = [fleet.lives[index] for index in fleet.done[measure_from:]]
+    sent = np.array([life.sent_s for life in lives])
+    first = np.array([life.first_token_s for life in lives])
+    ends = np.array([life.done_s for life in lives])
+    lengths = np.array([float(fleet.osl[index]) for index in fleet.done[measure_from:]])
+    delay = fleet.model.decode.times.front_end_s
+    began = fleet.lives[fleet.done[measure_from - 1]].done_s if measure_from else 0.0
+    elapsed = max(float(ends.max()) - began, 1e-12)
+    running = sum(server.running_integral for server in fleet.decode) / max(float(ends.max()), 1e-12)
+    seen = Replay(
+        ttft_s=first - sent,
+        tpot_s=np.maximum(ends + delay - first, 0.0) / np.maximum(lengths - 1.0, 1.0),
+        e2e_s=ends + delay - sent,
+        finish_s=ends,
+        osl=lengths,
+        duration_s=elapsed,
+        output_tok_s=float(lengths.sum()) / elapsed,
+        mean_running=running,
+        peak_kv_tokens=int(max(server.peak_kv for server in fleet.decode)),
+        retractions=sum(server.retractions for server in fleet.decode),
+    )
+    return FleetReplay(seen=seen, decode_batch=running / len(fleet.decode), waits_s=_waits_s(fleet, lives, first))
+
+
+def _waits_s(fleet: _Fleet, lives: Sequence[_Life], first: Array) -> dict[Limit, float]:
+    """Return mean seconds a request spends before decode: in prefill, in transfer, waiting for a slot or KV cache."""
+    prefill = float(np.mean([life.prefilled_s - life.sent_s for life in lives]))
+    transfer = float(np.mean([life.moved_s - life.prefilled_s for life in lives]))
+    slot = float(np.mean(np.maximum(first - [life.moved_s for life in lives], 0.0)))
+    limits = fleet.model.decode.limits
+    fits = limits.kv_tokens / float(np.mean(fleet.isl) + np.mean(fleet.osl))
+    scarce = Limit.CAP if limits.max_running <= fits else Limit.KV
+    return {Limit.PREFILL: prefill, Limit.TRANSFER: transfer, scarce: slot}

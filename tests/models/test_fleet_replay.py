@@ -1,0 +1,96 @@
+"""A prefill/decode fleet in virtual time: laws that hold whatever the figures are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from models.config import ServerConfig
+from models.layout import table_of
+from models.serving.estimate import Context, limits_of
+from models.serving.fleet_replay import FleetModel, FleetReplay, Limit, ServerModel, Transfer, replay_fleet
+from models.serving.step_times import StepTimes
+
+MakeContext = Callable[..., Context]
+FAST = Transfer(latency_s=0.0, bytes_per_token=70_272.0, bytes_s=1e15)
+
+
+def server(context: Context, most: int, kv_tokens: int = 600_000) -> ServerModel:
+    config = ServerConfig(
+        tp_size=8, mem_fraction_static=0.85, max_running_requests=most, chunked_prefill_size=8192,
+        cuda_graph_max_bs_decode=256, context_length=163_840, scheduler_recv_interval=1,
+    )  # fmt: skip
+    table = table_of([config])
+    times = StepTimes(context.system(table), acceptance=0.0, largest_batch=most)
+    return ServerModel(times=times, limits=limits_of(config, table, kv_tokens))
+
+
+@pytest.fixture
+def fleet(context: MakeContext) -> FleetModel:
+    made = context()
+    return FleetModel(
+        prefill=server(made, 16), prefill_servers=1, decode=server(made, 128), decode_servers=1, transfer=FAST
+    )
+
+
+def run(model: FleetModel, clients: int, *, isl: int = 2000, osl: int = 200, waves: int = 5) -> FleetReplay:
+    count = clients * waves
+    return replay_fleet(
+        model, np.full(count, isl), np.full(count, osl), concurrency=clients, measure_from=count // waves
+    )
+
+
+def test_every_request_is_answered_and_littles_law_holds(fleet: FleetModel) -> None:
+    clients = 32
+    seen = run(fleet, clients, waves=10).seen
+    assert len(seen.ttft_s) == clients * 9
+    rate = len(seen.e2e_s) / seen.duration_s
+    assert rate * float(seen.e2e_s.mean()) == pytest.approx(clients, rel=0.1)
+
+
+def test_decode_is_never_held_up_by_prefill(fleet: FleetModel) -> None:
+    """The TPOT of a decode server is the pure step at the batch it holds."""
+    played = run(fleet, 16)
+    step_s = fleet.decode.times.decode_s(max(1, round(played.decode_batch)), 2100.0)
+    assert float(played.seen.tpot_s.mean()) == pytest.approx(step_s, rel=0.15)
+
+
+def test_too_few_prefill_servers_starve_the_decode_servers(fleet: FleetModel) -> None:
+    starved = run(replace(fleet, decode_servers=4), 256, isl=8000, waves=4)
+    fed = run(replace(fleet, decode_servers=4, prefill_servers=4), 256, isl=8000, waves=4)
+    assert starved.limit is Limit.PREFILL
+    assert float(starved.seen.ttft_s.mean()) > 2.0 * float(fed.seen.ttft_s.mean())
+    assert fed.seen.output_tok_s > 1.5 * starved.seen.output_tok_s
+
+
+def test_a_slow_transfer_shows_in_the_first_token_and_nowhere_else(fleet: FleetModel) -> None:
+    slow = replace(fleet, transfer=Transfer(latency_s=2.0, bytes_per_token=70_272.0, bytes_s=1e15))
+    quick, late = run(fleet, 4), run(slow, 4)
+    assert float(late.seen.ttft_s.mean() - quick.seen.ttft_s.mean()) == pytest.approx(2.0, rel=0.1)
+    assert float(late.seen.tpot_s.mean()) == pytest.approx(float(quick.seen.tpot_s.mean()), rel=0.05)
+    assert late.limit is Limit.TRANSFER
+
+
+def test_clients_beyond_the_slots_of_decode_wait_for_their_first_token(fleet: FleetModel, context: MakeContext) -> None:
+    capped = replace(fleet, decode=server(context(), 8))
+    played = run(capped, 32)
+    assert played.decode_batch <= 8.001
+    assert played.limit is Limit.CAP
+    assert float(played.seen.ttft_s.mean()) > 1.0
+
+
+def test_more_servers_never_give_less(fleet: FleetModel) -> None:
+    rates = [run(replace(fleet, prefill_servers=n, decode_servers=n), 64).seen.output_tok_s for n in (1, 2, 4)]
+    assert rates == sorted(rates)
+
+
+def test_arrivals_at_a_rate_are_answered_at_that_rate(fleet: FleetModel) -> None:
+    rng = np.random.default_rng(0)
+    arrivals = np.cumsum(rng.exponential(0.5, size=400))
+    played = replay_fleet(
+        fleet, np.full(400, 2000), np.full(400, 200), concurrency=400, measure_from=100, arrivals_s=arrivals
+    )
+    assert played.seen.output_tok_s == pytest.approx(2.0 * 200, rel=0.15)
