@@ -46,24 +46,36 @@ def load_json(text: str | bytes, where: str) -> Any:
 
 
 def load_yaml(text: str, where: str) -> list[Any]:
-    """Return the documents of a YAML text. Raises InputError naming `where` it stands.
-
-    The depth is counted before anything is built, and the size with every alias put in its place.
-    """
+    """Return the documents of a YAML text. Raises InputError naming `where` it stands."""
     import yaml  # late: most launches come without YAML, and it takes its time
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    check_yaml(text, where)
+    try:
+        return list(yaml.load_all(text, Loader=_loader(yaml)))  # a safe loader, by whichever parser
+    except (yaml.YAMLError, *ODD) as error:
+        raise InputError(f"'{where}' is no valid YAML: {said(error)}") from error
+
+
+def check_yaml(text: str, where: str) -> None:
+    """Raise InputError for a YAML text that is none, or larger than any of ours once every alias is in its place.
+
+    The depth is counted before anything is built.
+    """
+    import yaml
+
+    loader = _loader(yaml)
     try:
         _check_depth(yaml.parse(text, Loader=loader), where)
         budget = [MOST_NODES]
         for node in yaml.compose_all(text, Loader=loader):
             if node is not None:
                 _spend(node, budget, where)
-        return list(yaml.load_all(text, Loader=loader))  # a safe loader, by whichever parser
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, *ODD) as error:
         raise InputError(f"'{where}' is no valid YAML: {said(error)}") from error
-    except ODD as error:
-        raise InputError(f"'{where}' is no valid YAML: {said(error)}") from error
+
+
+def _loader(yaml: Any) -> Any:
+    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def bounded(value: Any, where: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hwprobe.errors import InputError
-from hwprobe.files import read_bytes
+from hwprobe.files import MOST_RECORD_BYTES, read_bytes
 
 METRICS = ("ttft_mean_ms", "ttft_median_ms", "tpot_mean_ms", "tpot_median_ms", "output_tok_s")
 KINDS = ("serving", "steady", "single_stream", "decode_step", "one_batch")
@@ -86,7 +86,7 @@ _UNBOUNDED = ("inf", "infinity")
 def read_lines(path: Path, what: str = "point records") -> Iterator[tuple[int, str]]:
     """Yield the numbered lines of a JSON-lines file that hold something. Raises InputError if unreadable."""
     try:
-        text = read_bytes(path, what).decode("utf-8-sig")
+        text = read_bytes(path, what, most_bytes=MOST_RECORD_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a text file ({error.reason})") from error
     yield from ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())

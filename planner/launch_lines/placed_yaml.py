@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from hwprobe.errors import InputError
+from hwprobe.parsing import ODD, check_yaml, said
 
 _TEMPLATE_LINE = re.compile(r"^[ \t]*(?:-[ \t]+)?\{\{-?[^{}]*-?\}\}[ \t]*$")
 _TEMPLATE = re.compile(r"\{\{.*?\}\}")
@@ -34,10 +35,11 @@ def read_yaml(text: str, name: str, first_line: int = 1) -> list[Any]:
 
     Loader.add_constructor("tag:yaml.org,2002:str", construct)
     Loader.add_multi_constructor("!", lambda loader, suffix, node: None)
+    check_yaml(plain, name)
     try:
         return list(yaml.load_all(plain, Loader))  # a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"'{name}' is no valid YAML: {str(error).splitlines()[0]}") from None
+    except (yaml.YAMLError, *ODD) as error:
+        raise InputError(f"'{name}' is no valid YAML: {said(error)}") from None
 
 
 def _placed(value: Any, node: Any, held: list[str], first_line: int) -> Placed:

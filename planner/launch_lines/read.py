@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hwprobe.errors import InputError
-from hwprobe.files import read_bytes
+from hwprobe.files import LAUNCH_FILE_BYTES, read_bytes
 from planner.launch_lines.launch_line import LaunchLine, launch_line
 from planner.launch_lines.manifest import servers_of_manifest
 from planner.launch_lines.platforms import slurm_variables
@@ -83,7 +83,8 @@ def _argument(word: str, scope: Scope) -> Text:
 
 def launches_of_file(path: Path, given: Given | None = None) -> list[LaunchLine]:
     """Read all servers of a file. Raises InputError naming the file where it starts none or cannot be read."""
-    text = read_bytes(path, "launch file").decode("utf-8", errors="replace").removeprefix("\ufeff").replace("\0", "")
+    data = read_bytes(path, "launch file", most_bytes=LAUNCH_FILE_BYTES)
+    text = data.decode("utf-8", errors="replace").removeprefix("\ufeff").replace("\0", "")
     scope = (given or Given()).scope()
     suffix = path.suffix.lower()
     if suffix == ".service":
@@ -187,7 +188,7 @@ def _with_env_file(scope: Scope, path: Path, text: str) -> Scope:
     beside = path.parent / ".env"
     if not re.search(r"^services\s*:", text, re.MULTILINE) or not beside.is_file():
         return scope
-    rows = read_bytes(beside, ".env file").decode("utf-8", errors="replace").splitlines()
+    rows = read_bytes(beside, ".env file", most_bytes=LAUNCH_FILE_BYTES).decode("utf-8", errors="replace").splitlines()
     pairs = (row.partition("=") for row in rows if "=" in row and not row.lstrip().startswith("#"))
     found = {name.strip().removeprefix("export "): value.strip().strip("\"'") for name, _, value in pairs}
     return Scope(given=scope.given, caller={**found, **scope.caller}, used=scope.used)

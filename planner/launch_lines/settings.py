@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hwprobe.errors import InputError
+from hwprobe.files import LAUNCH_FILE_BYTES, read_bytes
+from hwprobe.parsing import load_yaml
 from planner.sglang.flags import flags_by_name
 
 # One of these, and mostly flags beside it, makes a mapping SGLang's settings.
@@ -43,8 +46,6 @@ def words_of_settings(settings: dict[Any, Any]) -> list[str]:
 
 def with_config_file(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Put the values of SGLang's `--config FILE` before the other words, as SGLang does; also what is wrong with it."""
-    import yaml
-
     listed = list(words)
     places = [index for index, word in enumerate(listed) if word == "--config"]
     if not places:
@@ -54,9 +55,10 @@ def with_config_file(words: Sequence[str]) -> tuple[list[str], list[str]]:
         return listed[:first], ["--config is given more than once" if len(places) > 1 else "--config names no file"]
     name, rest = listed[first + 1], listed[:first] + listed[first + 2 :]
     try:
-        config = yaml.safe_load(Path(name).read_text(encoding="utf-8")) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        return rest, [f"the file of --config cannot be read: {str(error).splitlines()[0]}"]
+        text = read_bytes(Path(name), "--config file", most_bytes=LAUNCH_FILE_BYTES).decode("utf-8", errors="replace")
+        config = next(iter(load_yaml(text, name)), None) or {}
+    except InputError as error:
+        return rest, [f"the file of --config cannot be read: {error}"]
     if not isinstance(config, dict) or Path(name).suffix.lower() not in (".yaml", ".yml"):
         return rest, ["the file of --config is no YAML mapping"]
     return words_of_settings(config) + rest, []

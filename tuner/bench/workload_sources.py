@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from hwprobe.errors import InputError
-from hwprobe.files import read_bytes
+from hwprobe.files import MOST_RECORD_BYTES, read_bytes
+from hwprobe.parsing import ODD
 from tuner.choices import Arrival
 
 DRAWN = 8192
 SHORTEST_PROMPT = 4  # characters
+LONGEST_REQUEST = 10_000_000  # tokens: beyond any context
 
 
 def arrivals_s(arrival: Arrival, rate: float, horizon_s: float, seed: int) -> tuple[float, ...]:
@@ -47,16 +49,23 @@ def recorded_lengths(path: Path) -> tuple[tuple[int, int], ...]:
     Raises InputError naming the line.
     """
     found = []
-    for number, line in enumerate(read_bytes(path, "lengths").decode(errors="replace").splitlines(), 1):
+    for number, line in enumerate(
+        read_bytes(path, "lengths", most_bytes=MOST_RECORD_BYTES).decode(errors="replace").splitlines(), 1
+    ):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
             isl = record["isl"] if "isl" in record else record["input_length"]
             osl = record["osl"] if "osl" in record else record["output_length"]
+            if not all(0 <= length <= LONGEST_REQUEST for length in (isl, osl)):
+                raise ValueError
             found.append((max(1, int(isl)), max(1, int(osl))))
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f'{path}, line {number}: not of the form {{"isl": 1000, "osl": 200}}') from None
+        except ODD:
+            raise InputError(
+                f'{path}, line {number}: not of the form {{"isl": 1000, "osl": 200}}, tokens from 0 '
+                f"to {LONGEST_REQUEST:,}"
+            ) from None
     if not found:
         raise InputError(f"{path} holds no lengths")
     return tuple(found)
@@ -67,10 +76,10 @@ def dataset_prompts(path: Path) -> tuple[str, ...]:
 
     Of a conversation the first turn is taken. Raises InputError when there is none.
     """
-    text = read_bytes(path, "dataset").decode(errors="replace")
+    text = read_bytes(path, "dataset", most_bytes=MOST_RECORD_BYTES).decode(errors="replace")
     try:
         records: Any = json.loads(text)
-    except ValueError:
+    except ODD:
         records = [_line(path, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not isinstance(records, list):
         records = [records]
@@ -86,7 +95,7 @@ def dataset_prompts(path: Path) -> tuple[str, ...]:
 def _line(path: Path, number: int, line: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except ODD:
         raise InputError(f"{path}, line {number}: not JSON") from None
 
 

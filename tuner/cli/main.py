@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from hwprobe.errors import SgtuneError
+from hwprobe.plain_text import clean, one_line
 from tuner import __version__
 from tuner.cli.commands import (
     bench,
@@ -23,6 +25,7 @@ from tuner.cli.commands import (
     plan,
     predict,
     probe,
+    runs,
     tune,
     validate,
     verify,
@@ -70,6 +73,7 @@ app.command(name="tune", epilog=tune.EXAMPLE)(tune.tune)
 app.command(name="bench", epilog=bench.EXAMPLE)(bench.bench)
 app.command(name="export", epilog=export.EXAMPLE)(export.export)
 app.command(name="verify", epilog=verify.EXAMPLE)(verify.verify)
+app.add_typer(runs.app, name="runs")
 app.command(name="doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 app.command(name="dashboard", epilog=dashboard.EXAMPLE)(dashboard.dashboard)
 
@@ -78,23 +82,39 @@ def main() -> None:
     """Run the command line; every error is a sentence and an exit code, a traceback only with --debug."""
     _check_one_parent()
     try:
-        app(prog_name="sgtune")
+        try:
+            app(prog_name="sgtune")
+        finally:
+            sys.stdout.flush()
     except SgtuneError as error:
-        if os.environ.get("SGTUNE_DEBUG"):
-            raise
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output has gone: nothing to say to nobody.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(0)
-    except Exception as error:  # the one place where a defect becomes a sentence
-        if os.environ.get("SGTUNE_DEBUG"):
-            raise
-        typer.echo(f"error: sgtune failed unexpectedly: {error!r}; run it with --debug and report this", err=True)
-        sys.exit(1)
+    except (OSError, MemoryError) as error:  # a full or vanished disk, a terminal that is gone, no memory
+        _drop_output()
+        where = f" '{error.filename}'" if isinstance(error, OSError) and error.filename else ""
+        _end(f"{getattr(error, 'strerror', None) or 'out of memory'}{where}; see to it and try again", 1)
+    except Exception as error:  # noqa: BLE001  the one place where a defect becomes a sentence
+        _end(f"sgtune failed unexpectedly: {one_line(repr(error), 500)}; run it with --debug and report this", 1)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    """Say what was wrong, and exit; with --debug raise what is being handled."""
+    if os.environ.get("SGTUNE_DEBUG"):
+        raise
+    with suppress(OSError):
+        typer.echo(f"error: {clean(message)}", err=True)
+    sys.exit(code)
+
+
+def _drop_output() -> None:
+    """Let nothing that is still to be written fail once more at the end."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _check_one_parent() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
@@ -12,7 +11,8 @@ import msgspec
 from msgspec import Meta
 
 from hwprobe.errors import InputError, did_you_mean
-from hwprobe.files import read_bytes
+from hwprobe.files import LAUNCH_FILE_BYTES, read_bytes
+from hwprobe.parsing import load_toml
 from models.config import ServerConfig
 from models.engine.profile import EngineParameters
 from models.records.slice_fit import dummy_weights
@@ -107,11 +107,9 @@ def load_world(path: Path | None) -> World:
     if path is None:
         data, where = files("tuner").joinpath("worlds/default.toml").read_bytes(), "default.toml"
     else:
-        data, where = read_bytes(path, "world"), str(path)
+        data, where = read_bytes(path, "world", most_bytes=LAUNCH_FILE_BYTES), str(path)
     try:
-        world = msgspec.convert(tomllib.loads(data.decode()), World, strict=True)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{where}: not valid TOML ({error})") from error
+        world = msgspec.convert(load_toml(data, where), World, strict=True)
     except msgspec.ValidationError as error:
         raise InputError(f"{where}: {error}") from error
     _check_names(world, where)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hwprobe.errors import InputError
-from hwprobe.files import decode_json, read_bytes
+from hwprobe.files import MIB, decode_json, read_bytes
 from models.config import ServerConfig
 from models.version import parse_version
 from planner.launch import typed_launch_spec
@@ -18,6 +17,8 @@ from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values
 from tuner import __version__
 from tuner.launch_files.trial_export import Exportable, clean_command
+
+MOST_PLAN_BYTES = 64 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,7 @@ def plan_export(path: Path, number: int, parameters: Parameters, command: str) -
 
     Raises InputError when the file is no plan or has no such candidate.
     """
-    data = sys.stdin.buffer.read() if str(path) == "-" else read_bytes(path, "plan")
+    data = read_bytes(Path("/dev/stdin") if str(path) == "-" else path, "plan", most_bytes=MOST_PLAN_BYTES)
     plan = decode_json(data, _PlanFile, f"{path} (the JSON of sgtune plan --json)")
     if not 1 <= number <= len(plan.candidates):
         has = f"it has 1 to {len(plan.candidates)}" if plan.candidates else "nothing fits that machine"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, OptunaError
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial
+from sqlalchemy.exc import SQLAlchemyError
 
 from hwprobe.errors import InputError
 from planner.plans.alternatives import DEFAULT, Choice
@@ -26,6 +30,9 @@ from tuner.search.objective import Goal
 from tuner.search.space import CORE, TuningSpace
 
 TPE_STARTUP_TRIALS = 6
+# Ruled-out proposals that samplers are told of, and launches of earlier sessions that study.db shows.
+MOST_RULED_OUT, MOST_INDEXED = 5000, 100
+INDEX_ERRORS = (OSError, sqlite3.Error, SQLAlchemyError, OptunaError)
 # Numerics that a posterior may run into: a random proposal takes the place of one, and the run goes on.
 NUMERICS = (np.linalg.LinAlgError, ArithmeticError)
 # What Optuna's own samplers raise of an inconsistent study or a missing library (GPSampler needs torch).
@@ -48,6 +55,40 @@ class Proposer:
     goal: Goal = field(default_factory=Goal)
 
 
+class StudyFile:
+    """study.db: the launches as others may look at them (optuna-dashboard). Nothing of a run rests on it.
+
+    It is not waited for to be on disk, and a disk or database that refuses costs the index, not the run.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._study: optuna.Study | None = None
+        with self._or_without_it():
+            file.unlink(missing_ok=True)
+            storage = RDBStorage("sqlite://", engine_kwargs={"creator": self._connection})
+            self._study = optuna.create_study(storage=storage, study_name="sgtune", direction="maximize")
+
+    def add(self, trial: FrozenTrial | None) -> None:
+        """Add a launch; nothing where samplers are not told of it."""
+        if self._study is not None and trial is not None:
+            with self._or_without_it():
+                self._study.add_trial(trial)
+
+    def _connection(self) -> sqlite3.Connection:
+        made = sqlite3.connect(self._file, check_same_thread=False)
+        made.execute("PRAGMA synchronous=OFF")
+        return made
+
+    @contextmanager
+    def _or_without_it(self) -> Iterator[None]:
+        try:
+            yield
+        except INDEX_ERRORS as error:
+            self._study = None
+            warnings.warn(f"{self._file} is not kept ({error}); the run goes on", SamplerWarning, stacklevel=3)
+
+
 class StudyIndex:
     """Asks Optuna for parameters and tells it outcomes. The evidence is trials.jsonl, never this database.
 
@@ -59,7 +100,6 @@ class StudyIndex:
     def __init__(self, file: Path, space: TuningSpace, records: Sequence[TrialRecord], proposer: Proposer) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.simplefilter("ignore", ExperimentalWarning)
-        file.unlink(missing_ok=True)
         self._sampler, self._seed, self._space = proposer.sampler, proposer.seed, space
         self._distributions: dict[str, BaseDistribution] = {
             name: CategoricalDistribution(values) for name, values in space.choices.items()
@@ -67,13 +107,15 @@ class StudyIndex:
         by_model, by_grid = self._sampler is SamplerName.MODEL, self._sampler is SamplerName.GRID
         self._guide = _guide(space, self._distributions, proposer) if by_model else None
         self._grid = Grid(_to_walk(space), self._seed) if by_grid else None
-        self._study = optuna.create_study(
-            storage=RDBStorage(f"sqlite:///{file}"), study_name="sgtune", direction="maximize"
-        )
         # Proposals are asked of a twin in memory: a study on disk would commit every parameter of every one of them.
         self._twin = optuna.create_study(direction="maximize")
+        self._told = self._ruled_out = 0
+        self._index: StudyFile | None = None
         for record in records:
             self.tell(record)
+        self._index = StudyFile(file)
+        for record in [record for record in records if record.launched][-MOST_INDEXED:]:
+            self._index.add(self._trial_of(record))
 
     @property
     def guided(self) -> bool:
@@ -128,19 +170,34 @@ class StudyIndex:
             self._guide.observe(record)
         if self._grid is not None:
             self._grid.tried(record.params)
-        params = {**dict.fromkeys(self._space.resting, DEFAULT), **record.params}
-        inside = all(params[name] in values for name, values in self._space.choices.items())
-        if record.outcome is TrialOutcome.FAILED or not inside:
+        trial = self._trial_of(record)
+        if trial is None:
             return
-        told = optuna.trial.create_trial(
+        self._told += 1
+        self._ruled_out += not record.launched
+        if self._asks_the_twin and (record.launched or self._ruled_out <= MOST_RULED_OUT):
+            self._twin.add_trial(trial)
+        if self._index is not None and record.launched:
+            self._index.add(trial)
+
+    def _trial_of(self, record: TrialRecord) -> FrozenTrial | None:
+        """Return a record as samplers see it, None for one they are not told of."""
+        params = {**dict.fromkeys(self._space.resting, DEFAULT), **record.params}
+        inside = all(params.get(name) in values for name, values in self._space.choices.items())
+        if record.repeats is not None or record.outcome is TrialOutcome.FAILED or not inside:
+            return None
+        return optuna.trial.create_trial(
             params=params,
             distributions=self._distributions,
             value=record.objective,
             constraints=dict(sorted(record.constraints.items())),
             user_attrs={"number": record.number, "outcome": str(record.outcome)},
         )
-        for study in (self._study, self._twin):
-            study.add_trial(told)
+
+    @property
+    def _asks_the_twin(self) -> bool:
+        """Whether proposals depend on what the twin was told: the guide and the grid keep their own books."""
+        return self._guide is None and self._grid is None and self._sampler is not SamplerName.RANDOM
 
     def _fresh_sampler(self) -> BaseSampler:
         if self._guide is not None:
@@ -153,8 +210,7 @@ class StudyIndex:
         return TPESampler(seed=seed, n_startup_trials=TPE_STARTUP_TRIALS)
 
     def _proposal_seed(self) -> int:
-        told = sum(t.state == optuna.trial.TrialState.COMPLETE for t in self._twin.get_trials(deepcopy=False))
-        return zlib.crc32(f"{self._seed}/{told}".encode())
+        return zlib.crc32(f"{self._seed}/{self._told}".encode())
 
 
 def _to_walk(space: TuningSpace) -> dict[str, tuple[Choice, ...]]:

@@ -10,13 +10,13 @@ mem_fraction_static = ["default", 0.95]     # other values than the built-in one
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hwprobe.errors import InputError, did_you_mean
-from hwprobe.files import read_bytes
+from hwprobe.files import LAUNCH_FILE_BYTES, read_bytes
+from hwprobe.parsing import load_toml
 from planner.plans.alternatives import DEFAULT, UNMODELLED, Choice
 from planner.sglang.flags import flags_of
 from tuner.search.space import CLIENTS, CORE, TuningSpace
@@ -59,10 +59,7 @@ class SpaceFile:
 
 def read_space_file(path: Path) -> SpaceFile:
     """Read a space file. Raises InputError naming the key that is wrong."""
-    try:
-        data = tomllib.loads(read_bytes(path, "space").decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid TOML ({error})") from error
+    data = load_toml(read_bytes(path, "space", most_bytes=LAUNCH_FILE_BYTES), str(path))
     for key in data:
         if key not in ("space", "flags"):
             raise InputError(f"{path}: unknown key '{key}'; {did_you_mean(key, ['space', 'flags'])}")

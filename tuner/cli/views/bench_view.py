@@ -16,7 +16,12 @@ class BenchScreen(ProgressScreen):
     """A progress bar on a terminal, a line per point everywhere."""
 
     def __init__(self, screen: Console) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         super().__init__(screen, "connecting", *columns, total=None)
 
     def live(self, live: LivePoint) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from packaging.version import Version
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from models.costs.memory import MemoryLedger
@@ -49,7 +50,7 @@ def show_plan(plan: Plan, screen: Console, *, model_path: str, explain: bool) ->
     """Print the answer first, then the table, then reasons and warnings."""
     question, machine = plan.question, plan.context.machine
     screen.print(
-        f"[bold]{question.arch.name}[/] on {question.hardware.name} "
+        f"[bold]{escape(question.arch.name)}[/] on {escape(question.hardware.name)} "
         f"({machine.gpu_count} x {machine.memory_gib:.1f} GiB, {machine.hbm_bytes_s / 1e12:.2f} TB/s each), "
         f"SGLang {question.version}, {question.isl:,} in / {question.osl:,} out, {_asked(plan)}"
     )
@@ -75,7 +76,7 @@ def show_plan(plan: Plan, screen: Console, *, model_path: str, explain: bool) ->
     _show_rejected(plan, screen, explain)
     _show_published(plan, screen)
     for warning in plan.warnings:
-        screen.print(f"[yellow]note:[/] {warning}")
+        screen.print(f"[yellow]note:[/] {escape(warning)}")
 
 
 def _asked(plan: Plan) -> str:
@@ -91,7 +92,9 @@ def _show_misfit(plan: Plan, screen: Console) -> None:
     shortage = plan.shortage_gib
     if shortage is None:
         reasons = dict.fromkeys(item.reason for item in plan.found.rejected)
-        screen.print(f"[bold red]No configuration is possible here[/]: {next(iter(reasons), 'nothing to try')}.")
+        screen.print(
+            f"[bold red]No configuration is possible here[/]: {escape(next(iter(reasons), 'nothing to try'))}."
+        )
         return
     gpus = plan.context.machine.gpu_count
     screen.print(
@@ -122,7 +125,7 @@ def _show_answer(plan: Plan, best: Candidate, screen: Console) -> None:
         screen.print(sentence)
     if not plan.meets_target:
         reason = "; ".join(best.misses) or "the rate or speed asked is out of reach"
-        screen.print(f"[bold red]The target is missed[/]: {reason}. This is the nearest answer.")
+        screen.print(f"[bold red]The target is missed[/]: {escape(reason)}. This is the nearest answer.")
 
 
 def launch_lines(best: Candidate, version: Version, model_path: str) -> list[str]:
@@ -225,7 +228,7 @@ def _show_rejected(plan: Plan, screen: Console, explain: bool) -> None:
         screen.print(f"{plan.found.evaluated:,} configurations evaluated; no family rejected")
     if explain:
         for item in plan.found.rejected:
-            screen.print(f"  {item.config.label}: {item.reason}")
+            screen.print(f"  {item.config.label}: {item.reason}", markup=False)
 
 
 def _show_published(plan: Plan, screen: Console) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hwprobe.findings import LABELS, Change, ProbeFinding, findings
@@ -40,9 +41,12 @@ def show_profile(profile: HardwareProfile, screen: Console) -> None:
     if profile.host:
         host = profile.host
         shm = f", /dev/shm {host.shm_gib:.1f} GiB" if host.shm_gib is not None else ""
-        screen.print(f"host: {host.cpu}, {host.logical_cpus} CPUs, {host.memory_gib:.1f} GiB memory{shm}, {host.os}")
+        screen.print(
+            f"host: {host.cpu}, {host.logical_cpus} CPUs, {host.memory_gib:.1f} GiB memory{shm}, {host.os}",
+            markup=False,
+        )
     if profile.software:
-        screen.print(", ".join(f"{name} {version}" for name, version in profile.software.items()))
+        screen.print(", ".join(f"{name} {version}" for name, version in profile.software.items()), markup=False)
     if profile.gpus:
         screen.print(_gpus(profile.gpus))
     found = findings(profile)
@@ -68,7 +72,7 @@ def _gpus(gpus: Sequence[GpuProfile]) -> Table:
                 (gpu.nvlink_gb_s, 1),
             )
         ]  # fmt: skip
-        table.add_row(gpu.name, *cells, gpu.pcie or "-")
+        table.add_row(escape(gpu.name), *cells, escape(gpu.pcie or "-"))
     return table
 
 
@@ -103,7 +107,7 @@ def _pairs(title: str, matrix: Matrix) -> Table:
 
 def show_comparison(a: str, b: str, changes: Sequence[Change], screen: Console) -> None:
     """Print two profiles' measurements side by side."""
-    table = Table(title=f"{a} against {b}")
+    table = Table(title=escape(f"{a} against {b}"))
     for heading in ("where", "quantity", "first", "second", "change", "verdict"):
         table.add_column(heading, justify="right" if heading in ("first", "second", "change") else "left")
     for one in changes:

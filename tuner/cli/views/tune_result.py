@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from planner.launch_files.parameters import Parameters
@@ -41,7 +42,7 @@ def show_result(loop: Loop, manifest: Manifest, exports: Sequence[Path], screen:
     unit = UNITS[manifest.objective]
     rate = "" if manifest.objective is Objective.OUTPUT_TOK_S else f"{target.output_tok_s:,.0f} output tok/s, "
     screen.print(
-        f"[bold green]best[/]: [bold]{best.label}[/]{_moved(best)} (trial {best.number}), "
+        f"[bold green]best[/]: [bold]{escape(best.label)}[/]{escape(_moved(best))} (trial {best.number}), "
         f"{figure(winner.value)} {unit} (95 % interval {figure(low)} to {figure(high)}, "
         f"{_launches(len(winner.launches))}), {rate}{target.user_tok_s:.1f} per user, "
         f"TTFT {target.ttft_ms['mean']:,.0f} ms; measured over predicted {100 * (best.over_predicted - 1):+.1f} %"
@@ -123,8 +124,8 @@ def _show_nearest(records: Sequence[TrialRecord], screen: Console) -> None:
         screen.print("[bold red]no configuration could be measured[/]")
         return
     screen.print(
-        f"[bold red]no configuration meets the limits[/]; nearest: {nearest.label} with "
-        f"{nearest.target.output_tok_s:,.0f} tok/s ({'; '.join(nearest.misses)})"
+        f"[bold red]no configuration meets the limits[/]; nearest: {escape(nearest.label)} with "
+        f"{nearest.target.output_tok_s:,.0f} tok/s ({escape('; '.join(nearest.misses))})"
     )
 
 
@@ -149,6 +150,7 @@ def _ranking(records: Sequence[TrialRecord], manifest: Manifest) -> Table:
         note = "; ".join(filter(None, (record.unpriced, *record.misses))) if target else why(record)
         if record.number in again:
             note = "; ".join(filter(None, (note, f"again: {again[record.number]:,.0f}")))
+        note = escape(note)
         table.add_row(
             str(record.number), record.source, record.label, f"{config.mem_fraction_static:.3f}",
             str(config.chunked_prefill_size), str(config.cuda_graph_max_bs_decode), *value, *figures, note,

@@ -22,7 +22,12 @@ class LiveReporter(ProgressScreen):
     """A progress bar on a terminal, one line per trial everywhere."""
 
     def __init__(self, screen: Console, launches: int) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         super().__init__(screen, "launches", *columns, total=launches)
         self._launches = launches
         self._done = 0
@@ -39,10 +44,10 @@ class LiveReporter(ProgressScreen):
             if question.engine == "emulated"
             else ""
         )
-        self._screen.print(f"engine {question.engine}{world}; run folder {loop.folder.path}")
+        self._screen.print(f"engine {question.engine}{world}; run folder {loop.folder.path}", markup=False)
         self._extra = question.confirm + 1 if question.confirm else 0
         for warning in prepared.plan.warnings:
-            self._screen.print(f"note: {warning}")
+            self._screen.print(f"note: {warning}", markup=False)
         if loop.records:
             self._screen.print(f"resumed: {loop.launches} launches of {self._launches} are done")
             self._done = loop.launches

@@ -1,0 +1,47 @@
+"""`sgtune runs`: look after run folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tuner.cli.common import options
+from tuner.cli.common.terminal import print_json
+
+EXAMPLE = "Example: sgtune runs repair nf5688g7-1000-1000-c1024"
+
+app = typer.Typer(help="Look after run folders: repair evidence that a disk or a person has spoiled.")
+
+
+@app.command(epilog=EXAMPLE)
+def repair(
+    run: Annotated[str, typer.Argument(help="Name of the run folder.", show_default=False)],
+    runs: options.Runs = Path("runs"),
+    json: options.Json = False,
+) -> None:
+    """Keep the records of a run that are sound, say what is left out, and put the file as it was aside."""
+    from tuner.evidence.repair import repair as repaired
+
+    done = repaired(runs / run)
+    if json:
+        print_json(
+            {
+                "kept": len(done.kept),
+                "recovered": done.recovered,
+                "left_out": done.left_out,
+                "aside": None if done.aside is None else str(done.aside),
+            }
+        )
+        return
+    if done.aside is None:
+        typer.echo(f"the evidence of '{run}' is sound: {len(done.kept)} records")
+        return
+    typer.echo(
+        f"kept {len(done.kept)} records"
+        + (f", {len(done.recovered)} of them from the trials' own folders" if done.recovered else "")
+    )
+    for what in done.left_out:
+        typer.echo(f"left out: {what}")
+    typer.echo(f"the file as it was: {done.aside}; go on with sgtune tune ... --resume")
