@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from dashboard.readers.runs import RunView, Status
 from planner.plans.make import Plan
+from planner.sglang.secret_flags import without_secrets
 from tuner.evidence.trial import TrialRecord
-from tuner.launch_files.trial_export import without_secrets
 
 
 def amount(count: float, one: str, many: str | None = None) -> str:

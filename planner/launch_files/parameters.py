@@ -21,7 +21,6 @@ BOOT_MARGIN = 3.0
 LEAST_BOOT_S = 300.0
 # The first release whose /ready was seen; before it, only a generated token proves that a server is ready.
 READY = "0.5.23"
-SECRET_FLAGS = ("--api-key", "--admin-api-key", "--ssl-keyfile-password")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +40,7 @@ class Parameters:
     """
 
     model_path: str = DEFAULT_MODEL_PATH
-    host: str = "0.0.0.0"
+    host: str = "127.0.0.1"
     port: int = 30000
     image: str | None = None
     python: str = "python3"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import shlex
 from collections.abc import Callable
 from functools import cache
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from hwprobe.errors import InputError
 from planner.launch import DIST_PORT, LaunchSpec
 from planner.launch_files.parameters import CACHE_IN_CONTAINER, NAME, Parameters, Provenance, ready_path
 from planner.launch_files.record import record_line
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
 # Flags whose value is a name, even where it looks like a number.
 TEXT_FLAGS = ("--model-path", "--host", "--served-model-name")
+ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+MARKDOWN = re.compile(r"[\\`*_{}\[\]()#+!|~>:]")
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+OPEN_NOTE = "the server is open to the network: add --api-key (from a secret) to its arguments to keep others out"
 EVERYWHERE = ("0.0.0.0", "::", "")
 
 
@@ -41,10 +47,18 @@ def render_readme(spec: LaunchSpec, parameters: Parameters, provenance: Provenan
 
 
 def _values(target: Target, spec: LaunchSpec, parameters: Parameters, provenance: Provenance) -> dict[str, Any]:
-    """Return what the templates may use; quoting is left to their filters."""
+    """Return what the templates may use; quoting is left to their filters.
+
+    Raises InputError for a setting whose name is none.
+    """
+    for name in spec.environment:
+        if not ENVIRONMENT_NAME.fullmatch(name):
+            raise InputError(f"{name!r} is no name of an environment variable")
     return {
         "head": head_lines(provenance),
-        "words": spec.words,
+        "words": _words(target, spec),
+        "open": parameters.host not in LOOPBACK,
+        "open_note": OPEN_NOTE,
         "settings": list((spec.environment | _surroundings(target, parameters)).items()),
         "parameters": parameters,
         "image": parameters.image_of(spec.version),
@@ -57,6 +71,13 @@ def _values(target: Target, spec: LaunchSpec, parameters: Parameters, provenance
         "volumes": _volumes(parameters),
         "cache_is_name": bool(NAME.fullmatch(parameters.cache)),
     }
+
+
+def _words(target: Target, spec: LaunchSpec) -> list[list[str]]:
+    """Return the command flag by flag; a pod is reached under its own address, which nobody knows before it runs."""
+    if target is not Target.K8S:
+        return spec.words
+    return [["--host", "0.0.0.0"] if words[0] == "--host" and words[1] in LOOPBACK else words for words in spec.words]
 
 
 def _surroundings(target: Target, parameters: Parameters) -> dict[str, str]:
@@ -95,13 +116,14 @@ def _own_host(host: str) -> str:
 
 def head_lines(provenance: Provenance) -> list[str]:
     """Return the provenance as comment lines that nothing in them can end."""
-    lines = [f"# {name}: {one_line(value)}" for name, value in provenance.lines]
+    lines = [f"# {one_line(name)}: {one_line(value)}" for name, value in provenance.lines]
     return lines if provenance.record is None else [*lines, record_line(provenance.record)]
 
 
 def one_line(value: str) -> str:
     """Make a text safe for a comment: one line, nothing a reader of the file would refuse."""
-    return " ".join("".join(c if c.isprintable() else " " for c in value).split())
+    printable = "".join(c if c.isprintable() else " " for c in value)
+    return " ".join(printable.split()).rstrip("\\ ")  # a systemd comment goes on after a backslash
 
 
 def _yaml_file(spec: LaunchSpec, provenance: Provenance) -> str:
@@ -149,9 +171,15 @@ def _environment() -> Environment:
         "unit": unit_quote,
         "mount": mount_option,
         "host_path": host_path,
+        "md": markdown,
     }
     made.filters |= filters
     return made
+
+
+def markdown(value: str) -> str:
+    """Return a text that Markdown shows as it stands: no link, no picture, no HTML."""
+    return MARKDOWN.sub(r"\\\g<0>", one_line(str(value)).replace("&", "&amp;").replace("<", "&lt;"))
 
 
 def yaml_quote(value: str) -> str:

@@ -10,7 +10,17 @@ from urllib.parse import urlsplit
 
 from hwprobe.errors import InputError
 from hwprobe.plain_text import one_line
-from tuner.server.ask import NO_ANSWER, HttpRequest, ask, count, items, json_answer, mapping, number
+from tuner.server.ask import (
+    NO_ANSWER,
+    HttpRequest,
+    ask,
+    count,
+    items,
+    json_answer,
+    mapping,
+    number,
+    without_secret_fields,
+)
 
 ANSWER_S = 10.0
 FLUSH_TRIES = 50
@@ -82,7 +92,7 @@ def read_facts(address: Address, key: str | None = None) -> ServerFacts:
             f"no server answers at {address.host}:{address.port} ({one_line(str(error))}); start it, or give its "
             "address with --url"
         ) from error
-    found = mapping(info) if status == http.client.OK else {}
+    found = without_secret_fields(mapping(info)) if status == http.client.OK else {}
     model = next(iter(items(mapping(models).get("data"))), {})
     return ServerFacts(
         served_model=one_line(str(found.get("served_model_name") or model.get("id") or "")),

@@ -23,7 +23,7 @@ from models.workload import Workload
 from planner.launch import launch_spec
 from tuner.engines.runners import Runner
 from tuner.seam import FailureKind, LaunchFailed, Measurement, ServerInfo
-from tuner.server.ask import NO_ANSWER, HttpRequest, ask
+from tuner.server.ask import NO_ANSWER, HttpRequest, ask, without_secret_fields
 from tuner.server.figures import BootFigures, boot_figures
 from tuner.server.gate import Gate
 from tuner.server.ports import Ports
@@ -106,7 +106,7 @@ class LiveEngine:
         folder = self.trials / str(number)
         try:
             process = ServerProcess(
-                command.words, folder, command.environment, drain_s=self.drain_s, after=command.after
+                command.words, folder, command.environment, drain_s=self.drain_s, after=command.after, cwd=command.cwd
             )
         except (OSError, ValueError) as error:
             raise LaunchFailed(FailureKind.SUPERVISOR, f"the supervisor did not start: {error}", 0.0) from error
@@ -115,8 +115,9 @@ class LiveEngine:
             ready = wait_until_ready(process, port, self._expected(nonce))
             table = table_of([config])
             ledger = ledger_of(self.context.memory(table), table, 0)
+            said = without_secret_fields(ready.server_info)
             figures = boot_figures(process.log_text(), ready.server_info, ledger)
-            write_own(folder / "server_info.json", encode_json({"figures": figures, **ready.server_info}) + "\n")
+            write_own(folder / "server_info.json", encode_json({"figures": figures, **said}) + "\n", private=True)
             undo.pop_all()
         return LiveServer(engine=self, process=process, config=config, port=port, ready=ready, figures=figures)
 

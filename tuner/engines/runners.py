@@ -15,11 +15,12 @@ SHM = "32g"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """What to start, with what environment, and what ends for certain what it may leave behind."""
+    """What to start, with what environment, where, and what ends for certain what it may leave behind."""
 
     words: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
     after: tuple[str, ...] = ()
+    cwd: Path | None = None
 
 
 class Runner(Protocol):
@@ -35,30 +36,39 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalRunner:
-    """An interpreter that can import sglang."""
+    """An interpreter that can import sglang; `cwd` is where it starts (None: where sgtune did)."""
 
     python: str = "python3"
     name: str = "local"
+    cwd: Path | None = None
 
     def command(self, flags: Sequence[str], environment: dict[str, str], nonce: str, number: int) -> Command:
-        return Command(words=(self.python, "-m", "sglang.launch_server", *flags), environment=environment)
+        words = (self.python, "-m", "sglang.launch_server", *flags)
+        return Command(words=words, environment=environment, cwd=self.cwd)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DockerRunner:
-    """A container per launch, named after it. Killing docker's client leaves the container: `after` removes it."""
+    """A container per launch, named after it. Killing docker's client leaves the container: `after` removes it.
+
+    It sees `cache`, if any, and the model's folder `mounted` (by default the model path, where that is a folder).
+    """
 
     image: str
     model_path: str
     docker: str = "docker"
-    cache: Path = Path("~/.cache/sglang")
+    cache: Path | None = Path("~/.cache/sglang")
+    mounted: str | None = None
     name: str = "docker"
 
     def command(self, flags: Sequence[str], environment: dict[str, str], nonce: str, number: int) -> Command:
         # compiled kernels outlive the container, whoever its user is
-        mounts = ["-v", f"{self.cache.expanduser()}:{CONTAINER_CACHE}", "-e", f"SGLANG_CACHE_DIR={CONTAINER_CACHE}"]
-        if self.model_path.startswith("/"):
-            mounts += ["-v", f"{self.model_path}:{self.model_path}:ro"]
+        mounts = []
+        if self.cache is not None:
+            mounts = ["-v", f"{self.cache.expanduser()}:{CONTAINER_CACHE}", "-e", f"SGLANG_CACHE_DIR={CONTAINER_CACHE}"]
+        folder = self.mounted or (self.model_path if self.model_path.startswith("/") else None)
+        if folder is not None:
+            mounts += ["-v", f"{folder}:{folder}:ro"]
         settings = [word for key, value in environment.items() for word in ("-e", f"{key}={value}")]
         words = (
             self.docker, "run", "--rm", "--name", nonce, "--label", "sgtune=1", "--gpus", "all", "--shm-size", SHM,

@@ -15,8 +15,9 @@ from planner.launch_files.parameters import Parameters, Provenance
 from planner.launch_files.record import Record, RecordedPoint
 from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values
+from planner.sglang.secret_flags import clean_command
 from tuner import __version__
-from tuner.launch_files.trial_export import Exportable, clean_command
+from tuner.launch_files.trial_export import Exportable
 
 MOST_PLAN_BYTES = 64 * MIB
 

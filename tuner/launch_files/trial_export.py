@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,9 +12,10 @@ from packaging.version import Version
 from hwprobe.errors import InputError
 from planner.launch import LaunchSpec, launch_spec
 from planner.launch_files.files import export_bundle, export_files
-from planner.launch_files.parameters import SECRET_FLAGS, Parameters, Provenance
+from planner.launch_files.parameters import Parameters, Provenance
 from planner.launch_files.record import Record, RecordedPoint
 from planner.launch_files.targets import Target, possible_targets
+from planner.sglang.secret_flags import clean_command, without_secrets
 from tuner import __version__
 from tuner.choices import EngineName
 from tuner.evidence.standings import Standing, standings, winner_of
@@ -157,22 +157,3 @@ def _figure(point: Measurement, standing: Standing) -> RecordedPoint:
         ttft_mean_ms=point.ttft_ms["mean"],
         tpot_mean_ms=point.tpot_ms["mean"],
     )
-
-
-def without_secrets(words: Sequence[str]) -> list[str]:
-    """Return SGLang flags without those whose value nobody may read in a file."""
-    kept: list[str] = []
-    skip = False
-    for word in words:
-        if skip and not word.startswith("--"):
-            skip = False
-            continue
-        skip = word in SECRET_FLAGS
-        if not skip and word.partition("=")[0] not in SECRET_FLAGS:
-            kept.append(word)
-    return kept
-
-
-def clean_command(command: str) -> str:
-    """Return a command line without its secrets."""
-    return shlex.join(without_secrets(shlex.split(command)))

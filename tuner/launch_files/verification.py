@@ -12,7 +12,7 @@ from typing import Any
 from packaging.version import Version
 
 from hwprobe.errors import InputError, SgtuneError
-from hwprobe.files import decode_json, read_bytes
+from hwprobe.files import LAUNCH_FILE_BYTES, decode_json, read_bytes
 from models.config import ServerConfig
 from models.serving.estimate import Context
 from models.version import parse_version
@@ -28,7 +28,7 @@ from planner.sglang.resolver import resolve
 from tuner.engines.live import HOST, LiveEngine, LiveServer
 from tuner.seam import LaunchFailed, Measurement, Verdict
 
-SURROUNDINGS = ("SGLANG_CACHE_DIR", "HF_HOME", "MODEL_PATH", "PYTHON")
+SURROUNDINGS = ("SGLANG_CACHE_DIR", "HF_HOME", "HOME", "MODEL_PATH", "PYTHON")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,8 @@ class Compared:
 
     @property
     def _near(self) -> bool:
-        return abs(math.log(self.measured.output_tok_s / self.recorded.output_tok_s)) <= math.log1p(self.resolves)
+        now = self.measured.output_tok_s
+        return now > 0.0 and abs(math.log(now / self.recorded.output_tok_s)) <= math.log1p(self.resolves)
 
     @property
     def change(self) -> float:
@@ -162,7 +163,7 @@ def read_claim(path: Path, target: Target = Target.BASH) -> Claim:
     file = path / target.file_name if path.is_dir() else path
     if path.is_dir() and not (path / BUNDLE_FILE).exists():
         raise InputError(f"'{path}' is no bundle: it has no {BUNDLE_FILE}; make one with sgtune export --bundle")
-    text = read_bytes(file, "launch file").decode("utf-8", errors="replace")
+    text = read_bytes(file, "launch file", most_bytes=LAUNCH_FILE_BYTES).decode("utf-8", errors="replace")
     record = record_of(text, str(file))
     beside = path / "hardware.json" if path.is_dir() else file.parent / "hardware.json"
     if path.is_dir():
@@ -202,16 +203,21 @@ def _checked(claim: Claim) -> Claim:
 
 
 def verify(
-    claim: Claim, engine: LiveEngine, extra: Sequence[str] = (), shown: Callable[[str], None] = lambda text: None
+    claim: Claim,
+    engine: LiveEngine,
+    typed: Sequence[str],
+    environment: dict[str, str],
+    shown: Callable[[str], None] = lambda text: None,
 ) -> Verified:
     """Boot the claim's command and measure its points, fewest clients first.
 
-    The flags are the file's own; --host and --port follow them, the last of two being what SGLang takes.
+    `typed` and `environment` are what of the file may be started; --host and --port follow them, the last of two
+    being what SGLang takes.
     Raises SgtuneError when the server does not start or dies.
     """
 
     def words(port: int) -> tuple[list[str], dict[str, str]]:
-        return [*claim.line.words, *extra, "--host", HOST, "--port", str(port)], claim.environment
+        return [*typed, "--host", HOST, "--port", str(port)], environment
 
     try:
         server = engine.launch_words(claim.config(engine.context), 0, words)

@@ -12,6 +12,7 @@ from hwprobe.profile import hardware_hash
 from planner.launch import DEFAULT_MODEL_PATH
 from planner.plans.make import PlanQuestion
 from planner.sglang.arguments import read_arguments
+from planner.sglang.secret_flags import without_secrets
 from tuner.choices import EngineName, Fidelity, Objective, SamplerName
 from tuner.engines.build import check_emulator
 from tuner.engines.world import World
@@ -145,7 +146,7 @@ class TuneQuestion:
             seed=self.seed,
             sampler=str(self.sampler),
             mtp=plan.mtp,
-            server_flags=self.server_flags,
+            server_flags=tuple(without_secrets(self.server_flags)),
             space_hash=content_hash(self.space.choices) if self.space else "",
             fidelity=str(self.fidelity),
             request_rate=plan.request_rate,

@@ -14,6 +14,7 @@ from typing import Any
 
 from hwprobe.errors import InputError
 from hwprobe.parsing import load_json
+from planner.sglang.secret_flags import HIDDEN, SECRET_FIELDS
 
 # SGLang's /server_info is some tens of KiB.
 MOST_ANSWER_BYTES = 4 << 20
@@ -105,6 +106,11 @@ def number(found: Any) -> float | None:
     if isinstance(found, bool) or not isinstance(found, int | float) or not abs(found) < LARGEST:
         return None
     return float(found)
+
+
+def without_secret_fields(info: dict[str, Any]) -> dict[str, Any]:
+    """Return what a server says of itself with its keys and passwords hidden."""
+    return {name: HIDDEN if name in SECRET_FIELDS and value else value for name, value in info.items()}
 
 
 def count(found: Any) -> int | None:

@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+from io import FileIO
 from pathlib import Path
 
 # linux/prctl.h
@@ -34,7 +35,7 @@ class CappedLog:
 
     def __init__(self, path: Path, cap_bytes: int) -> None:
         self._path, self._head, self._turn = path, cap_bytes // 2, cap_bytes // 4
-        self._file = path.open("wb", buffering=0)
+        self._file = private(path)
         self._room = self._head
 
     def write(self, data: bytes) -> None:
@@ -52,7 +53,13 @@ class CappedLog:
         tail = tail_of(self._path)
         if tail.exists():
             tail.replace(older_of(self._path))
-        self._file, self._room = tail.open("wb", buffering=0), self._turn
+        self._file, self._room = private(tail), self._turn
+
+
+def private(path: Path) -> FileIO:
+    """Open a new file that its owner alone may read: a log may show what was passed on a command line."""
+    path.unlink(missing_ok=True)
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb", buffering=0)
 
 
 def tail_of(log: Path) -> Path:

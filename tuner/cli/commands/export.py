@@ -51,7 +51,9 @@ def export(
         str | None, typer.Option("--image", help="Container image; default: lmsysorg/sglang of the release.")
     ] = None,
     python: Annotated[str, typer.Option("--python", help="Interpreter with sglang, outside containers.")] = "python3",
-    host: Annotated[str, typer.Option("--host", help="Address the server listens on.")] = "0.0.0.0",
+    host: Annotated[
+        str, typer.Option("--host", help="Address the server listens on; 0.0.0.0: all of the machine's.")
+    ] = ("127.0.0.1"),
     port: Annotated[int, typer.Option("--port", help="Port the server listens on.")] = 30000,
     shm_gib: Annotated[int, typer.Option("--shm-gib", help="Shared memory of a container, GiB.")] = 32,
     weights_volume: Annotated[

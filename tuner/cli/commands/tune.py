@@ -185,8 +185,10 @@ def _recalibrate(loop: Loop, prepared: Prepared) -> dict[str, Any] | None:
 
 
 def command_line() -> str:
-    """Return the command as typed, for the provenance of what it writes."""
-    return shlex.join(["sgtune", *sys.argv[1:]])
+    """Return the command as typed, for the provenance of what it writes; secrets are left out."""
+    from planner.sglang.secret_flags import without_secrets
+
+    return shlex.join(["sgtune", *without_secrets(sys.argv[1:])])
 
 
 def default_sampler() -> SamplerName:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hwprobe.holds import scratch_folder
+from planner.inputs import read_hardware, read_model
 from tuner.choices import EngineName
 from tuner.cli.common import options
 from tuner.cli.common.terminal import console, print_json
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from models.serving.estimate import Context
     from tuner.engines.runners import Runner
     from tuner.engines.world import World
+    from tuner.launch_files.trust import Start
     from tuner.launch_files.verification import Claim, Verified
 
 EXAMPLE = "Example: sgtune verify launch/ --engine local"
@@ -29,6 +33,15 @@ VerifyHardware = Annotated[
     str | None,
     typer.Option("--hardware", help="Catalogue name or hardware.json; default: the bundle's, else the file's."),
 ]
+ServedPath = Annotated[
+    str | None,
+    typer.Option("--model-path", help="The model to serve, in the file's place; containers see no other folder."),
+]
+AllowEnv = Annotated[
+    list[str] | None,
+    typer.Option("--allow-env", help="A name of the file's environment to take, repeatable; most are left out."),
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Start it without being asked.")]
 Logs = Annotated[Path | None, typer.Option("--logs", help="Keep the server's log in this folder.")]
 
 
@@ -45,22 +58,36 @@ def verify(
     point_time: options.PointTime = "10s",
     seed: options.Seed = 0,
     logs: Logs = None,
+    model_path: ServedPath = None,
+    allow_env: AllowEnv = None,
+    yes: Yes = False,
     json: options.Json = False,
 ) -> None:
-    """Start exactly the command of a launch file, measure the recorded points again, and compare. Exit 1 outside."""
+    """Start exactly the command of a launch file, measure the recorded points again, and compare. Exit 1 outside.
+
+    What is started is shown first. A file's environment, image and paths count only as far as they are SGLang's own
+    or granted here.
+    """
     from planner.launch_files.targets import Target
     from tuner.cli.commands.tune import parse_duration_s
     from tuner.engines.world import load_world
+    from tuner.launch_files.trust import trusted_start
     from tuner.launch_files.verification import read_claim
 
     point_s = parse_duration_s(point_time, "--point-time")
     claim = read_claim(path, Target.DOCKER if engine is EngineName.DOCKER else Target.BASH)
     found = load_world(world)
-    with tempfile.TemporaryDirectory(prefix="sgtune-verify-") as temporary:
-        where = (logs or Path(temporary)).absolute()
+    start = trusted_start(claim, allow_env=tuple(allow_env or ()), model_path=model_path)
+    start = replace(start, words=(*start.words, *(server_flags or ())))
+    with scratch_folder("verify") as temporary:
+        where = (logs or temporary).absolute()
         context = _context(claim, hardware, model, profile, where)
-        runner = _runner(claim, context, engine, python, image, found, seed, where)
-        verified = _verified(claim, runner, context, where, point_s, seed, tuple(server_flags or ()))
+        runner = _runner(
+            claim, start, context, engine=engine, python=python, image=image, world=found, seed=seed, where=where,
+            granted=model_path is not None,
+        )  # fmt: skip
+        _ask(claim, start, runner, yes=yes)
+        verified = _verified(claim, start, runner, context, where=where, point_s=point_s, seed=seed)
     if json:
         print_json(verified.document())
     else:
@@ -76,7 +103,6 @@ def _context(claim: Claim, hardware: str | None, model: Path | None, profile: Pa
     from hwprobe.files import encode_json, write_atomic
     from hwprobe.profile import hardware_hash
     from models.engine.profile import load_engine_profile
-    from planner.inputs import read_hardware, read_model
     from planner.plans.make import PlanQuestion
 
     record = claim.record
@@ -95,15 +121,34 @@ def _context(claim: Claim, hardware: str | None, model: Path | None, profile: Pa
     return question.checked().context()
 
 
+def _ask(claim: Claim, start: Start, runner: Runner, *, yes: bool) -> None:
+    """Show what will be started and ask; sgtune's own emulated server needs no yes. Raises InputError without one."""
+    from hwprobe.errors import InputError
+
+    for note in start.notes:
+        typer.echo(f"note: {note}", err=True)
+    if runner.name == EngineName.EMULATED or yes:
+        return
+    program = "python3 -m sglang.launch_server"
+    typer.echo(f"'{claim.file}' starts, {start.shown(runner.name, program)}", err=True)
+    if not sys.stdin.isatty():
+        raise InputError("nobody is here to be asked whether to start it: read the line above, then add --yes")
+    if not typer.confirm("start it?", err=True):
+        raise typer.Exit(DISAGREES)
+
+
 def _runner(
     claim: Claim,
+    start: Start,
     context: Context,
+    *,
     engine: EngineName,
     python: str,
     image: str | None,
     world: World,
     seed: int,
     where: Path,
+    granted: bool,
 ) -> Runner:
     """Return what starts the command. Raises InputError for an engine that could not."""
     import shutil
@@ -111,6 +156,7 @@ def _runner(
     from hwprobe.errors import InputError
     from tuner.engines.build import emulated_runner
     from tuner.engines.runners import DockerRunner, LocalRunner
+    from tuner.launch_files.trust import mountable, trusted_image
 
     if engine is EngineName.SIMULATED:
         raise InputError("--engine simulated starts no server; verify with local, docker or emulated")
@@ -120,32 +166,24 @@ def _runner(
     if shutil.which(program) is None:
         flag = "--python" if engine is EngineName.LOCAL else "--engine docker"
         raise InputError(f"{flag}: no program '{program}' here that could be started")
-    if engine is EngineName.LOCAL:
-        return LocalRunner(python=python)
-    chosen = image or claim.line.image
-    if chosen is None:
-        raise InputError(f"'{claim.file}' names no image; --engine docker needs --image")
-    return DockerRunner(image=chosen, model_path=claim.model_path)
+    if engine is EngineName.LOCAL:  # started elsewhere, so that nothing beside the file is imported
+        return LocalRunner(python=str(Path(str(shutil.which(program))).absolute()), cwd=where)
+    folder = mountable(start.model_path, granted=granted)
+    return DockerRunner(image=trusted_image(claim, image), model_path=start.model_path, cache=None, mounted=folder)
 
 
 def _verified(
-    claim: Claim,
-    runner: Runner,
-    context: Context,
-    where: Path,
-    point_s: float,
-    seed: int,
-    extra: tuple[str, ...],
+    claim: Claim, start: Start, runner: Runner, context: Context, *, where: Path, point_s: float, seed: int
 ) -> Verified:
     from tuner.engines.build import LiveSettings, live_engine
     from tuner.launch_files.verification import verify
 
     screen = console(stderr=True)
-    live = LiveSettings(model_path=claim.model_path, trials=where / "trials", point_s=point_s, seed=seed)
+    live = LiveSettings(model_path=start.model_path, trials=where / "trials", point_s=point_s, seed=seed)
     started = live_engine(runner, context, live)
     screen.print(f"starting {claim.file} on the {runner.name} engine", markup=False)
     try:
-        return verify(claim, started, extra, lambda text: screen.print(text, markup=False))
+        return verify(claim, started, start.words, start.environment, lambda text: screen.print(text, markup=False))
     finally:
         started.close()
 

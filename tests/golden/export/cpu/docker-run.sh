@@ -5,6 +5,7 @@
 set -euo pipefail
 
 exec docker run --rm --name sglang --gpus all --shm-size 32g --network host \
+  --security-opt no-new-privileges \
   --ulimit memlock=-1 --ulimit stack=67108864 \
   --mount type=volume,source=sglang-huggingface,target=/huggingface \
   --mount type=volume,source=sglang-cache,target=/sglang-cache \

@@ -15,6 +15,7 @@ infiniband=()
 network=(--env NCCL_SOCKET_IFNAME --env GLOO_SOCKET_IFNAME --env NCCL_IB_HCA --env NCCL_IB_GID_INDEX --env NCCL_DEBUG)
 
 exec docker run --rm --name sglang --gpus all --shm-size 32g --network host \
+  --security-opt no-new-privileges \
   --ulimit memlock=-1 --ulimit stack=67108864 \
   "${infiniband[@]}" "${network[@]}" \
   --mount type=volume,source=sglang-huggingface,target=/huggingface \
