@@ -10,6 +10,7 @@ import streamlit as st
 
 from dashboard.readers.runs import RunView, Status, read_run, run_names, runs_folder
 from hwprobe.errors import InputError
+from hwprobe.plain_text import as_markdown, one_line
 
 FIRST_RUN = (
     "sgtune tune --hardware nf5688g7 --isl 1000 --osl 1000 --concurrency 1024 --engine simulated --trials 12 --runs {}"
@@ -36,7 +37,7 @@ def choose_run() -> RunView:
     linked = st.session_state.get("run", st.query_params.get("run"))
     if linked not in names:
         if linked is not None:
-            st.warning(f"Run '{linked}' is not in `{root}` (any more); showing '{names[0]}'.")
+            st.warning(as_markdown(f"Run '{one_line(str(linked))}' is not in {root} (any more); showing '{names[0]}'."))
         st.session_state["run"] = names[0]
     else:
         st.session_state["run"] = linked
@@ -50,13 +51,13 @@ def choose_run() -> RunView:
         stop(str(error))
     _describe(run)
     for note in run.notes:
-        st.warning(note)
+        st.warning(as_markdown(note))
     return run
 
 
 def stop(reason: str) -> NoReturn:
     """Say why there is nothing to see, and end the page."""
-    st.error(reason)
+    st.error(as_markdown(reason))
     st.stop()
 
 
@@ -82,7 +83,7 @@ def machines_of_runs() -> dict[str, str]:
 
 def command(line: str, says: str = "The same in a terminal") -> None:
     """Show the command line that gives what the page shows."""
-    st.caption(says)
+    st.caption(as_markdown(says))
     st.code(line, language="bash", wrap_lines=True)
 
 
@@ -105,10 +106,10 @@ def _describe(run: RunView) -> None:
     asked = run.manifest
     with st.sidebar:
         st.badge(run.status, color=STATUS_COLOURS[run.status])
-        limits = f"  \nlimits: {', '.join(f'`{slo}`' for slo in asked.slo)}" if asked.slo else ""
+        limits = f"  \nlimits: {as_markdown(', '.join(asked.slo))}" if asked.slo else ""
+        world = "" if asked.engine in ("local", "docker") else f" (world: {asked.world})"
         st.caption(
-            f"{asked.hardware}, SGLang {asked.sglang_version}, {asked.engine} engine"
-            f"{'' if asked.engine in ('local', 'docker') else ' (world: ' + asked.world + ')'}  \n"
+            as_markdown(f"{asked.hardware}, SGLang {asked.sglang_version}, {asked.engine} engine{world}") + "  \n"
             f"{asked.isl:,} in / {asked.osl:,} out, {asked.load}  \n"
             f"objective: {asked.objective}{limits}"
         )

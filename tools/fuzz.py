@@ -266,7 +266,7 @@ class Maker:
         if dice.random() < 0.7:
             return ["check", "--", self._file(f"bundle/{dice.choice(names)}", dice, folder)]
         flags = ["--tp", "8", "--dp", "8", "--enable-dp-attention", "--mem-fraction-static", "0.9",
-                 "--chunked-prefill-size", "8192", "--max-running-requests", "64", "--model-path", "deepseek-ai/DeepSeek-R1"]  # fmt: skip
+                 "--chunked-prefill-size", "8192", "--max-running-requests", "64", "--model-path", "x/y"]  # fmt: skip
         for _ in range(dice.randint(0, 3)):
             flags[dice.randrange(len(flags))] = dice.choice(
                 (*NUMBERS, "--tp", "--config", "/dev/zero", "{}", "\x1b[2J")

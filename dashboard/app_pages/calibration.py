@@ -10,6 +10,7 @@ from dashboard.readers.learning import MOST_POINTS, calibrated, parameter_table
 from dashboard.readers.runs import RunView
 from dashboard.widgets import BOUND, choose_run, command, table
 from hwprobe.errors import InputError
+from hwprobe.plain_text import as_markdown
 from tuner.evidence.knob_effects import residuals
 
 MOST_SENTENCES = 8
@@ -49,7 +50,7 @@ def show_calibration(seen: RunView) -> None:
         with st.spinner("fitting"):
             learned = calibrated(seen)
     except InputError as error:
-        st.error(str(error))
+        st.error(as_markdown(str(error)))
         return
     found = learned.calibration
     left, right = st.columns(2)
@@ -60,11 +61,11 @@ def show_calibration(seen: RunView) -> None:
     table(parameter_table(found), "moved")
     st.caption(
         f"{len(learned.names)} points; residual of decode times and rates {100 * found.rms_decode:.1f} % rms after. "
-        + (f"Discounted as far off: {', '.join(found.outliers)}." if found.outliers else "")
+        + (as_markdown(f"Discounted as far off: {', '.join(found.outliers)}.") if found.outliers else "")
     )
 
 
-st.subheader(answer(run))
+st.subheader(as_markdown(answer(run)))
 if run.measured:
     knobs = list(dict.fromkeys(name for record in run.measured for name in record.params))
     left, right = st.columns(2)
@@ -84,7 +85,7 @@ if run.measured:
     first, second = st.columns(2)
     with first:
         st.markdown("**What single knobs did** (pairs of trials that differ in nothing else)")
-        sentences = [effect.sentence for effect in run.effects[:MOST_SENTENCES]]
+        sentences = [as_markdown(effect.sentence) for effect in run.effects[:MOST_SENTENCES]]
         st.markdown("\n".join(f"- {sentence}" for sentence in sentences) or "No two trials differ in one knob only.")
     with second:
         st.markdown("**Measured over predicted by family**")

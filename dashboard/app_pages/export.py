@@ -13,6 +13,7 @@ from dashboard.readers.commands import tune_command
 from dashboard.readers.runs import RunView, Stamp
 from dashboard.widgets import BOUND, choose_run, command, stop, table
 from hwprobe.errors import InputError
+from hwprobe.plain_text import as_markdown
 from models.config import ServerConfig
 from models.version import parse_version
 from planner.launch import launch_spec
@@ -73,7 +74,7 @@ def show_default_difference(config: ServerConfig, made: Exportable) -> None:
         plain = sglang_default(run.context.machine)
         default = launch_spec(plain, parse_version(run.manifest.sglang_version), model_path=made.spec.model_path)
         table(tables.flag_difference(default, made.spec, ("SGLang's default", "this command")), "beyond")
-        st.caption(config.label)
+        st.caption(as_markdown(config.label))
 
 
 answer = st.container()
@@ -87,8 +88,10 @@ try:
 except InputError as error:
     command(tune_command(run, resume=True), "Go on with the run")
     stop(f"Nothing to export: {error}")
-answer.subheader(f"{record.label}, trial {record.number}: {len(targets)} launch files that say the same command.")
-st.table(dict(made.provenance.lines), border="horizontal")
+answer.subheader(
+    as_markdown(f"{record.label}, trial {record.number}: {len(targets)} launch files that say the same command.")
+)
+st.table({as_markdown(k): as_markdown(v) for k, v in made.provenance.lines}, border="horizontal")
 target = st.segmented_control(
     "File", targets, default=targets[0], required=True, key="file", bind=BOUND,
     format_func=lambda each: each.file_name,

@@ -7,10 +7,12 @@ import streamlit as st
 
 from dashboard.charts import plan_charts as charts
 from dashboard.charts import tables
+from dashboard.readers.roots import within_roots
 from dashboard.widgets import BOUND, command, machines_of_runs, stop, table
 from hwprobe.catalogue import hardware_names
 from hwprobe.errors import InputError
 from hwprobe.findings import ProbeFinding, compare, findings
+from hwprobe.plain_text import as_markdown
 from hwprobe.profile import HardwareProfile, read_profile
 from planner.inputs import read_hardware
 
@@ -20,7 +22,8 @@ NOBODY = "nothing"
 def read(name: str) -> HardwareProfile:
     """Return the machine of a catalogue name or file; a file may be of a machine without GPUs."""
     try:
-        return read_profile(Path(name)) if name.endswith(".json") else read_hardware(name)
+        known = within_roots(name)
+        return read_profile(Path(known)) if known.endswith(".json") else read_hardware(known)
     except InputError as error:
         stop(str(error))
 
@@ -82,9 +85,9 @@ with st.sidebar:
 first, second = own.get(chosen or "", chosen or names[0]), own.get(other or "", other or NOBODY)
 profile = read(first)
 found = findings(profile)
-st.subheader(answer(profile, found))
+st.subheader(as_markdown(answer(profile, found)))
 for warning in profile.warnings:
-    st.warning(warning)
+    st.warning(as_markdown(warning))
 show_measured(profile, found)
 st.markdown("**What predictions use**")
 machines = {"this machine": profile}
@@ -93,7 +96,7 @@ if second != NOBODY:
 table(tables.used_by_predictions(machines), "used")
 if len(machines) > 1:
     changes = [one for one in compare(profile, machines["the other"]) if one.change is not None]
-    st.markdown(f"**{other}** against **{chosen}**, measured")
+    st.markdown(f"**{as_markdown(str(other))}** against **{as_markdown(str(chosen))}**, measured")
     if changes:
         st.plotly_chart(charts.changes_between(changes), key="changes", alt="Change of each measured quantity, percent")
         table(tables.compared(changes), "compared")
@@ -101,9 +104,9 @@ if len(machines) > 1:
         st.caption("They share no measurement: data sheets are compared above.")
 if profile.host:
     host = profile.host
-    st.caption(f"Host: {host.cpu}, {host.logical_cpus} CPUs, {host.memory_gib:.0f} GiB, {host.os}")
+    st.caption(as_markdown(f"Host: {host.cpu}, {host.logical_cpus} CPUs, {host.memory_gib:.0f} GiB, {host.os}"))
 if profile.software:
-    st.caption(", ".join(f"{name} {version}" for name, version in profile.software.items()))
+    st.caption(as_markdown(", ".join(f"{name} {version}" for name, version in profile.software.items())))
 if first.endswith(".json") and second.endswith(".json"):
     command(shlex.join(["sgtune", "probe", "--compare", first, second]))
 else:

@@ -19,6 +19,7 @@ from dashboard.readers.commands import (
 from dashboard.readers.runs import RunView, Status, log_tail, read_run
 from dashboard.widgets import choose_run, command, tile
 from hwprobe.errors import InputError
+from hwprobe.plain_text import as_markdown, clean
 
 REFRESH_S = 2.0
 # A log of more lines than this scrolls, within so many pixels.
@@ -33,11 +34,11 @@ def watch() -> None:
     try:
         now = read_run(run.path.parent, run.name)
     except InputError as error:
-        st.error(f"{error}; choose another in the sidebar")
+        st.error(as_markdown(f"{error}; choose another in the sidebar"))
         return
     if now.status is not run.status:
         st.rerun()
-    st.subheader(run_answer(now))
+    st.subheader(as_markdown(run_answer(now)))
     show_state(now)
     show_figures(now)
     left, right = st.columns(2)
@@ -59,9 +60,10 @@ def show_state(now: RunView) -> None:
     if now.status is Status.RUNNING and live is not None:
         trial = live.trial
         which = f"trial {trial.number} ({trial.source}), {trial.config.label}: " if trial else ""
-        st.info(f"{which}{live.phase} for {duration(time.time() - live.phase_began_s)}", icon=":material/timer:")
+        which = as_markdown(which + live.phase)
+        st.info(f"{which} for {duration(time.time() - live.phase_began_s)}", icon=":material/timer:")
     elif now.status is Status.FAILED and live is not None:
-        st.error(live.message)
+        st.error(as_markdown(live.message))
     elif now.status is Status.INTERRUPTED:
         st.warning("No process is at work on this run. The command below goes on with it.")
 
@@ -112,8 +114,8 @@ def show_failures(now: RunView) -> None:
     left, right = st.columns([2, 3])
     left.plotly_chart(run_charts.failures(now.records), key="failures", alt="Failed launches by class")
     last = failed[-1]
-    right.caption(f"The last one, trial {last.number} ({last.label}):")
-    right.code(last.reason or "no reason recorded", language=None, wrap_lines=True, height=160)
+    right.caption(as_markdown(f"The last one, trial {last.number} ({last.label}):"))
+    right.code(clean(last.reason) or "no reason recorded", language=None, wrap_lines=True, height=160)
 
 
 def show_log(now: RunView) -> None:
@@ -124,7 +126,7 @@ def show_log(now: RunView) -> None:
     if not text:
         st.caption("No server log: the simulated engine starts no server." if now.launched else "No server log yet.")
         return
-    st.caption(f"End of `{now.path / 'trials' / str(number) / 'server.log'}`")
+    st.caption(as_markdown(f"End of {now.path / 'trials' / str(number) / 'server.log'}"))
     st.code(text, language=None, height=LOG_PX if text.count("\n") >= SHORT_LOG else "content")
 
 

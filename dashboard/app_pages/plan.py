@@ -10,6 +10,7 @@ from dashboard.readers.plan_inputs import PlanInputs, WhatIf, what_if
 from dashboard.widgets import BOUND, command, machines_of_runs, stop, table, tile
 from hwprobe.catalogue import hardware_names
 from hwprobe.errors import InputError
+from hwprobe.plain_text import as_markdown
 from models.config import Speculative
 from models.serving.estimate import DEFAULT_ACCEPTANCE
 from planner.launch import launch_spec
@@ -148,7 +149,7 @@ def show_changed(candidate: Candidate, changed: WhatIf) -> None:
     """Show the figures of a changed configuration with what the change did to them."""
     before, after = candidate.prediction, changed.prediction
     if changed.objection:
-        st.warning(changed.objection)
+        st.warning(as_markdown(changed.objection))
     if after is None:
         return
     with st.grid(3, min_column_width=140):
@@ -169,7 +170,9 @@ def show_changed(candidate: Candidate, changed: WhatIf) -> None:
         charts.step_costs({"as planned": before.breakdown_ms, "what if": after.breakdown_ms}), key="step",
         alt="Milliseconds of a decode step by cost, before and after",
     )  # fmt: skip
-    st.caption(" ".join(changed.misses) or f"Limited by {after.limiting}; a step is {after.step_ms:.1f} ms.")
+    st.caption(
+        as_markdown(" ".join(changed.misses)) or f"Limited by {after.limiting}; a step is {after.step_ms:.1f} ms."
+    )
 
 
 asked = ask()
@@ -177,7 +180,7 @@ try:
     plan = asked.plan()
 except InputError as error:
     stop(f"{error}")
-st.subheader(plan_answer(plan))
+st.subheader(as_markdown(plan_answer(plan)))
 if plan.best is not None:
     show_answer(plan, plan.best)
     labels = [f"{n}. {c.config.label}" for n, c in enumerate(plan.found.candidates, start=1)]
@@ -213,5 +216,5 @@ if plan.published is not None:
         f"({known.residual_percent:+.1f} %): {known.source}; {known.note}"
     )
 for warning in plan.warnings:
-    st.caption(f":material/info: {warning}")
+    st.caption(f":material/info: {as_markdown(warning)}")
 command(asked.command())

@@ -8,6 +8,7 @@ from dashboard.charts import run_charts, tables
 from dashboard.readers.runs import RunView
 from dashboard.widgets import BOUND, choose_run, command, table
 from hwprobe.errors import InputError
+from hwprobe.plain_text import as_markdown
 from planner.launch_files.parameters import Parameters
 from tuner.evidence.trial import TrialRecord
 from tuner.launch_files.trial_export import spec_of
@@ -57,7 +58,7 @@ def show_ledgers(a: TrialRecord, b: TrialRecord) -> None:
     try:
         named = {f"{side}: {record.label}": run.ledger(record) for side, record in (("A", a), ("B", b))}
     except InputError as error:
-        st.caption(f"No ledgers: {error}.")
+        st.caption(as_markdown(f"No ledgers: {error}."))
         return
     st.plotly_chart(run_charts.ledgers(named), key="ledgers", alt="Memory of one GPU by owner for both trials")
 
@@ -77,7 +78,7 @@ def answer(seen: RunView) -> str:
     )
 
 
-st.subheader(answer(run))
+st.subheader(as_markdown(answer(run)))
 if run.measured:
     place = st.container()
     st.markdown("**Two configurations side by side**")

@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from dashboard.readers.roots import within_roots
+from hwprobe.errors import InputError
 from models.config import ServerConfig
 from models.costs.memory import MemoryLedger, ledger_of
 from models.layout import table_of
@@ -44,8 +46,9 @@ class PlanInputs:
     def question(self) -> PlanQuestion:
         """Return the planner's question. Raises InputError naming the input that has no meaning."""
         return read_question(
-            hardware=self.hardware, model=None, sglang_version=self.sglang_version, slo=list(self.slo), profile=None,
-            isl=self.isl, osl=self.osl, range_ratio=self.range_ratio, concurrency=self.concurrency,
+            hardware=within_roots(self.hardware), model=None, sglang_version=self.sglang_version,
+            slo=list(self.slo), profile=None, isl=self.isl, osl=self.osl, range_ratio=self.range_ratio,
+            concurrency=self.concurrency,
             request_rate=self.request_rate, users=self.users, min_user_tok_s=self.min_user_tok_s, mtp=self.mtp,
             acceptance=self.mtp_acceptance,
         )  # fmt: skip
@@ -85,8 +88,8 @@ def _curves(asked: PlanInputs, written: float) -> list[Curve]:
 def _written(hardware: str) -> float:
     """Return when a hardware file was written, so that a changed one is planned for anew; 0 for a name."""
     try:
-        return Path(hardware).stat().st_mtime
-    except OSError:
+        return Path(within_roots(hardware)).stat().st_mtime
+    except (OSError, ValueError, InputError):
         return 0.0
 
 

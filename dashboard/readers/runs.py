@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from hwprobe.errors import InputError
+from hwprobe.plain_text import clean
 from hwprobe.profile import HardwareProfile, read_profile
 from models.architecture import deepseek_r1
 from models.costs.memory import MemoryLedger, ledger_of
@@ -161,15 +162,18 @@ def read_run(root: Path, name: str) -> RunView:
 
 def log_tail(run: RunView, number: int, lines: int = 24) -> str:
     """Return the last lines of a trial's server.log, '' where there is none. Of a progress bar the last state."""
+    file = run.path / "trials" / str(number) / "server.log"
     try:
-        with (run.path / "trials" / str(number) / "server.log").open("rb") as stream:
+        if not (file.is_file() and file.resolve().is_relative_to(run.path.resolve())):
+            return ""  # a run that was received may link elsewhere
+        with file.open("rb") as stream:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(max(0, size - TAIL_BYTES))
             text = stream.read().decode(errors="replace")
     except OSError:
         return ""
     whole = text.removesuffix("\n").split("\n")[0 if size <= TAIL_BYTES else 1 :]
-    return "\n".join(line.rstrip("\r").rsplit("\r", maxsplit=1)[-1] for line in whole[-lines:])
+    return clean("\n".join(line.rstrip("\r").rsplit("\r", maxsplit=1)[-1] for line in whole[-lines:]))
 
 
 def _is_run(path: Path) -> bool:

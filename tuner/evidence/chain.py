@@ -7,6 +7,7 @@ against somebody who writes evidence anew.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -91,6 +92,8 @@ def write_head(file: Path, head: Head) -> None:
 
 def whole_lines(file: Path) -> Iterator[bytes]:
     """Yield the complete lines of a file, without their newline; a torn last one is no line. Raises OSError."""
+    if not file.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", str(file))
     with file.open("rb") as stream:
         for line in stream:
             if line.endswith(b"\n"):

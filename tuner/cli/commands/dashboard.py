@@ -61,7 +61,9 @@ def command(port: int, *, browser: bool) -> list[str]:
 def _serve(words: list[str], runs: Path) -> NoReturn:
     """Become the server: with no process in between, whoever ends the command ends it, too."""
     sys.stderr.flush()
-    os.execve(words[0], words, os.environ | {"PYTHONSAFEPATH": "1", "SGTUNE_RUNS": str(runs.absolute())})
+    # by no other name, so that no page from elsewhere reads this one; in the environment, as older releases lack it
+    hosts = {"STREAMLIT_SERVER_ALLOWED_HOSTS": f"{HOST} localhost"}
+    os.execve(words[0], words, os.environ | hosts | {"PYTHONSAFEPATH": "1", "SGTUNE_RUNS": str(runs.absolute())})
 
 
 def _free_port(asked: int | None) -> int:

@@ -1,0 +1,31 @@
+"""Which files an address of the dashboard may name: those below the folder of runs and below where it was started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dashboard.readers.runs import runs_folder
+from hwprobe.errors import InputError
+from hwprobe.plain_text import one_line
+
+LONGEST = 1000
+
+
+def within_roots(name: str) -> str:
+    """Return a machine's name, or its file's path if that lies below a root.
+
+    Raises InputError otherwise, in the same words whether there is such a file or not.
+    """
+    if "/" not in name and not name.endswith(".json"):
+        return name
+    roots = [runs_folder().resolve(), Path.cwd().resolve()]
+    try:
+        file = Path(name[:LONGEST]).resolve()
+    except (OSError, ValueError, RuntimeError):
+        file = None
+    if file is None or not any(file.is_relative_to(root) for root in roots):
+        raise InputError(
+            f"'{one_line(name)}' is no machine of the catalogue, and no file below {' or '.join(map(str, roots))}: the "
+            "dashboard reads no other"
+        )
+    return str(file)
