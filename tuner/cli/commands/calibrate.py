@@ -69,6 +69,8 @@ def calibrate(
     from tuner.cli.commands.tune import parse_duration_s
     from tuner.slices.report import slice_report
 
+    if not out.name:
+        raise InputError("--out names no file; write it as in --out engine-here.json")
     start = records.profile_option(base)
     asked = slices.SliceOptions(
         slices=slice_layers, dense=slice_dense, hardware=hardware, model=model, model_path=model_path,
