@@ -63,6 +63,7 @@ def calibrate(
     give the cost of a layer and of all else, hence the whole model.
     """
 
+    from hwprobe.errors import InputError
     from models.engine.profile import save_engine_profile
     from models.records import calibration
     from planner.inputs import read_model
