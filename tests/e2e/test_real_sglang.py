@@ -286,7 +286,7 @@ def generate(port: int) -> dict[str, Any] | None:
 def verify(sglang: Installed, path: Path) -> subprocess.CompletedProcess[str]:
     """Verify with the engine's own flags in the file, the interpreter's model beside it."""
     model = ("--model", str(sglang.model), "--python", str(sglang.python), "--engine", "local")
-    return sgtune_process("verify", str(path), *model, "--point-time", "3s", "--json")
+    return sgtune_process("verify", str(path), *model, "--point-time", "3s", "--yes", "--json")
 
 
 def test_a_true_bundle_is_verified_and_a_falsified_figure_is_not(

@@ -113,7 +113,7 @@ def test_docker_boots_the_files_command_in_the_files_image(
     client.write_text(DOCKER.format(calls=calls, python=sys.executable, world=world))
     client.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    ran = sgtune("verify", str(bundle), "--engine", "docker", "--point-time", "2s", "--json")
+    ran = sgtune("verify", str(bundle), "--engine", "docker", "--point-time", "2s", "--yes", "--json")
     assert (ran.code, json.loads(ran.out)["file"]) == (0, str(bundle / "docker-run.sh")), ran.err
     run, remove = calls.read_text().splitlines()
     assert " ".join(read_claim(bundle / "docker-run.sh").line.words) in run
