@@ -106,7 +106,7 @@ class LiveEngine:
         folder = self.trials / str(number)
         try:
             process = ServerProcess(
-                command.words, folder, command.environment, drain_s=self.drain_s, after=command.after, cwd=command.cwd
+                command.words, folder, command.environment, drain_s=self.drain_s, after=command.after
             )
         except (OSError, ValueError) as error:
             raise LaunchFailed(FailureKind.SUPERVISOR, f"the supervisor did not start: {error}", 0.0) from error

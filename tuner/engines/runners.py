@@ -15,12 +15,11 @@ SHM = "32g"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """What to start, with what environment, where, and what ends for certain what it may leave behind."""
+    """What to start, with what environment, and what ends for certain what it may leave behind."""
 
     words: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
     after: tuple[str, ...] = ()
-    cwd: Path | None = None
 
 
 class Runner(Protocol):
@@ -43,8 +42,9 @@ class LocalRunner:
     cwd: Path | None = None
 
     def command(self, flags: Sequence[str], environment: dict[str, str], nonce: str, number: int) -> Command:
-        words = (self.python, "-m", "sglang.launch_server", *flags)
-        return Command(words=words, environment=environment, cwd=self.cwd)
+        moved = () if self.cwd is None else ("env", f"--chdir={self.cwd}")
+        words = (*moved, self.python, "-m", "sglang.launch_server", *flags)
+        return Command(words=words, environment=environment)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

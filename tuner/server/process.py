@@ -29,7 +29,7 @@ class ServerProcess:
 
     def __init__(
         self, command: Sequence[str], folder: Path, environment: Mapping[str, str], *, drain_s: float = DRAIN_S,
-        after: Sequence[str] = (), cwd: Path | None = None,
+        after: Sequence[str] = (),
     ) -> None:  # fmt: skip
         """Start the command; its output goes to `folder`/server.log; `after` runs when it has ended, in any case.
 
@@ -52,7 +52,7 @@ class ServerProcess:
                      "--record", str(self._record), "--cap-bytes", str(LOG_CAP_BYTES), "--drain-s", str(drain_s),
                      "--after", json.dumps(list(after)), "--", *command]  # fmt: skip
             self._shim = subprocess.Popen(
-                words, env={**os.environ, "PYTHONSAFEPATH": "1", **environment, MARK: self._mark}, cwd=cwd,
+                words, env={**os.environ, "PYTHONSAFEPATH": "1", **environment, MARK: self._mark},
                 pass_fds=(ours,), start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
