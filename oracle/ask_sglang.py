@@ -1,8 +1,12 @@
-"""Asks the SGLang of its environment what it makes of command lines: its parser, resolver and checks.
+"""Asks SGLang releases what they make of command lines: their own parsers, resolvers and checks.
 
-    python ask_sglang.py '{"name": "NVIDIA H200", "memory_mib": 143771, "capability": [9, 0]}' < IN > OUT
+    python ask_sglang.py < IN > OUT
 
-IN and OUT are JSON lines: {"id", "argv"} to {"id", "accepted", "resolved" or "stage", "error", "where"}.
+Each line of IN is one run, {"folder", "gpus": [{"name", "memory_mib", "capability"}, ...], "lines": [argv, ...]}, of
+the wheel unpacked in the folder, on GPUs of one kind; each line of OUT has for each GPU the list of its answers,
+{"accepted", "resolved" or "stage", "error", "where"}.
+What old releases settle after the arguments, the sizes of decode graphs, is computed by their own function and added to
+`resolved` as `captured_bs`.
 """
 
 from __future__ import annotations
@@ -13,45 +17,77 @@ import json
 import os
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is told to keep it off (PYTHONSAFEPATH)
 
-from pretend import pretend_gpu, replace_kernels
+from captured import captured_sizes
+from loading import import_libraries, in_child, load
+from pretend import pretend_gpu
 
 # What SGLang raises when it refuses a launch; anything else is a defect of this script and ends it.
 REFUSALS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError,
             TypeError, ValueError)  # fmt: skip
 
 
-def main(gpu: dict[str, Any]) -> None:
-    replace_kernels()
+def main() -> None:
+    import_libraries()
+    replaced: dict[str, list[str]] = {}
+    for text in sys.stdin:
+        run = json.loads(text)
+        folder = run["folder"]
+        replaced[folder], answers = json.loads(in_child(partial(answered, run, replaced.get(folder, []))))
+        sys.stdout.write(json.dumps(answers) + "\n")
+        sys.stdout.flush()
+
+
+def answered(run: dict[str, Any], wanted: list[str]) -> str:
+    """Return what had to be replaced and the answers to every line of a run, by GPU. Once a process."""
+    gpus, folder, lines = run["gpus"], Path(run["folder"]).resolve(), run["lines"]
+    replaced = load(str(folder), partial(answer_plainly, gpus[0], lines[0][:2]), wanted)
+    answers = [json.loads(in_child(partial(answered_on, gpu, folder, lines))) for gpu in gpus]
+    return json.dumps([replaced, answers])
+
+
+def answered_on(gpu: dict[str, Any], folder: Path, lines: list[list[str]]) -> str:
+    """Return the answers to every line on one GPU. Once a process: SGLang remembers what it was told of a GPU."""
     pretend_gpu(gpu["name"], gpu["memory_mib"], tuple(gpu["capability"]))
-    for line in sys.stdin:
-        question = json.loads(line)
-        answer = {"id": question["id"], **ask(question["argv"])}
-        sys.__stdout__.write(json.dumps(answer, default=repr) + "\n")
-        sys.__stdout__.flush()
+    return json.dumps([ask(argv, folder, gpu["memory_mib"]) for argv in lines], default=repr)
 
 
-def ask(argv: list[str]) -> dict[str, Any]:
+def answer_plainly(gpu: dict[str, Any], model: list[str]) -> None:
+    """Resolve a plain launch on the pretended GPU: what is missing for that is missing for all."""
+    pretend_gpu(gpu["name"], gpu["memory_mib"], tuple(gpu["capability"]))
+    resolve([*model, "--tp-size", "8"])
+
+
+def resolve(argv: list[str]) -> Any:
+    """Return SGLang's own arguments after its parser and its resolver."""
+    from sglang.srt.server_args import prepare_server_args
+
+    args = prepare_server_args(argv)
+    if hasattr(args, "resolve_once"):  # from 0.5.17 on; before, construction resolved
+        args.resolve_once()
+    return args
+
+
+def ask(argv: list[str], folder: Path, memory_mib: float) -> dict[str, Any]:
     """Parse, resolve and check one command line. SGLang's resolution writes to the environment: put it back."""
-    environment, said, stage = dict(os.environ), io.StringIO(), "parse"
+    environment, said, stage = dict(os.environ), io.StringIO(), "parse or resolve"
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            from sglang.srt.server_args import prepare_server_args
-
-            args = prepare_server_args(argv)
-            stage = "resolve"
-            if hasattr(args, "resolve_once"):  # from 0.5.17 on; before, construction resolved
-                args.resolve_once()
+            args = resolve(argv)
             stage = "check"
             check(args)
-            return {"accepted": True, "resolved": resolved(args)}
+            found = resolved(args)
+            if found.get("cuda_graph_config") is None:
+                found["captured_bs"] = captured_sizes(folder, args, memory_mib)
+            return {"accepted": True, "resolved": found}
     except SystemExit:
         lines = said.getvalue().strip().splitlines()
-        return {"accepted": False, "stage": stage, "error": lines[-1][:300] if lines else ""}
+        return {"accepted": False, "stage": "parse", "error": lines[-1][:300] if lines else ""}
     except REFUSALS as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{frame.filename.rpartition('sglang/')[2]}:{frame.lineno} {frame.name}"
@@ -62,11 +98,14 @@ def ask(argv: list[str]) -> dict[str, Any]:
 
 
 def check(args: Any) -> None:
-    if hasattr(args, "check_server_args"):
-        args.check_server_args()
-        return
-    from sglang.srt.arg_groups.validation_hook import check_server_args
-
+    for name in ("check_server_args", "check_lora_server_args"):  # the latter since 0.5.1, before a part of the former
+        if hasattr(args, name):
+            getattr(args, name)()
+            return
+    try:
+        from sglang.srt.arg_groups.validation_hook import check_server_args
+    except ImportError:
+        return  # releases that check where they resolve
     check_server_args(args)
 
 
@@ -77,4 +116,4 @@ def resolved(args: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,21 +18,23 @@ from planner.check.judge import Checked, check_arguments
 
 # Field of sgtune's resolver -> where SGLang's resolved arguments hold it.
 FIELDS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-    "mem_fraction_static": lambda r: r["mem_fraction_static"],
-    "chunked_prefill_size": lambda r: r["chunked_prefill_size"],
-    "cuda_graph_max_bs_decode": lambda r: _graph(r, "decode", "max_bs", "cuda_graph_max_bs"),
+    "mem_fraction_static": lambda r: r.get("mem_fraction_static"),
+    "chunked_prefill_size": lambda r: r.get("chunked_prefill_size"),
+    "cuda_graph_max_bs_decode": lambda r: _largest_graph(r),
     "cuda_graph_bs_decode": lambda r: _graph(r, "decode", "bs", "cuda_graph_bs"),
     "decode_cuda_graph": lambda r: _graph(r, "decode", "backend", None) != "disabled",
     "prefill_cuda_graph": lambda r: _graph(r, "prefill", "backend", None) != "disabled",
-    "max_running_requests": lambda r: r["max_running_requests"],
-    "page_size": lambda r: r["page_size"],
-    "attention_backend": lambda r: r["attention_backend"],
-    "ep_size": lambda r: r["ep_size"],
+    "max_running_requests": lambda r: r.get("max_running_requests"),
+    "page_size": lambda r: r.get("page_size"),
+    "attention_backend": lambda r: r.get("attention_backend"),
+    "ep_size": lambda r: r.get("ep_size"),
     "attn_dp_size": lambda r: r.get("attn_dp_size", r["dp_size"] if r.get("enable_dp_attention") else 1),
-    "moe_runner_backend": lambda r: r["moe_runner_backend"],
-    "speculative_num_draft_tokens": lambda r: r["speculative_num_draft_tokens"],
+    "moe_runner_backend": lambda r: r.get("moe_runner_backend"),
+    "speculative_num_draft_tokens": lambda r: r.get("speculative_num_draft_tokens"),
 }
-SKIPPED_BEFORE_PHASES = ("decode_cuda_graph", "prefill_cuda_graph")
+SKIPPED_BEFORE_PHASES = ("decode_cuda_graph", "prefill_cuda_graph", "cuda_graph_bs_decode")
+# Releases before 0.5.x settle these after their arguments, and leave them None there.
+SETTLED_LATER = ("attention_backend", "moe_runner_backend", "page_size")
 
 
 def _graph(resolved: Mapping[str, Any], phase: str, key: str, before: str | None) -> Any:
@@ -39,6 +42,12 @@ def _graph(resolved: Mapping[str, Any], phase: str, key: str, before: str | None
     if config is None:
         return resolved.get(before) if before else None
     return config[phase].get(key)
+
+
+def _largest_graph(resolved: Mapping[str, Any]) -> Any:
+    """The largest decode graph: of the phases' settings, of the sizes an old release lists, or of its argument."""
+    captured = resolved.get("captured_bs")
+    return max(captured) if captured else _graph(resolved, "decode", "max_bs", "cuda_graph_max_bs")
 
 
 @dataclass
@@ -100,14 +109,20 @@ def _verdict(checked: Checked, answer: Mapping[str, Any], shown: str) -> str:
 def _fields(tally: Tally, checked: Checked, resolved: Mapping[str, Any], shown: str) -> None:
     by_phase = resolved.get("cuda_graph_config") is not None
     for name, read in FIELDS.items():
-        if name in SKIPPED_BEFORE_PHASES and not by_phase:
-            continue
         theirs, ours = read(resolved), checked.resolved.fields[name]
+        if not by_phase and (name in SKIPPED_BEFORE_PHASES or (theirs is None and name in SETTLED_LATER)):
+            continue
         if name == "cuda_graph_bs_decode" and not checked.resolved.fields["decode_cuda_graph"]:
             continue  # nothing is captured: the list is of no consequence
         tally.compared[name] += 1
-        if theirs != ours:
+        if not _same(theirs, ours):
             tally.wrong.setdefault(name, []).append(f"SGLang {_short(theirs)}, sgtune {_short(ours)}\n    {shown}")
+
+
+def _same(theirs: Any, ours: Any) -> bool:
+    if isinstance(theirs, float) and isinstance(ours, float):
+        return math.isclose(theirs, ours, rel_tol=1e-9)
+    return bool(theirs == ours)
 
 
 def _short(value: Any) -> str:
@@ -131,3 +146,20 @@ def report(tally: Tally, *, every: bool = True) -> str:
         words += [f"- verdict: {line}" for line in tally.verdicts]
         words += [f"- {name}: {line}" for name, lines in tally.wrong.items() for line in lines]
     return "\n".join(words)
+
+
+def table(tallies: Mapping[str, Tally]) -> str:
+    """Return releases x fields x agreement in percent; a dash where a release settles the field elsewhere."""
+    rows = ["verdicts", *FIELDS]
+    width = max(len(name) for name in rows)
+    lines = ["agreement in %".ljust(width) + "".join(f"{release:>13}" for release in tallies)]
+    for name in rows:
+        cells = [
+            tally.verdict_share if name == "verdicts" else tally.share(name) if tally.compared[name] else None
+            for tally in tallies.values()
+        ]
+        lines.append(name.ljust(width) + "".join("-".rjust(13) if c is None else f"{100 * c:13.2f}" for c in cells))
+    asked = sum(tally.asked for tally in tallies.values())
+    verdicts = sum(len(tally.verdicts) for tally in tallies.values())
+    lines.append(f"{asked} launches in all, {100 * (1 - verdicts / max(1, asked)):.2f} % of verdicts agree")
+    return "\n".join(lines)

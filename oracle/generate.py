@@ -6,7 +6,7 @@ The draw knows nothing of sgtune's rules: values good and bad come up as they fa
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 # Option -> values it may take, odd ones included; None marks a switch.
@@ -56,7 +56,13 @@ BEHAVIOUR: dict[str, list[Any]] = {
     "--tokenizer-worker-num": [1, 0, 4],
     "--quantization": ["fp8"],
 }
+# The same of releases that spell them otherwise.
+EARLIER: dict[str, list[Any]] = {
+    "--cuda-graph-max-bs": [1, 8, 32, 64, 128, 160, 256, 300, 512],
+    "--cuda-graph-bs": [[1, 2, 4, 8], [1, 16, 32], [64]],
+}
 SWITCHES = (
+    "--enable-ep-moe", "--enable-deepep-moe", "--enable-deepep-moe", "--enable-flashinfer-mla", "--enable-flashmla",
     "--enable-dp-attention", "--enable-dp-lm-head", "--enable-tp-lm-head-all-to-all", "--enable-eplb",
     "--enable-two-batch-overlap", "--enable-single-batch-overlap", "--enable-prefill-cp", "--disable-cuda-graph",
     "--disable-decode-cuda-graph", "--disable-prefill-cuda-graph", "--disable-cuda-graph-padding",
@@ -64,27 +70,54 @@ SWITCHES = (
     "--enable-priority-scheduling", "--enable-deterministic-inference", "--disable-overlap-schedule",
     "--disable-shared-experts-fusion", "--enable-metrics", "--trust-remote-code", "--enable-waterfill",
 )  # fmt: skip
+# Switches that only earlier releases have; without a release to ask for, the newest is meant.
+EARLIER_SWITCHES = ("--enable-ep-moe", "--enable-deepep-moe", "--enable-flashinfer-mla", "--enable-flashmla")
+NEWEST_SWITCHES = frozenset(SWITCHES) - frozenset(EARLIER_SWITCHES)
 SPECULATIVE = ("EAGLE", "EAGLE", "EAGLE", "NEXTN", "NEXTN", "NGRAM", "STANDALONE")
 
 
-def command_lines(count: int, seed: int, model: str) -> list[list[str]]:
-    """Return `count` argument lists for `sglang.launch_server`, the same for the same seed."""
+def command_lines(count: int, seed: int, model: str, known: Collection[str] = ()) -> list[list[str]]:
+    """Return `count` argument lists for `sglang.launch_server`, the same for the same seed.
+
+    `known` are the flags of the release they are for; all there are where it is empty.
+    """
     rng = random.Random(seed)
-    return [["--model-path", model, *_one(rng)] for _ in range(count)]
+    return [["--model-path", model, *_one(rng, known)] for _ in range(count)]
 
 
-def _one(rng: random.Random) -> list[str]:
+def default_lines(model: str, known: Collection[str]) -> list[list[str]]:
+    """Return plain launches of the layouts a default depends on, as far as the release has their flags."""
+    dp = ["--attn-dp-size"] if "--attn-dp-size" in known else ["--enable-dp-attention", "--dp-size"]
+    eagle = ["--speculative-algorithm", "EAGLE", "--speculative-num-steps", "3", "--speculative-eagle-topk", "1",
+             "--speculative-num-draft-tokens", "4"]  # fmt: skip
+    layouts = [
+        ["--tp-size", "1"], ["--tp-size", "4"], ["--tp-size", "8"], ["--tp-size", "16", "--nnodes", "2"],
+        ["--tp-size", "8", *eagle], ["--tp-size", "16", "--nnodes", "2", *eagle],
+        ["--tp-size", "8", *dp, "8"], ["--tp-size", "16", "--nnodes", "2", *dp, "16"],
+        ["--tp-size", "8", "--pp-size", "2", "--nnodes", "2"],
+        ["--tp-size", "8", "--disaggregation-mode", "prefill"], ["--tp-size", "8", "--disaggregation-mode", "decode"],
+        ["--tp-size", "8", "--max-running-requests", "64"], ["--tp-size", "8", "--chunked-prefill-size", "16384"],
+    ]  # fmt: skip
+    return [["--model-path", model, *words] for words in layouts if _all_known(words, known)]
+
+
+def _all_known(words: list[str], known: Collection[str]) -> bool:
+    return not known or all(word in known for word in words if word.startswith("--"))
+
+
+def _one(rng: random.Random, known: Collection[str]) -> list[str]:
     words = ["--tp-size", str(rng.choice(PARALLEL["--tp-size"]))]
     crowd = rng.choice((0.04, 0.08, 0.15))  # plain launches and crowded ones
-    for table in (PARALLEL, MEMORY, BEHAVIOUR):
+    for table in (PARALLEL, MEMORY, BEHAVIOUR, EARLIER if known else {}):
         for flag, values in table.items():
-            if flag != "--tp-size" and rng.random() < crowd * (2 if table is MEMORY else 1):
+            likely = crowd * (2 if table in (MEMORY, EARLIER) else 1)
+            if flag != "--tp-size" and rng.random() < likely and _all_known([flag], known):
                 words += [flag, *_text(rng.choice(values))]
     for flag in SWITCHES:
-        if rng.random() < crowd / 2:
+        if rng.random() < crowd / 2 and _all_known([flag], known or NEWEST_SWITCHES):
             words.append(flag)
     if rng.random() < 0.3:
-        words += _layout(rng)
+        words += _layout(rng, known)
     if rng.random() < 0.25:
         words += _speculation(rng)
     return rng.choice(SPELLINGS)(rng, words) if rng.random() < 0.2 else words
@@ -94,16 +127,23 @@ def _text(value: Any) -> list[str]:
     return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
-def _layout(rng: random.Random) -> list[str]:
+def _layout(rng: random.Random, known: Collection[str]) -> list[str]:
     """One of the layouts people launch R1 with; a later flag overrides an earlier one."""
-    return rng.choice((
+    layouts = (
         ["--tp", "8", "--dp", "8", "--enable-dp-attention"],
         ["--tp", "8", "--attn-dp-size", "8", "--moe-a2a-backend", "deepep"],
+        ["--tp", "8", "--dp", "8", "--enable-dp-attention", "--moe-a2a-backend", "deepep"],
+        ["--tp", "8", "--dp", "8", "--enable-dp-attention", "--enable-deepep-moe"],
+        ["--tp", "8", "--dp", "8", "--enable-dp-attention", "--enable-deepep-moe", "--deepep-mode", "low_latency"],
         ["--tp", "16", "--nnodes", "2", "--dp", "16", "--enable-dp-attention", "--enable-dp-lm-head"],
         ["--tp", "16", "--nnodes", "2", "--node-rank", "0"],
         ["--tp", "8", "--pp-size", "2", "--nnodes", "2"],
         ["--tp", "8", "--ep", "8"],
-    ))  # fmt: skip
+        ["--tp", "8", "--enable-ep-moe"],
+    )
+    short = {"--tp", "--dp", "--ep"}
+    usable = [words for words in layouts if not known or all(w in known or w in short for w in words if w[0] == "-")]
+    return rng.choice(usable)
 
 
 def _speculation(rng: random.Random) -> list[str]:

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,16 @@ def import_libraries() -> None:
     allow_known_models()
 
 
-def load(folder: str, trial: Callable[[], object]) -> None:
+def load(folder: str, trial: Callable[[], object], wanted: Iterable[str] = ()) -> list[str]:
     """Put the release unpacked in `folder` on the path and replace modules until `trial` runs through.
 
-    Once a process, after `import_libraries`; `in_child` runs one release after the other.
+    Returns what was replaced, which spares the next process the search when it is given as `wanted`. Once a process,
+    after `import_libraries`; `in_child` runs one release after the other.
+
     Raises RuntimeError with the traceback of what no stand-in mends.
     """
     sys.path.insert(0, folder)
-    wanted: list[str] = []
+    wanted = list(wanted)
     for _ in range(MOST_STAND_INS):
         said = _tried(wanted, trial)
         if said is None:
@@ -51,6 +53,7 @@ def load(folder: str, trial: Callable[[], object]) -> None:
         wanted.append(missing)
     _replace(wanted)
     trial()
+    return wanted
 
 
 def in_child(work: Callable[[], str]) -> str:

@@ -6,6 +6,7 @@ machine is replaced (compute capability, memory, device count); its parser, reso
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ def pretend_gpu(name: str, memory_mib: float, capability: tuple[int, int]) -> No
         multi_processor_count = 132
 
     Properties.name = name  # type: ignore[attr-defined]
-    torch.version.cuda = "13.0"
+    amd = name.startswith("AMD")
+    torch.version.cuda, torch.version.hip = (None, "6.3") if amd else ("13.0", None)
     for probe, answer in {
         "is_available": True,
         "device_count": 8,
@@ -58,7 +60,17 @@ def pretend_gpu(name: str, memory_mib: float, capability: tuple[int, int]) -> No
         "mem_get_info": (Properties.total_memory, Properties.total_memory),
     }.items():
         setattr(torch.cuda, probe, lambda *args, _answer=answer, **kwargs: _answer)
-    from sglang.srt.utils import common
+    for module in _modules_with_probes():
+        module.get_nvgpu_memory_capacity = module.get_amdgpu_memory_capacity = lambda: float(memory_mib)
+        module.is_flashinfer_available = lambda: not amd
 
-    common.get_nvgpu_memory_capacity = lambda: float(memory_mib)
-    common.is_flashinfer_available = lambda: True
+
+def _modules_with_probes() -> list[Any]:
+    """Return where the release keeps what it asks the machine, and where it has imported that to.
+
+    `utils` was a module before it became a package around `common`; early releases import the probes by name.
+    """
+    utils = importlib.import_module("sglang.srt.utils")
+    common = [importlib.import_module("sglang.srt.utils.common")] if hasattr(utils, "__path__") else []
+    importers = [sys.modules[name] for name in ("sglang.srt.server_args",) if name in sys.modules]
+    return [utils, *common, *importers]
