@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.config import ServerConfig
+from models.phases import decode_graphs, decodes, prefill_graphs, prefills
 
 Array = npt.NDArray[np.float64]
 
@@ -22,7 +23,10 @@ class ConfigTable:
 
     `a2a`, `dp_lm_head` and `fused_reduce` (all-reduce, residual and norm in one kernel) are 0/1; `mtp_steps` is 0
     without MTP; counts are global (not per rank) except `graph_max_bs`, which SGLang counts per attention-DP rank, and
-    `max_total_tokens`, the most KV tokens a rank may have (infinite where nothing was said).
+    `max_total_tokens`, the most KV tokens a rank may have (infinite where nothing was said). `dense_tp` is the TP degree
+    of the dense layers; the columns after `redundant_experts` are 0/1: `default_attention` says that no other backend
+    than SGLang's own choice on NVIDIA GPUs was asked for, `converted_kv` that an FP8 cache is converted to BF16 layer by
+    layer.
     """
 
     tp: Array
@@ -45,6 +49,18 @@ class ConfigTable:
     recv_interval: Array
     max_total_tokens: Array
     fused_reduce: Array
+    dense_tp: Array
+    redundant_experts: Array
+    shared_fusion: Array
+    prefills: Array
+    decodes: Array
+    decode_graphs: Array
+    prefill_graphs: Array
+    a2a_normal_only: Array
+    a2a_low_latency_only: Array
+    symm_mem: Array
+    default_attention: Array
+    converted_kv: Array
 
     @property
     def attn_tp(self) -> Array:
@@ -108,7 +124,29 @@ def table_of(configs: Sequence[ServerConfig]) -> ConfigTable:
         recv_interval=column("scheduler_recv_interval"),
         max_total_tokens=np.array([float(config.flag("max_total_tokens") or np.inf) for config in configs]),
         fused_reduce=np.array([bool(c.flag("enable_flashinfer_allreduce_fusion")) for c in configs], dtype=np.float64),
+        dense_tp=np.array([float(config.flag("moe_dense_tp_size") or config.tp_size) for config in configs]),
+        redundant_experts=np.array([max(0.0, float(config.flag("ep_num_redundant_experts", 0))) for config in configs]),
+        **_switches(configs),
     )
+
+
+def _switches(configs: Sequence[ServerConfig]) -> dict[str, Array]:
+    """Return the 0/1 columns of what a launch says beyond ServerConfig's fields."""
+    asked: dict[str, Callable[[ServerConfig], bool]] = {
+        "shared_fusion": lambda c: not c.flag("disable_shared_experts_fusion"),
+        "prefills": prefills,
+        "decodes": decodes,
+        "decode_graphs": decode_graphs,
+        "prefill_graphs": lambda c: prefill_graphs(c) is not None,
+        "a2a_normal_only": lambda c: c.flag("deepep_mode") == "normal",
+        "a2a_low_latency_only": lambda c: c.flag("deepep_mode") == "low_latency",
+        "symm_mem": lambda c: bool(c.flag("enable_symm_mem")),
+        "default_attention": lambda c: (c.attention_backend or "fa3") in ("fa3", "flashattention"),
+        "converted_kv": lambda c: (
+            (c.kv_cache_dtype or "auto").startswith("fp8") and c.attention_backend in ("fa3", "flashinfer")
+        ),
+    }
+    return {name: np.array([float(said(config)) for config in configs]) for name, said in asked.items()}
 
 
 def _chunk(config: ServerConfig) -> float:

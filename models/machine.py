@@ -47,6 +47,10 @@ class Machine:
         return self.fp8_flops or self.bf16_flops
 
     @property
+    def is_amd(self) -> bool:
+        return self.device.upper().startswith("AMD")
+
+    @property
     def is_hopper(self) -> bool:
         return (self.compute_capability or "").startswith("9.")
 

@@ -9,15 +9,15 @@ from packaging.version import Version
 
 from models.architecture import ModelArchitecture
 from models.config import ServerConfig
-from models.costs.memory import Extras, Memory, MemoryLedger, ledger_of, memory
+from models.costs.memory import Memory, MemoryLedger, ledger_of, memory
 from models.layout import KV_BYTES, ConfigTable, table_of
 from models.machine import Machine
+from models.phases import decode_graphs, prefill_graphs
 from models.serving.estimate import Context, Prediction, predict
 from models.workload import Workload
 from planner.launch_lines.settings import with_config_file
 from planner.rules import RULES, Question, Rule, violations
 from planner.sglang.arguments import Arguments, read_arguments
-from planner.sglang.backends import decode_graphs, prefill_graphs
 from planner.sglang.dialects import from_values
 from planner.sglang.resolver import Resolved, resolve
 from planner.violation import Severity, Violation, sorted_violations
@@ -121,7 +121,7 @@ def weigh(checked: Checked, context: Context, workload: Workload, free_before_lo
         return None
     config = modelled(checked.resolved.config)
     table = table_of([config])
-    found = _memory(context, table, config, free_before_load_gib)
+    found = _memory(context, table, free_before_load_gib)
     ledger = ledger_of(found, table, 0)
     return Weighed(
         ledger=ledger,
@@ -140,18 +140,11 @@ def _least_shortage(context: Context, config: ServerConfig, workload: Workload, 
         max_running_requests=config.attn_dp_size,
     )
     table = table_of([smallest])
-    return float(_memory(context, table, smallest, free_gib).shortage(workload.longest_request, LEAST_FREE_GIB)[0])
+    return float(_memory(context, table, free_gib).shortage(workload.longest_request, LEAST_FREE_GIB)[0])
 
 
-def _memory(context: Context, table: ConfigTable, config: ServerConfig, free_before_load_gib: float | None) -> Memory:
-    extras = Extras(
-        dense_tp=config.flag("moe_dense_tp_size"),
-        redundant_experts=max(0, int(config.flag("ep_num_redundant_experts", 0))),
-        decode_graphs=decode_graphs(config),
-        prefill_graphs=prefill_graphs(config) is not None,
-        symm_mem=bool(config.flag("enable_symm_mem")),
-    )
-    return memory(context.arch, context.machine, table, context.version, free_before_load_gib, extras)
+def _memory(context: Context, table: ConfigTable, free_before_load_gib: float | None) -> Memory:
+    return memory(context.arch, context.machine, table, context.version, free_before_load_gib)
 
 
 def modelled(config: ServerConfig) -> ServerConfig:
