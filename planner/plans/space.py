@@ -13,6 +13,7 @@ from models.machine import Machine
 from models.serving.estimate import Context
 from models.version import at_least
 from planner.plans.alternatives import typed_attention, typed_page
+from planner.sglang.dialects import FREE_ATTENTION_DP
 from planner.sglang.resolver import effective_chunk, resolve, typed_chunk
 
 MTP_STEPS = (0, 1, 2, 3)
@@ -41,12 +42,12 @@ def layouts(machine: Machine, version: Version) -> Iterator[ServerConfig]:
     """Yield every way to lay the model over all GPUs of the machine: TP, PP, attention DP, EP."""
     gpus = machine.gpu_count
     for pp in _divisors(gpus, LARGEST_PP):
-        if pp > 1 and not at_least(version, "0.4.7"):
+        if pp > 1 and not at_least(version, "0.4.6.post2"):
             continue
         tp = gpus // pp
         base = ServerConfig(tp_size=tp, pp_size=pp, nnodes=machine.nodes)
         for dp in _divisors(tp, tp):
-            if dp not in (1, tp) and not at_least(version, "0.4.5"):
+            if dp not in (1, tp) and not at_least(version, FREE_ATTENTION_DP):
                 continue
             yield from _expert_layouts(replace(base, attn_dp_size=dp), version)
 
@@ -57,7 +58,7 @@ def _expert_layouts(base: ServerConfig, version: Version) -> Iterator[ServerConf
     if base.tp_size == 1 or base.pp_size > 1:
         return
     yield replace(base, ep_size=base.tp_size)
-    if at_least(version, "0.4.5") and base.attn_dp_size == base.tp_size:
+    if at_least(version, "0.4.4.post2") and base.attn_dp_size == base.tp_size:
         yield replace(base, ep_size=base.tp_size, moe_a2a_backend="deepep")
 
 

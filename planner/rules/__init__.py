@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner.rules import attention, experts, serving, speculation, topology
+from planner.rules import attention, experts, faults, serving, speculation, topology
 from planner.rules.core import Question, Rule, RuleOutcome, apply
 from planner.rules.experts import DEEPEP_TOKENS_PER_RANK
 from planner.sglang.dialects import missing_abilities
@@ -19,6 +19,7 @@ RULES: tuple[Rule, ...] = (
     *experts.RULES,
     *speculation.RULES,
     *serving.RULES,
+    *faults.RULES,
 )
 
 ERRORS = tuple(rule for rule in RULES if rule.severity is Severity.ERROR)

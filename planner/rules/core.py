@@ -35,6 +35,11 @@ class Question:
     def asked(self) -> ServerConfig:
         return self.config if self.typed is None else self.typed
 
+    @property
+    def asked_line(self) -> bool:
+        """The configuration was read from a launch line, which names its model."""
+        return self.typed is not None and self.flag("model_path") is not None
+
     def flag(self, name: str, default: Any = None) -> Any:
         """Return a flag that is no field of ServerConfig, or `default`."""
         return self.config.flag(name, default)

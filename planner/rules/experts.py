@@ -34,6 +34,11 @@ def _chunk_beyond(q: Question, tokens: int) -> bool:
     return q.rank_chunk > tokens and q.flag("disaggregation_mode", "null") != "decode"
 
 
+def _normal_beside_decode(q: Question) -> bool:
+    normal = _a2a(q) == "deepep" and q.flag("deepep_mode") == "normal"
+    return normal and q.flag("disaggregation_mode", "null") != "prefill"
+
+
 RULES: tuple[Rule, ...] = (
     Rule(
         id="ep-follows-tp",
@@ -47,15 +52,31 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="deepep-normal-graphs",
         outcome=WORSE,
-        broken=lambda q: (
-            _a2a(q) == "deepep"
-            and q.flag("deepep_mode") == "normal"
-            and q.flag("disaggregation_mode", "null") != "prefill"
-        ),
+        broken=_normal_beside_decode,
         sentence="deepep_mode normal turns all CUDA graphs off",
         fix="use --deepep-mode auto; normal is for prefill-only servers",
         source="moe_hook.py:383",
-        since="0.4.5",
+        since="0.4.9",
+    ),
+    Rule(
+        id="deepep-normal-early",
+        outcome=WORSE,
+        broken=_normal_beside_decode,
+        sentence="deepep_mode normal turns all CUDA graphs off",
+        fix="use --deepep-mode low_latency for decode; with attention DP `auto` came with 0.4.9",
+        source="server_args.py of 0.4.6.post3 to 0.4.8.post1",
+        since="0.4.6.post3",
+        before="0.4.9",
+    ),
+    Rule(
+        id="deepep-auto-under-dp",
+        outcome=REFUSED,
+        broken=lambda q: _a2a(q) == "deepep" and q.config.attn_dp_size > 1 and q.flag("deepep_mode", "auto") == "auto",
+        sentence="DeepEP's mode auto does not go with attention DP in this release: it stops with an assertion",
+        fix="add --deepep-mode normal for prefill or low_latency for decode, or use SGLang 0.4.9 or newer",
+        source="server_args.py of 0.4.4.post4 to 0.4.8.post1 (assert)",
+        since="0.4.4.post4",
+        before="0.4.9",
     ),
     Rule(
         id="deepep-buffer",

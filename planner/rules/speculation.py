@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from planner.rules.core import NEWEST_FAMILY, Question, Rule, RuleOutcome
+from planner.sglang.dialects import DRAFT_EXPORT, DRAFT_IN_CHECKPOINT
 
 REFUSED, FAILS, WORSE, CHANGED = RuleOutcome.REFUSED, RuleOutcome.FAILS, RuleOutcome.WORSE, RuleOutcome.CHANGED
 NUMBERS = ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")
@@ -215,9 +216,33 @@ RULES: tuple[Rule, ...] = (
         outcome=CHANGED,
         broken=lambda q: q.algorithm == "EAGLE",
         sentence="in this release EAGLE turns the radix cache, the overlap scheduler and chunked prefill off",
-        fix="weigh it, or use a release from 0.4.5 on",
+        fix="weigh it, or use a release from 0.4.3.post3 on, which keep the radix cache and chunked prefill",
         source="0.4.3 server_args.py:270",
         since="0.4.3",
-        before="0.4.4",
+        before="0.4.3.post3",
+    ),
+    Rule(
+        id="eagle-without-overlap",
+        outcome=CHANGED,
+        broken=lambda q: q.algorithm in ("EAGLE", "EAGLE3"),
+        sentence="in this release EAGLE turns the overlap scheduler off",
+        fix="nothing to do",
+        source="server_args.py of 0.4.3.post3 to 0.4.10",
+        since="0.4.3.post3",
+        before="0.5.0",
+    ),
+    Rule(
+        id="draft-path-needed",
+        outcome=FAILS,
+        broken=lambda q: (
+            q.asked_line
+            and q.algorithm == "EAGLE"
+            and q.config.speculative is not None
+            and q.flag("speculative_draft_model_path") is None
+        ),
+        sentence="this release reads the draft layer from an export of its own, which the line does not name",
+        fix=f"add --speculative-draft-model-path {DRAFT_EXPORT}",
+        source="server_args.py: the model's own path is taken from 0.4.6.post2 on",
+        before=DRAFT_IN_CHECKPOINT,
     ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from planner.rules.core import NEWEST_FAMILY, Question, Rule, RuleOutcome
+from planner.sglang.dialects import FREE_ATTENTION_DP
 
 FP8_CAPABILITY = 8.9
 REFUSED, FAILS, WORSE, CHANGED = RuleOutcome.REFUSED, RuleOutcome.FAILS, RuleOutcome.WORSE, RuleOutcome.CHANGED
@@ -89,6 +90,17 @@ RULES: tuple[Rule, ...] = (
         sentence="--enable-dp-attention does nothing here: attention DP is 1",
         fix="give its degree with --dp-size",
         source="parallel_hook.py:39",
+        since="0.5.2",
+    ),
+    Rule(
+        id="dp-attention-without-degree",
+        outcome=REFUSED,
+        broken=lambda q: bool(q.flag("enable_dp_attention")),
+        sentence="--enable-dp-attention needs its degree in this release: it stops with 'Please set a dp-size > 1'",
+        fix="add --dp-size {c.tp_size}",
+        source="server_args.py of 0.4.4.post1 to 0.5.1.post3 (assert)",
+        since=FREE_ATTENTION_DP,
+        before="0.5.2",
     ),
     Rule(
         id="heads-divide",

@@ -6,10 +6,10 @@ from packaging.version import Version
 
 from models.config import ServerConfig
 from models.machine import Machine
+from models.phases import decode_graphs, prefill_graphs
 from models.version import at_least
-from planner.sglang.backends import decode_graphs, prefill_graphs
 
-# SGLang up to 0.4.7: the static fraction by TP size.
+# SGLang up to 0.4.7: the static fraction by ranks.
 FRACTION_04 = ((16, 0.79), (8, 0.81), (4, 0.85), (2, 0.87), (1, 0.88))
 # GPU memory (MiB) below which a row holds: prefill chunk, decode graphs for tp < 4, for tp >= 4 (from 0.5.3).
 MEMORY_TABLE = (
@@ -25,6 +25,12 @@ FLOOR_ABOVE_MIB = 60 * 1024
 SMALLEST_ACTIVE_TOKENS = 2048
 DEFAULT_PREFILL_TOKENS = 16384
 FIXED_RESERVE_MIB = 13 * 1024
+# Up to this card memory (MiB) the table by ranks held until 0.4.7; above it 0.88, of which large cards take more.
+TABLE_UP_TO_MIB = 81920
+FRACTION_LARGE = 0.88
+FRACTION_BLACKWELL_047 = 0.79
+SMALL_MIB = 25_000
+LISTED_BEFORE = 160  # the largest batch the graph runner lists by itself before 0.5.3
 LARGEST_PREFILL_GRAPH = 8192
 LARGEST_LISTED = 2**20  # a typed size beyond this is listed no further
 PREFILL_SIZES = (
@@ -33,24 +39,43 @@ PREFILL_SIZES = (
 
 
 def memory_defaults(config: ServerConfig, machine: Machine, version: Version) -> tuple[int, int]:
-    """Return (chunked_prefill_size, cuda_graph_max_bs) by GPU memory.
+    """Return (chunked_prefill_size, cuda_graph_max_bs) by GPU memory, as the wheel's own code computes them.
 
-    0.5.3 brought the table of memory_hook.py:89; before it the graph runner decided (cuda_graph_runner.py).
+    0.5.3 brought the table of memory_hook.py:89; before it server_args.py chose the chunk and the graph runner the
+    sizes (cuda_graph_runner.py).
     """
     mib = machine.memory_gib * 1024
     if at_least(version, "0.5.3"):
         row = next(row for row in MEMORY_TABLE if mib < row[0])
         return int(row[1]), int(row[2] if config.tp_size < 4 else row[3])
-    small = mib < (35 * 1024 if at_least(version, "0.4.8") else 25_000)
-    large_chunk = mib >= 160 * 1024 and at_least(version, "0.4.8")
-    chunk = 2048 if small else 16384 if large_chunk else 8192
-    if small:
-        return chunk, 8 if config.tp_size < 4 else 80
-    if not at_least(version, "0.4.5"):
-        return chunk, 160
-    if mib > 180 * 1024 and at_least(version, "0.4.8"):
-        return chunk, 512
-    return chunk, 256 if mib > 96 * 1024 else 160
+    return _chunk_before_table(config, mib, version), _graph_before_table(config, mib, version)
+
+
+def _chunk_before_table(config: ServerConfig, mib: float, version: Version) -> int:
+    if at_least(version, "0.4.7.post1"):
+        return 2048 if mib < 35 * 1024 else 8192 if mib < 160 * 1024 else 16384
+    if mib < SMALL_MIB:
+        return 2048
+    disaggregated = config.flag("disaggregation_mode", "null") != "null" and at_least(version, "0.4.6.post2")
+    return 16384 if disaggregated or (mib > 180_000 and at_least(version, "0.4.7")) else 8192
+
+
+def _graph_before_table(config: ServerConfig, mib: float, version: Version) -> int:
+    """The largest decode graph the graph runner lists by itself before 0.5.3."""
+    if mib < (35 * 1024 if at_least(version, "0.4.7.post1") else SMALL_MIB):
+        return 8 if config.tp_size < 4 else 80
+    listed = LISTED_BEFORE
+    if speculates(config) and not at_least(version, "0.4.7"):  # a list of its own, in longer steps
+        listed = 152 if at_least(version, "0.4.4.post4") else 32
+    if not at_least(version, "0.4.5.post3"):
+        return listed
+    if not at_least(version, "0.4.6.post2"):
+        one_replica = config.attn_dp_size == 1 and int(config.flag("dp_size", 1)) == 1
+        return 256 if mib > TABLE_UP_TO_MIB and one_replica else listed
+    if not at_least(version, "0.4.7.post1"):
+        huge = mib > 180_000 and at_least(version, "0.4.7")
+        return 512 if huge else 256 if mib > 96 * 1024 else listed
+    return 512 if mib > 160_000 else 256 if mib > 90 * 1024 else listed
 
 
 def decode_graph_sizes(largest: int, *, speculative: bool, padding: bool) -> list[int]:
@@ -74,15 +99,12 @@ def prefill_graph_sizes(largest: int) -> list[int]:
 def default_fraction(config: ServerConfig, machine: Machine, version: Version) -> tuple[float, str]:
     """Return SGLang's mem_fraction_static when none is given, and the reason in words.
 
-    Six formulas from 0.4.3 to 0.5.23, each read from the wheels (server_args.py, from 0.5.17 memory_hook.py).
+    Eight formulas from 0.4.3 to 0.5.23, each read from the wheels (server_args.py, from 0.5.17 memory_hook.py) and
+    compared with them by the oracle.
     """
     mib = machine.memory_gib * 1024
-    by_table = not at_least(version, "0.4.5.post3") or (not at_least(version, "0.4.8") and mib <= 81920)
-    if by_table:
-        fraction = next((value for tp, value in FRACTION_04 if config.tp_size >= tp), FRACTION_04[-1][1])
-        return fraction, f"SGLang {version} takes it from a table by tp_size"
-    if not at_least(version, "0.4.8"):
-        return (mib - FIXED_RESERVE_MIB) / mib, f"{mib:.0f} MiB less {FIXED_RESERVE_MIB} MiB"
+    if not at_least(version, "0.4.7.post1"):
+        return _fraction_before_reserves(config, machine, version)
     if at_least(version, "0.5.16"):
         parts = reserve_mib(config, mib)
     elif at_least(version, "0.5.3"):
@@ -93,6 +115,34 @@ def default_fraction(config: ServerConfig, machine: Machine, version: Version) -
     largest = ", ".join(f"{name} {part:,.0f}" for name, part in parts.items() if part)
     reason = f"{mib:.0f} MiB less a reserve of {reserve:.0f} MiB for chunks, graphs and ranks ({largest})"
     return round((mib - reserve) / mib, 3), reason
+
+
+def _fraction_before_reserves(config: ServerConfig, machine: Machine, version: Version) -> tuple[float, str]:
+    """SGLang 0.4.3 to 0.4.7: a table by ranks, then the card's memory less a fixed sum for large cards."""
+    mib = machine.memory_gib * 1024
+    ranks = config.tp_size * (config.pp_size if at_least(version, "0.4.6.post2") else 1)
+    by_ranks = next((value for least, value in FRACTION_04 if ranks >= least), FRACTION_04[-1][1])
+    table = f"SGLang {version} takes it from a table by ranks"
+    if not at_least(version, "0.4.5.post3"):
+        return by_ranks, table
+    if not at_least(version, "0.4.6.post2"):
+        fixed = f"{mib:.0f} MiB less {FIXED_RESERVE_MIB} MiB"
+        return (by_ranks, table) if mib <= TABLE_UP_TO_MIB else ((mib - FIXED_RESERVE_MIB) / mib, fixed)
+    fraction = by_ranks if mib <= TABLE_UP_TO_MIB else FRACTION_LARGE
+    drafts = at_least(version, "0.4.7") and speculates(config)
+    if at_least(version, "0.4.7") and mib > 180_000 and not machine.is_amd:
+        return FRACTION_BLACKWELL_047, f"SGLang {version}'s figure for GPUs above 180,000 MiB"
+    if mib > 96 * 1024:
+        reserve = (20 if drafts else 18) * 1024
+        fraction = min(fraction + 48 * 1024 * (1 - fraction) / mib, (mib - reserve) / mib)
+        return fraction, f"{FRACTION_LARGE:g} and more on a card above 96 GiB, at most {mib:.0f} less {reserve} MiB"
+    why = table if mib <= TABLE_UP_TO_MIB else f"SGLang {version}'s figure for GPUs above 80 GiB"
+    return (fraction * 0.95, f"{why}, x 0.95 for speculation") if drafts else (fraction, why)
+
+
+def speculates(config: ServerConfig) -> bool:
+    """Say whether the launch asks for speculative decoding, its numbers settled or not."""
+    return config.speculative is not None or config.flag("speculative_algorithm") is not None
 
 
 def reserve_mib(config: ServerConfig, mib: float) -> dict[str, float]:
@@ -165,13 +215,13 @@ def _draft_mib(config: ServerConfig, eagle_mib: float) -> float:
 
 
 def _reserve_mib_by_card(config: ServerConfig, mib: float) -> float:
-    """SGLang 0.4.8-0.5.2: by GPU memory and ranks, more for speculation and attention DP."""
+    """SGLang 0.4.7.post1-0.5.2: by GPU memory and ranks, more for speculation and attention DP."""
     ranks = config.tp_size * config.pp_size
     gib = 2.8 + ranks / 10
     if mib >= 160 * 1024:
         gib = 32.0
     elif mib >= 35 * 1024:
         gib = (9.5 if mib < 90 * 1024 else 12.0) + ranks / 2
-    gib += 2.0 if config.speculative else 0.0
+    gib += 2.0 if speculates(config) else 0.0
     gib += 4.0 if config.attn_dp_size > 1 else 0.0
     return gib * 1024

@@ -17,6 +17,11 @@ from planner.sglang.flags import FlagSet, first_release_of, flags_of
 CONFIG_FILE = "0.5.0"
 SPECULATIVE = ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")
 OWN_DRAFT = ("EAGLE", "NEXTN")
+# From here on --dp-size is the degree of attention DP; before, SGLang set it to tp_size by itself.
+FREE_ATTENTION_DP = "0.4.4.post1"
+# Before this release the draft layer was read from an export of its own, which the launch line had to name.
+DRAFT_IN_CHECKPOINT = "0.4.6.post2"
+DRAFT_EXPORT = "lmsys/DeepSeek-R1-NextN"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +49,18 @@ class Ability:
 
 # What needs more than a flag of that name. Flags as such are looked up in the release's own list.
 ABILITIES: tuple[Ability, ...] = (
-    Ability(name="pipeline parallelism", flag="--pp-size", since="0.4.7", wanted=lambda c: c.pp_size > 1),
+    Ability(name="pipeline parallelism", flag="--pp-size", since="0.4.6.post2", wanted=lambda c: c.pp_size > 1),
     Ability(
         name="MTP with the model's own draft layer",
         flag="--speculative-algorithm",
-        since="0.4.5",
+        since="0.4.3.post2",
         wanted=lambda c: c.speculative is not None,
     ),
-    Ability(name="DeepEP", flag="--moe-a2a-backend", since="0.4.5", wanted=lambda c: c.moe_a2a_backend != "none"),
+    Ability(name="DeepEP", flag="--moe-a2a-backend", since="0.4.4.post2", wanted=lambda c: c.moe_a2a_backend != "none"),
     Ability(
         name="an attention-DP degree other than tp_size",
         flag="--dp-size",
-        since="0.4.5",
+        since=FREE_ATTENTION_DP,
         wanted=lambda c: c.attn_dp_size not in (1, c.tp_size),
     ),
     Ability(
@@ -64,8 +69,10 @@ ABILITIES: tuple[Ability, ...] = (
         since="0.5.0",
         wanted=lambda c: c.moe_runner_backend is not None,
     ),
-    Ability(name="page size", flag="--page-size", since="0.4.5", wanted=lambda c: c.page_size not in (None, 1)),
-    Ability(name="the DP LM head", flag="--enable-dp-lm-head", since="0.4.7", wanted=lambda c: c.enable_dp_lm_head),
+    Ability(name="page size", flag="--page-size", since="0.4.4", wanted=lambda c: c.page_size not in (None, 1)),
+    Ability(
+        name="the DP LM head", flag="--enable-dp-lm-head", since="0.4.6.post4", wanted=lambda c: c.enable_dp_lm_head
+    ),
     Ability(
         name="the scheduler's receive interval",
         flag="--scheduler-recv-interval",
@@ -100,7 +107,7 @@ def to_flags(config: ServerConfig, version: Version) -> list[TypedFlag]:
     known = flags_of(version)
     return [
         *_parallel(config, known),
-        *_speculative(config),
+        *_speculative(config, version),
         *_memory(config, known),
         *_scheduling(config, known),
         *_kernels(config, known),
@@ -171,12 +178,14 @@ def _expert_parallel(config: ServerConfig, known: FlagSet) -> list[TypedFlag]:
     return [TypedFlag("--enable-ep-moe")]
 
 
-def _speculative(config: ServerConfig) -> list[TypedFlag]:
+def _speculative(config: ServerConfig, version: Version) -> list[TypedFlag]:
     spec = config.speculative
     if spec is None:
         return []
+    apart = not at_least(version, DRAFT_IN_CHECKPOINT) and config.flag("speculative_draft_model_path") is None
     return [
         TypedFlag("--speculative-algorithm", ("EAGLE",)),
+        *([TypedFlag("--speculative-draft-model-path", (DRAFT_EXPORT,))] if apart else []),
         TypedFlag("--speculative-num-steps", (str(spec.num_steps),)),
         TypedFlag("--speculative-eagle-topk", (str(spec.eagle_topk),)),
         TypedFlag("--speculative-num-draft-tokens", (str(spec.num_draft_tokens),)),
@@ -252,6 +261,8 @@ def from_values(values: Mapping[str, Any], version: Version) -> ServerConfig:
     if known.get("moe_runner_backend") == "auto":
         known["moe_runner_backend"] = None
     settled = {field.name for field in fields(ServerConfig)} - {"extra"}
+    if left.get("speculative_draft_model_path") == DRAFT_EXPORT and known["speculative"] is not None:
+        del left["speculative_draft_model_path"]  # what is typed anyway where the release needs it
     extra = {name: _frozen(value) for name, value in left.items() if value is not None and name not in settled}
     return ServerConfig(**known).with_flags(**extra)
 
@@ -261,7 +272,7 @@ def _attention_dp(left: dict[str, Any], tp_size: int, version: Version) -> int:
     degree = left.pop("attn_dp_size", 1)
     if left.pop("enable_dp_attention", False) and degree == 1:
         degree = left.pop("dp_size", 1)
-        if degree == 1 and not at_least(version, "0.4.5"):
+        if degree == 1 and not at_least(version, FREE_ATTENTION_DP):
             degree = tp_size  # 0.4.3 and 0.4.4 set it so by themselves
         if degree == 1:
             left["enable_dp_attention"] = True

@@ -10,6 +10,7 @@ from packaging.version import Version
 from models.architecture import ModelArchitecture
 from models.config import ServerConfig, Speculative
 from models.machine import Machine
+from models.phases import decode_graphs, prefill_graphs
 from models.version import at_least
 from planner.sglang.backends import (
     PAGED_32_64,
@@ -17,8 +18,6 @@ from planner.sglang.backends import (
     SPANNING,
     a2a_backend,
     attention_pair,
-    decode_graphs,
-    prefill_graphs,
 )
 from planner.sglang.defaults import (
     LARGEST_PREFILL_GRAPH,
@@ -26,9 +25,13 @@ from planner.sglang.defaults import (
     default_fraction,
     memory_defaults,
     prefill_graph_sizes,
+    speculates,
 )
+from planner.sglang.dialects import FREE_ATTENTION_DP
+from planner.sglang.flags import flags_of
 
 SPECULATIVE_MAX_RUNNING = 48
+SPECULATIVE_MAX_RUNNING_044 = 32  # until 0.4.4.post3
 DEFAULT_REQUESTS_PER_RANK = 2048
 DP_CONSERVATIVENESS = 0.3
 NGRAM_BREADTH, NGRAM_DRAFTS = 10, 12
@@ -60,7 +63,6 @@ def resolve(config: ServerConfig, arch: ModelArchitecture, machine: Machine, ver
             reasons[name] = reason
 
     config = _layout(config, version, reasons)
-    modern = at_least(version, "0.5.0")
     chunk, graph = memory_defaults(config, machine, version)
     fill("chunked_prefill_size", chunk, f"SGLang {version} chooses it by GPU memory ({machine.memory_gib:.0f} GiB)")
     sizes = _decode_sizes(config)
@@ -74,14 +76,15 @@ def resolve(config: ServerConfig, arch: ModelArchitecture, machine: Machine, ver
     fraction, why = default_fraction(config, machine, version)
     fill("mem_fraction_static", fraction, why)
     config = _speculation(config, version, reasons)
-    if config.speculative is not None or config.flag("speculative_algorithm") is not None:
-        fill("max_running_requests", SPECULATIVE_MAX_RUNNING, "SGLang's cap under speculative decoding")
+    if speculates(config) and at_least(version, "0.4.3.post3"):
+        most = SPECULATIVE_MAX_RUNNING if at_least(version, "0.4.4.post4") else SPECULATIVE_MAX_RUNNING_044
+        fill("max_running_requests", most, "SGLang's cap under speculative decoding")
     settled = config.max_running_requests
     dp = max(1, config.attn_dp_size)
     fill("max_running_requests", DEFAULT_REQUESTS_PER_RANK * dp, f"{DEFAULT_REQUESTS_PER_RANK} per rank")
     config = _attention(config, machine, version, reasons)
     fill("kv_cache_dtype", "auto", "the model's own: BF16")
-    fill("schedule_policy", "fcfs" if modern else "lpm", f"SGLang {version}'s default")
+    fill("schedule_policy", flags_of(version).by_dest["schedule_policy"].default, f"SGLang {version}'s default")
     fill("schedule_conservativeness", 1.0, "SGLang's default")
     fill("scheduler_recv_interval", 1, "SGLang's default")
     fill("stream_interval", 1, "SGLang's default")
@@ -91,8 +94,8 @@ def resolve(config: ServerConfig, arch: ModelArchitecture, machine: Machine, ver
 
 
 def _layout(config: ServerConfig, version: Version, reasons: dict[str, str]) -> ServerConfig:
-    """Apply what fixes the layout itself: 0.4.3's attention DP, prefill context parallelism, waterfill."""
-    if not at_least(version, "0.4.5") and config.attn_dp_size not in (1, config.tp_size):
+    """Apply what fixes the layout itself: until 0.4.4 attention DP is tp_size."""
+    if not at_least(version, FREE_ATTENTION_DP) and config.attn_dp_size not in (1, config.tp_size):
         config = replace(config, attn_dp_size=config.tp_size)
         reasons["attn_dp_size"] = f"SGLang {version} sets attention DP to tp_size"
     return config
@@ -118,10 +121,12 @@ def _speculation(config: ServerConfig, version: Version, reasons: dict[str, str]
 
 
 def _own_numbers(version: Version) -> Speculative:
+    """SGLang's numbers where none is given: the flags' defaults at first, then a choice by model."""
     if at_least(version, "0.4.7"):
         return Speculative(num_steps=3, eagle_topk=1, num_draft_tokens=4)
-    return Speculative(num_steps=5, eagle_topk=4 if at_least(version, "0.4.4") else 8,
-                       num_draft_tokens=8 if at_least(version, "0.4.4") else 64)  # fmt: skip
+    known = flags_of(version).by_dest
+    steps, topk, drafts = (known[name].default or own for name, own in zip(MTP_NUMBERS, (5, 4, 8), strict=True))
+    return Speculative(num_steps=steps, eagle_topk=topk, num_draft_tokens=drafts)
 
 
 def _attention(config: ServerConfig, machine: Machine, version: Version, reasons: dict[str, str]) -> ServerConfig:
@@ -154,12 +159,12 @@ def _default_attention(config: ServerConfig, machine: Machine, version: Version,
         if not split:
             return "trtllm_mla"  # the model's own override comes before the deterministic one
         return "triton" if deterministic else "flashinfer"
-    return "fa3" if machine.is_hopper and at_least(version, "0.4.6") else "triton"
+    return "fa3" if machine.is_hopper and at_least(version, "0.4.5.post1") else "triton"
 
 
 def halves_chunk(version: Version) -> bool:
-    """0.4.3 gives each attention-DP rank half the chunk; later versions divide it by the ranks."""
-    return not at_least(version, "0.4.5")
+    """Until 0.4.4 each attention-DP rank gets half the chunk; later versions divide it by the ranks."""
+    return not at_least(version, FREE_ATTENTION_DP)
 
 
 def effective_chunk(typed: int, attn_dp_size: int, version: Version) -> int:

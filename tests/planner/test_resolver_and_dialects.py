@@ -116,10 +116,10 @@ def test_the_founding_version_spells_its_own_expert_parallelism() -> None:
 @pytest.mark.parametrize(
     ("config", "flag", "since"),
     [
-        (ServerConfig(tp_size=4, pp_size=2), "--pp-size", "0.4.7"),
-        (ServerConfig(tp_size=8, speculative=Speculative.chain(1)), "--speculative-algorithm", "0.4.5"),
-        (ServerConfig(tp_size=8, attn_dp_size=4), "--dp-size", "0.4.5"),
-        (ServerConfig(tp_size=8, page_size=64), "--page-size", "0.4.5"),
+        (ServerConfig(tp_size=4, pp_size=2), "--pp-size", "0.4.6.post2"),
+        (ServerConfig(tp_size=8, speculative=Speculative.chain(1)), "--speculative-algorithm", "0.4.3.post2"),
+        (ServerConfig(tp_size=8, attn_dp_size=4), "--dp-size", "0.4.4.post1"),
+        (ServerConfig(tp_size=8, page_size=64), "--page-size", "0.4.4"),
         (ServerConfig(tp_size=8, moe_runner_backend="triton"), "--moe-runner-backend", "0.5.0"),
     ],
 )
@@ -128,13 +128,17 @@ def test_what_a_version_cannot_say_names_flag_and_version(config: ServerConfig, 
         to_argv(config, Version("0.4.3"))
 
 
-@given(st.sampled_from(["0.4.3", "0.4.5", "0.5.7", "0.5.12", "0.5.23"]), st.integers(1, 2048), st.data())
+@given(
+    st.sampled_from(["0.4.3", "0.4.4.post1", "0.4.6.post5", "0.5.7", "0.5.12", "0.5.23"]),
+    st.integers(1, 2048),
+    st.data(),
+)
 def test_typing_what_was_resolved_resolves_to_the_same(version: str, clients: int, data: st.DataObject) -> None:
     """What the planner evaluated is what SGLang will make of the exported flags."""
     parsed = Version(version)
     machine = GPUS["h200"]
     shape = data.draw(st.sampled_from(list(shapes(space_of(machine, parsed, arch=R1)))))
-    if parsed < Version("0.4.5") and shape.speculative:
+    if parsed < Version("0.4.3.post2") and shape.speculative:
         return
     space = space_of(machine, parsed, arch=R1)
     context = Context(arch=R1, machine=machine, engine=profile_for(parsed), version=parsed)

@@ -18,6 +18,7 @@ from planner.sglang.resolver import resolve
 
 R1 = deepseek_r1()
 DP8 = "--attn-dp-size 8"
+DP8_OLD = "--dp-size 8 --enable-dp-attention"
 DEEPEP = "--attn-dp-size 8 --moe-a2a-backend deepep"
 MTP = "--speculative-algorithm EAGLE"
 RADIX_DECODE = "--disaggregation-mode decode --disaggregation-decode-enable-radix-cache"
@@ -203,6 +204,22 @@ CASES = {
     "quant-communications": ("--enable-quant-communications", ""),
     "symm-mem-pool": ("--enable-symm-mem", ""),
     "port-in-use": ("--port 70000", "--port 30000"),
+    "eagle-without-overlap": (f"{MTP} ~0.4.6.post5", f"{MTP} ~0.5.23"),
+    "draft-path-needed": (f"{MTP} ~0.4.6", f"{MTP} --speculative-draft-model-path d ~0.4.6"),
+    "eagle-under-attention-dp": (f"{DP8_OLD} {MTP} ~0.4.6.post3", f"{DP8_OLD} {MTP} ~0.4.8"),
+    "deepep-auto-under-dp": (
+        f"{DP8_OLD} --enable-deepep-moe ~0.4.6",
+        f"{DP8_OLD} --enable-deepep-moe --deepep-mode low_latency ~0.4.6",
+    ),
+    "deepep-normal-capture": (
+        "--enable-deepep-moe --deepep-mode normal ~0.4.6",
+        "--enable-deepep-moe --deepep-mode normal ~0.4.6.post5",
+    ),
+    "deepep-normal-early": (
+        f"{DP8_OLD} --enable-deepep-moe --deepep-mode normal ~0.4.6.post5",
+        f"{DP8_OLD} --enable-deepep-moe --deepep-mode low_latency ~0.4.6.post5",
+    ),
+    "dp-attention-without-degree": ("--enable-dp-attention ~0.4.6", "--dp-size 8 --enable-dp-attention ~0.4.6"),
     "dp-equals-tp": ("--dp-size 2 --enable-dp-attention ~0.4.3", "--dp-size 2 --enable-dp-attention"),
     "fp8-hardware": ("@a100x8", "@h100x8"),
 }
