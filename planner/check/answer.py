@@ -27,7 +27,7 @@ from planner.launch_lines.launch_line import LaunchLine, how_to_give
 from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values
 from planner.sglang.flag_ledger import unpriced_flags
-from planner.sglang.flags import listed_releases
+from planner.sglang.flags import flags_of, listed_releases
 from planner.violation import Severity, Violation, sorted_violations
 
 UNKNOWN_MODEL = "the value of --model-path is unknown here: give it with --set, or the model's config.json with --model"
@@ -214,6 +214,9 @@ def _asked(question: CheckQuestion, served: ServedModel) -> dict[str, Any]:
 
 def _notes(question: CheckQuestion, context: Context, prediction: Prediction | None) -> list[str]:
     said = [*question.launch.notes, *question.hardware.warnings]
+    read = flags_of(question.version).release
+    if Version(read) != question.version:
+        said.append(f"SGLang {question.version} is not among the releases read: judged by the flags of {read}")
     if prediction is not None:
         said += [*context.engine.warnings, *prediction.warnings]
     if question.launch.environment.get("SGLANG_SYMM_MEM_PREALLOC_GB_SIZE"):

@@ -194,3 +194,9 @@ def test_the_head_of_0_4_4_is_whole_on_every_rank() -> None:
     found = answered("h200x8", "0.4.4", DP8)
     assert found.weighed is not None
     assert found.weighed.ledger.per_gpu_gib["weights: lm_head"] == pytest.approx(1.73, abs=0.01)
+
+
+def test_a_release_nobody_has_read_is_judged_by_the_one_before_and_says_so() -> None:
+    found = answered("h200x8", "0.5.12.post7", "--tp 8")
+    assert any("judged by the flags of 0.5.12.post1" in note for note in found.notes)
+    assert not any("judged by the flags" in note for note in answered("h200x8", "0.5.12.post1", "--tp 8").notes)
