@@ -23,10 +23,10 @@ class ConfigTable:
 
     `a2a`, `dp_lm_head` and `fused_reduce` (all-reduce, residual and norm in one kernel) are 0/1; `mtp_steps` is 0
     without MTP; counts are global (not per rank) except `graph_max_bs`, which SGLang counts per attention-DP rank, and
-    `max_total_tokens`, the most KV tokens a rank may have (infinite where nothing was said). `dense_tp` is the TP degree
-    of the dense layers; the columns after `redundant_experts` are 0/1: `default_attention` says that no other backend
-    than SGLang's own choice on NVIDIA GPUs was asked for, `converted_kv` that an FP8 cache is converted to BF16 layer by
-    layer.
+    `max_total_tokens`, the most KV tokens a rank may have (infinite where nothing was said). `dense_tp` is the TP
+    degree of the dense layers; the columns after `redundant_experts` are 0/1: `default_attention` says that no other
+    backend than SGLang's own choice on NVIDIA GPUs was asked for, `converted_kv` that an FP8 cache is converted to
+    BF16 layer by layer.
     """
 
     tp: Array
