@@ -22,6 +22,7 @@ from planner.shell.values import Text, unknown
 COMMAND_KEYS = ("entrypoint", "command", "args", "arguments")
 SHELLS = ("bash", "sh", "/bin/bash", "/bin/sh", "zsh", "/usr/bin/bash", "/bin/zsh")
 MODEL_FLAGS = ("--model-path", "--model")
+MOST_VISITS, DEEPEST = 20_000, 40
 _VARIANT = re.compile(r"(?:zip_)?override_")
 
 
@@ -35,6 +36,12 @@ class _Place:
     image: str | None = None
     path: tuple[str, ...] = ()
     names: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    visits: list[int] = field(default_factory=lambda: [0])
+
+    def may_go_on(self) -> bool:
+        """Count a visit; a text that refers to itself, or to itself many times over, ends here."""
+        self.visits[0] += 1
+        return self.visits[0] <= MOST_VISITS and len(self.path) <= DEEPEST
 
     def below(self, key: Any) -> _Place:
         return replace(self, path=(*self.path, str(key)))
@@ -75,6 +82,8 @@ def _config_maps(documents: list[Any]) -> dict[str, dict[str, str]]:
 
 def _walk(node: Any, place: _Place) -> Iterator[FoundServer]:
     """Yield the servers of a node and of all below it."""
+    if not place.may_go_on():
+        return
     if isinstance(node, dict):
         place = _entered(node, place)
         taken: set[Any] = set()
@@ -90,7 +99,7 @@ def _walk(node: Any, place: _Place) -> Iterator[FoundServer]:
                 yield from _walk(child, place.below(key))
     elif isinstance(node, list):
         for child in node:
-            yield from _walk(child, place)
+            yield from _walk(child, place.below(""))
     elif isinstance(node, str) and MENTION.search(node) and re.search(r"\s", node.strip()):
         yield from _of_script(node, place)
 

@@ -55,10 +55,8 @@ def _skypilot(node: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _accelerators(item: Any) -> int:
-    if isinstance(item, tuple):
-        return int(item[1] or 1)
-    count = str(item).rpartition(":")[2]
-    return int(count) if count.isdecimal() else 1
+    count = str(item[1] or 1) if isinstance(item, tuple) else str(item).rpartition(":")[2]
+    return int(count) if count.isdecimal() and len(count) < 6 else 1
 
 
 def _ome(node: dict[Any, Any]) -> dict[str, Any]:
@@ -66,7 +64,8 @@ def _ome(node: dict[Any, Any]) -> dict[str, Any]:
     worker = node.get("worker")
     if not isinstance(node.get("leader"), dict) or not isinstance(worker, dict):
         return {}
-    pods = int(worker.get("size") or 1) + 1 if isinstance(worker.get("size") or 1, int) else 2
+    size = worker.get("size")
+    pods = (size if isinstance(size, int) else 1) + 1
     return {"LWS_GROUP_SIZE": pods, "OME_INSTANCE_POD_COUNT": pods}
 
 

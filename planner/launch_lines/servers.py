@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from planner.shell.scope import Scope
@@ -50,32 +50,40 @@ class FoundServer:
     role: str | None = None
 
 
-def servers_of_script(text: str, scope: Scope, line: int = 1, depth: int = 0) -> list[FoundServer]:
+def servers_of_script(text: str, scope: Scope, line: int = 1) -> list[FoundServer]:
     """Return the servers a script starts. Where none is started, those that it only writes or prints count."""
-    if depth > DEEPEST:
-        return []
     commands = commands_of_script(text, scope, line)
     for talkers in (False, True):
-        found = [server for command in commands for server in servers_of_command(command, depth, talkers=talkers)]
-        found = _with_torn_off(found, commands)
+        found = [server for command in commands for server in servers_of_command(command, talkers=talkers)]
         if found:
-            return found
+            return _with_torn_off(found, commands)
     return []
 
 
 def servers_of_command(command: Started, depth: int = 0, *, talkers: bool = False) -> Iterator[FoundServer]:
-    """Yield the servers in one command and in its here-documents."""
+    """Yield the servers in one command and in its here-documents; `talkers`: also in commands that only print."""
     words = command.words
     name = PurePosixPath(words[0].raw).name if words else ""
     if words and (talkers or name not in _TALKERS):
-        yield from _in_words(command, depth)
+        yield from _in_words(command, depth, talkers=talkers)
     for text, line in command.texts:
         if MENTION.search(text.source):
-            yield from _in_text(text.source, command.scope, line, depth)
+            yield from _in_text(text.source, command.scope, line, depth, talkers=talkers)
 
 
-def _in_text(text: str, scope: Scope, line: int, depth: int) -> Iterator[FoundServer]:
-    found = servers_of_script(text, scope.copy(), line, depth + 1)
+def _nested(text: str, scope: Scope, line: int, depth: int, *, talkers: bool) -> list[FoundServer]:
+    """Return the servers of a script inside a script."""
+    if depth >= DEEPEST:
+        return []
+    commands = commands_of_script(text, scope, line)
+    same = [command for command in commands if [word.source for word in command.words] == [text]]
+    inside = [command for command in commands if command not in same] if same else commands
+    found = [server for command in inside for server in servers_of_command(command, depth + 1, talkers=talkers)]
+    return _with_torn_off(found, commands)
+
+
+def _in_text(text: str, scope: Scope, line: int, depth: int, *, talkers: bool) -> Iterator[FoundServer]:
+    found = _nested(text, scope.copy(), line, depth, talkers=talkers)
     if found or not _MANIFEST.search(text):
         yield from found
         return
@@ -84,7 +92,7 @@ def _in_text(text: str, scope: Scope, line: int, depth: int) -> Iterator[FoundSe
     yield from servers_of_manifest(text, scope.copy(), line)
 
 
-def _in_words(command: Started, depth: int) -> Iterator[FoundServer]:
+def _in_words(command: Started, depth: int, *, talkers: bool) -> Iterator[FoundServer]:
     words = command.words
     for index, word in enumerate(words):
         before = words[index - 1].raw if index else ""
@@ -98,10 +106,10 @@ def _in_words(command: Started, depth: int) -> Iterator[FoundServer]:
             return
         if MENTION.search(word.source) and re.search(r"\s", word.source):
             inner = _inside(command, words[:index])
-            found = servers_of_script(word.source, inner, command.line, depth + 1)
+            found = _nested(word.source, inner, command.line, depth, talkers=talkers)
             image = _image_before(words[:index])
             for server in found:
-                yield server if server.image or image is None else _with_image(server, image)
+                yield server if server.image or image is None else replace(server, image=image)
             if found:
                 return
 
@@ -153,24 +161,10 @@ def _image_before(words: Sequence[Text]) -> str | None:
 IMAGE = re.compile(r"(?:[\w.-]+(?::\d+)?/)*[\w.-]*(?:sglang|sgl-dev)[\w.-]*(?::[\w.${}:-]+)?(?:@sha256:\w+)?")
 
 
-def _with_image(server: FoundServer, image: str) -> FoundServer:
-    return FoundServer(
-        arguments=server.arguments, scope=server.scope, line=server.line, kind=server.kind, image=image,
-        notes=server.notes, role=server.role,
-    )  # fmt: skip
-
-
 def _with_torn_off(found: list[FoundServer], commands: Sequence[Started]) -> list[FoundServer]:
     """Say of flags that stand alone after a server that the shell does not give them to it."""
     torn = [command for command in commands if command.words and re.match(r"--[a-z]", command.words[0].raw)]
     if not found or not torn:
         return found
     said = f"line {torn[0].line}: '{torn[0].words[0].source}' stands alone: a comment or a missing backslash cut it off"
-    first = found[0]
-    return [
-        FoundServer(
-            arguments=first.arguments, scope=first.scope, line=first.line, kind=first.kind, image=first.image,
-            notes=(*first.notes, said), role=first.role,
-        ),
-        *found[1:],
-    ]  # fmt: skip
+    return [replace(found[0], notes=(*found[0].notes, said)), *found[1:]]

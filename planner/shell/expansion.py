@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from planner.assumption import Assumption
 from planner.shell.arithmetic import evaluate, names_in
 from planner.shell.scope import Scope, Value
-from planner.shell.syntax import Arithmetic, Literal, Opaque, Part, Variable, Word
+from planner.shell.syntax import Arithmetic, Literal, Opaque, Part, ShellSyntaxError, Variable, Word
 from planner.shell.values import Text, joined, unknown
 from planner.shell.words import WordReader
 
@@ -110,18 +110,26 @@ def _opaque(part: Opaque, scope: Scope) -> Text:
         return value
     if part.default is not None:
         return Text(part.default).taking(Assumption(name=part.name or "", value=part.default, why="its default"))
-    counted = _SEQ.fullmatch(part.source)
+    try:
+        return _computed(part.source, scope) or unknown(part.source)
+    except ShellSyntaxError:
+        return unknown(part.source)
+
+
+def _computed(source: str, scope: Scope) -> Text | None:
+    """Return what `$(seq ...)` and a plain `$(echo ...)` give; None for other commands."""
+    counted = _SEQ.fullmatch(source)
     if counted is not None:
         bounds = expand_text(WordReader(counted[1]).operand(), scope)
         numbers = [int(text) for text in bounds.raw.split() if re.fullmatch(r"-?\d{1,6}", text)]
         if bounds.known and len(numbers) == len(bounds.raw.split()):
             return Text(" ".join(map(str, _sequence(numbers))), bounds.assumed)
-    echoed = _ECHO.fullmatch(part.source)
+    echoed = _ECHO.fullmatch(source)
     if echoed is not None and not re.search(r"[`%]|\s-", echoed[1]):
         reader = WordReader(echoed[1])
         texts = [text for word in _words(reader) for text in expand(word, scope)]
         return joined(texts, " ")
-    return unknown(part.source)
+    return None
 
 
 def _words(reader: WordReader) -> Iterator[Word]:
@@ -231,10 +239,11 @@ def _trimmed(text: str, pattern: str, operator: str) -> str:
 
 def arithmetic(text: str, scope: Scope, source: str) -> Text:
     """Return the value of an integer expression; unknown where a variable in it is."""
-    plain = joined(
-        Text(part.text) if isinstance(part, Literal) else joined(_values(part, scope))
-        for part in WordReader(text).quoted_until("")
-    )
+    try:
+        parts = WordReader(text).quoted_until("")
+    except ShellSyntaxError:
+        return unknown(source)
+    plain = joined(Text(part.text) if isinstance(part, Literal) else joined(_values(part, scope)) for part in parts)
     if not plain.known:
         return unknown(source)
     values, found = {}, [plain]

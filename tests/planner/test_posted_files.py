@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hwprobe.errors import InputError
 from planner.launch_lines.launch_line import LaunchLine
 from planner.launch_lines.read import Given, launches_of_file
 
@@ -170,3 +171,21 @@ def test_a_script_takes_its_arguments(tmp_path: Path) -> None:
     (tmp_path / "run.sh").write_text(f"{SERVER} --tp $1 --node-rank $2")
     found = launches_of_file(tmp_path / "run.sh", Given(arguments=["16", "1"]))
     assert words(found) == ["--model-path /m/R1 --tp 16 --node-rank 1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.sh", f"echo 'open\n{SERVER} --tp 8 --x $((1/0)) ${{A:-'\"}}\n"),
+        ("b.yaml", "a: &a\n  b: [*a]\nrun: python3 -m sglang.launch_server --model-path /m/R1 --tp 8\n"),
+        ("c.sh", "X=x\n" + "X=$X$X\n" * 60 + f"{SERVER} --tp 8\n"),
+        ("d.sh", "for a in {1..999999}; do for b in {1..999999}; do echo; done; done\n" + f"{SERVER} --tp 8\n"),
+        ("e.sh", "f() { f; }\nf\n" + "(" * 500 + f"\n{SERVER} --tp 8\n"),
+    ],
+)
+def test_a_text_that_no_shell_would_end_ends_here(tmp_path: Path, name: str, text: str) -> None:
+    try:
+        found = read(tmp_path, name, text)
+    except InputError:
+        return
+    assert all("--model-path /m/R1" in line for line in words(found))
