@@ -168,6 +168,12 @@ def assumed_internode() -> Quantity:
     return Quantity(value=INTERNODE_GB_S, basis=Basis.ASSUMED, source="400 Gb/s adapter per GPU")
 
 
+def gpus_per_node(gpu: str) -> int:
+    """Return how many of a GPU usually stand in one node: 8, or a tray of 4. `gpu` is a key or an alias."""
+    key = _gpu_key(gpu)
+    return USUAL_NODE if key is None else int(_table("gpus.toml")[key].get("node", USUAL_NODE))
+
+
 def match_gpu(name: str, memory_mib: float) -> str | None:
     """Return the catalogue key of a card NVML calls `name` with `memory_mib`, or None.
 

@@ -202,13 +202,13 @@ def _collectives(system: System, tokens: Array, rank_tokens: Array) -> Array:
     arch, machine, table = system.arch, system.machine, system.table
     hidden_bytes = 2.0 * arch.hidden_size
     across_us = system.engine.internode_us
-    both = 2.0 * all_reduce_s(tokens * hidden_bytes, table.tp, table.nodes, machine, across_us)
+    both = 2.0 * all_reduce_s(tokens * hidden_bytes, table.tp, system.nodes, machine, across_us)
     reduced = arch.num_hidden_layers * both * np.where(table.attn_dp > 1, DP_COLLECTIVE_SHARE, 1.0)
-    attention_group_nodes = np.maximum(1.0, table.nodes / table.attn_dp)
+    attention_group_nodes = np.maximum(1.0, system.nodes / table.attn_dp)
     in_group = arch.num_hidden_layers * all_reduce_s(
         rank_tokens * hidden_bytes, table.attn_tp, attention_group_nodes, machine, across_us
     )
-    exchanged = arch.moe_layers * dispatch_combine_s(rank_tokens, table.nodes) + in_group
+    exchanged = arch.moe_layers * dispatch_combine_s(rank_tokens, system.nodes) + in_group
     return np.where(table.a2a > 0, exchanged, reduced)
 
 

@@ -110,9 +110,9 @@ def _collectives(system: System, tokens: Array, rank_tokens: Array) -> Array:
     """Two all-reduces a layer; gather and scatter under attention DP; dispatch and combine under EP."""
     arch, machine, table = system.arch, system.machine, system.table
     hidden_bytes = 2.0 * arch.hidden_size
-    reduced = 2.0 * all_reduce_s(tokens * hidden_bytes, table.tp, table.nodes, machine, system.engine.internode_us)
+    reduced = 2.0 * all_reduce_s(tokens * hidden_bytes, table.tp, system.nodes, machine, system.engine.internode_us)
     reduced = reduced * np.where(table.attn_dp > 1, DP_COLLECTIVE_SHARE, 1.0)
     copies = np.minimum(arch.num_experts_per_tok, table.ep)
-    link = np.where(table.nodes > 1, machine.network_bytes_s, EP_PREFILL_LINK_SHARE * machine.nvlink_bytes_s)
+    link = np.where(system.nodes > 1, machine.network_bytes_s, EP_PREFILL_LINK_SHARE * machine.nvlink_bytes_s)
     exchanged = rank_tokens * arch.hidden_size * copies * (1.0 + 2.0) / link  # FP8 out, BF16 back
     return arch.num_hidden_layers * np.where(table.a2a > 0, exchanged, reduced)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from models.architecture import ModelArchitecture
 from models.costs.kernels import MOE_TILE_ROWS
 from models.engine.profile import EngineParameters
@@ -34,3 +36,9 @@ class System:
     def parts(self) -> tuple[ModelArchitecture, Machine, ConfigTable, EngineParameters]:
         """Return model, machine, configurations and engine, to be unpacked."""
         return self.arch, self.machine, self.table, self.engine
+
+    @property
+    def nodes(self) -> Array:
+        """Return the NVLink domains each server spans: trays of one rack that NVLink joins are one."""
+        joined = self.machine.network_bytes_s >= self.machine.nvlink_bytes_s
+        return np.ones_like(self.table.nodes) if joined else self.table.nodes

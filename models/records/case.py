@@ -13,6 +13,7 @@ from models.engine.profile import EngineParameters
 from models.layout import Array, ConfigTable, table_of
 from models.serving.closed_form import accepted_tokens, closed_loop
 from models.serving.estimate import Context, demand_of, limits_of
+from models.serving.fleet_replay import FleetLoad, FleetModel, ServerModel, Transfer, replay_fleet
 from models.serving.replay import Replay, replay
 from models.serving.step_times import StepTimes
 from models.serving.uncertainty import Errors, errors
@@ -24,6 +25,10 @@ REQUESTS_PER_CLIENT = 10
 # Of a steady run: one wave of warm-up and four measured.
 STEADY_REQUESTS_PER_CLIENT = 5
 MOST_REQUESTS = 3000
+# A prefill/decode fleet is slow to fill: more requests of it are replayed.
+MOST_FLEET_REQUESTS = 12_000
+# What router, transfer and placement add to the errors of a single server (one standard deviation, relative).
+FLEET_ERRORS = {"tpot": 0.06, "ttft": 0.35, "output_tok_s": 0.06}
 # The ledger's own error: near the point where the cache is just full, a percent decides who waits.
 KV_UNCERTAINTY = 0.02
 
@@ -51,10 +56,22 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillPool:
+    """The prefill servers of a run on a prefill/decode fleet: what one is, and how many; `kv_tokens` of one."""
+
+    context: Context
+    config: ServerConfig
+    servers: int
+    kv_tokens: float
+    transfer: Transfer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """A run on a resolved configuration. `kv_known` is true when a log gave `kv_tokens`.
 
     `unpriced` are flags of the run that no equation has.
+    With `prefill` the configuration is that of one of `servers` decode servers, and clients speak to the whole fleet.
     `doubt` multiplies what its measurements may scatter by: above 1 where flags or lengths of the run are guesses.
     """
 
@@ -68,6 +85,8 @@ class Case:
     warnings: tuple[str, ...] = ()
     unpriced: tuple[Unpriced, ...] = ()
     doubt: float = 1.0
+    prefill: PrefillPool | None = None
+    servers: int = 1
 
     @property
     def table(self) -> ConfigTable:
@@ -81,13 +100,17 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CasePrediction:
-    """What a measurement would show. None where the kind of run has no such figure."""
+    """What a measurement would show. None where the kind of run has no such figure.
+
+    `limit` is what holds a prefill/decode fleet back: prefill, decode, transfer, kv or cap.
+    """
 
     ttft_mean_ms: float | None
     ttft_median_ms: float | None
     tpot_mean_ms: float
     tpot_median_ms: float
     output_tok_s: float
+    limit: str | None = None
 
     def figure(self, metric: str) -> float | None:
         """Return a figure by its name in point records."""
@@ -97,12 +120,16 @@ class CasePrediction:
 
 def expected(case: Case) -> CasePrediction:
     """Return what the run would show, by replaying it (or, for a decode step, by its equations)."""
+    if case.prefill is not None:
+        return _of_fleet(case, case.prefill)
     return _decode_step(case) if case.run.kind == "decode_step" else _middle(_outcomes(case))
 
 
 def predict_case(case: Case) -> tuple[CasePrediction, Errors]:
     """Return what the run would show, and one standard deviation of the relative error of each figure."""
     error = _errors(case)
+    if case.prefill is not None:
+        return _of_fleet(case, case.prefill), error.with_more(**FLEET_ERRORS)
     if case.run.kind == "decode_step":
         return _decode_step(case), error
     outcomes = _outcomes(case)
@@ -182,6 +209,45 @@ def _played(case: Case, kv_tokens: float) -> Replay:
     return replay(
         times, limits, isl, osl, concurrency=clients, arrivals_s=arrivals, first_wave_s=cold, measure_from=warm
     )
+
+
+def _of_fleet(case: Case, prefill: PrefillPool) -> CasePrediction:
+    """Return what clients of a prefill/decode fleet see, by replaying router, both roles and the transfer."""
+    run = case.run
+    count = min(run.requests, MOST_FLEET_REQUESTS)
+    rng = np.random.default_rng(0)
+    model = FleetModel(
+        prefill=_server(prefill.context, prefill.config, prefill.kv_tokens, run.concurrency),
+        prefill_servers=prefill.servers,
+        decode=_server(case.context, case.config, case.kv_tokens, run.concurrency),
+        decode_servers=case.servers,
+        transfer=prefill.transfer,
+        stream_interval=case.config.stream_interval or 1,
+    )
+    load = FleetLoad(
+        isl=_typical(run.isl, count, rng),
+        osl=_typical(run.osl, count, rng),
+        concurrency=min(run.concurrency, count),
+        arrivals_s=None if run.request_rate is None else _poisson(run.request_rate, count, rng),
+    )
+    played = replay_fleet(model, load)
+    means = np.maximum(_figures(played.seen), 1e-9).tolist()
+    return CasePrediction(
+        ttft_mean_ms=means[0],
+        ttft_median_ms=means[1],
+        tpot_mean_ms=means[2],
+        tpot_median_ms=means[3],
+        output_tok_s=means[4],
+        limit=str(played.limit),
+    )
+
+
+def _server(context: Context, config: ServerConfig, kv_tokens: float, clients: int) -> ServerModel:
+    table = table_of([config])
+    limits = limits_of(config, table, kv_tokens)
+    largest = max(1, min(clients, limits.max_running))
+    times = StepTimes(context.system(table), acceptance=context.acceptance, largest_batch=largest)
+    return ServerModel(times=times, limits=limits)
 
 
 def _typical(lengths: Lengths, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -67,13 +67,17 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetModel:
-    """A prefill/decode fleet: servers of each role, alike within it, and the transfer between them."""
+    """A prefill/decode fleet: servers of each role, alike within it, and the transfer between them.
+
+    A decode server streams every `stream_interval` tokens: the first that a client sees waits for the others.
+    """
 
     prefill: ServerModel
     prefill_servers: int
     decode: ServerModel
     decode_servers: int
     transfer: Transfer
+    stream_interval: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,34 +174,38 @@ class _Fleet:
         self.send(at_s + self.model.decode.times.front_end_s)
 
 
-def replay_fleet(
-    model: FleetModel,
-    isl: npt.NDArray[np.int64],
-    osl: npt.NDArray[np.int64],
-    *,
-    concurrency: int,
-    measure_from: int = 0,
-    arrivals_s: Array | None = None,
-) -> FleetReplay:
-    """Run the requests of `concurrency` clients through the fleet: a closed loop behind its router.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetLoad:
+    """Requests sent to a fleet: lengths in tokens, and `concurrency` clients in a closed loop.
 
     With `arrivals_s` (seconds) an open loop: request i is sent at that time, whatever is in flight.
+    """
+
+    isl: npt.NDArray[np.int64]
+    osl: npt.NDArray[np.int64]
+    concurrency: int
+    arrivals_s: Array | None = None
+
+
+def replay_fleet(model: FleetModel, load: FleetLoad, measure_from: int = 0) -> FleetReplay:
+    """Run the requests through the fleet, behind its router.
+
     `measure_from`: completions before this one are warm-up and not in the result.
     """
     decode_times = _NoPrefill(model.decode.times)
     decode_limits = replace(model.decode.limits, longest_stride=STRIDE, chunk=NO_CAP, max_prefill=NO_CAP)
     fleet = _Fleet(
         model=model,
-        isl=isl.tolist(),
-        osl=osl.tolist(),
+        isl=load.isl.tolist(),
+        osl=load.osl.tolist(),
         prefill=[_server(model.prefill.times, model.prefill.limits) for _ in range(model.prefill_servers)],
         decode=[_server(decode_times, decode_limits) for _ in range(model.decode_servers)],
     )
-    if arrivals_s is None:
-        for _ in range(min(concurrency, len(fleet.isl))):
+    if load.arrivals_s is None:
+        for _ in range(min(load.concurrency, len(fleet.isl))):
             fleet.send(0.0)
     else:
-        for at_s in arrivals_s.tolist():
+        for at_s in load.arrivals_s.tolist():
             fleet.send(at_s)
     while len(fleet.done) < len(fleet.isl):
         _advance(fleet)
@@ -238,12 +246,14 @@ def _summary(fleet: _Fleet, measure_from: int) -> FleetReplay:
     first = np.array([life.first_token_s for life in lives])
     ends = np.array([life.done_s for life in lives])
     lengths = np.array([float(fleet.osl[index]) for index in fleet.done[measure_from:]])
+    held = np.minimum(fleet.model.stream_interval - 1.0, lengths - 1.0) / np.maximum(lengths - 1.0, 1.0)
+    seen_s = first + held * np.maximum(ends - first, 0.0)
     delay = fleet.model.decode.times.front_end_s
     began = fleet.lives[fleet.done[measure_from - 1]].done_s if measure_from else 0.0
     elapsed = max(float(ends.max()) - began, 1e-12)
     running = sum(server.running_integral for server in fleet.decode) / max(float(ends.max()), 1e-12)
     seen = Replay(
-        ttft_s=first - sent,
+        ttft_s=seen_s - sent,
         tpot_s=np.maximum(ends + delay - first, 0.0) / np.maximum(lengths - 1.0, 1.0),
         e2e_s=ends + delay - sent,
         finish_s=ends,

@@ -16,7 +16,7 @@ from models.config import ServerConfig, Speculative
 from models.costs.memory import Memory, ledger_of
 from models.layout import table_of
 from models.serving.estimate import Context, Prediction, limits_of, prediction_of
-from models.serving.fleet_replay import FleetModel, FleetReplay, Limit, ServerModel, Transfer, replay_fleet
+from models.serving.fleet_replay import FleetLoad, FleetModel, FleetReplay, Limit, ServerModel, Transfer, replay_fleet
 from models.serving.step_times import StepTimes
 from models.workload import Slo, Workload, missed
 from planner.plans.search import GOOD_FREE_GIB, Candidate, PrefillSide, final_key
@@ -51,13 +51,19 @@ class _Server:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Split:
-    """One deployment in closed form: servers of each role and the requests per second it completes."""
+class _Roles:
+    """One deployment: a server of each role and how many of it."""
 
     prefill: _Server
     prefill_servers: int
     decode: _Server
     decode_servers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Split(_Roles):
+    """One deployment in closed form: the requests per second it completes, and latencies in seconds."""
+
     requests_s: float
     tpot_s: float
     ttft_s: float
@@ -109,7 +115,13 @@ def _splits(context: Context, servers: int, workload: Workload, mtp: bool) -> It
             for shape in shapes:
                 decode = _decode_server(context, shape, workload, depth, decode_servers)
                 if decode is not None:
-                    yield _solved(context, prefill, prefill_servers, decode, decode_servers, workload)
+                    roles = _Roles(
+                        prefill=prefill,
+                        prefill_servers=prefill_servers,
+                        decode=decode,
+                        decode_servers=decode_servers,
+                    )
+                    yield _solved(context, roles, workload)
 
 
 def _with_depth(shape: ServerConfig, depth: int) -> ServerConfig:
@@ -192,15 +204,15 @@ def transfer_of(context: Context) -> Transfer:
     )
 
 
-def _solved(
-    context: Context, prefill: _Server, prefill_servers: int, decode: _Server, decode_servers: int, workload: Workload
-) -> _Split:
+def _solved(context: Context, roles: _Roles, workload: Workload) -> _Split:
     """Solve the fixed point of rates: the X whose requests in flight are the clients, within what each role gives."""
     isl, osl = workload.isl.mean, workload.osl.mean
-    rate = prefill_rate(prefill.model, isl)
+    rate = prefill_rate(roles.prefill.model, isl)
     before_s = 1.0 / rate + transfer_of(context).seconds(round(isl))
-    flow = _Decode(server=decode.model, servers=decode_servers, context_tokens=isl + 0.5 * osl, isl=isl, osl=osl)
-    most = min(MOST_PREFILL_SHARE * rate * prefill_servers, flow.most_requests_s)
+    flow = _Decode(
+        server=roles.decode.model, servers=roles.decode_servers, context_tokens=isl + 0.5 * osl, isl=isl, osl=osl
+    )
+    most = min(MOST_PREFILL_SHARE * rate * roles.prefill_servers, flow.most_requests_s)
     wanted = workload.request_rate or _rate_of_clients(flow, before_s, float(workload.concurrency), most)
     served = min(wanted, most)
     tpot_s = flow.tpot_s(flow.batch(served))
@@ -208,10 +220,10 @@ def _solved(
     if workload.request_rate is None:
         waiting_s = max(0.0, workload.concurrency / served - before_s - osl * tpot_s)
     return _Split(
-        prefill=prefill,
-        prefill_servers=prefill_servers,
-        decode=decode,
-        decode_servers=decode_servers,
+        prefill=roles.prefill,
+        prefill_servers=roles.prefill_servers,
+        decode=roles.decode,
+        decode_servers=roles.decode_servers,
         requests_s=served,
         tpot_s=tpot_s,
         ttft_s=before_s + waiting_s,
@@ -286,10 +298,8 @@ def _replayed(context: Context, split: _Split, workload: Workload, slos: tuple[S
     arrivals_s = None
     if workload.request_rate is not None:
         arrivals_s = np.cumsum(rng.exponential(1.0 / workload.request_rate, size=count))
-    played = replay_fleet(
-        model, isl, osl, concurrency=workload.concurrency, measure_from=count // REQUESTS_PER_CLIENT,
-        arrivals_s=arrivals_s,
-    )  # fmt: skip
+    load = FleetLoad(isl=isl, osl=osl, concurrency=workload.concurrency, arrivals_s=arrivals_s)
+    played = replay_fleet(model, load, measure_from=count // REQUESTS_PER_CLIENT)
     config, prediction = split.decode.config, _prediction(context, split, workload, played)
     return Candidate(
         config=config,

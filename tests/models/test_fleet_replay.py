@@ -11,7 +11,7 @@ import pytest
 from models.config import ServerConfig
 from models.layout import table_of
 from models.serving.estimate import Context, limits_of
-from models.serving.fleet_replay import FleetModel, FleetReplay, Limit, ServerModel, Transfer, replay_fleet
+from models.serving.fleet_replay import FleetLoad, FleetModel, FleetReplay, Limit, ServerModel, Transfer, replay_fleet
 from models.serving.step_times import StepTimes
 
 MakeContext = Callable[..., Context]
@@ -38,9 +38,8 @@ def fleet(context: MakeContext) -> FleetModel:
 
 def run(model: FleetModel, clients: int, *, isl: int = 2000, osl: int = 200, waves: int = 5) -> FleetReplay:
     count = clients * waves
-    return replay_fleet(
-        model, np.full(count, isl), np.full(count, osl), concurrency=clients, measure_from=count // waves
-    )
+    load = FleetLoad(isl=np.full(count, isl), osl=np.full(count, osl), concurrency=clients)
+    return replay_fleet(model, load, measure_from=count // waves)
 
 
 def test_every_request_is_answered_and_littles_law_holds(fleet: FleetModel) -> None:
@@ -90,7 +89,6 @@ def test_more_servers_never_give_less(fleet: FleetModel) -> None:
 def test_arrivals_at_a_rate_are_answered_at_that_rate(fleet: FleetModel) -> None:
     rng = np.random.default_rng(0)
     arrivals = np.cumsum(rng.exponential(0.5, size=400))
-    played = replay_fleet(
-        fleet, np.full(400, 2000), np.full(400, 200), concurrency=400, measure_from=100, arrivals_s=arrivals
-    )
+    load = FleetLoad(isl=np.full(400, 2000), osl=np.full(400, 200), concurrency=400, arrivals_s=arrivals)
+    played = replay_fleet(fleet, load, measure_from=100)
     assert played.seen.output_tok_s == pytest.approx(2.0 * 200, rel=0.15)

@@ -19,7 +19,7 @@ from models.records.case import STEADY_REQUESTS_PER_CLIENT, Case, Run
 from models.records.points import Point, parse_point, read_lines
 from models.serving.estimate import Context
 from models.workload import Workload
-from planner.point_case import case_of
+from planner.pool_case import record_case
 
 if TYPE_CHECKING:
     from tuner.evidence.trial import TrialRecord
@@ -67,7 +67,7 @@ def _of_line(line: str, number: int, setting: Setting) -> RecordCase:
         point = setting.applied(parse_point(line, number))
         name = point.id
         machine = None if point.gpu else setting.machine
-        return RecordCase(id=name, case=case_of(point, setting.engine, setting.arch, machine), role=point.role)
+        return RecordCase(id=name, case=record_case(point, setting.engine, setting.arch, machine), role=point.role)
     except InputError as error:
         return RecordCase(id=name, error=str(error))
 

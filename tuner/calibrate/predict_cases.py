@@ -35,5 +35,6 @@ def _question(case: Case) -> tuple[object, ...]:
     context = case.context
     return (
         context.arch, context.version, id(context.engine), context.machine, context.acceptance, context.independence,
-        case.config, case.run, case.kv_tokens, case.kv_known,
+        case.config, case.run, case.kv_tokens, case.kv_known, case.servers,
+        case.prefill and (case.prefill.config, case.prefill.servers),
     )  # fmt: skip

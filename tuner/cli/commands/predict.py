@@ -59,6 +59,7 @@ def _answer(case: Case, predicted: CasePrediction, errors: Errors) -> dict[str, 
         "kv_tokens": int(case.kv_tokens),
         "band": {name: list(interval) for name, interval in band.items()},
         "profile": case.context.engine.name,
+        **({} if predicted.limit is None else {"limit": predicted.limit}),
         "unpriced": [flag.as_dict() for flag in case.unpriced],
         "warnings": list(case.warnings),
     }
