@@ -3,8 +3,8 @@
     python ask_sglang.py < IN > OUT
 
 Each line of IN is one run, {"folder", "gpus": [{"name", "memory_mib", "capability"}, ...], "lines": [argv, ...]}, of
-the wheel unpacked in the folder, on GPUs of one kind; each line of OUT has for each GPU the list of its answers,
-{"accepted", "resolved" or "stage", "error", "where"}.
+the wheel unpacked in the folder, on GPUs of one kind; each line of OUT has for each GPU the list of its answers
+(nothing where the release does not run here), {"accepted", "resolved" or "stage", "error", "where"}.
 What old releases settle after the arguments, the sizes of decode graphs, is computed by their own function and added to
 `resolved` as `captured_bs`.
 """
@@ -38,7 +38,11 @@ def main() -> None:
     for text in sys.stdin:
         run = json.loads(text)
         folder = run["folder"]
-        replaced[folder], answers = json.loads(in_child(partial(answered, run, replaced.get(folder, []))))
+        try:
+            replaced[folder], answers = json.loads(in_child(partial(answered, run, replaced.get(folder, []))))
+        except RuntimeError as error:  # the release does not run here, as the last line of its traceback says
+            sys.stderr.write(f"oracle: {Path(folder).name} cannot be asked: {str(error).strip().splitlines()[-1]}\n")
+            answers = []
         sys.stdout.write(json.dumps(answers) + "\n")
         sys.stdout.flush()
 

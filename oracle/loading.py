@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is
 from pretend import replace_kernels, replace_modules
 
 MOST_STAND_INS = 40
+ASKED = "sglang.srt.server_args"  # what is asked is never replaced: a stand-in would accept everything
 MISSING_NAME = re.compile(r"cannot import name '(\w+)' from (?:partially initialized module )?'([\w.]+)'")
 MISSING_MODULE = re.compile(r"No module named '([\w.]+)'")
 MISSING_ATTRIBUTE = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
@@ -116,7 +117,8 @@ def _missing(said: str, folder: str) -> str | None:
     if (match := MISSING_ATTRIBUTE.search(last)) and not match[1].startswith("sglang"):
         return f"{match[1]}:{match[2]}"
     frames = re.findall(rf'File "{re.escape(folder)}/(sglang/[\w/]+)\.py"', said)
-    return frames[-1].replace("/", ".") if frames else None
+    found = frames[-1].replace("/", ".") if frames else None
+    return None if found == ASKED else found
 
 
 def allow_known_models() -> None:

@@ -93,6 +93,8 @@ def measure(runs: Sequence[Run]) -> dict[str, Tally]:
     arch = deepseek_r1()
     tallies: dict[str, Tally] = {}
     for run, by_gpu in zip(runs, ask(runs), strict=True):
+        if not by_gpu:
+            continue  # it does not run here, which was said
         for gpu, answers in zip(run.gpus, by_gpu, strict=True):
             found = compare(gpu, run.lines, answers, arch, Version(run.release))
             tallies.setdefault(run.release, Tally()).add(found)
@@ -118,6 +120,8 @@ def ask(runs: Iterable[Run]) -> list[list[list[dict[str, Any]]]]:
     answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     if done.returncode or len(answers) != len(questions):
         raise RuntimeError(f"SGLang answered {len(answers)} of {len(questions)} runs:\n{done.stderr[-3000:]}")
+    said = [line for line in done.stderr.splitlines() if line.startswith("oracle: ")]
+    sys.stderr.write("".join(line + "\n" for line in said))
     return answers
 
 

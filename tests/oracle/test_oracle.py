@@ -32,27 +32,9 @@ def test_sglang_and_sgtune_agree() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_old_releases_and_sgtune_agree() -> None:
-    """Six releases, post releases among them, on launch lines of their own flags."""
-    releases = ["0.4.3.post4", "0.4.6.post5", "0.4.9.post6", "0.5.3", "0.5.12", "0.5.23"]
-    command = [sys.executable, str(ROOT / "oracle" / "run.py"), "--sglang", *releases, "--lines", "40", "--brief"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    sys.stdout.write(done.stdout)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
 def test_the_defaults_of_old_releases_are_those_of_their_wheels_on_every_gpu() -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "oracle" / "run.py"),
-        "--defaults",
-        "--sglang",
-        "0.4.6.post5",
-        "0.4.7",
-        "0.5.3",
-    ]
+    """The command fails below 100 % of memory fractions and 99 % of chunks."""
+    command = [sys.executable, str(ROOT / "oracle" / "run.py"), "--defaults", "--sglang", "0.4.6.post5", "0.4.7"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
