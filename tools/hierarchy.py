@@ -39,7 +39,9 @@ FIRST_GUESS = {
     "cdna3": np.log([13.0, 0.6, 0.3, 85.0, 3.0]), "cdna4": np.log([5.0, 0.85, 0.5, 63.0, 4.0]),
 }  # fmt: skip
 # What the workload has of its own, whatever the machine; fitted with the family whose records are richest (Hopper).
-WORKLOAD_START, WORKLOAD_SPREAD = np.array([0.45, math.log(0.5)]), np.array([0.2, 0.5])
+# The third is not the workload's: how much slower the decode servers of fleets run than servers alone.
+WORKLOAD_START, WORKLOAD_SPREAD = np.array([0.45, math.log(0.5), 0.0]), np.array([0.2, 0.5, 0.15])
+COMMON = len(WORKLOAD_START)
 # Of one release: the trend's prior around none, and the drift beside it where few steps are known (they count four).
 TREND_SPREAD = np.array([0.08, 0.03, 0.03, 0.04, 0.05])
 DRIFT_PRIOR = np.diag(np.square([0.06, 0.05, 0.05, 0.10, 0.25]))
@@ -51,10 +53,12 @@ DIGITS = 4
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Spread of expert popularity, and the share of random tokens that choose on their own."""
+    """Spread of expert popularity, the share of random tokens that choose on their own; `fleet` is what a decode
+    step in a fleet takes beside one of a server alone, as a logarithm: fitted to be left out."""
 
     sigma: float
     random_independence: float
+    fleet: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +158,12 @@ def drift_file(family: Family) -> Drift:
 
 
 def _place(workload: Workload) -> Array:
-    return np.array([workload.sigma, math.log(workload.random_independence)])
+    return np.array([workload.sigma, math.log(workload.random_independence), workload.fleet])
 
 
 def _workload(place: Array) -> Workload:
-    return Workload(sigma=max(0.0, float(place[0])), random_independence=min(1.0, float(np.exp(place[1]))))
+    sigma, independence, fleet = place.tolist()
+    return Workload(sigma=max(0.0, sigma), random_independence=min(1.0, math.exp(independence)), fleet=fleet)
 
 
 def _engine(family: Family, release: Release, parameters: EngineParameters, workload: Workload) -> EngineProfile:
@@ -186,13 +191,15 @@ def _measure(family: Family, release: Release) -> None:
     parameters = family.parameters(release)
     cases = _cases(family, release, family.workload)
     here = residuals(cases, parameters)
-    columns = [_slope(cases, parameters, name, here) for name in SHARED]
-    columns += [_workload_slope(family, release, place, here) for place in range(2)]
-    columns += [_slope(cases, parameters, name, here) for name in FITTED]
+    here = replace(here, residuals=here.residuals + family.workload.fleet * _of_fleets(here))
+    fleet = family.workload.fleet
+    columns = [_slope(cases, parameters, name, here, fleet) for name in SHARED]
+    columns += [_workload_slope(family, release, place, here) for place in range(COMMON)]
+    columns += [_slope(cases, parameters, name, here, fleet) for name in FITTED]
     family.blocks[release] = Block(here, np.array(columns).T)
 
 
-def _slope(cases: list[Case], parameters: EngineParameters, name: str, here: Fit) -> Array:
+def _slope(cases: list[Case], parameters: EngineParameters, name: str, here: Fit, fleet: float) -> Array:
     """Slopes of all residuals along one parameter; cases it cannot touch are not replayed again."""
     touched = [case for case in cases if _touches(name, case)]
     slopes = np.zeros(len(here.residuals))
@@ -202,7 +209,8 @@ def _slope(cases: list[Case], parameters: EngineParameters, name: str, here: Fit
     aside = residuals(touched, parameters.moved(at + STEP, (name,)))
     owners = {case.id for case in touched}
     rows = [row for row, owner in enumerate(here.owners) if owner in owners]
-    slopes[rows] = (aside.residuals - here.residuals[rows]) / STEP
+    moved = aside.residuals + fleet * _of_fleets(aside)
+    slopes[rows] = (moved - here.residuals[rows]) / STEP
     return slopes
 
 
@@ -220,23 +228,30 @@ def _touches(name: str, case: Case) -> bool:
 
 
 def _workload_slope(family: Family, release: Release, index: int, here: Fit) -> Array:
+    if index == 2:
+        return _of_fleets(here)
     if not family.frees_workload:
         return np.zeros(len(here.residuals))
     place = _place(family.workload)
     place[index] += 0.05
     aside = residuals(_cases(family, release, _workload(place)), family.parameters(release))
-    return (aside.residuals - here.residuals) / 0.05
+    return (aside.residuals + family.workload.fleet * _of_fleets(aside) - here.residuals) / 0.05
+
+
+def _of_fleets(fit: Fit) -> Array:
+    """1 for the residuals that are decode steps of fleets, else 0."""
+    return np.array([float(owner.endswith("-decode")) for owner in fit.owners])
 
 
 def _columns(family: Family, release: Release) -> list[int]:
-    first = len(SHARED) + 2 + len(FITTED) * (1 + family.releases.index(release))
+    first = len(SHARED) + COMMON + len(FITTED) * (1 + family.releases.index(release))
     return list(range(first, first + len(FITTED)))
 
 
 def _solve(family: Family, releases: Sequence[Release]) -> float:
     """Move all unknowns of a family one Gauss-Newton step; return the largest move."""
     shared, size = len(SHARED), len(FITTED)
-    total = shared + 2 + size * (1 + len(releases))
+    total = shared + COMMON + size * (1 + len(releases))
     matrix, right = np.zeros((total, total)), np.zeros(total)
 
     def pull(columns: Sequence[int], rows: Array, values: Array) -> None:
@@ -244,12 +259,13 @@ def _solve(family: Family, releases: Sequence[Release]) -> float:
         matrix[np.ix_(columns, columns)] += rows.T @ rows
         right[list(columns)] += rows.T @ values
 
-    trend = list(range(shared + 2, shared + 2 + size))
+    trend = list(range(shared + COMMON, shared + COMMON + size))
     spread = np.array(list(SHARED.values()))
     pull(range(shared), np.diag(1.0 / spread), (family.shared - START.fitted(tuple(SHARED))) / spread)
-    held = WORKLOAD_SPREAD if family.frees_workload else np.full(2, 1e-6)
-    away = _place(family.workload) - WORKLOAD_START if family.frees_workload else np.zeros(2)
-    pull(range(shared, shared + 2), np.diag(1.0 / held), away / held)
+    held, away = WORKLOAD_SPREAD.copy(), _place(family.workload) - WORKLOAD_START
+    if not family.frees_workload:
+        held[:2], away[:2] = 1e-6, 0.0
+    pull(range(shared, shared + COMMON), np.diag(1.0 / held), away / held)
     pull(trend, np.diag(1.0 / TREND_SPREAD), family.trend / TREND_SPREAD)
     for number, release in enumerate(releases):
         mine = _columns(family, release)
@@ -259,11 +275,11 @@ def _solve(family: Family, releases: Sequence[Release]) -> float:
             _walk(family, releases[number - 1], release, trend, pull)
         block = family.blocks[release]
         weight = np.sqrt(block.fit.weights) / block.fit.scatter
-        pull([*range(shared + 2), *mine], weight[:, None] * block.slopes, weight * block.fit.residuals)
+        pull([*range(shared + COMMON), *mine], weight[:, None] * block.slopes, weight * block.fit.residuals)
     family.covariance = np.linalg.inv(matrix)
     move = np.clip(-family.covariance @ right, -LONGEST_MOVE, LONGEST_MOVE)
     family.shared = family.shared + move[:shared]
-    family.workload = _workload(_place(family.workload) + move[shared : shared + 2])
+    family.workload = _workload(_place(family.workload) + move[shared : shared + COMMON])
     family.trend = family.trend + move[trend]
     for release in releases:
         family.own[release] = family.own[release] + move[_columns(family, release)]

@@ -151,7 +151,7 @@ def test_validate_knows_fitted_from_predicted(sgtune: Run, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_shipped_profiles_are_what_the_data_give() -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "tools" / "fit_profiles.py"), "--check"],
