@@ -10,23 +10,31 @@ from itertools import product
 from packaging.version import Version
 
 from hwprobe.catalogue import gpu_from_catalogue
+from models.engine.profile import family_of
 from models.engine.tuned import ships_tuned_moe
 from models.records.points import Point
 from models.version import OLDEST, at_least
 
 # GPUs a table may come from when it does not say: those of the catalogue that somebody has published R1 on.
-CANDIDATES = ("h200", "h100", "h20", "h20-3e", "h800", "b200", "b300", "gb200", "mi300x", "mi325x", "mi355x")
+# The weight is how often: eight GB200 are two trays of a rack, and few have a B300.
+CANDIDATES = {
+    "h200": 1.0, "h100": 1.0, "h20": 1.0, "h20-3e": 1.0, "h800": 1.0, "b200": 1.0, "b300": 0.3, "gb200": 0.1,
+    "mi300x": 1.0, "mi325x": 1.0, "mi355x": 1.0,
+}  # fmt: skip
 # How much a memory size or bandwidth that a table names may differ from a data sheet (141 GB is sold as 140.4 GiB).
 SAME_SIZE, SAME_BANDWIDTH = 0.06, 0.03
 DESCRIBED = re.compile(r"(?P<gb>\d+(?:\.\d+)?)\s*GB[-\s]+(?P<tbs>\d+(?:\.\d+)?)\s*TB", re.IGNORECASE)
 # What a reader would bet before any figure is looked at. Layouts: attention DP and EP of a server of n GPUs.
-TP_ALONE, WITH_DP, WITH_EP, WITH_BOTH = 0.7, 0.15, 0.05, 0.1
+TP_ALONE, WITH_DP, WITH_EP, WITH_BOTH = 0.7, 0.15, 0.03, 0.12
 NO_MTP, PER_MTP_DEPTH = 0.7, 0.1
 AS_SHIPPED, TUNED_BY_HAND = 0.85, 0.15
-DEFAULT_SETTINGS, WIDE_SETTINGS = 0.65, 0.35
+DEFAULT_SETTINGS, WIDE_SETTINGS, FP8_CACHE = 0.65, 0.35, 0.4
 READ_AS_OUTPUT, READ_AS_TOTAL = 0.5, 0.5
 # What somebody sets who shows a server with as many users as it holds: graphs to 512 requests, memory to 94 %.
 WIDE = "--cuda-graph-max-bs 512 --mem-fraction-static 0.94"
+# A cache in FP8 costs nothing on these, and is what their vendors' scripts set.
+FP8_KV, FP8_KV_FAMILIES = "--kv-cache-dtype fp8_e4m3", ("blackwell", "cdna3", "cdna4")
+SAID = {WIDE: ", graphs to 512, memory fraction 0.94", FP8_KV: ", FP8 KV cache"}
 # MTP (NextN) of R1 came with this release.
 NEXTN = "0.4.3.post3"
 
@@ -54,7 +62,7 @@ class Hypothesis:
         """The layout and what was set beside it."""
         parts = [f"TP{self.tp}", *(f"DP{self.attn_dp}" for _ in range(self.attn_dp > 1))]
         parts += [f"EP{self.ep}" for _ in range(self.ep > 1)]
-        return " ".join(parts) + (", graphs to 512, memory fraction 0.94" if self.settings else "")
+        return " ".join(parts) + SAID.get(self.settings, "")
 
     @property
     def mtp(self) -> str:
@@ -74,17 +82,27 @@ def hypotheses(points: Sequence[Point]) -> Iterator[Hypothesis]:
     version = Version(next((p.engine_version for p in points if p.engine_version), OLDEST))
     gpus = matching_gpus(_given(points, "gpu"))
     readings = [("output", READ_AS_OUTPUT), ("total", READ_AS_TOTAL)] if _ambiguous(points) else [("output", 1.0)]
-    closed = any(p.launch_args or p.mem_fraction_static for p in points)
-    settings = [("", 1.0)] if closed else [("", DEFAULT_SETTINGS), (WIDE, WIDE_SETTINGS)]
-    for gpu, layout, mtp, said, reading in product(
-        gpus, _layouts(points), _mtp(points, version), settings, readings
-    ):  # fmt: skip
+    whole = sum(CANDIDATES.get(gpu, 1.0) for gpu in gpus)
+    for gpu, layout, mtp, reading in product(gpus, _layouts(points), _mtp(points, version), readings):
         (tp, attn_dp, ep), bet = layout
-        for kernels, share in _kernels(gpu, version, tp, ep):
+        for said, (kernels, share) in product(_settings(points, gpu), _kernels(gpu, version, tp, ep)):
             yield Hypothesis(
                 gpu=gpu, tp=tp, attn_dp=attn_dp, ep=ep, mtp_steps=mtp[0], kernels=kernels, reading=reading[0],
-                settings=said[0], prior=bet * mtp[1] * said[1] * reading[1] * share / len(gpus),
+                settings=said[0], prior=bet * mtp[1] * said[1] * reading[1] * share * CANDIDATES.get(gpu, 1.0) / whole,
             )  # fmt: skip
+
+
+def _settings(points: Sequence[Point], gpu: str) -> list[tuple[str, float]]:
+    """Flags beside the layout: what the records give is given; else the defaults, everything at its most, FP8 KV."""
+    found = [("", DEFAULT_SETTINGS)]
+    if not any(p.launch_args or p.mem_fraction_static for p in points):
+        found.append((WIDE, WIDE_SETTINGS))
+    chip = gpu_from_catalogue(gpu_name(gpu))
+    cache_known = any(p.launch_args or p.kv_dtype for p in points)
+    if not cache_known and family_of(chip.name, chip.compute_capability) in FP8_KV_FAMILIES:
+        found.append((FP8_KV, FP8_CACHE))
+    total = sum(weight for _, weight in found)
+    return [(flags, weight / total) for flags, weight in found]
 
 
 def matching_gpus(text: object) -> list[str]:

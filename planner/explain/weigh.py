@@ -20,6 +20,8 @@ from planner.point_case import case_of
 COMMON_SHARE = 0.5
 # What a published figure is rounded and retold by, beside the model's own error.
 RETOLD = 0.05
+# What a TTFT hangs on beside the settings weighed here, where no flags are given: polling intervals, chunks, clients.
+OPEN_TTFT = 0.8
 # Weights below this share of the best are not shown.
 NEGLIGIBLE = 1e-4
 # Hypotheses are first weighed by the figures that cost little to predict; those this far behind (log) are dropped.
@@ -133,7 +135,8 @@ def _pairs(
 
     A throughput that follows from the latency (single speeds times users) is no second witness.
     """
-    for kind, deviation in (("tpot", errors.tpot), ("ttft", errors.ttft)):
+    ttft = errors.ttft if point.launch_args else math.hypot(errors.ttft, OPEN_TTFT)
+    for kind, deviation in (("tpot", errors.tpot), ("ttft", ttft)):
         for metric in (f"{kind}_median_ms", f"{kind}_mean_ms"):
             measured, value = case.measured.get(metric), predicted.figure(metric)
             if measured and value:
