@@ -30,6 +30,7 @@ def rows() -> list[FamilyRow]:
     """Return one row per family of the shipped records, outliers and those without a prediction left out."""
     lines = read_cases(ROOT / "models" / SHIPPED, Setting())
     cases = [line.case for line in lines if line.case is not None and line.role != "outlier" and line.case.measured]
+    cases = [case for case in cases if case.prefill is None]  # a fleet says little of one server that does both
     errors: dict[ConfigFamily, list[float]] = defaultdict(list)
     for case, predicted in zip(cases, predict_cases(cases), strict=True):
         percent = {residual.metric: residual.percent for residual in residuals_of(case, *predicted)}

@@ -115,4 +115,7 @@ def _group(case: Case) -> str:
         shape = "decode step"
     else:
         shape = f"{run.isl.nominal:,}/{run.osl.nominal:,}" + ("" if run.kind == "serving" else f" {run.kind}")
-    return f"{case.context.version} {case.context.machine.name} {case.config.label} {shape}"
+    servers = case.config.label
+    if case.prefill is not None:
+        servers = f"{case.prefill.servers}P {case.prefill.config.label} + {case.servers}D {servers}"
+    return f"{case.context.version} {case.context.machine.name} {servers} {shape}"
