@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from planner.shell.assignments import DECLARING, VARIABLES, assign, declare
 from planner.shell.conditions import holds
 from planner.shell.expansion import arithmetic, expand, expand_text
 from planner.shell.parser import ShellParser
-from planner.shell.scope import Scope, Value
+from planner.shell.scope import Scope
 from planner.shell.syntax import (
-    Assignment,
     Block,
     Both,
     CaseOf,
@@ -40,7 +40,6 @@ _LAYOUT = re.compile(r"--(?:tp|tensor-parallel|nnodes|pp|pipeline|model|dp|data-
 MOST_STEPS = 20_000
 MOST_TURNS = 64
 DEEPEST = 40
-_DECLARING = ("export", "declare", "local", "readonly", "typeset")
 _COUNTED = re.compile(
     r"\s*(\w+)\s*=\s*(.+?)\s*;\s*\1\s*(<=?)\s*(.+?)\s*;\s*(?:\1\+\+|\+\+\1|\1\s*\+=\s*1)\s*", re.DOTALL
 )
@@ -328,11 +327,13 @@ def _simple(node: Simple, scope: Scope, run: _Run) -> bool | None:
     words = [text for word in node.words for text in expand(word, scope)]
     if not words and not node.texts:
         for assignment in node.assignments:
-            _assign(assignment, scope)
+            assign(assignment, scope)
         return True
     name = words[0].raw if words else ""
-    if name in _DECLARING:
-        return _declare(node, words, scope)
+    if name in DECLARING:
+        return declare(node, words, scope)
+    if name in VARIABLES:
+        return VARIABLES[name](words, scope)
     if name in BUILTINS:
         return BUILTINS[name](words, scope, run, node.line)
     if name in ("[", "[[", "test"):
@@ -342,43 +343,11 @@ def _simple(node: Simple, scope: Scope, run: _Run) -> bool | None:
         return _call(body, words[1:], scope, run)
     inner = scope.copy()
     for assignment in node.assignments:
-        _assign(assignment, inner)
+        assign(assignment, inner)
         inner.exported.add(assignment.name)
     texts = tuple((expand_text(word, scope), word.line) for word in node.texts)
     run.started.append(Started(words=tuple(words), line=node.line, scope=inner, texts=texts, notes=node.notes))
     return None
-
-
-def _assign(assignment: Assignment, scope: Scope) -> None:
-    name = assignment.name
-    before: Value | None = scope.variables.get(name)
-    if assignment.items is not None:
-        items = [text for word in assignment.items for text in expand(word, scope)]
-        old = before if isinstance(before, list) else [before] if before is not None else []
-        scope.variables[name] = [*old, *items] if assignment.append else items
-        return
-    text = expand_text(assignment.value, scope)
-    if not text.known and name in scope.given:
-        scope.used.add(name)
-        text = Text(scope.given[name])
-    if assignment.index is not None:
-        scope.variables[name] = unknown(f"${name}")
-    elif assignment.append and before is None:
-        found = scope.look(name)
-        scope.variables[name] = joined([found, text]) if isinstance(found, Text) else text
-    elif assignment.append and isinstance(before, list):
-        scope.variables[name] = [joined([before[0], text]), *before[1:]] if before else [text]
-    else:
-        scope.variables[name] = joined([before, text]) if assignment.append and isinstance(before, Text) else text
-
-
-def _declare(node: Simple, words: Sequence[Text], scope: Scope) -> bool:
-    for assignment in node.assignments:
-        _assign(assignment, scope)
-    if words[0].raw == "export":
-        scope.exported |= {assignment.name for assignment in node.assignments}
-        scope.exported |= {word.raw for word in words[1:] if word.known and not word.raw.startswith("-")}
-    return True
 
 
 def _call(body: Block, arguments: Sequence[Text], scope: Scope, run: _Run) -> bool | None:
@@ -396,31 +365,6 @@ def _leave(words: Sequence[Text], scope: Scope, run: _Run, line: int) -> bool | 
     raise _Leaves
 
 
-def _set(words: Sequence[Text], scope: Scope, run: _Run, line: int) -> bool | None:
-    if len(words) > 1 and words[1].raw == "--":
-        scope.positional = list(words[2:])
-    return True
-
-
-def _shift(words: Sequence[Text], scope: Scope, run: _Run, line: int) -> bool | None:
-    count = int(words[1].raw) if len(words) > 1 and words[1].raw.isdecimal() else 1
-    scope.positional = scope.positional[count:] if scope.positional is not None else None
-    return True
-
-
-def _unset(words: Sequence[Text], scope: Scope, run: _Run, line: int) -> bool | None:
-    for word in words[1:]:
-        scope.variables.pop(word.raw, None)
-    return True
-
-
-def _read(words: Sequence[Text], scope: Scope, run: _Run, line: int) -> bool | None:
-    for word in words[1:]:
-        if word.known and re.fullmatch(r"[A-Za-z_]\w*", word.raw):
-            scope.variables[word.raw] = unknown(f"${word.raw}")
-    return None
-
-
 def _eval(words: Sequence[Text], scope: Scope, run: _Run, line: int) -> bool | None:
     try:
         nodes = ShellParser(joined(words[1:], " ").source, line).script()
@@ -429,18 +373,8 @@ def _eval(words: Sequence[Text], scope: Scope, run: _Run, line: int) -> bool | N
     return _block(nodes, scope, run)
 
 
-def _passed(words: Sequence[Text], scope: Scope, run: _Run, line: int) -> bool | None:
-    return True
-
-
-def _failed(words: Sequence[Text], scope: Scope, run: _Run, line: int) -> bool | None:
-    return False
-
-
 BUILTINS: dict[str, Callable[[Sequence[Text], Scope, _Run, int], bool | None]] = {
-    "exit": _leave, "return": _leave, "set": _set, "shift": _shift, "unset": _unset, "read": _read, "mapfile": _read,
-    "readarray": _read, "eval": _eval, ":": _passed, "true": _passed, "false": _failed, "trap": _passed,
-    "alias": _passed, "break": _passed, "continue": _passed, "wait": _passed,
+    "exit": _leave, "return": _leave, "eval": _eval,
 }  # fmt: skip
 _HANDLERS: dict[type[Node], Callable[[Any, Scope, _Run], bool | None]] = {
     Simple: _simple, Both: _both, Not: _not, Pipe: _pipe, Group: _group, If: _if, For: _for, While: _while,
