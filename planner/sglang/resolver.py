@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from packaging.version import Version
@@ -49,7 +51,12 @@ class Resolved:
 
     config: ServerConfig
     reasons: dict[str, str]
-    fields: dict[str, Any] = field(default_factory=dict)
+    read_fields: Callable[[], dict[str, Any]] = field(default=dict, compare=False, repr=False)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """SGLang's own fields, computed when they are read: a search resolves thousands and reads none."""
+        return self.read_fields()
 
 
 def resolve(config: ServerConfig, arch: ModelArchitecture, machine: Machine, version: Version) -> Resolved:
@@ -90,7 +97,7 @@ def resolve(config: ServerConfig, arch: ModelArchitecture, machine: Machine, ver
     fill("stream_interval", 1, "SGLang's default")
     fill("context_length", arch.max_position_embeddings, "the model's longest context")
     config = _adjusted(config, version, reasons)
-    return Resolved(config=config, reasons=reasons, fields=_fields(typed, config, machine, arch, settled))
+    return Resolved(config=config, reasons=reasons, read_fields=partial(_fields, typed, config, machine, arch, settled))
 
 
 def _layout(config: ServerConfig, version: Version, reasons: dict[str, str]) -> ServerConfig:
