@@ -42,7 +42,7 @@ from tuner.run.question import TuneQuestion
 from tuner.run.setup import Prepared, open_loop, prepare
 from tuner.seam import Measurement
 from tuner.search.configurations import allowed, candidates_of
-from tuner.search.unmodelled_knobs import Moves
+from tuner.search.unmodelled_knobs import UnmodelledKnobs
 
 LAUNCHES = 12
 SHORTLIST = 300  # with 40, the optimum of one world in twelve was 1.1 % too low
@@ -152,7 +152,7 @@ def optimum(truth: World, prepared: Prepared) -> float:
     spoken: dict[str, set[Any]] = {}
     for effect in truth.effects:
         for name, value in effect.when.items():
-            if value in space.choices.get(name, ())[1:] and name in space.resting:
+            if value in space.choices.get(name, ())[1:] and name in space.defaults:
                 spoken.setdefault(name, set()).add(value)
     combinations = [
         dict(zip(spoken, values, strict=True)) for values in itertools.product(*([None, *v] for v in spoken.values()))
@@ -164,7 +164,7 @@ def optimum(truth: World, prepared: Prepared) -> float:
         for chosen in combinations[1:]
     ]
     more = [config for params in wanted if allowed(space, config := space.config(params))]
-    more += Moves(space).around(leaders[:2]).configs
+    more += UnmodelledKnobs(space).around(leaders[:2]).configs
     return max([best, *(rate(config) for config in more)])
 
 

@@ -41,7 +41,7 @@ from models.version import parse_version
 from planner.point_case import case_of
 from tuner.choices import EngineName
 from tuner.engines.world import World
-from tuner.slices.launch import LEFT_OUT, layout_of, rungs_of, slices_of
+from tuner.slices.launch import LEFT_OUT, layout_of, loads_of, slices_of
 from tuner.slices.run import SliceQuestion, run_slices
 
 CPU_FLAGS = (*FLAGS, "--sleep-on-idle")
@@ -134,7 +134,7 @@ def question_of(asked: argparse.Namespace, where: Path) -> SliceQuestion:
     return SliceQuestion(
         here=layout_of(context, asked.flags),
         slices=(*slices_of(whole, asked.slices, None), whole),
-        rungs=(*rungs_of(asked.decode, "--decode"), *rungs_of(asked.prefill, "--prefill")),
+        loads=(*loads_of(asked.decode, "--decode"), *loads_of(asked.prefill, "--prefill")),
         engine=EngineName.LOCAL, world=World(), where=where, model_path=asked.model_path, python=asked.python,
         repeats=asked.repeats, rounds=asked.rounds, together=asked.together, point_s=asked.point_s,
     ).checked()  # fmt: skip

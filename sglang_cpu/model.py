@@ -13,7 +13,7 @@ from typing import Any
 R1 = Path(__file__).resolve().parents[1] / "models" / "configs" / "deepseek-r1.json"
 VOCABULARY = 512
 LAYERS = 3
-# Deep enough for slices of it to foretell the whole.
+# Deep enough for its slices to predict the whole model.
 DEEP_LAYERS = 8
 
 CONFIG: dict[str, Any] = {

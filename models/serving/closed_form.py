@@ -44,7 +44,7 @@ class ClosedForm:
     kv_limit: Array
     step: DecodeStep
     step_s: Array
-    token_s: Array
+    seconds_per_token: Array
     prefill_pass_s: Array
     stall_s: Array
     request_rate: Array
@@ -108,9 +108,9 @@ def closed_loop(system: System, demand: Demand, kv_tokens: Array) -> ClosedForm:
     running = np.minimum(np.minimum(clients, table.most_running), kv_limit)
     step = decode_step(system, running, isl + osl / 2.0)
     step_s = step.total
-    token_s = step_s / accepted_tokens(table, demand.acceptance)
-    beat = _rhythm(system, isl, osl * token_s, running, step_s)
-    tpot_s = token_s + np.maximum(running - 1.0, 0.0) * beat.stall_s / osl
+    seconds_per_token = step_s / accepted_tokens(table, demand.acceptance)
+    beat = _rhythm(system, isl, osl * seconds_per_token, running, step_s)
+    tpot_s = seconds_per_token + np.maximum(running - 1.0, 0.0) * beat.stall_s / osl
     behind_others = 0.5 * np.minimum(1.0, BURSTINESS * beat.rate * beat.stall_s) * beat.pass_s * (running > 1.0)
     queue_s = np.maximum(0.0, clients - running) / beat.rate
     front_end_s = 2.0 * FRONT_END_S + FRONT_END_TOKEN_S * isl
@@ -121,7 +121,7 @@ def closed_loop(system: System, demand: Demand, kv_tokens: Array) -> ClosedForm:
         kv_limit=kv_limit,
         step=step,
         step_s=step_s,
-        token_s=token_s,
+        seconds_per_token=seconds_per_token,
         prefill_pass_s=beat.pass_s,
         stall_s=beat.stall_s,
         request_rate=beat.rate,

@@ -110,7 +110,7 @@ def structural_classes(engine: EngineProfile, machine: Machine, config: ServerCo
 def _decode_share(steady: ClosedForm) -> float:
     """Share of the time per output token that is decode steps; the rest is other requests' prefill."""
     tpot_s = float(np.ravel(steady.tpot_s)[0])
-    return min(1.0, float(np.ravel(steady.token_s)[0]) / max(tpot_s, 1e-12))
+    return min(1.0, float(np.ravel(steady.seconds_per_token)[0]) / max(tpot_s, 1e-12))
 
 
 def _elasticities(system: System, steady: ClosedForm, osl: float) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""The fidelity ladder on the real SGLang: slices of a tiny model foretell the whole of it, all measured here."""
+"""The fidelity ladder on the real SGLang: slices of a tiny model predict the whole, and all of it is measured."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from tuner.choices import Arrival
 from tuner.engines.build import world_toml
 from tuner.engines.world import World
 from tuner.seam import Measurement
-from tuner.search.objective import carried, crossing
+from tuner.search.objective import crossing, users_within_slo
 
 Sgtune = Callable[..., Any]
 SMALL = ("tune", "--hardware", "h200x8", "--isl", "300", "--osl", "150", "--sglang-version", "0.5.12")
@@ -35,11 +35,13 @@ def point(clients: int, tpot_ms: float) -> Measurement:
 
 def test_users_are_where_the_measured_curve_crosses_the_limit() -> None:
     limit = (Slo.parse("tpot:mean<20ms"),)
-    between = carried([point(16, 10.0), point(64, 40.0)], limit)
+    between = users_within_slo([point(16, 10.0), point(64, 40.0)], limit)
     assert between == pytest.approx(32.0), "log-linear between a point that keeps the limit and one that does not"
-    assert carried([point(16, 10.0), point(32, 15.0)], limit) == 32.0, "beyond the last point nothing is claimed"
-    assert 0 < carried([point(16, 30.0)], limit) < 16.0
-    assert carried([], limit) == 0.0
+    assert users_within_slo([point(16, 10.0), point(32, 15.0)], limit) == 32.0, (
+        "beyond the last point nothing is claimed"
+    )
+    assert 0 < users_within_slo([point(16, 30.0)], limit) < 16.0
+    assert users_within_slo([], limit) == 0.0
     assert crossing(np.log([1.0, 4.0]), np.array([[-1.0, 1.0], [-1.0, -0.5], [0.5, 1.0]])) == pytest.approx(
         [math.log(2.0), math.log(4.0), -1.0]
     )

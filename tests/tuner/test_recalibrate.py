@@ -1,4 +1,4 @@
-"""After a run: the calibrated profile, what it says, and that a plan can be made with it; before one: the outlook."""
+"""After a run: the calibrated profile, what it says, and that a plan can be made with it; before one: the dry run."""
 
 from __future__ import annotations
 

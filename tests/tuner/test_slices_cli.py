@@ -1,4 +1,4 @@
-"""`sgtune calibrate --slice`: slices are booted and measured, kept, and foretell the whole model."""
+"""`sgtune calibrate --slice`: slices are launched, measured and kept, and predict the whole model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from models.architecture import deepseek_r1
 from models.serving.estimate import Context
 from tuner.engines.build import world_toml
 from tuner.engines.world import Effect, World
-from tuner.slices.launch import SliceLoad, launch_words, layout_of, override_text, rungs_of, slice_of, slices_of
+from tuner.slices.launch import SliceLoad, launch_words, layout_of, loads_of, override_text, slice_of, slices_of
 
 Sgtune = Callable[..., Any]
 R1 = deepseek_r1()
@@ -129,11 +129,11 @@ def test_the_launch_line_keeps_the_layout_and_holds_the_whole_models_cache(conte
 
 
 def test_rungs_are_read_as_written() -> None:
-    assert rungs_of("128/16@1,8", "--decode") == (
+    assert loads_of("128/16@1,8", "--decode") == (
         SliceLoad(isl=128, osl=16, clients=1),
         SliceLoad(isl=128, osl=16, clients=8),
     )
-    assert rungs_of("", "--decode") == ()
+    assert loads_of("", "--decode") == ()
 
 
 @pytest.mark.slow

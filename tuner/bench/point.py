@@ -18,7 +18,7 @@ from tuner.bench.requests import RequestOutcome, Share, StreamProgress
 from tuner.bench.server_side import Address, Load, flush_cache, mean_load, read_load
 from tuner.bench.verdict import PointRequest, judge
 from tuner.bench.window import Window, WindowRules, window_of
-from tuner.bench.worker_pool import Crew
+from tuner.bench.worker_pool import WorkerPool
 from tuner.bench.workload_sources import arrivals_s
 from tuner.choices import Arrival, Backend
 from tuner.seam import FailureKind, LaunchFailed, Measurement, Verdict
@@ -188,9 +188,9 @@ def measure_point(
     flushed = flush_cache(address, chosen.key) if chosen.flush else False
     shares = shares_of(address, workload, chosen, seed)
     run = _Run(clients=workload.concurrency, chosen=chosen, address=address, around=around, start=shares[0].start)
-    with Crew(shares) as crew:
-        start, end = run.drive(crew)
-        outcomes = crew.stop()
+    with WorkerPool(shares) as pool:
+        start, end = run.drive(pool)
+        outcomes = pool.stop()
     rules = WindowRules(
         start=start, end=end, slos=chosen.slos, shared_prefix=chosen.shared_prefix, open_loop=chosen.open_loop
     )
@@ -279,22 +279,22 @@ class _Run:
     polled: float = 0.0
     loads: list[Load] = field(default_factory=list)
 
-    def drive(self, crew: Crew) -> tuple[float, float]:
+    def drive(self, pool: WorkerPool) -> tuple[float, float]:
         """Run warm-up and window; return the window's start and end."""
         if self.chosen.open_loop:
-            return self._drive_open(crew)
-        warm = self._until(crew, "warm-up", 0, self.clients, 0.0)
+            return self._drive_open(pool)
+        warm = self._until(pool, "warm-up", 0, self.clients, 0.0)
         self.loads.clear()
         start = time.monotonic()
-        self._until(crew, "window", warm.done, math.ceil(self.chosen.waves * self.clients), self.chosen.least_s)
+        self._until(pool, "window", warm.done, math.ceil(self.chosen.waves * self.clients), self.chosen.least_s)
         return start, time.monotonic()
 
-    def _drive_open(self, crew: Crew) -> tuple[float, float]:
+    def _drive_open(self, pool: WorkerPool) -> tuple[float, float]:
         length = self.chosen.open_window_s
         start = self.start + OPEN_WARM_UP * length
         end, wanted = start + length, math.ceil((1.0 + OPEN_WARM_UP) * length * self.chosen.request_rate)
         while (now := time.monotonic()) < self.start + self.chosen.most_s:
-            word = crew.listen(POLL_S)
+            word = pool.listen(POLL_S)
             if now < start:
                 self.loads.clear()
             self._look(word, "open loop", word.done, wanted)
@@ -302,11 +302,11 @@ class _Run:
                 break
         return start, end
 
-    def _until(self, crew: Crew, phase: str, before: int, wanted: int, least_s: float) -> StreamProgress:
+    def _until(self, pool: WorkerPool, phase: str, before: int, wanted: int, least_s: float) -> StreamProgress:
         """Go on until `wanted` more requests are done and `least_s` are over, or the time box is used up."""
         began = time.monotonic()
         while True:
-            word = crew.listen(POLL_S)
+            word = pool.listen(POLL_S)
             self._look(word, phase, word.done - before, wanted)
             spent = time.monotonic() - began
             if (word.done - before >= wanted and spent >= least_s) or spent >= self.chosen.most_s:

@@ -17,7 +17,7 @@ from tuner.bench.requests import RequestOutcome, Share, StreamProgress
 STOP_S = 30.0
 
 
-class Crew:
+class WorkerPool:
     """Worker processes; leaving the context ends them however it is left."""
 
     def __init__(self, shares: list[Share]) -> None:
@@ -34,7 +34,7 @@ class Crew:
         self._pending = [b"" for _ in shares]
         self._shares = shares
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> WorkerPool:
         try:
             self._start()
         except BaseException:

@@ -38,7 +38,7 @@ DRAIN_S = 20.0
 
 # A server whose answers have just ended may be about to die, and its log then says why.
 DIES_S = 1.0
-# Whatever goes wrong while measuring: our own errors, a worker or a socket lost, an answer nobody could foresee.
+# Whatever goes wrong while measuring: our own errors, a lost worker or socket, an unexpected answer.
 MEASURING_ERRORS = (
     SgtuneError, OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError,
     MemoryError, http.client.HTTPException, subprocess.SubprocessError, msgspec.MsgspecError,

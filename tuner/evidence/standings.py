@@ -36,7 +36,7 @@ class Standing:
     value_interval: tuple[float, float]
 
     def rate_at(self, load: float) -> tuple[float, tuple[float, float]] | None:
-        """Return the rate of a rung of the ladder over all launches with its 95 % interval; None if never sound."""
+        """Return the rate of a load of the ladder over all launches with its 95 % interval; None if never sound."""
         points = [point for launch in self.launches for point in launch.points if point.load == load]
         sound = [point for point in points if point.verdict is Verdict.OK]
         return _over(sound, self.scatter) if sound else None

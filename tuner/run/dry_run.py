@@ -29,8 +29,8 @@ def dry_run_document(prepared: Prepared) -> dict[str, Any]:
     first: list[dict[str, Any]] = []
     for source, params in prepared.seeds:
         config = space.config(params)
-        rungs = LoadLadder(goal=question.goal, workload=prepared.workload).rungs(config, context)
-        foreseen = [predict(context, config, rung) for rung in rungs]
+        loads = LoadLadder(goal=question.goal, workload=prepared.workload).loads(config, context)
+        predicted = [predict(context, config, load) for load in loads]
         least_s = 0.0 if virtual else question.point_s
         first.append(
             {
@@ -38,9 +38,9 @@ def dry_run_document(prepared: Prepared) -> dict[str, Any]:
                 "label": config.label,
                 "config": as_launched(config, context.version).as_dict(),
                 "argv": launch_spec(config, context.version, model_path=question.model_path).argv(),
-                "loads": [rung.request_rate or rung.concurrency for rung in rungs],
-                "predicted_output_tok_s": foreseen[-1].output_tok_s,
-                "seconds": boot_s + sum(max(least_s, WAVES * f.e2e_ms["mean"] / 1e3) for f in foreseen),
+                "loads": [load.request_rate or load.concurrency for load in loads],
+                "predicted_output_tok_s": predicted[-1].output_tok_s,
+                "seconds": boot_s + sum(max(least_s, WAVES * f.e2e_ms["mean"] / 1e3) for f in predicted),
             }
         )
     each_s = sum(float(item["seconds"]) for item in first) / len(first)

@@ -23,7 +23,7 @@ from tuner.choices import Objective
 from tuner.seam import Measurement, Server, Verdict
 from tuner.search.objective import ELASTICITY, Goal
 
-# The rungs of an open loop, as shares of the asked rate.
+# The loads of an open loop, as shares of the asked rate.
 RATE_SHARES = (0.25, 0.5, 1.0)
 # Rungs beside the asked one.
 LOWER_RUNGS = 2
@@ -50,26 +50,26 @@ class LoadLadder:
     lower_rungs: int = LOWER_RUNGS
 
     def up(self, server: Server, config: ServerConfig, context: Context, users: float, keep: Keep) -> str:
-        """Measure the rungs, handing each over as it comes; return why the climb ended early, empty where it did not.
+        """Measure the loads, handing each over as it comes; return why the climb ended early, empty where it did not.
 
         `users` is what the closed form says the configuration carries; only the search for users looks at it.
         """
         if self.goal.objective is Objective.USERS:
             return self._towards_users(server, config, users, keep)
-        rungs = self.rungs(config, context)
+        loads = self.loads(config, context)
         if self.to_beat is None:
-            for workload in rungs:
+            for workload in loads:
                 keep(_measured(server, workload))
             return ""
-        for workload in reversed(rungs):
+        for workload in reversed(loads):
             point = _measured(server, workload)
             keep(point)
-            why = self._lost(config, point) if workload is rungs[-1] else ""
-            if why and len(rungs) > 1:
+            why = self._lost(config, point) if workload is loads[-1] else ""
+            if why and len(loads) > 1:
                 return why
         return ""
 
-    def rungs(self, config: ServerConfig, context: Context) -> list[Workload]:
+    def loads(self, config: ServerConfig, context: Context) -> list[Workload]:
         """Return the loads to measure, the asked one last."""
         if self.goal.objective is Objective.GOODPUT:
             rate, asked = float(self.goal.request_rate or 0.0), self.workload.concurrency
@@ -83,7 +83,7 @@ class LoadLadder:
         return [replace(self.workload, concurrency=clients) for clients in sorted(lower | {asked})]
 
     def _lost(self, config: ServerConfig, point: Measurement) -> str:
-        """Say why the other rungs could not make this configuration the best, or nothing."""
+        """Say why the other loads could not make this configuration the best, or nothing."""
         if point.verdict is not Verdict.OK or self.to_beat is None:
             return ""
         over = max((slo.excess(point) for slo in self.goal.constraining), default=-math.inf)
@@ -148,7 +148,7 @@ def next_load(good: Tried | None, bad: Tried | None, most: int) -> int | None:
 
 
 def knee_steps(config: ServerConfig, context: Context, workload: Workload) -> list[int]:
-    """Return how often the asked concurrency is halved for the rungs below it: one at the predicted knee, one beside.
+    """Return how often the asked concurrency is halved for the loads below it: one at the predicted knee, one beside.
 
     The knee is where throughput x speed per user is largest (Kleinrock's power): below it a request waits for little
     but itself, beyond it each client is paid for by the others.

@@ -43,8 +43,8 @@ def log_figure(steady: ClosedForm, metric: str) -> Array:
 def of_point(metric: str) -> Figure:
     """Return the figure of the asked concurrency: output_tok_s, tpot, ttft or e2e."""
 
-    def figure(rows: Candidates, departure: Array) -> Array:
-        return log_figure(rows.steady(departure), metric)
+    def figure(rows: Candidates, parameter_shift_sigmas: Array) -> Array:
+        return log_figure(rows.steady(parameter_shift_sigmas), metric)
 
     return figure
 
@@ -52,35 +52,37 @@ def of_point(metric: str) -> Figure:
 def of_goal(goal: Goal) -> Figure:
     """Return the figure that a goal is about (not shifted, not signed)."""
     if goal.objective is Objective.USERS:
-        return lambda rows, departure: _users(rows, departure, goal.limits)
+        return lambda rows, parameter_shift_sigmas: _users(rows, parameter_shift_sigmas, goal.limits)
     if goal.objective is Objective.GOODPUT:
-        return lambda rows, departure: _goodput(rows, departure, float(goal.request_rate or 0.0), goal.slos)
+        return lambda rows, parameter_shift_sigmas: _goodput(
+            rows, parameter_shift_sigmas, float(goal.request_rate or 0.0), goal.slos
+        )
     return of_point("tpot" if goal.objective is Objective.TPOT else "output_tok_s")
 
 
-def _curve(rows: Candidates, departure: Array) -> tuple[Array, ClosedForm]:
+def _curve(rows: Candidates, parameter_shift_sigmas: Array) -> tuple[Array, ClosedForm]:
     """Return concurrencies up to the asked one, and the steady state of every row at each (rows x clients)."""
     most = max(2, rows.space.workload.concurrency)
     clients = np.unique(np.geomspace(1, most, CURVE_POINTS).round())
-    context = rows.departed(departure)
+    context = rows.departed(parameter_shift_sigmas)
     workload = rows.space.workload
     demand = Demand(isl=workload.isl.mean, osl=workload.osl.mean, concurrency=clients, acceptance=context.acceptance)
     table = rows.table.column()
     return clients, closed_loop(context.system(table), demand, rows.memory.kv_tokens.reshape(-1, 1))
 
 
-def _users(rows: Candidates, departure: Array, limits: tuple[Slo, ...]) -> Array:
+def _users(rows: Candidates, parameter_shift_sigmas: Array, limits: tuple[Slo, ...]) -> Array:
     """Log of the most clients that all run at once and see every mean limit kept."""
-    clients, steady = _curve(rows, departure)
+    clients, steady = _curve(rows, parameter_shift_sigmas)
     excess = np.log(np.maximum(0.98 * clients / steady.running, 1e-9))
     for slo in limits:
         excess = np.maximum(excess, log_figure(steady, str(slo.metric)) - math.log(slo.limit_ms))
     return crossing(np.log(clients), excess)
 
 
-def _goodput(rows: Candidates, departure: Array, rate: float, slos: tuple[Slo, ...]) -> Array:
+def _goodput(rows: Candidates, parameter_shift_sigmas: Array, rate: float, slos: tuple[Slo, ...]) -> Array:
     """Log of the requests per second within every limit, when `rate` of them come: Little's law on the curve."""
-    clients, steady = _curve(rows, departure)
+    clients, steady = _curve(rows, parameter_shift_sigmas)
     served = np.maximum.accumulate(steady.request_rate, axis=1)
     capacity = served[:, -1]
     at = crossing(np.log(clients), np.log(served / rate))

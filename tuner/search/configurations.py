@@ -47,17 +47,17 @@ class Candidates:
     memory: Memory
     space: TuningSpace
 
-    def steady(self, departure: Array) -> ClosedForm:
+    def steady(self, parameter_shift_sigmas: Array) -> ClosedForm:
         """Return the closed form of every row when the machine departs by this much from the belief.
 
-        `departure` counts standard deviations in the order of PHYSICS.
+        `parameter_shift_sigmas` counts standard deviations in the order of PHYSICS.
         """
-        context = self.departed(departure)
+        context = self.departed(parameter_shift_sigmas)
         return predict_many(context, self.table, self.space.workload, self.memory)
 
-    def departed(self, departure: Array) -> Context:
+    def departed(self, parameter_shift_sigmas: Array) -> Context:
         """Return what would be true of the machine then."""
-        return departed(self.space.context, departure)
+        return departed(self.space.context, parameter_shift_sigmas)
 
     def take(self, index: npt.NDArray[np.intp]) -> Candidates:
         """Return some of the rows."""
@@ -137,7 +137,7 @@ def _allowed(space: TuningSpace) -> Iterator[dict[str, Any]]:
     ruled = ("layout", "mtp_steps", "chunked_prefill_size")
     verdicts: dict[tuple[Any, ...], bool] = {}
     for values in itertools.product(*(space.choices[name] for name in CORE)):
-        params = dict(zip(CORE, values, strict=True)) | space.resting
+        params = dict(zip(CORE, values, strict=True)) | space.defaults
         key = tuple(params[name] for name in ruled)
         if key not in verdicts:
             verdicts[key] = allowed(space, space.config(params))
@@ -152,9 +152,12 @@ def allowed(space: TuningSpace, config: ServerConfig) -> bool:
     return first_error(question) is None
 
 
-def departed(belief: Context, departure: Array) -> Context:
+def departed(belief: Context, parameter_shift_sigmas: Array) -> Context:
     """Return the belief with every figure of PHYSICS moved by so many standard deviations."""
-    factor = {name: float(np.exp(spread * z)) for (name, spread), z in zip(PHYSICS.items(), departure, strict=True)}
+    factor = {
+        name: float(np.exp(spread * z))
+        for (name, spread), z in zip(PHYSICS.items(), parameter_shift_sigmas, strict=True)
+    }
     figures = belief.engine.parameters
     moved = {name: getattr(figures, name) * by for name, by in factor.items() if hasattr(figures, name)}
     sigma = belief.engine.sigma if belief.sigma is None else belief.sigma
@@ -166,12 +169,12 @@ def departed(belief: Context, departure: Array) -> Context:
     )
 
 
-def slopes(rows: Candidates, departure: Array, figure: Figure) -> tuple[Array, Array]:
+def slopes(rows: Candidates, parameter_shift_sigmas: Array, figure: Figure) -> tuple[Array, Array]:
     """Return a figure of every row, and its change per standard deviation of each of PHYSICS (rows x PHYSICS)."""
-    here = figure(rows, departure)
+    here = figure(rows, parameter_shift_sigmas)
     columns = []
     for index in range(len(PHYSICS)):
-        aside = departure.copy()
+        aside = parameter_shift_sigmas.copy()
         aside[index] += STEP
         columns.append((figure(rows, aside) - here) / STEP)
     return here, np.stack(columns, axis=1)
@@ -194,7 +197,7 @@ UNPRICED_SPREAD = {
 UNSCALED = ("graph", *UNPRICED_SPREAD)
 
 
-def knob_names(config: ServerConfig, params: Mapping[str, Any], resting: Mapping[str, Any]) -> list[tuple[str, float]]:
+def knob_names(config: ServerConfig, params: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Return every knob setting and pair of settings of a configuration, with the spread of its effect."""
     setting = {
         "attn_dp": config.attn_dp_size,
@@ -209,7 +212,7 @@ def knob_names(config: ServerConfig, params: Mapping[str, Any], resting: Mapping
     ]
     moved = [
         (f"{name} {params[name]}", UNPRICED_SPREAD[name])
-        for name, rest in resting.items()
+        for name, rest in defaults.items()
         if params.get(name, rest) != rest
     ]
     return priced + moved
@@ -218,7 +221,7 @@ def knob_names(config: ServerConfig, params: Mapping[str, Any], resting: Mapping
 def knob_features(rows: Sequence[Candidates]) -> tuple[list[str], Array]:
     """Return the names of all settings and pairs, and which each row has, scaled by spread (rows x names)."""
     described = [
-        knob_names(config, params, part.space.resting)
+        knob_names(config, params, part.space.defaults)
         for part in rows
         for config, params in zip(part.configs, part.params, strict=True)
     ]

@@ -38,7 +38,7 @@ from tuner.search.gaussian_process import Posterior, TrainingSet, learn
 from tuner.search.memory_belief import chance_it_holds, evidence
 from tuner.search.objective import Goal
 from tuner.search.space import CORE, TuningSpace
-from tuner.search.unmodelled_knobs import Moves
+from tuner.search.unmodelled_knobs import UnmodelledKnobs
 
 # One standard deviation of what is common to all rows: a benchmark's own bias.
 COMMON = 0.05
@@ -46,7 +46,7 @@ COMMON_SLO = 0.40
 # The most rows looked at, by predicted objective; and the leaders replayed before one is chosen.
 MOST_ROWS = 1500
 REPLAYED = 20
-# Leaders that moves along unpriced knobs start from, and rows that take over what the best one taught.
+# Leaders whose unmodelled knobs are varied, and rows that take over what the best one taught.
 BASES = 2
 MOVE_EVERY = 3
 CARRIED_OVER = 20
@@ -85,7 +85,7 @@ class ModelGuidedSampler(BaseSampler):
         self._independent = RandomSampler(seed=seed)
         self._records: list[TrialRecord] = []
         self._rows = self._ranked(candidates_of(space))
-        self._moves = Moves(space)
+        self._unmodelled = UnmodelledKnobs(space)
         self._replays: dict[ServerConfig, Prediction] = {}
         self._next: dict[str, Any] | None = None
         self._expected, self._chosen_after = 0.0, -1
@@ -137,7 +137,7 @@ class ModelGuidedSampler(BaseSampler):
         if best is None or (self._just_moved() and gain >= LEAST_IMPROVEMENT):
             return chosen, gain
         measured = sorted((r for r in self._records if r.feasible and r.repeats is None), key=lambda r: -r.objective)
-        moved, holds = self._likely(self._untried(self._moves.around([r.params for r in measured[:BASES]])))
+        moved, holds = self._likely(self._untried(self._unmodelled.around([r.params for r in measured[:BASES]])))
         move, worth = self._best_of(moved, holds, None)
         return (move, worth) if worth > gain else (chosen, gain)
 
@@ -161,9 +161,9 @@ class ModelGuidedSampler(BaseSampler):
         if not rows.configs:
             return None, 0.0
         value = self._worth(rows, holds)
-        if leader is not None and any(leader.params.get(name, at) != at for name, at in self._space.resting.items()):
+        if leader is not None and any(leader.params.get(name, at) != at for name, at in self._space.defaults.items()):
             first = np.argsort(-value, kind="stable")[:CARRIED_OVER]
-            more = self._untried(self._moves.carried_over([rows.params[i] for i in first], leader.params))
+            more = self._untried(self._unmodelled.carried_over([rows.params[i] for i in first], leader.params))
             more, likely = self._likely(more)
             if more.configs:
                 rows, holds, value = more, likely, self._worth(more, likely)

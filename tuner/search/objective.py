@@ -16,7 +16,7 @@ from tuner.choices import Objective
 from tuner.seam import Measurement, Verdict
 
 # Latency grows about with the square root of the clients where a server is well used; taken where no second point
-# shows how it grows (users between one client and the first rung).
+# shows how it grows (users between one client and the first load).
 ELASTICITY = 0.5
 # A share of the requests, or of the rate, below which nothing useful is left to compare.
 LEAST_SHARE = 1e-3
@@ -104,7 +104,7 @@ class Goal:
     def value(self, config: ServerConfig, points: Sequence[Measurement], decision: Measurement) -> float:
         """Return the objective's value of a measured configuration, in its unit."""
         if self.objective is Objective.USERS:
-            return carried(points, self.limits)
+            return users_within_slo(points, self.limits)
         if self.objective is Objective.GOODPUT:
             rate = float(self.request_rate or 0.0)
             return max(decision.goodput_req_s or 0.0, LEAST_SHARE * rate)
@@ -115,7 +115,7 @@ class Goal:
         return max((slo.excess(seen) for slo in self.limits), default=-math.inf)
 
 
-def carried(points: Sequence[Measurement], limits: Sequence[Slo]) -> float:
+def users_within_slo(points: Sequence[Measurement], limits: Sequence[Slo]) -> float:
     """Return how many users are carried within the limits: where the measured curve crosses the first limit.
 
     Between a point that keeps them and one that does not, log(latency) is taken as linear in log(users); below the

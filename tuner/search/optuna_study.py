@@ -182,7 +182,7 @@ class StudyIndex:
 
     def _trial_of(self, record: TrialRecord) -> FrozenTrial | None:
         """Return a record as samplers see it, None for one they are not told of."""
-        params = {**dict.fromkeys(self._space.resting, DEFAULT), **record.params}
+        params = {**dict.fromkeys(self._space.defaults, DEFAULT), **record.params}
         inside = all(params.get(name) in values for name, values in self._space.choices.items())
         if record.repeats is not None or record.outcome is TrialOutcome.FAILED or not inside:
             return None

@@ -15,7 +15,7 @@ from planner.plans.space import CHUNKS, FRACTIONS, Space, as_launched, graph_siz
 from planner.sglang.resolver import DEFAULT_REQUESTS_PER_RANK, resolve
 
 CLIENTS = "clients"
-# The knobs that equations price: every combination is a candidate. The others (UNMODELLED) are moves from one.
+# The knobs that equations price: every combination is a candidate. The others (UNMODELLED) are varied one by one.
 CORE = ("layout", "mtp_steps", "mem_fraction_static", "chunked_prefill_size", "cuda_graph", "max_running")
 
 
@@ -54,7 +54,7 @@ class TuningSpace:
         return _spelled_out(resolved, unpriced)
 
     @property
-    def resting(self) -> dict[str, Choice]:
+    def defaults(self) -> dict[str, Choice]:
         """The first value of every unpriced knob: SGLang's own, unless a space file fixed another."""
         return {name: values[0] for name, values in self.choices.items() if name in UNMODELLED}
 
@@ -73,7 +73,7 @@ class TuningSpace:
             "chunked_prefill_size": as_launched(config, self.context.version).chunked_prefill_size,
             "cuda_graph": CLIENTS,
             "max_running": self._running(config),
-            **self.resting,
+            **self.defaults,
         }
 
     def _running(self, config: ServerConfig) -> Choice:
@@ -92,7 +92,7 @@ class TuningSpace:
             "chunked_prefill_size": DEFAULT,
             "cuda_graph": DEFAULT,
             "max_running": DEFAULT,
-            **dict.fromkeys(self.resting, DEFAULT),
+            **dict.fromkeys(self.defaults, DEFAULT),
         }
 
 

@@ -1,4 +1,4 @@
-"""Moves from a good configuration along the knobs no equation prices: one at a time, and the harmless ones together."""
+"""Changes of a good configuration in knobs no equation models: one at a time, and the harmless ones together."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ TOGETHER = (
 )
 
 
-class Moves:
-    """Builds rows for moves; each is resolved and judged by the rules once."""
+class UnmodelledKnobs:
+    """Builds rows that differ from a base in such knobs; each is resolved and judged by the rules once."""
 
     def __init__(self, space: TuningSpace) -> None:
         self._space = space
         self._known: dict[tuple[Any, ...], ServerConfig | None] = {}
 
     def around(self, bases: Iterable[dict[str, Any]]) -> Candidates:
-        """Return the allowed moves from every base; a baseline outside a narrowed space is none."""
+        """Return the allowed changes of every base; a baseline outside a narrowed space is no base."""
         return self._rows(params for base in bases if self._inside(base) for params in self._from(base))
 
     def carried_over(self, rows: Iterable[dict[str, Any]], leader: dict[str, Any]) -> Candidates:
         """Return the rows with the unpriced knobs as the leader has them."""
         choices = self._space.choices
-        taken = {name: leader[name] for name in self._space.resting if leader.get(name) in choices[name]}
+        taken = {name: leader[name] for name in self._space.defaults if leader.get(name) in choices[name]}
         return self._rows(params | taken for params in rows)
 
     def _from(self, base: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        for name in self._space.resting:
+        for name in self._space.defaults:
             for value in self._others(name, base):
                 moved = base | {name: value}
                 yield moved
@@ -51,7 +51,7 @@ class Moves:
         return all(params.get(name) in values for name, values in self._space.choices.items())
 
     def _others(self, name: str, base: dict[str, Any]) -> list[Choice]:
-        return [value for value in self._space.choices[name] if value != base.get(name, self._space.resting[name])]
+        return [value for value in self._space.choices[name] if value != base.get(name, self._space.defaults[name])]
 
     def _rows(self, wanted: Iterable[dict[str, Any]]) -> Candidates:
         found: dict[ServerConfig, dict[str, Any]] = {}

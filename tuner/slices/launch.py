@@ -1,4 +1,4 @@
-"""Slices on an engine: boot the model with fewer layers, climb a short ladder, keep every point as a record."""
+"""Slices on an engine: boot the model with fewer layers, measure a few loads, keep every point as a record."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ class SliceLoad:
         return f"{self.isl:,}/{self.osl:,} at {self.clients:,} clients"
 
 
-def rungs_of(text: str, flag: str) -> tuple[SliceLoad, ...]:
-    """Parse 'ISL/OSL@C1,C2'; an empty text is no rung. Raises InputError naming the flag."""
+def loads_of(text: str, flag: str) -> tuple[SliceLoad, ...]:
+    """Parse 'ISL/OSL@C1,C2'; an empty text is no load. Raises InputError naming the flag."""
     if not text:
         return ()
     match = re.fullmatch(r"(\d+)/(\d+)@(\d+(?:,\d+)*)", text.strip())

@@ -41,26 +41,27 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """Posterior of the whole model's log figure: mean and deviation per row, machine's departure, carried share."""
+class WholePosterior:
+    """Posterior of the whole model's log figure: mean and deviation per row, the shift of the machine's parameters in
+    sigmas, and the share of a slice's deviation that carries over."""
 
     mean: Array
     deviation: Array
-    departure: Array
+    parameter_shift_sigmas: Array
     carry: float
 
 
-def regress(seen: list[tuple[Rows, Array]], asked: Rows, departure: Array) -> Told:
+def regress(seen: list[tuple[Rows, Array]], asked: Rows, parameter_shift_sigmas: Array) -> WholePosterior:
     """Return what observations (rows and their log figures) say of the asked rows of the whole model.
 
-    `departure` is where the slopes were taken, in standard deviations of each figure of the machine.
+    `parameter_shift_sigmas` is where the slopes were taken, in standard deviations of each figure of the machine.
     """
     count = sum(len(rows) for rows, _ in seen)
-    prior = asked.base - asked.by @ departure
+    prior = asked.base - asked.by @ parameter_shift_sigmas
     spread = _diagonal(asked)
     if not count:
-        return Told(prior, np.sqrt(spread), departure, float(CARRIES @ BELIEVED))
-    target = np.concatenate([values - rows.base + rows.by @ departure for rows, values in seen])
+        return WholePosterior(prior, np.sqrt(spread), parameter_shift_sigmas, float(CARRIES @ BELIEVED))
+    target = np.concatenate([values - rows.base + rows.by @ parameter_shift_sigmas for rows, values in seen])
     means, variances, moved, logs = [], [], [], []
     for carry in CARRIES:
         inner = np.block([[_kernel(a, b, carry) for b, _ in seen] for a, _ in seen]) + SCATTER**2 * np.eye(count)
@@ -78,7 +79,7 @@ def regress(seen: list[tuple[Rows, Array]], asked: Rows, departure: Array) -> To
     weight = weight / weight.sum()
     mean = weight @ np.array(means)
     variance = weight @ (np.array(variances) + np.square(np.array(means) - mean))
-    return Told(mean, np.sqrt(variance), weight @ np.array(moved), float(weight @ CARRIES))
+    return WholePosterior(mean, np.sqrt(variance), weight @ np.array(moved), float(weight @ CARRIES))
 
 
 def _kernel(a: Rows, b: Rows, carry: float) -> Array:

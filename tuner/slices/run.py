@@ -35,7 +35,7 @@ class SliceQuestion:
 
     here: Layout
     slices: tuple[ModelArchitecture, ...]
-    rungs: tuple[SliceLoad, ...]
+    loads: tuple[SliceLoad, ...]
     engine: EngineName
     world: World
     where: Path
@@ -51,7 +51,7 @@ class SliceQuestion:
 
     def checked(self) -> SliceQuestion:
         """Raise InputError for a question that has no meaning or could not start; return it otherwise."""
-        if not self.rungs:
+        if not self.loads:
             raise InputError("--decode and --prefill are both empty: nothing would be measured")
         if not 1 <= self.repeats <= 100:
             raise InputError(f"--repeats is {self.repeats}; it must be between 1 and 100")
@@ -81,7 +81,7 @@ def run_slices(question: SliceQuestion, shown: Shown) -> Generator[dict[str, Any
         try:
             with ExitStack() as stack:
                 servers = _start(question, group, number * len(question.slices), stack, shown)
-                boot = SliceBoot(here=question.here, number=number, loads=question.rungs, repeats=question.repeats)
+                boot = SliceBoot(here=question.here, number=number, loads=question.loads, repeats=question.repeats)
                 yield from measure_loads(boot, servers, shown)
         except LaunchFailed as failure:
             layers = ", ".join(str(arch.num_hidden_layers) for arch in group)

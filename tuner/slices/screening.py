@@ -33,7 +33,7 @@ from tuner.search.space import TuningSpace
 from tuner.server.failure import Policy, policy_of
 from tuner.slices.launch import override_text
 from tuner.slices.records import MOST_SLICES, MOST_SLICES_FIRST, SliceFile, SliceRecord
-from tuner.slices.regression import Rows, Told, regress
+from tuner.slices.regression import Rows, WholePosterior, regress
 
 # A share carried over below which slices say nothing of the whole: no more are tried.
 LEAST_CARRY = 0.3
@@ -58,8 +58,8 @@ class _Tabled(Candidates):
 
     table: ConfigTable
 
-    def steady(self, departure: Array) -> ClosedForm:
-        return predict_many(self.departed(departure), self.table, self.space.workload, self.memory)
+    def steady(self, parameter_shift_sigmas: Array) -> ClosedForm:
+        return predict_many(self.departed(parameter_shift_sigmas), self.table, self.space.workload, self.memory)
 
 
 @dataclass(slots=True)
@@ -167,7 +167,7 @@ class SliceScreening:
 
     def _learn(
         self, asked: Sequence[Pair], figure: Figure, records: Sequence[TrialRecord], slo: Slo | None = None
-    ) -> Told:
+    ) -> WholePosterior:
         """Regress what was measured, on slices and in full, and say what it means for the asked in full."""
         key = self.metric if slo is None else f"slo {slo}"
         full = [record for record in records if record.outcome is TrialOutcome.MEASURED]
@@ -183,19 +183,19 @@ class SliceScreening:
         cuts = np.cumsum([0, *(len(pairs) for pairs, _ in groups)])
         place: dict[ServerConfig, int] = {}
         ids = np.array([place.setdefault(config, len(place)) for pairs, _ in groups for _, config in pairs])
-        departure = np.zeros(len(PHYSICS))
+        parameter_shift_sigmas = np.zeros(len(PHYSICS))
         for _ in range(ROUNDS if full or part else 1):
             sets = []
             for number, (pairs, sliced) in enumerate(groups):
                 inside = slice(cuts[number], cuts[number + 1])
                 base, by = np.zeros(0), np.zeros((0, len(PHYSICS)))
                 if pairs:
-                    base, by = slopes(tables[number], departure, figure)
+                    base, by = slopes(tables[number], parameter_shift_sigmas, figure)
                 if number < 2 and slo is None:
                     base = base + np.array([self._gap(pair, sliced=sliced) for pair in pairs])
                 sets.append(Rows(base, by, knobs[inside], ids[inside], sliced))
-            told = regress(list(zip(sets[:2], values, strict=True)), sets[2], departure)
-            departure = np.clip(told.departure, -3.0, 3.0)
+            told = regress(list(zip(sets[:2], values, strict=True)), sets[2], parameter_shift_sigmas)
+            parameter_shift_sigmas = np.clip(told.parameter_shift_sigmas, -3.0, 3.0)
         return told
 
     def _value(self, record: TrialRecord, slo: Slo | None) -> float:

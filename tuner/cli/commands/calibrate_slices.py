@@ -150,15 +150,15 @@ def _question(asked: SliceOptions, machine: HardwareProfile, where: Path) -> Sli
 
     from planner.inputs import read_model
     from tuner.engines.world import load_world
-    from tuner.slices.launch import layout_of, rungs_of, slices_of
+    from tuner.slices.launch import layout_of, loads_of, slices_of
     from tuner.slices.run import SliceQuestion
 
     whole = read_model(asked.model)
     here = layout_of(_context(asked, machine, whole), asked.words)
     meant_for = target_layout(asked) or here
-    rungs = (*rungs_of(asked.decode, "--decode"), *rungs_of(asked.prefill, "--prefill"))
+    loads = (*loads_of(asked.decode, "--decode"), *loads_of(asked.prefill, "--prefill"))
     question = SliceQuestion(
-        here=here, slices=slices_of(whole, str(asked.slices), asked.dense), rungs=rungs, engine=asked.engine,
+        here=here, slices=slices_of(whole, str(asked.slices), asked.dense), loads=loads, engine=asked.engine,
         world=load_world(asked.world), where=where, model_path=asked.model_path, python=asked.python,
         image=asked.image, repeats=asked.repeats, rounds=asked.rounds, together=asked.together,
         most_kv_tokens=meant_for.kv_tokens_per_rank or math.inf, point_s=asked.point_s, seed=asked.seed,
@@ -177,7 +177,7 @@ def _context(asked: SliceOptions, machine: HardwareProfile, whole: ModelArchitec
 
 
 def show(report: SliceReport, screen: Console) -> None:
-    """Print the whole model as the slices foretell it, and what they cannot say."""
+    """Print what the slices predict of the whole model, and what they cannot."""
     from rich.table import Table
 
     depths = [arch.num_hidden_layers for arch in report.slices]

@@ -20,7 +20,7 @@ from planner.plans.space import as_launched, default_space
 from planner.sglang.resolver import resolve
 from tuner.search.configurations import allowed, candidates_of
 from tuner.search.space import CORE, TuningSpace, tuning_space
-from tuner.search.unmodelled_knobs import Moves
+from tuner.search.unmodelled_knobs import UnmodelledKnobs
 
 Sgtune = Callable[..., Any]
 MakeContext = Callable[..., Context]
@@ -44,7 +44,7 @@ def test_every_move_is_a_command_that_resolves_to_itself(context: MakeContext, h
     where = context(hardware, version)
     space = space_of(where)
     base = candidates_of(space).params[0]
-    rows = Moves(space).around([base])
+    rows = UnmodelledKnobs(space).around([base])
     moved = {name for params in rows.params for name in UNMODELLED if params[name] != DEFAULT}
     assert {"stream_interval", "disable_radix_cache", "attention_backend"} <= moved
     for params, config in zip(rows.params, rows.configs, strict=True):
@@ -72,7 +72,7 @@ def test_an_fp8_cache_comes_with_a_backend_that_reads_it(context: MakeContext) -
     space = space_of(context("h200x8", "0.5.23"))
     base = candidates_of(space).params[0]
     assert not allowed(space, space.config(base | {"kv_cache_dtype": "fp8_e4m3"}))
-    rows = Moves(space).around([base])
+    rows = UnmodelledKnobs(space).around([base])
     fp8 = [params for params in rows.params if params["kv_cache_dtype"] == "fp8_e4m3"]
     assert fp8
     assert all(params["attention_backend"] == "flashmla" for params in fp8)
