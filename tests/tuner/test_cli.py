@@ -25,7 +25,7 @@ def test_plan_says_what_was_asked(sgtune: Sgtune) -> None:
     assert "KV headroom" in ran.out
     assert "1,024 of 1,024 run concurrently" in ran.out
     assert "--mem-fraction-static" in ran.out
-    assert "why the next ones lost" in ran.out
+    assert "why the others rank lower" in ran.out
 
 
 def test_plan_json_is_one_line_and_nothing_else(sgtune: Sgtune) -> None:

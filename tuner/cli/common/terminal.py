@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 GARBAGE_THRESHOLD = 100_000
 MOST_SHOWN = 1_000_000  # characters of one text
+PIPED_COLUMNS = 160  # of what is no terminal
 # A bracket that opens none of the styles the views use, and is not escaped yet.
 NOT_OURS = re.compile(r"(?<!\\)\[(?!(?:/|bold|dim|(?:bold )?(?:green|red|yellow|cyan))\])")
 
@@ -46,7 +47,7 @@ def console(*, stderr: bool = False) -> Console:
 
     stream = sys.stderr if stderr else sys.stdout
     return PlainConsole(
-        file=stream, width=None if stream.isatty() else 160, highlight=False, soft_wrap=False, emoji=False
+        file=stream, width=None if stream.isatty() else PIPED_COLUMNS, highlight=False, soft_wrap=False, emoji=False
     )
 
 

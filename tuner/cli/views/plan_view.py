@@ -61,10 +61,10 @@ def show_plan(plan: Plan, screen: Console, *, model_path: str, explain: bool) ->
         _show_answer(plan, best, screen)
         screen.print(candidate_table(plan, screen.width))
         if len(plan.found.candidates) > 1:
-            screen.print("why the next ones lost:", style="bold")
+            screen.print("why the others rank lower:", style="bold")
         for index, candidate in enumerate(plan.found.candidates[1:], start=2):
             screen.print(f"{index:3}  {candidate.name:<24} {candidate.why}", markup=False)
-        screen.print("launch the first:", style="bold")
+        screen.print("launch command for #1:", style="bold")
         for line in launch_lines(best, question.version, model_path):
             screen.print(line, soft_wrap=True, markup=False)
     if explain and best is not None:
@@ -222,10 +222,10 @@ def breakdown_table(candidates: Iterable[Candidate]) -> Table:
 def _show_rejected(plan: Plan, screen: Console, explain: bool) -> None:
     counts = plan.found.rejected_by_reason()
     if counts:
-        words = ", ".join(f"{kind} {count}" for kind, count in counts.items())
-        screen.print(f"{plan.found.evaluated:,} configurations evaluated; families rejected: {words}")
+        words = ", ".join(f"{count} ({kind})" for kind, count in counts.items())
+        screen.print(f"{plan.found.evaluated:,} configurations evaluated; layouts skipped: {words}")
     else:
-        screen.print(f"{plan.found.evaluated:,} configurations evaluated; no family rejected")
+        screen.print(f"{plan.found.evaluated:,} configurations evaluated; no layout skipped")
     if explain:
         for item in plan.found.rejected:
             screen.print(f"  {item.config.label}: {item.reason}", markup=False)
