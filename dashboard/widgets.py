@@ -11,6 +11,7 @@ import streamlit as st
 from dashboard.readers.runs import RunView, Status, read_run, run_names, runs_folder
 from hwprobe.errors import InputError
 from hwprobe.plain_text import as_markdown, one_line
+from tuner.choices import SIMULATED
 
 FIRST_RUN = (
     "sgtune tune --hardware nf5688g7 --isl 1000 --osl 1000 --concurrency 1024 --engine simulated --trials 12 --runs {}"
@@ -106,8 +107,10 @@ def _describe(run: RunView) -> None:
     asked = run.manifest
     with st.sidebar:
         st.badge(run.status, color=STATUS_COLOURS[run.status])
+        if asked.simulated:
+            st.badge(SIMULATED, color="orange")
         limits = f"  \nlimits: {as_markdown(', '.join(asked.slo))}" if asked.slo else ""
-        world = "" if asked.engine in ("local", "docker") else f" (world: {asked.world})"
+        world = f" (world: {asked.world})" if asked.simulated else ""
         st.caption(
             as_markdown(f"{asked.hardware}, SGLang {asked.sglang_version}, {asked.engine} engine{world}") + "  \n"
             f"{asked.isl:,} in / {asked.osl:,} out, {asked.load}  \n"

@@ -14,6 +14,12 @@ class EngineName(StrEnum):
     DOCKER = "docker"
 
 
+# Engines whose figures describe a world, not a machine; all that is made of them says so.
+SIMULATED_ENGINES = frozenset({EngineName.SIMULATED, EngineName.EMULATED})
+# The word by which files and titles say so.
+SIMULATED = "SIMULATED"
+
+
 class Objective(StrEnum):
     """What is improved: rates and TPOT at a concurrency, users at a speed, goodput at a request rate."""
 

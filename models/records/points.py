@@ -132,6 +132,7 @@ def _of_benchmark(record: dict[str, Any], number: int) -> dict[str, Any]:
         "output_tok_s": record.get("output_throughput"),
         "dataset": record.get("dataset_name"),
         "engine_version": server.get("version"),
+        "simulated": server.get("simulated"),
         "tp": server.get("tp_size"),
         "attn_dp": server.get("attn_dp_size"),
         "ep": server.get("ep_size"),

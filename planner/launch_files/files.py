@@ -47,6 +47,7 @@ def export_bundle(
         "README.md": render_readme(spec, parameters, provenance, targets),
         BUNDLE_FILE: encode_json({
             "record": provenance.record,
+            "simulated": provenance.simulated,
             "provenance": dict(provenance.lines),
             "files": {str(target): target.file_name for target in targets},
             "parameters": parameters,

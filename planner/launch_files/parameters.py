@@ -30,6 +30,11 @@ class Provenance:
     lines: tuple[tuple[str, str], ...]
     record: Record | None = None
 
+    @property
+    def simulated(self) -> bool:
+        """Whether the figures come from a world that was played, not from a machine."""
+        return self.record is not None and self.record.simulated
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:

@@ -55,6 +55,11 @@ class Record:
     world: str | None = None
     nnodes: int = 1
 
+    @property
+    def simulated(self) -> bool:
+        """Whether the figures come from a world that was played, not from a machine."""
+        return self.world is not None
+
 
 def record_line(record: Record) -> str:
     """Return the record as a comment line: ASCII only, so that no file format objects."""

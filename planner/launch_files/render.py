@@ -56,6 +56,7 @@ def _values(target: Target, spec: LaunchSpec, parameters: Parameters, provenance
             raise InputError(f"{name!r} is no name of an environment variable")
     return {
         "head": head_lines(provenance),
+        "simulated": provenance.simulated,
         "words": _words(target, spec),
         "open": parameters.host not in LOOPBACK,
         "open_note": OPEN_NOTE,

@@ -80,7 +80,8 @@ def test_replicas_get_a_router(sgtune: Sgtune, plan_file: Path, tmp_path: Path) 
 
 
 def test_a_run_becomes_a_bundle_with_its_measured_figures(sgtune: Sgtune, tmp_path: Path) -> None:
-    tuned = sgtune("tune", *QUESTION, "--trials", "2", "--runs", str(tmp_path), "--run", "a", "--json")
+    options = ("--engine", "simulated", "--trials", "2", "--runs", str(tmp_path), "--run", "a", "--json")
+    tuned = sgtune("tune", *QUESTION, *options)
     assert tuned.code == 0
     best = json.loads(tuned.out)["best"]
     bundle = tmp_path / "bundle"

@@ -22,7 +22,8 @@ from tuner.seam import Measurement
 from tuner.search.objective import crossing, users_within_slo
 
 Sgtune = Callable[..., Any]
-SMALL = ("tune", "--hardware", "h200x8", "--isl", "300", "--osl", "150", "--sglang-version", "0.5.12")
+SMALL = ("tune", "--hardware", "h200x8", "--isl", "300", "--osl", "150", "--sglang-version", "0.5.12",
+         "--engine", "simulated")  # fmt: skip
 
 
 def point(clients: int, tpot_ms: float) -> Measurement:

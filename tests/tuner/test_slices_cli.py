@@ -29,8 +29,9 @@ def world(folder: Path, **settings: Any) -> Path:
 
 def sliced(sgtune: Sgtune, folder: Path, *more: str, hardware: str = "h200x8") -> Any:
     return sgtune(
-        "calibrate", "--slice", "4,8", "--hardware", hardware, "--out", str(folder / "here.json"), *SHORT, *more
-    )
+        "calibrate", "--slice", "4,8", "--hardware", hardware, "--engine", "simulated",
+        "--out", str(folder / "here.json"), *SHORT, *more,
+    )  # fmt: skip
 
 
 def test_slices_of_a_world_foretell_its_whole_model(sgtune: Sgtune, tmp_path: Path) -> None:

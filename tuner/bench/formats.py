@@ -70,6 +70,7 @@ def point_record(point: MeasuredPoint, facts: ServerFacts, isl: int, osl: int, n
     return {
         "id": name,
         "engine": "sglang",
+        **({"simulated": True} if facts.simulated else {}),
         **{field: value for field, value in server.items() if value is not None},
         "metric_kind": "serving",
         "isl": isl,

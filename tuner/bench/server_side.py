@@ -79,6 +79,11 @@ class ServerFacts:
     version: str
     info: dict[str, Any]
 
+    @property
+    def simulated(self) -> bool:
+        """Whether it is sgtune's own server, playing a world: its figures are no machine's."""
+        return self.info.get("simulated") is True
+
 
 def read_facts(address: Address, key: str | None = None) -> ServerFacts:
     """Return what the server says. Raises InputError when nobody answers at the address."""

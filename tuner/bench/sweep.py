@@ -154,6 +154,7 @@ class BenchAnswer:
         """Return the JSON answer."""
         return {
             "server": {"model": self.facts.served_model, "version": self.facts.version},
+            "simulated": self.facts.simulated,
             "points": [point_document(point) for point in self.points],
             "knee": None if self.knee is None else {"best": self.knee.best, "broken": self.knee.broken,
                                                     "misses": self.knee.misses},

@@ -93,6 +93,7 @@ class Answers:
             "stream_interval": config.stream_interval or 1,
             "status": "ready",
             "version": asked.version,
+            "simulated": True,
             "max_total_num_tokens": asked.kv_tokens_per_rank,
             "startup_time": {"load_weight": 0.5 * boot_s, "kv_cache_allocation": 0.05 * boot_s,
                              "cuda_graph": {"decode": 0.25 * boot_s}},

@@ -20,6 +20,7 @@ from hwprobe.files import PART, append_line, encode_json, plain_problem, read_by
 from hwprobe.holds import Held, Hold
 from hwprobe.parsing import load_toml
 from hwprobe.profile import HardwareProfile
+from tuner.choices import SIMULATED
 from tuner.evidence.chain import Head, sealed, start_of, write_head
 from tuner.evidence.trial import Manifest, TrialOutcome, TrialRecord
 from tuner.evidence.trial_lines import cut_torn_line, read_evidence
@@ -64,7 +65,8 @@ class RunFolder:
                 raise FolderTaken(f"'{path}' holds trials but no run.toml: name another folder with --run")
             write_atomic(path / "hardware.json", encode_json(hardware) + "\n")
             asked = {name: value for name, value in msgspec.to_builtins(manifest).items() if value is not None}
-            write_atomic(path / "run.toml", tomli_w.dumps(asked), private=True)
+            stamp = f"# {SIMULATED}: played in a world, on no machine\n" if manifest.simulated else ""
+            write_atomic(path / "run.toml", stamp + tomli_w.dumps(asked), private=True)
             folder._chain = start_of(path)
         except BaseException:
             folder.release()

@@ -9,7 +9,7 @@ from typing import Any
 
 from models.config import ServerConfig
 from planner.plans.alternatives import DEFAULT, UNMODELLED
-from tuner.choices import Objective
+from tuner.choices import SIMULATED_ENGINES, Objective
 from tuner.seam import FailureKind, Measurement
 
 
@@ -61,6 +61,11 @@ class Manifest:
     schema_version: int = 1
 
     @property
+    def simulated(self) -> bool:
+        """Whether the figures describe a world instead of a machine."""
+        return self.engine in SIMULATED_ENGINES
+
+    @property
     def load(self) -> str:
         """The load that decides, in words."""
         if self.request_rate is not None:
@@ -96,7 +101,8 @@ class TrialRecord:
 
     `config` is resolved; `params` are the study's; `spent_s` is the engine time of this trial;
     `constraints` are <= 0 where feasible; `repeats` is the trial whose configuration was launched again. `points` are
-    in order of load; `decided_at` is the load that decides (None: the last). `value` is the objective in its unit.
+    in order of load; `decided_at` is the load that decides (None: the last). `value` is the objective in its
+    unit. `simulated` says that the figures describe a world, not a machine.
     """
 
     number: int
@@ -116,6 +122,7 @@ class TrialRecord:
     repeats: int | None = None
     value: float | None = None
     decided_at: float | None = None
+    simulated: bool = False
 
     @property
     def label(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from packaging.version import Version
 
 from hwprobe.errors import InputError
@@ -17,12 +18,10 @@ from planner.launch_files.record import Record, RecordedPoint
 from planner.launch_files.targets import Target, possible_targets
 from planner.sglang.secret_flags import clean_command, without_secrets
 from tuner import __version__
-from tuner.choices import EngineName
+from tuner.choices import SIMULATED
 from tuner.evidence.standings import Standing, standings, winner_of
 from tuner.evidence.trial import Manifest, TrialRecord
 from tuner.seam import Measurement, Verdict
-
-REAL_ENGINES = (EngineName.LOCAL, EngineName.DOCKER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,12 +80,16 @@ def trial_export(
     """Return a trial ready to be written."""
     record, records, manifest = trial.record, trial.records, trial.manifest
     standing = next((s for s in standings(records) if record in s.launches), None)
-    real = manifest.engine in REAL_ENGINES
     chosen = parameters
-    if real and standing is not None:
+    if not manifest.simulated and standing is not None:
         chosen = replace(parameters, boot_s=max(launch.boot_s for launch in standing.launches))
     flags = tuple(without_secrets(manifest.server_flags))
-    about = {"trial.json": record, "run.json": replace(manifest, server_flags=flags), **(documents or {})}
+    asked = msgspec.to_builtins(replace(manifest, server_flags=flags))
+    about = {
+        "trial.json": record,
+        "run.json": {"simulated": manifest.simulated, **asked},
+        **(documents or {}),
+    }
     return Exportable(
         spec=spec_of(record, manifest, chosen),
         provenance=Provenance(
@@ -102,6 +105,7 @@ def _trial_lines(
     record: TrialRecord, standing: Standing | None, manifest: Manifest, command: str
 ) -> list[tuple[str, str]]:
     lines = [
+        *_stamp(manifest),
         ("made by", f"sgtune {__version__}: {clean_command(command)}"),
         ("SGLang", manifest.sglang_version),
         ("hardware", f"{manifest.hardware} (profile {manifest.hardware_hash})"),
@@ -119,12 +123,20 @@ def _trial_lines(
         over = f", over {launches} launches" if launches > 1 else ""
         lines.append(
             (
-                f"measured on the {manifest.engine} engine",
+                f"{SIMULATED if manifest.simulated else 'measured'} on the {manifest.engine} engine",
                 f"{standing.output_tok_s:.1f} output tok/s (95 % interval {low:.1f} to {high:.1f}{over}), "
                 f"TPOT {target.tpot_ms['mean']:.2f} ms, TTFT {target.ttft_ms['mean']:.0f} ms",
             )
         )
     return lines
+
+
+def _stamp(manifest: Manifest) -> list[tuple[str, str]]:
+    """Return the line that says that no machine stands behind the figures, where none does."""
+    if not manifest.simulated:
+        return []
+    played = f"the {manifest.engine} engine played world '{manifest.world}'"
+    return [(SIMULATED, f"{played}; no machine was measured: sgtune verify before you rely on the figures")]
 
 
 def _trial_record(record: TrialRecord, standing: Standing, manifest: Manifest) -> Record:
@@ -142,7 +154,7 @@ def _trial_record(record: TrialRecord, standing: Standing, manifest: Manifest) -
         basis="measured",
         points=tuple(points),
         engine=manifest.engine,
-        world=None if manifest.engine in REAL_ENGINES else manifest.world,
+        world=manifest.world if manifest.simulated else None,
         nnodes=record.config.nnodes,
     )
 

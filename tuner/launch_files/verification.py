@@ -25,6 +25,7 @@ from planner.launch_lines.read import launch_of_file
 from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values
 from planner.sglang.resolver import resolve
+from tuner.choices import SIMULATED_ENGINES
 from tuner.engines.live import HOST, LiveEngine, LiveServer
 from tuner.seam import LaunchFailed, Measurement, Verdict
 
@@ -127,11 +128,15 @@ class Compared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """The answer: every point compared, and how long the start took, in seconds."""
+    """The answer: every point compared, and how long the start took, in seconds.
+
+    `simulated`: the command was not started on a machine but played in a world.
+    """
 
     claim: Claim
     boot_s: float
     points: tuple[Compared, ...]
+    simulated: bool = False
 
     @property
     def agrees(self) -> bool:
@@ -143,6 +148,7 @@ class Verified:
             "file": str(self.claim.file),
             "argv": list(self.claim.line.words),
             "basis": self.claim.record.basis,
+            "simulated": self.simulated,
             "agrees": self.agrees,
             "boot_s": self.boot_s,
             "points": [point.document() for point in self.points],
@@ -222,7 +228,8 @@ def verify(
     try:
         server = engine.launch_words(claim.config(engine.context), 0, words)
         try:
-            return _measured(claim, server, shown)
+            measured = _measured(claim, server, shown)
+            return replace(measured, simulated=engine.name in SIMULATED_ENGINES)
         finally:
             server.stop()
     except LaunchFailed as failure:

@@ -8,7 +8,7 @@ from models.serving.estimate import predict
 from planner.launch import launch_spec
 from planner.plans.alternatives import UNMODELLED
 from planner.plans.space import as_launched
-from tuner.choices import EngineName, Fidelity
+from tuner.choices import SIMULATED_ENGINES, Fidelity
 from tuner.run.load_ladder import LoadLadder
 from tuner.run.setup import Prepared
 from tuner.search.configurations import candidates_of
@@ -23,7 +23,7 @@ BOOT_S = 420.0
 def dry_run_document(prepared: Prepared) -> dict[str, Any]:
     """Return the document of `sgtune tune --dry-run --json`."""
     question, space, context = prepared.question, prepared.space, prepared.plan.context
-    virtual = question.engine in (EngineName.SIMULATED, EngineName.EMULATED)
+    virtual = question.engine in SIMULATED_ENGINES
     boot_s = question.world.boot_s if virtual else BOOT_S
     again = question.confirm + 1 if question.confirm else 0
     first: list[dict[str, Any]] = []
@@ -46,6 +46,8 @@ def dry_run_document(prepared: Prepared) -> dict[str, Any]:
     each_s = sum(float(item["seconds"]) for item in first) / len(first)
     launches = question.trials + again
     return {
+        "engine": str(question.engine),
+        "simulated": virtual,
         "launches": question.trials,
         "confirmations": again,
         "candidates": len(candidates_of(space).configs),

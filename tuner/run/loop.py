@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from msgspec import to_builtins
+
 from hwprobe.errors import SgtuneError
 from hwprobe.files import encode_json
 from models.config import ServerConfig
 from models.serving.estimate import Context, Prediction
 from models.workload import Workload
 from planner.launch import launch_spec
-from tuner.choices import Objective
+from tuner.choices import SIMULATED, Objective
 from tuner.evidence.run_folder import RunFolder
 from tuner.evidence.standings import BASELINE, to_confirm
 from tuner.evidence.trial import TrialOutcome, TrialRecord, best_of
@@ -58,11 +60,12 @@ class TuneTask:
     budget_s: float = math.inf
     confirm: int = 0
     lower_rungs: int = LOWER_RUNGS
+    simulated: bool = False
 
     @property
     def drafts(self) -> TrialBuilder:
         """What makes this task's records."""
-        return TrialBuilder(self.goal, self.context, self.workload, self.space)
+        return TrialBuilder(self.goal, self.context, self.workload, self.space, self.simulated)
 
 
 class Reporter(Protocol):
@@ -146,10 +149,12 @@ class Loop:
 
     def _write_trial(self, record: TrialRecord) -> None:
         """Put what a person wants to look at into the trial's own folder."""
-        spec = launch_spec(record.config, self.task.context.version)
-        self.folder.write_trial(record.number, "command.sh", spec.shell_line() + "\n", executable=True)
+        line = launch_spec(record.config, self.task.context.version).shell_line()
+        head = f"# {SIMULATED}: tried in a world, not on a machine\n" if record.simulated else ""
+        self.folder.write_trial(record.number, "command.sh", f"{head}{line}\n", executable=True)
         self.folder.write_trial(record.number, "result.json", encode_json(record) + "\n")
-        points = "".join(encode_json(point, indent=0) + "\n" for point in record.points)
+        stamp = {"simulated": True} if record.simulated else {}
+        points = "".join(encode_json({**to_builtins(p), **stamp}, indent=0) + "\n" for p in record.points)
         self.folder.write_trial(record.number, "points.jsonl", points)
 
     def _proposals(self) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -48,6 +48,7 @@ def result_document(run: Path, manifest: Manifest, records: Sequence[TrialRecord
         "objective": str(manifest.objective),
         "unit": UNITS[manifest.objective],
         "engine": manifest.engine,
+        "simulated": manifest.simulated,
         "world": manifest.world,
         "best": _trial(best, manifest) if best else None,
         "nearest": _trial(known[nearest.number], manifest)

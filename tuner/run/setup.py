@@ -13,7 +13,7 @@ from planner.plans.capacity import MOST_CLIENTS
 from planner.plans.make import Plan, make_plan
 from planner.plans.seeds import recipe, sglang_default, spread_seeds
 from planner.plans.space import default_space
-from tuner.choices import Fidelity, Objective, SamplerName
+from tuner.choices import SIMULATED_ENGINES, Fidelity, Objective, SamplerName
 from tuner.evidence.run_folder import FolderTaken, RunFolder
 from tuner.evidence.standings import BASELINE
 from tuner.evidence.trial import Manifest
@@ -136,6 +136,7 @@ def open_loop(prepared: Prepared, reporter: Reporter) -> tuple[Loop, bool]:
         trials=question.trials,
         budget_s=question.budget_s,
         confirm=question.confirm,
+        simulated=question.engine in SIMULATED_ENGINES,
     )
     screen = _screen(prepared, engine, folder) if question.fidelity is Fidelity.SLICE else None
     return Loop(

@@ -24,12 +24,13 @@ from tuner.search.space import TuningSpace
 
 @dataclass(frozen=True, slots=True)
 class TrialBuilder:
-    """Makes the records of one task."""
+    """Makes the records of one task; `simulated` ones describe a world, not a machine."""
 
     goal: Goal
     context: Context
     workload: Workload
     space: TuningSpace
+    simulated: bool = False
 
     def blank(
         self, source: str, params: dict[str, Any], config: ServerConfig, records: Sequence[TrialRecord]
@@ -45,6 +46,7 @@ class TrialBuilder:
             predicted={},
             objective=worst,
             constraints={"memory": 1.0, **{key_of(slo): 0.0 for slo in self.goal.constraining}},
+            simulated=self.simulated,
         )
 
     def predict(self, draft: TrialRecord) -> tuple[TrialRecord, Prediction]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuner.choices import EngineName
 from tuner.cli.commands import calibrate_slices as slices
 from tuner.cli.common import options
 from tuner.cli.common import points as records
@@ -39,7 +38,7 @@ def calibrate(
     model: options.Model = None,
     slice_layers: slices.Slice = None,
     slice_dense: slices.SliceDense = None,
-    engine: slices.SliceEngine = EngineName.SIMULATED,
+    engine: slices.SliceEngine = None,
     python: options.Python = "python3",
     image: options.Image = None,
     model_path: options.ModelPath = options.MODEL_PATH,

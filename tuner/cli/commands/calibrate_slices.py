@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuner.choices import EngineName
+from tuner.choices import SIMULATED, SIMULATED_ENGINES, EngineName
 from tuner.cli.common.terminal import console
 
 if TYPE_CHECKING:
@@ -32,8 +32,10 @@ SliceDense = Annotated[
     int | None, typer.Option("--slice-dense", help="Dense layers of a slice; default: as many as the model has.")
 ]
 SliceEngine = Annotated[
-    EngineName,
-    typer.Option("--engine", help="What runs the slices: local, docker, emulated, or simulated (virtual time)."),
+    EngineName | None,
+    typer.Option(
+        "--engine", help="What runs the slices of --slice: local, docker, emulated, or simulated (virtual time)."
+    ),
 ]
 Decode = Annotated[str, typer.Option("--decode", help="Points where decode decides: input/output@clients,...")]
 Prefill = Annotated[str, typer.Option("--prefill", help="Points where prefill decides; '' for none.")]
@@ -67,7 +69,7 @@ class SliceOptions:
     model_path: str
     version: str
     base: EngineProfile | None
-    engine: EngineName
+    engine: EngineName | None
     python: str
     image: str | None
     decode: str
@@ -99,12 +101,14 @@ def points_of(asked: SliceOptions, given: Path | None, kept: Path) -> Path:
         raise InputError("--slice measures its own points: leave --points out")
     if asked.hardware is None:
         raise InputError("--slice needs --hardware, the machine the slices run on")
+    if asked.engine is None:
+        raise InputError(f"--slice needs --engine, what runs the slices: {', '.join(EngineName)}")
     if kept.exists() and kept.stat().st_size:
         raise InputError(
             f"'{kept}' holds measured points: use them with --points, or name another file (--save-points)"
         )
-    if asked.engine in (EngineName.SIMULATED, EngineName.EMULATED):
-        typer.echo(f"note: --engine {asked.engine}: the profile will describe a world, not a machine", err=True)
+    if asked.engine in SIMULATED_ENGINES:
+        typer.echo(f"{SIMULATED}: --engine {asked.engine}: the profile will describe a world, not a machine", err=True)
     _measure(asked, kept)
     return kept
 
@@ -123,9 +127,10 @@ def _measure(asked: SliceOptions, kept: Path) -> None:
         write_atomic(where / "hardware.json", encode_json(machine) + "\n")
         write_atomic(kept, "")
         screen = console(stderr=True)
+        stamp = {"simulated": True} if asked.engine in SIMULATED_ENGINES else {}
         for record in run_slices(question, lambda text: screen.print(text, markup=False)):
             with kept.open("a", encoding="utf-8") as stream:
-                stream.write(encode_json(record, indent=0) + "\n")
+                stream.write(encode_json({**record, **stamp}, indent=0) + "\n")
 
 
 def target_layout(asked: SliceOptions) -> Layout | None:
@@ -158,7 +163,8 @@ def _question(asked: SliceOptions, machine: HardwareProfile, where: Path) -> Sli
     meant_for = target_layout(asked) or here
     loads = (*loads_of(asked.decode, "--decode"), *loads_of(asked.prefill, "--prefill"))
     question = SliceQuestion(
-        here=here, slices=slices_of(whole, str(asked.slices), asked.dense), loads=loads, engine=asked.engine,
+        here=here, slices=slices_of(whole, str(asked.slices), asked.dense), loads=loads,
+        engine=EngineName(str(asked.engine)),
         world=load_world(asked.world), where=where, model_path=asked.model_path, python=asked.python,
         image=asked.image, repeats=asked.repeats, rounds=asked.rounds, together=asked.together,
         most_kv_tokens=meant_for.kv_tokens_per_rank or math.inf, point_s=asked.point_s, seed=asked.seed,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tuner.choices import SIMULATED
 from tuner.cli.common import options
 from tuner.cli.common.terminal import print_json
 
@@ -137,9 +138,13 @@ def _write(
     possible = possible_targets(exportable.spec, exportable.parameters)
     skipped = [kind for kind in Target if everything and kind not in possible]
     if json:
-        print_json({"files": [str(path) for path in paths], "skipped": [str(kind) for kind in skipped]})
+        files = [str(path) for path in paths]
+        simulated = exportable.provenance.simulated
+        print_json({"files": files, "skipped": [str(kind) for kind in skipped], "simulated": simulated})
     else:
         for path in paths:
             typer.echo(f"wrote {path}")
+        if exportable.provenance.simulated:
+            typer.echo(f"{SIMULATED}: the figures describe a world, not a machine; the files say so", err=True)
     for missing in skipped:
         typer.echo(f"note: SGLang {exportable.spec.version} and these paths have no {missing} form", err=True)

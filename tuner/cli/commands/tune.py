@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tuner.choices import EngineName, Fidelity, Objective, SamplerName
+from tuner.choices import Fidelity, Objective, SamplerName
 from tuner.cli.common import options
 from tuner.cli.common.terminal import console, print_json
 
@@ -32,6 +32,7 @@ def tune(
     hardware: options.Hardware,
     isl: options.Isl,
     osl: options.Osl,
+    engine: options.Engine,
     concurrency: options.MaybeConcurrency = None,
     server_flags: options.ServerFlags = None,
     slo: options.SloTexts = None,
@@ -40,7 +41,6 @@ def tune(
     users: options.Users = None,
     min_user_tok_s: options.MinUserTokS = None,
     cost_per_gpu_hour: options.CostPerGpuHour = None,
-    engine: options.Engine = EngineName.SIMULATED,
     point_time: options.PointTime = "10s",
     smoke: options.SmokeText = None,
     python: options.Python = "python3",

@@ -11,7 +11,7 @@ import typer
 
 from hwprobe.holds import scratch_folder
 from planner.inputs import read_hardware, read_model
-from tuner.choices import EngineName
+from tuner.choices import SIMULATED, EngineName
 from tuner.cli.common import options
 from tuner.cli.common.terminal import console, print_json
 
@@ -192,8 +192,10 @@ def _show(verified: Verified) -> None:
     from rich.table import Table
 
     record = verified.claim.record
-    basis = f"measured on {record.engine}" if record.basis == "measured" else "predicted"
-    table = Table(title=f"{verified.claim.file}: {record.isl} in / {record.osl} out", title_justify="left")
+    seen = SIMULATED if record.simulated else "measured"
+    basis = f"{seen} on {record.engine}" if record.basis == "measured" else "predicted"
+    stamp = f"{SIMULATED} " if verified.simulated else ""
+    table = Table(title=f"{stamp}{verified.claim.file}: {record.isl} in / {record.osl} out", title_justify="left")
     for name in ("load", f"recorded tok/s ({basis})", "interval", "now", "interval now", "change", "resolves", ""):
         table.add_column(name, justify="left" if name == "" else "right")
     for point in verified.points:

@@ -78,6 +78,7 @@ Engine = Annotated[
         "--engine",
         help="Where configurations run: simulated (virtual time), emulated (our own server in real time), local (an "
         "interpreter with sglang), docker (an image).",
+        show_default=False,
     ),
 ]
 PointTime = Annotated[str, typer.Option("--point-time", help="Measure each point at least so long: 10s, 1m.")]

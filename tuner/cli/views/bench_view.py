@@ -8,6 +8,7 @@ from rich.table import Table
 
 from tuner.bench.point import LivePoint, MeasuredPoint
 from tuner.bench.sweep import BenchAnswer
+from tuner.choices import SIMULATED
 from tuner.cli.views.progress import ProgressScreen
 from tuner.seam import Verdict
 
@@ -65,7 +66,8 @@ def show_bench(answer: BenchAnswer, screen: Console) -> None:
 
 
 def _table(answer: BenchAnswer) -> Table:
-    table = Table(title="steady-state windows; latencies in ms", title_justify="left")
+    stamp = f"{SIMULATED}: " if answer.facts.simulated else ""
+    table = Table(title=f"{stamp}steady-state windows; latencies in ms", title_justify="left")
     for heading in ("load", "in flight", "output tok/s", "95 % interval", "per user", "TTFT mean", "p99", "TPOT mean",
                     "p99", "E2E mean", "goodput/s", "server run/queue", "CPU s/1k tok", "verdict"):  # fmt: skip
         table.add_column(heading, justify="left" if heading == "verdict" else "right")

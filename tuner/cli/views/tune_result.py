@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from planner.launch_files.parameters import Parameters
-from tuner.choices import Objective
+from tuner.choices import SIMULATED, Objective
 from tuner.evidence.knob_effects import knob_effects, residuals
 from tuner.evidence.standings import BASELINE, standings, winner_of
 from tuner.evidence.trial import Manifest, TrialOutcome, TrialRecord
@@ -41,8 +41,9 @@ def show_result(loop: Loop, manifest: Manifest, exports: Sequence[Path], screen:
     low, high = winner.value_interval
     unit = UNITS[manifest.objective]
     rate = "" if manifest.objective is Objective.OUTPUT_TOK_S else f"{target.output_tok_s:,.0f} output tok/s, "
+    stamp = f"{SIMULATED} " if manifest.simulated else ""
     screen.print(
-        f"[bold green]best[/]: [bold]{escape(best.label)}[/]{escape(_moved(best))} (trial {best.number}), "
+        f"[bold green]{stamp}best[/]: [bold]{escape(best.label)}[/]{escape(_moved(best))} (trial {best.number}), "
         f"{figure(winner.value)} {unit} (95 % interval {figure(low)} to {figure(high)}, "
         f"{_launches(len(winner.launches))}), {rate}{target.user_tok_s:.1f} per user, "
         f"TTFT {target.ttft_ms['mean']:,.0f} ms; measured over predicted {100 * (best.over_predicted - 1):+.1f} %"
@@ -60,6 +61,10 @@ def show_result(loop: Loop, manifest: Manifest, exports: Sequence[Path], screen:
     screen.print(spec_of(best, manifest, Parameters(model_path=model_path)).shell_line(), soft_wrap=True, markup=False)
     for path in exports:
         screen.print(f"wrote {path}", markup=False, soft_wrap=True)
+    if manifest.simulated:
+        screen.print(
+            f"{SIMULATED}: the {manifest.engine} engine played world '{manifest.world}'; measure on the machine"
+        )
 
 
 def figure(value: float) -> str:
@@ -131,7 +136,7 @@ def _show_nearest(records: Sequence[TrialRecord], screen: Console) -> None:
 
 def _ranking(records: Sequence[TrialRecord], manifest: Manifest) -> Table:
     own = {Objective.OUTPUT_TOK_S: (), Objective.TPOT: ()}.get(manifest.objective, (str(manifest.objective),))
-    table = Table(title="measured, best first", title_justify="left")
+    table = Table(title=f"{SIMULATED if manifest.simulated else 'measured'}, best first", title_justify="left")
     for heading in ("trial", "source", "configuration", "mem frac", "chunk", "graph bs", *own, "tok/s", "predicted",
                     "per user", "TPOT ms", "TTFT ms", "note"):  # fmt: skip
         table.add_column(heading, justify="left" if heading in ("source", "configuration", "note") else "right")

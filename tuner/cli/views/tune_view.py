@@ -10,6 +10,7 @@ from rich.table import Table
 
 from models.config import ServerConfig
 from models.serving.estimate import Prediction
+from tuner.choices import SIMULATED, SIMULATED_ENGINES, EngineName
 from tuner.cli.views.progress import ProgressScreen
 from tuner.cli.views.tune_result import figure, why
 from tuner.evidence.trial import TrialRecord
@@ -37,13 +38,10 @@ class LiveReporter(ProgressScreen):
     def begin(self, loop: Loop, prepared: Prepared) -> None:
         """Say what runs where, and what an earlier session has done already."""
         question = prepared.question
-        world = (
-            f" (world '{question.world.name}', virtual time: no GPU is used)"
-            if question.engine == "simulated"
-            else f" (world '{question.world.name}')"
-            if question.engine == "emulated"
-            else ""
-        )
+        world = ""
+        if question.engine in SIMULATED_ENGINES:
+            how = ", virtual time: no GPU is used" if question.engine is EngineName.SIMULATED else ""
+            world = f" ({SIMULATED}: world '{question.world.name}'{how})"
         self._screen.print(f"engine {question.engine}{world}; run folder {loop.folder.path}", markup=False)
         self._extra = question.confirm + 1 if question.confirm else 0
         for warning in prepared.plan.warnings:
