@@ -50,19 +50,26 @@ def read_question(
     sglang_version: str,
     slo: list[str] | None,
     profile: Path | None,
+    acceptance: float | None = None,
     **rest: Any,
 ) -> PlanQuestion:
-    """Build the question that plan and tune share; `rest` are fields of PlanQuestion as they are."""
+    """Build the question that plan and tune share; `rest` are fields of PlanQuestion as they are.
+
+    An acceptance that is not given is the profile's, where measurements told it.
+    """
     from models.engine.profile import load_engine_profile
+    from models.serving.estimate import acceptance_of
     from models.version import parse_version
     from models.workload import Slo
     from planner.plans.make import PlanQuestion
 
+    engine = load_engine_profile(profile) if profile else None
     return PlanQuestion(
         hardware=read_hardware(hardware),
         arch=read_model(model),
         version=parse_version(sglang_version),
         slos=tuple(Slo.parse(text) for text in slo or []),
-        engine=load_engine_profile(profile) if profile else None,
+        engine=engine,
+        acceptance=acceptance_of(engine) if acceptance is None else acceptance,
         **rest,
     )

@@ -69,7 +69,7 @@ def case_of(
     engine = engine or profile_for(version, machine.family)
     typed = _config(point, machine, version, guesses)
     config, ledger_tokens = _settled(typed, arch, machine, version)
-    acceptance, spread = _acceptance(point, config, guesses)
+    acceptance, spread = _acceptance(point, config, engine.mtp_acceptance, guesses)
     context = Context(
         arch=arch,
         machine=machine,
@@ -90,6 +90,7 @@ def case_of(
         run=_run(point, guesses),
         kv_tokens=ledger_tokens if known is None else float(known * config.attn_dp_size),
         kv_known=known is not None,
+        acceptance_known=config.speculative is None or point.accept_length is not None,
         measured=point.measured,
         warnings=(*engine.warnings, *guesses.said),
         unpriced=_unpriced(point, typed, arch, machine, version),
@@ -207,13 +208,20 @@ def _speculative(point: Point, guesses: _Guesses) -> Speculative | None:
     return Speculative(num_steps=steps, eagle_topk=point.mtp_topk or 1, num_draft_tokens=drafts) if steps else None
 
 
-def _acceptance(point: Point, config: ServerConfig, guesses: _Guesses) -> tuple[float, float]:
-    """Return the acceptance per drafted token that yields the accept length of the record, and the yield's spread."""
+def _acceptance(
+    point: Point, config: ServerConfig, told: float | None, guesses: _Guesses
+) -> tuple[float, float]:
+    """Return the acceptance per drafted token that yields the accept length of the record, and the yield's spread.
+
+    A record that gives none has what the engine profile was told, else the prior.
+    """
     if config.speculative is None:
         return DEFAULT_ACCEPTANCE, 0.0
     steps = config.speculative.num_steps
     if point.accept_length is not None:
         return chain_acceptance(point.accept_length, steps), MEASURED_SPREAD
+    if told is not None:
+        return told, MEASURED_SPREAD
     expected = expected_acceptance(
         steps, point.isl or GUESSED_LENGTH, point.osl or GUESSED_LENGTH, random_tokens=_random_tokens(point)
     )

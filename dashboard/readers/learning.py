@@ -10,9 +10,10 @@ import pandas as pd
 
 from dashboard.readers.runs import RunView, Stamp
 from hwprobe.errors import InputError
-from models.records.calibration import Calibration, calibrate
+from models.records.calibration import Calibration
 from models.records.case import expected
 from tuner.calibrate.cases import Setting, read_cases
+from tuner.calibrate.learned import learn
 
 # Each costs about a dozen replays; those left out lie between the ones that are used.
 MOST_POINTS = 12
@@ -39,13 +40,14 @@ def calibrated(run: RunView) -> LearnedProfile:
 
 @lru_cache(maxsize=4)
 def _calibrated(path: Path, stamp: Stamp) -> LearnedProfile:
-    cases = [line.case for line in read_cases(path, Setting()) if line.case is not None]
+    cases = [line.case for line in read_cases(path, Setting()) if line.case is not None and not line.left_out]
     if not cases:
         raise InputError("no measured point to calibrate from")
     step = max(1, -(-len(cases) // MOST_POINTS))
     used = cases[::step]
-    found = calibrate(used, used[0].context.engine)
-    after = [case.with_parameters(found.profile.parameters) for case in used]
+    found = learn(used, used[0].context.engine)
+    accepted = used[0].context.acceptance if found.acceptance is None else found.acceptance
+    after = [case.with_parameters(found.profile.parameters).with_acceptance(accepted) for case in used]
     return LearnedProfile(
         calibration=found,
         measured=tuple(case.measured["output_tok_s"] for case in used),

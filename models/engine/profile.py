@@ -96,7 +96,8 @@ class EngineProfile:
 
     `covariance` is that of the natural logarithms of FITTED. `sigma` is the log-normal spread of expert
     popularity; `random_independence` the share of tokens that choose their experts on their own when prompts
-    are random tokens (1 for natural text). `fitted_to` names the measurements.
+    are random tokens (1 for natural text); `mtp_acceptance` the probability that a drafted token is accepted, where
+    measurements told it. `fitted_to` names the measurements.
     """
 
     name: str
@@ -109,6 +110,7 @@ class EngineProfile:
     source: str
     sigma: NotNegative
     random_independence: Annotated[float, Meta(ge=0, le=1)]
+    mtp_acceptance: Annotated[float, Meta(ge=0, lt=1)] | None = None
     points: int = 0
     tpot_mape_percent: float | None = None
     fitted_to: tuple[str, ...] = ()

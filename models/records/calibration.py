@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,9 @@ from models.records.case import Case, CasePrediction, expected
 MACHINE_SPREAD = np.array([0.08, 0.08, 0.08, 0.20, 0.40])
 # What slices of several depths tell apart beside FITTED, and what machines differ by in it: a step's fixed cost.
 FIXED = {"host_ms": 0.40}
+# The probability that a drafted token is accepted, beside the engine's own parameters, and the most it can be.
+ACCEPTANCE = "mtp_acceptance"
+MOST_ACCEPTED = 0.99
 # Times the spread of machines, tried in turn while the evidence rises: slices may run on what is no GPU at all.
 WIDTHS = (4.0, 16.0, 64.0)
 # One standard deviation of what a measurement of each figure scatters by (repeated sweeps: 1-2 %, 7 % at worst).
@@ -64,6 +67,7 @@ class Determined:
 class Calibration:
     """A calibrated profile and what the data did to it. `outliers` are ids whose residuals were discounted.
 
+    `acceptance` is what the points say of MTP's drafted tokens, None where they were not asked.
     `width` is how many times the machine's spread the prior had to be widened for the data to be believable.
     """
 
@@ -72,6 +76,7 @@ class Calibration:
     outliers: tuple[str, ...]
     rms_decode: float
     width: float = 1.0
+    acceptance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,36 +125,44 @@ class _Settled:
     log_evidence: float
 
 
-def calibrate(cases: Sequence[Case], base: EngineProfile, spread: Array = MACHINE_SPREAD) -> Calibration:
+def calibrate(
+    cases: Sequence[Case],
+    base: EngineProfile,
+    spread: Array = MACHINE_SPREAD,
+    further: Mapping[str, float] | None = None,
+) -> Calibration:
     """Fit the FITTED parameters of `base` to the cases' measurements (maximum a posteriori, log-normal errors).
 
     The prior is `base` with its covariance and `spread` (relative standard deviations of a machine beside it).
     One measured point moves tau_us alone. Points on slices of different depth tell a step's fixed cost from what
     grows with layers: host_ms is fitted too, and the prior is widened as far as the data ask for (a CPU is no GPU).
+    `further` names what else the data may move (host_ms, dp_layer_us, ep_layer_us, ACCEPTANCE) with its spread.
     Raises InputError when no case has a figure to learn from.
     """
     usable = [case for case in cases if any(name in case.measured for names in FIGURES.values() for name in names)]
     if not usable:
         raise InputError("no point has a measured ttft, tpot or output_tok_s: there is nothing to calibrate from")
     sliced = len({case.context.arch.num_hidden_layers for case in usable}) > 1
-    names = (*FITTED, *(FIXED if sliced else {}))
+    more = (FIXED if sliced else {}) | dict(further or {})
+    names = (*FITTED, *more)
     known = np.zeros((len(names), len(names)))
     known[: len(FITTED), : len(FITTED)] = base.covariance
-    machine = np.array([*spread, *(FIXED[name] for name in names[len(FITTED) :])])
+    machine = np.array([*spread, *more.values()])
+    guess = next((case.context.acceptance for case in usable if not case.acceptance_known), MOST_ACCEPTED)
     prior = _Prior(
         names=names,
-        middle=base.parameters.fitted(names),
+        middle=np.array([_logarithm(base.parameters, name, guess) for name in names]),
         covariance=known + np.diag(machine**2),
         free=np.array([name == "tau_us" or len(usable) > 1 for name in names]),
     )
     settled = _settle(usable, base.parameters, prior, prior.middle, ROUNDS)
     width = 1.0
     for wider in WIDTHS if sliced else ():
-        further = replace(prior, covariance=known + np.diag((wider * machine) ** 2))
-        found = _settle(usable, base.parameters, further, settled.place, ROUNDS_WIDE)
+        widened = replace(prior, covariance=known + np.diag((wider * machine) ** 2))
+        found = _settle(usable, base.parameters, widened, settled.place, ROUNDS_WIDE)
         if found.log_evidence <= settled.log_evidence:
             break
-        prior, settled, width = further, found, wider
+        prior, settled, width = widened, found, wider
     return _calibration(usable, base, prior, settled, width)
 
 
@@ -165,7 +178,7 @@ def _calibration(
         base,
         name=f"{base.name}-calibrated",
         status="calibrated",
-        parameters=base.parameters.moved(settled.place, names),
+        parameters=_parameters(base.parameters, settled.place, names),
         covariance=as_matrix(after[:size, :size]),
         relative_error=RelativeError(decode=max(base.relative_error.decode, rms), prefill=base.relative_error.prefill),
         source=f"calibrated from {base.name} with {len(usable)} measured points",
@@ -173,7 +186,7 @@ def _calibration(
         fitted_to=tuple(case.id for case in usable),
         warnings=tuple(said for said in base.warnings if base.status == "indicative"),
     )
-    moved = profile.parameters.fitted(names)
+    moved = settled.place
     return Calibration(
         profile=profile,
         parameters=tuple(
@@ -189,6 +202,7 @@ def _calibration(
         outliers=tuple(sorted({name for name, w in zip(fit.owners, fit.weights, strict=True) if w < 1.0})),
         rms_decode=rms,
         width=width,
+        acceptance=_acceptance(settled.place, names),
     )
 
 
@@ -206,7 +220,7 @@ def _settle(cases: Sequence[Case], like: EngineParameters, prior: _Prior, start:
         if done < ROUNDS_WITH_SLOPES or rounds > ROUNDS:
             fit, slopes = linearised(cases, like, place, free, names)
         else:
-            fit = residuals(cases, like.moved(place, names))
+            fit = _fit_at(cases, like, place, names)
         if float(np.max(np.abs(move))) < SETTLED:
             break
     weight = fit.weights / fit.scatter**2
@@ -226,13 +240,50 @@ def linearised(
     names: tuple[str, ...] = FITTED,
 ) -> tuple[Fit, Array]:
     """Return residuals at a place and their slopes along the free parameters."""
-    here = residuals(cases, like.moved(place, names))
+    here = _fit_at(cases, like, place, names)
     columns = []
     for index in np.flatnonzero(free):
         aside = place.copy()
         aside[index] += STEP
-        columns.append((residuals(cases, like.moved(aside, names)).residuals - here.residuals) / STEP)
+        touched = [case for case in cases if _depends(case, names[index])]
+        column = np.zeros(len(here.residuals))
+        if touched:
+            own = {case.id for case in touched}
+            rows = np.array([owner in own for owner in here.owners])
+            column[rows] = (_fit_at(touched, like, aside, names).residuals - here.residuals[rows]) / STEP
+        columns.append(column)
     return here, np.array(columns).T.reshape(len(here.residuals), int(free.sum()))
+
+
+def _depends(case: Case, name: str) -> bool:
+    """Whether a parameter can change what the case is expected to show: replays that cannot differ are saved."""
+    if name == ACCEPTANCE:
+        return not case.acceptance_known
+    if name == "dp_layer_us":
+        return case.config.attn_dp_size > 1
+    if name == "ep_layer_us":
+        return case.config.ep_size > 1
+    return name != "first_wave_s" or case.run.kind == "serving"
+
+
+def _fit_at(cases: Sequence[Case], like: EngineParameters, place: Array, names: tuple[str, ...]) -> Fit:
+    acceptance = _acceptance(place, names)
+    if acceptance is not None:
+        cases = [case.with_acceptance(acceptance) for case in cases]
+    return residuals(cases, _parameters(like, place, names))
+
+
+def _logarithm(parameters: EngineParameters, name: str, acceptance: float) -> float:
+    return math.log(acceptance) if name == ACCEPTANCE else float(parameters.fitted((name,))[0])
+
+
+def _parameters(like: EngineParameters, place: Array, names: tuple[str, ...]) -> EngineParameters:
+    own = [index for index, name in enumerate(names) if name != ACCEPTANCE]
+    return like.moved(place[own], tuple(names[index] for index in own))
+
+
+def _acceptance(place: Array, names: tuple[str, ...]) -> float | None:
+    return min(MOST_ACCEPTED, math.exp(place[names.index(ACCEPTANCE)])) if ACCEPTANCE in names else None
 
 
 def residuals(cases: Sequence[Case], parameters: EngineParameters) -> Fit:

@@ -70,6 +70,7 @@ class PrefillPool:
 class Case:
     """A run on a resolved configuration. `kv_known` is true when a log gave `kv_tokens`.
 
+    `acceptance_known` is false where MTP's acceptance in the context is a guess: measurements may tell it.
     `unpriced` are flags of the run that no equation has.
     With `prefill` the configuration is that of one of `servers` decode servers, and clients speak to the whole fleet.
     `doubt` multiplies what its measurements may scatter by: above 1 where flags or lengths of the run are guesses.
@@ -81,6 +82,7 @@ class Case:
     run: Run
     kv_tokens: float
     kv_known: bool
+    acceptance_known: bool = True
     measured: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     unpriced: tuple[Unpriced, ...] = ()
@@ -96,6 +98,12 @@ class Case:
         """Return the case under other engine parameters."""
         engine = replace(self.context.engine, parameters=parameters)
         return replace(self, context=replace(self.context, engine=engine))
+
+    def with_acceptance(self, acceptance: float) -> Case:
+        """Return the case with this acceptance where its own is a guess; the case itself where it is known."""
+        if self.acceptance_known:
+            return self
+        return replace(self, context=replace(self.context, acceptance=acceptance))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,12 @@ LONGEST_REPLAY = 3000
 MOST_CLIENTS = 2048
 
 
+def acceptance_of(engine: EngineProfile | None) -> float:
+    """Return the probability that a drafted token is accepted: what measurements told the profile, or the prior."""
+    told = None if engine is None else engine.mtp_acceptance
+    return DEFAULT_ACCEPTANCE if told is None else told
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """Everything a prediction depends on beside the configuration and the workload.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +17,19 @@ from models.layout import table_of
 from models.machine import Machine, machine_of
 from models.records.case import STEADY_REQUESTS_PER_CLIENT, Case, Run
 from models.records.points import Point, parse_point, read_lines
-from models.serving.estimate import Context
+from models.serving.estimate import Context, acceptance_of
 from models.workload import Workload
 from planner.pool_case import record_case
 
 if TYPE_CHECKING:
     from tuner.evidence.trial import TrialRecord
     from tuner.seam import Measurement
+
+
+# Of a run's trials, the first and the best teach: what the others could add is not worth the wait.
+MOST_FIRST, MOST_BEST = 3, 5
+ENOUGH = "of trials and loads in between: the first trials and the best teach"
+NO_EQUATION = "of trials that move what no equation prices"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +50,18 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordCase:
-    """One record: its id, and its case or what is wrong with it. `role` is the record's own."""
+    """One record: its id, and its case or what is wrong with it. `role` is the record's own.
+
+    `simulated`: a world was played, no machine was measured. `left_out`: why it may be predicted but
+    teaches nothing.
+    """
 
     id: str
     case: Case | None = None
     error: str | None = None
     role: str = "primary"
+    simulated: bool = False
+    left_out: str = ""
 
 
 def read_cases(source: Path, setting: Setting) -> Iterator[RecordCase]:
@@ -67,7 +79,8 @@ def _of_line(line: str, number: int, setting: Setting) -> RecordCase:
         point = setting.applied(parse_point(line, number))
         name = point.id
         machine = None if point.gpu else setting.machine
-        return RecordCase(id=name, case=record_case(point, setting.engine, setting.arch, machine), role=point.role)
+        case = record_case(point, setting.engine, setting.arch, machine)
+        return RecordCase(id=name, case=case, role=point.role, simulated=point.extra.get("simulated") is True)
     except InputError as error:
         return RecordCase(id=name, error=str(error))
 
@@ -88,16 +101,37 @@ def _of_run(folder: Path, setting: Setting) -> Iterator[RecordCase]:
     machine = setting.machine or machine_of(load_profile(folder / "hardware.json"))
     version = Version(manifest.sglang_version)
     engine = setting.engine or profile_for(version)
-    context = Context(arch=arch, machine=machine, engine=engine, version=version)
+    context = Context(arch=arch, machine=machine, engine=engine, version=version, acceptance=acceptance_of(engine))
     workload = Workload.checked(manifest.isl, manifest.osl, 1, manifest.range_ratio)
-    for record in read_trials(folder / "trials.jsonl"):
+    records = read_trials(folder / "trials.jsonl")
+    teach = [id(point) for _, point in teaching_points(records)]
+    for record in records:
         for point in usable_points(record):
             case = trial_case(record, point, workload, context)
-            yield RecordCase(id=case.id, case=case)
+            why = "" if id(point) in teach else NO_EQUATION if record.unpriced else ENOUGH
+            yield RecordCase(id=case.id, case=case, simulated=manifest.simulated, left_out=why)
+
+
+def teaching_points(records: Sequence[TrialRecord]) -> list[tuple[TrialRecord, Measurement]]:
+    """Return the points of a run that a profile is learned from, in order: the lightest and the decisive load.
+
+    They are of the first trials, which are spread, and of the best; none of trials that move what no equation prices.
+    A second launch belongs to its first.
+    """
+    priced = [record for record in records if usable_points(record) and not record.unpriced]
+    first = [record for record in priced if record.repeats is None]
+    best = sorted(first, key=lambda record: -record.objective)
+    chosen = {record.number for record in (*first[:MOST_FIRST], *best[:MOST_BEST])}
+    found = []
+    for record in priced:
+        if record.number in chosen or record.repeats in chosen:
+            points = usable_points(record)
+            found += [(record, point) for point in points if point is points[0] or point == record.target]
+    return found
 
 
 def usable_points(record: TrialRecord) -> list[Measurement]:
-    """Return the points of a trial that may teach a model of closed loops."""
+    """Return the points of a trial that a model of closed loops has figures for."""
     return [point for point in record.points if str(point.verdict) == "ok" and point.request_rate is None]
 
 
@@ -122,5 +156,6 @@ def trial_case(record: TrialRecord, point: Measurement, workload: Workload, cont
         run=run,
         kv_tokens=float(context.memory(table_of([record.config])).kv_tokens[0]),
         kv_known=False,
+        acceptance_known=record.config.speculative is None,
         measured={metric: value for metric, value in measured.items() if value > 0},
     )

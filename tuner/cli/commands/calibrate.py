@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tuner.choices import SIMULATED
 from tuner.cli.commands import calibrate_slices as slices
 from tuner.cli.common import options
 from tuner.cli.common import points as records
@@ -15,7 +17,7 @@ from tuner.cli.common.terminal import console, print_json
 
 if TYPE_CHECKING:
     from models.records.calibration import Calibration
-    from models.records.case import Case
+    from tuner.calibrate.cases import RecordCase
     from tuner.slices.report import SliceReport
 
 EXAMPLE = (
@@ -64,8 +66,8 @@ def calibrate(
 
     from hwprobe.errors import InputError
     from models.engine.profile import save_engine_profile
-    from models.records import calibration
     from planner.inputs import read_model
+    from tuner.calibrate.learned import learn
     from tuner.cli.commands.tune import parse_duration_s
     from tuner.slices.report import slice_report
 
@@ -81,38 +83,44 @@ def calibrate(
     )  # fmt: skip
     source = slices.points_of(asked, points, save_points or out.with_suffix(".points.jsonl"))
     setting = records.setting_of(hardware, sglang_version, launch_args, start, model)
-    cases, left_out = _usable(source, setting)
+    usable, left_out = _usable(source, setting)
+    cases = [record.case for record in usable if record.case is not None]
     for reason in left_out:
         typer.echo(f"left out: {reason}", err=True)
     there = slices.target_layout(replace(asked, version=str(cases[0].context.version)))
     with console(stderr=True).status(f"calibrating from {len(cases)} points"):
-        found = calibration.calibrate(cases, cases[0].context.engine)
+        simulated = any(record.simulated for record in usable)
+        found = learn(cases, cases[0].context.engine, simulated=simulated)
         report = slice_report(cases, read_model(model), found.profile, there)
     save_engine_profile(found.profile, out)
     if json:
-        print_json(_document(found, out, source, report))
+        print_json({"simulated": simulated, **_document(found, out, source, report)})
         return
-    _show(found)
+    _show(found, simulated=simulated)
     if report is not None:
         slices.show(report, console())
         typer.echo(f"the points are in {source}; use them again with --points {source} --hardware {hardware}")
     typer.echo(f"wrote {out}; use it with --profile {out}")
 
 
-def _usable(points: Path, setting: Any) -> tuple[list[Case], list[str]]:
-    """Return the cases to learn from, of one version, and why the others are left out."""
+def _usable(points: Path, setting: Any) -> tuple[list[RecordCase], list[str]]:
+    """Return the records to learn from, of one version, and why the others are left out."""
     from hwprobe.errors import InputError
     from tuner.calibrate.cases import read_cases
 
-    cases: list[Case] = []
+    usable: list[RecordCase] = []
     left_out: list[str] = []
+    grouped: Counter[str] = Counter()
     for line in read_cases(points, setting):
         if line.case is None:
             left_out.append(f"{line.id}: {line.error}")
         elif line.role == "outlier":
             left_out.append(f"{line.id}: marked as an outlier")
+        elif line.left_out:
+            grouped[line.left_out] += 1
         else:
-            cases.append(line.case)
+            usable.append(line)
+    cases = [record.case for record in usable if record.case is not None]
     if not cases:
         raise InputError(f"{points}: no record can be used: {left_out[0] if left_out else 'the file is empty'}")
     versions = sorted({str(case.context.version) for case in cases})
@@ -121,7 +129,7 @@ def _usable(points: Path, setting: Any) -> tuple[list[Case], list[str]]:
             f"the records are of several SGLang versions ({', '.join(versions)}): a profile belongs to one; "
             "split the file, or name the profile to start from with --base"
         )
-    return cases, left_out
+    return usable, [*left_out, *(f"{count} points {why}" for why, count in grouped.items())]
 
 
 def _document(found: Calibration, out: Path, points: Path, report: SliceReport | None) -> dict[str, Any]:
@@ -140,6 +148,7 @@ def _document(found: Calibration, out: Path, points: Path, report: SliceReport |
             for item in found.parameters
         },
         "outliers": list(found.outliers),
+        "mtp_acceptance": found.acceptance,
         "rms_decode": found.rms_decode,
         "prior_widened": found.width,
         "points_file": str(points),
@@ -147,10 +156,11 @@ def _document(found: Calibration, out: Path, points: Path, report: SliceReport |
     }
 
 
-def _show(found: Calibration) -> None:
+def _show(found: Calibration, *, simulated: bool) -> None:
     from rich.table import Table
 
-    table = Table(title=f"{found.profile.name}, {found.profile.points} points", title_justify="left")
+    stamp = f"{SIMULATED}: " if simulated else ""
+    table = Table(title=f"{stamp}{found.profile.name}, {found.profile.points} points", title_justify="left")
     for heading in ("parameter", "before", "after", "known to, before", "after", "by the data"):
         table.add_column(heading, justify="left" if heading in ("parameter", "by the data") else "right")
     for item in found.parameters:

@@ -69,7 +69,7 @@ def check(
     concurrency: Annotated[int, typer.Option("--concurrency", help="Clients in a closed loop.")] = 64,
     range_ratio: options.RangeRatio = 1.0,
     free_before_load_gib: FreeBeforeLoad = None,
-    mtp_acceptance: options.MtpAcceptance = options.ACCEPTANCE,
+    mtp_acceptance: options.MtpAcceptance = None,
     model: options.Model = None,
     profile: options.Profile = None,
     json: options.Json = False,
@@ -129,7 +129,7 @@ class _Asked:
     model: Path | None
     workload: Workload
     free_before_load_gib: float | None
-    acceptance: float
+    acceptance: float | None
     profile: Path | None
 
 
@@ -141,7 +141,7 @@ def _verdicts(words: list[str], settings: list[str], asked: _Asked) -> list[Serv
     free = asked.free_before_load_gib
     if free is not None and not 1.0 <= free <= 10_000.0:
         raise InputError(f"--free-before-load-gib is {free:g}; it must be GiB of one GPU, such as 137.24")
-    if not 0.0 <= asked.acceptance < 1.0:
+    if asked.acceptance is not None and not 0.0 <= asked.acceptance < 1.0:
         raise InputError(f"--mtp-acceptance is {asked.acceptance:g}; it must be from 0 to below 1")
     given = Given(values=_settings(settings), caller=dict(os.environ), arguments=None)
     launches, file, given = _launches(words, given)
@@ -164,12 +164,15 @@ def _settings(texts: list[str]) -> dict[str, str]:
 
 
 def _shared(asked: _Asked) -> dict[str, Any]:
-    """Return what is read once for all servers: the model of --model and the engine profile."""
+    """Return what is read once for all servers: the model of --model, the engine profile and MTP's acceptance."""
     from models.engine.profile import load_engine_profile
+    from models.serving.estimate import acceptance_of
 
+    engine = load_engine_profile(asked.profile) if asked.profile else None
     return {
         "arch": read_any_model(asked.model) if asked.model else None,
-        "engine": load_engine_profile(asked.profile) if asked.profile else None,
+        "engine": engine,
+        "acceptance": acceptance_of(engine) if asked.acceptance is None else asked.acceptance,
     }
 
 
@@ -187,7 +190,6 @@ def _question(launch: LaunchLine, asked: _Asked, shared: dict[str, Any], notes: 
         version=version,
         workload=asked.workload,
         free_before_load_gib=asked.free_before_load_gib,
-        acceptance=asked.acceptance,
         notes=(*said, *notes),
         **shared,
     )

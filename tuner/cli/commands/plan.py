@@ -30,7 +30,7 @@ def plan(
     sglang_version: options.SglangVersion = options.NEWEST_VERSION,
     range_ratio: options.RangeRatio = 1.0,
     mtp: options.Mtp = True,
-    mtp_acceptance: options.MtpAcceptance = options.ACCEPTANCE,
+    mtp_acceptance: options.MtpAcceptance = None,
     expert_skew: options.ExpertSkew = None,
     model: options.Model = None,
     model_path: options.ModelPath = options.MODEL_PATH,

@@ -60,7 +60,7 @@ def tune(
     sglang_version: options.SglangVersion = options.NEWEST_VERSION,
     range_ratio: options.RangeRatio = 1.0,
     mtp: options.Mtp = True,
-    mtp_acceptance: options.MtpAcceptance = options.ACCEPTANCE,
+    mtp_acceptance: options.MtpAcceptance = None,
     expert_skew: options.ExpertSkew = None,
     model: options.Model = None,
     model_path: options.ModelPath = options.MODEL_PATH,
@@ -167,20 +167,27 @@ def _finish(loop: Loop, prepared: Prepared, *, model_path: str, json: bool) -> N
 
 
 def _recalibrate(loop: Loop, prepared: Prepared) -> dict[str, Any] | None:
-    """Write what the run says of the machine as a profile; return where, and in words, None where it says nothing."""
-    from models.engine.profile import save_engine_profile
-    from tuner.calibrate.from_run import recalibrate
+    """Write what the run says of the machine as a profile; return where, and in words, None where it says nothing.
 
-    found = recalibrate(loop.records, prepared.space.workload, prepared.plan.context)
+    Where the points do not fit the model no profile is written, and `refused` says why.
+    """
+    from hwprobe.errors import InputError
+    from models.engine.profile import save_engine_profile
+    from tuner.calibrate.learned import learn_from_run, sentence
+
+    try:
+        found = learn_from_run(loop.records, prepared.space.workload, prepared.plan.context)
+    except InputError as error:
+        return {"profile": None, "refused": str(error)}
     if found is None:
         return None
     path = loop.folder.path / "profile.json"
-    save_engine_profile(found.calibration.profile, path)
+    save_engine_profile(found.profile, path)
     return {
         "profile": str(path),
         "mtp_acceptance": found.acceptance,
-        "rms_decode": found.calibration.rms_decode,
-        "sentence": found.sentence,
+        "rms_decode": found.rms_decode,
+        "sentence": sentence(found),
     }
 
 

@@ -42,7 +42,13 @@ Servers = Annotated[
 ]
 SglangVersion = Annotated[str, typer.Option("--sglang-version", help="SGLang release to plan for, as in 0.5.12.")]
 Mtp = Annotated[bool, typer.Option("--mtp/--no-mtp", help="Consider multi-token prediction.")]
-MtpAcceptance = Annotated[float, typer.Option("--mtp-acceptance", help="Probability that a drafted token is accepted.")]
+MtpAcceptance = Annotated[
+    float | None,
+    typer.Option(
+        "--mtp-acceptance",
+        help=f"Probability that a drafted token is accepted; default: what --profile learned, else {ACCEPTANCE}.",
+    ),
+]
 ExpertSkew = Annotated[
     float | None,
     typer.Option("--expert-skew", help="Log-spread of expert popularity (fitted: 0.37)."),

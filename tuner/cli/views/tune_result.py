@@ -80,10 +80,11 @@ def show_calibrated(calibrated: dict[str, Any] | None, screen: Console) -> None:
     """Say what the run told of the machine, and how to plan with it."""
     if calibrated is None:
         return
-    accepted = calibrated["mtp_acceptance"]
-    more = "" if accepted is None else f" --mtp-acceptance {accepted:.2f}"
+    if calibrated["profile"] is None:
+        screen.print(calibrated["refused"], markup=False, soft_wrap=True)
+        return
     screen.print(f"calibrated: {calibrated['sentence']}", markup=False, soft_wrap=True)
-    screen.print(f"plan again with --profile {calibrated['profile']}{more}", markup=False, soft_wrap=True)
+    screen.print(f"plan again with --profile {calibrated['profile']}", markup=False, soft_wrap=True)
 
 
 def _show_pareto(records: Sequence[TrialRecord], screen: Console) -> None:

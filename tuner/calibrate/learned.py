@@ -1,0 +1,87 @@
+"""What measurements teach: an engine profile with MTP's acceptance, or the reason why they teach none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hwprobe.errors import InputError
+from models.engine.profile import EngineProfile
+from models.records.calibration import ACCEPTANCE, Calibration, calibrate
+from models.records.case import Case
+from models.serving.estimate import Context
+from models.workload import Workload
+from tuner.calibrate.cases import teaching_points, trial_case
+from tuner.choices import SIMULATED
+from tuner.evidence.trial import TrialRecord
+
+# What is believed beforehand (relative standard deviation): R1's published acceptance is 0.55 to 0.9, random tokens
+# less; the cost of a rank's synchronisation and of expert dispatch is known to a factor of two.
+SPREAD = {ACCEPTANCE: 0.25, "dp_layer_us": 0.7, "ep_layer_us": 0.7}
+# Where more than this share of the points has to be discounted, the model does not describe what was measured.
+MOST_DISCOUNTED = 0.2
+ALWAYS_ALLOWED = 1
+MOST_NAMED = 3
+
+
+def learn(cases: Sequence[Case], base: EngineProfile, *, simulated: bool = False) -> Calibration:
+    """Calibrate `base` to the cases, with MTP's acceptance where it is a guess.
+
+    What a layer costs under attention DP and under EP is learned where the cases have both sides. Raises InputError
+    where nothing can be learned, and with the reason where more than MOST_DISCOUNTED of the cases were discounted.
+    """
+    found = calibrate(cases, base, further=_further(cases))
+    _refuse_what_does_not_fit(found, cases)
+    profile = replace(found.profile, mtp_acceptance=found.acceptance)
+    return replace(found, profile=_stamped(profile) if simulated else profile)
+
+
+def learn_from_run(records: Sequence[TrialRecord], workload: Workload, context: Context) -> Calibration | None:
+    """Learn from the trials of a run, None where none was measured. Raises InputError as `learn` does."""
+    cases = [trial_case(record, point, workload, context) for record, point in teaching_points(records)]
+    if not cases:
+        return None
+    return learn(cases, context.engine, simulated=any(record.simulated for record in records))
+
+
+def sentence(found: Calibration) -> str:
+    """Return what moved, in words."""
+    moved = [
+        f"{item.name} {item.value_before:.3g} -> {item.value_after:.3g}"
+        for item in found.parameters
+        if item.by_data and item.name != ACCEPTANCE
+    ]
+    accepted = "" if found.acceptance is None else f"; {found.acceptance:.2f} of drafted tokens accepted"
+    return ("; ".join(moved) or "no figure of the machine was determined") + accepted
+
+
+def _further(cases: Sequence[Case]) -> dict[str, float]:
+    """Return what the cases can tell beside the engine's fitted parameters, with its spread."""
+    if len({case.context.arch.num_hidden_layers for case in cases}) > 1:
+        return {}  # slices tell a step's fixed cost instead
+    told = {
+        ACCEPTANCE: any(not case.acceptance_known for case in cases),
+        "dp_layer_us": len({case.config.attn_dp_size > 1 for case in cases}) > 1,
+        "ep_layer_us": len({case.config.ep_size > 1 for case in cases}) > 1,
+    }
+    return {name: SPREAD[name] for name, is_told in told.items() if is_told}
+
+
+def _refuse_what_does_not_fit(found: Calibration, cases: Sequence[Case]) -> None:
+    """Raise InputError where the profile would be a compromise; one point that is off is an outlier."""
+    off = [case for case in cases if case.id in found.outliers]
+    if len(off) <= max(ALWAYS_ALLOWED, MOST_DISCOUNTED * len(cases)):
+        return
+    families = Counter(case.config.label for case in off).most_common(MOST_NAMED)
+    named = ", ".join(f"{label} ({count})" for label, count in families)
+    raise InputError(
+        f"no profile: {len(off)} of {len(cases)} points lie further from the model than measurements scatter, most "
+        f"with {named}. One profile cannot describe them all: something differs between them that the model does not "
+        "know (another build, clock or machine, flags no equation prices). sgtune validate --points shows each"
+    )
+
+
+def _stamped(profile: EngineProfile) -> EngineProfile:
+    said = f"{SIMULATED}: the profile was learned in a world that was played, it describes no machine"
+    return replace(profile, source=f"{SIMULATED}: {profile.source}", warnings=(*profile.warnings, said))
