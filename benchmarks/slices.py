@@ -62,7 +62,7 @@ class Compared:
 
     @property
     def error(self) -> float:
-        return self.foretold.dummy / self.measured - 1.0
+        return self.measured / self.foretold.dummy - 1.0
 
     @property
     def scatter(self) -> float:

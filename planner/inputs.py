@@ -50,12 +50,11 @@ def read_question(
     sglang_version: str,
     slo: list[str] | None,
     profile: Path | None,
-    acceptance: float | None = None,
     **rest: Any,
 ) -> PlanQuestion:
     """Build the question that plan and tune share; `rest` are fields of PlanQuestion as they are.
 
-    An acceptance that is not given is the profile's, where measurements told it.
+    An `acceptance` among them that is None is the profile's, where measurements told it, else the prior.
     """
     from models.engine.profile import load_engine_profile
     from models.serving.estimate import acceptance_of
@@ -64,6 +63,7 @@ def read_question(
     from planner.plans.make import PlanQuestion
 
     engine = load_engine_profile(profile) if profile else None
+    acceptance = rest.pop("acceptance", None)
     return PlanQuestion(
         hardware=read_hardware(hardware),
         arch=read_model(model),

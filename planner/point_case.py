@@ -208,9 +208,7 @@ def _speculative(point: Point, guesses: _Guesses) -> Speculative | None:
     return Speculative(num_steps=steps, eagle_topk=point.mtp_topk or 1, num_draft_tokens=drafts) if steps else None
 
 
-def _acceptance(
-    point: Point, config: ServerConfig, told: float | None, guesses: _Guesses
-) -> tuple[float, float]:
+def _acceptance(point: Point, config: ServerConfig, told: float | None, guesses: _Guesses) -> tuple[float, float]:
     """Return the acceptance per drafted token that yields the accept length of the record, and the yield's spread.
 
     A record that gives none has what the engine profile was told, else the prior.

@@ -213,7 +213,7 @@ if plan.published is not None:
     known = plan.published
     st.caption(
         f":material/fact_check: Published: {known.published:,.2f} {known.quantity}, predicted {known.predicted:,.2f} "
-        f"({known.residual_percent:+.1f} %): {known.source}; {known.note}"
+        f"({known.residual_percent:+.1f} % over predicted): {known.source}; {known.note}"
     )
 for warning in plan.warnings:
     st.caption(f":material/info: {as_markdown(warning)}")

@@ -27,13 +27,16 @@ class Residual:
 
     @property
     def percent(self) -> float:
-        """Predicted against measured, in percent."""
-        return 100.0 * (self.predicted / self.measured - 1.0)
+        """Measured over predicted, in percent."""
+        return 100.0 * (self.measured / self.predicted - 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """Errors of one group in percent: mean absolute, largest absolute, mean; and the share in the 90 % band."""
+    """Errors of one group, measured over predicted in percent: mean absolute, largest absolute, mean.
+
+    `in_band` is the share in the 90 % band.
+    """
 
     group: str
     concurrency: str

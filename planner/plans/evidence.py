@@ -52,7 +52,7 @@ class ConfigFamily:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyRow:
-    """The records of one family: how many, and predictions against them in percent."""
+    """The records of one family: how many, and what they measured over predicted, in percent."""
 
     family: ConfigFamily
     records: int

@@ -16,7 +16,7 @@ from planner.sglang.resolver import resolve
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """A published figure, the prediction for it, and the residual in percent (predicted against published)."""
+    """A published figure, the prediction for it, and the residual in percent (published over predicted)."""
 
     quantity: str
     published: float
@@ -27,7 +27,7 @@ class Comparison:
 
     @property
     def residual_percent(self) -> float:
-        return 100.0 * (self.predicted / self.published - 1.0)
+        return 100.0 * (self.published / self.predicted - 1.0)
 
 
 @cache

@@ -93,7 +93,7 @@ def test_published_figures_stand_beside_the_prediction(isl: int, clients: int, f
     found = asked(version="0.4.3", isl=isl, concurrency=clients).published
     assert found is not None
     assert found.published == figure
-    assert found.residual_percent == pytest.approx(100 * (found.predicted / figure - 1))
+    assert found.residual_percent == pytest.approx(100 * (figure / found.predicted - 1)), "published over predicted"
 
 
 def test_no_published_figure_is_claimed_for_another_question() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -45,14 +46,18 @@ def test_plan_explains(sgtune: Sgtune) -> None:
 
 
 @pytest.mark.parametrize("clients", ["1", "16", "64"])
-def test_the_founding_case_shows_its_residual(sgtune: Sgtune, clients: str) -> None:
+def test_the_founding_case_shows_how_far_it_is_from_the_prediction(sgtune: Sgtune, clients: str) -> None:
     ran = sgtune(
         "plan", "--hardware", "nf5688g7", "--isl", "100", "--osl", "1000", "--concurrency", clients,
         "--sglang-version", "0.4.3",
     )  # fmt: skip
     assert ran.code == 0
     assert "published" in ran.out
-    assert "residual" in ran.out
+    published, predicted, percent = (
+        float(re.search(pattern, ran.out)[1].replace(",", ""))  # type: ignore[index]
+        for pattern in (r"published ([\d.,]+) ", r"predicted ([\d.,]+);", r"published over predicted ([-+][\d.]+) %")
+    )
+    assert percent == pytest.approx(100 * (published / predicted - 1), abs=0.1)
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_would(sgtune: Sgtune) -> None:

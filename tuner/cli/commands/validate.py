@@ -36,7 +36,7 @@ def validate(
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Show residuals, mean, largest and signed error, and how many measurements lie in their 90 % band."""
+    """Show measured over predicted: mean, largest and signed error, and how many lie in their 90 % band."""
     from models.records.validation import overall, scores
 
     setting = records.setting_of(hardware, sglang_version, launch_args, records.profile_option(profile), model)
@@ -90,7 +90,7 @@ def _document(
 def _show(groups: list[Score], title: str) -> None:
     from rich.table import Table
 
-    table = Table(title=f"residuals, predicted against measured, {title}", title_justify="left")
+    table = Table(title=f"measured over predicted, {title}", title_justify="left")
     table.add_column("group")
     table.add_column("clients", justify="right")
     table.add_column("figure")

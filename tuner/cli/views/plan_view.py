@@ -237,5 +237,5 @@ def _show_published(plan: Plan, screen: Console) -> None:
     found = plan.published
     screen.print(
         f"[bold]published[/] {found.published:,.2f} {found.quantity}; [bold]predicted[/] {found.predicted:,.2f}; "
-        f"residual [bold]{found.residual_percent:+.1f} %[/] ({found.source}; {found.note})"
+        f"published over predicted [bold]{found.residual_percent:+.1f} %[/] ({found.source}; {found.note})"
     )

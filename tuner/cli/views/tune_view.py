@@ -104,7 +104,7 @@ def _trial_line(record: TrialRecord) -> str:
     if record.target is None:
         return f"{head}{why(record)}"
     measured, predicted = record.target.output_tok_s, record.predicted["output_tok_s"]
-    text = f"{head}{measured:,.0f} tok/s, predicted {predicted:,.0f} ({100 * (predicted / measured - 1):+.1f} %)"
+    text = f"{head}{measured:,.0f} tok/s, predicted {predicted:,.0f} ({100 * (measured / predicted - 1):+.1f} %)"
     if record.decided_at is not None and record.value is not None and abs(record.value / measured - 1) > 1e-9:
         text += f"; objective {figure(record.value)}"
     return text + "".join(f"; {said}" for said in (*record.misses, record.reason) if said)
