@@ -23,10 +23,9 @@ from planner.plans.make import PlanQuestion
 from tuner.evidence.knob_effects import KnobEffect, knob_effects
 from tuner.evidence.live_state import LiveState, RunState, read_live
 from tuner.evidence.run_folder import holder_of, read_manifest
-from tuner.evidence.standings import Standing, standings, winner_of
+from tuner.evidence.standings import BASELINE, Standing, named, standings, winner_of
 from tuner.evidence.trial import Manifest, TrialRecord, best_of
 from tuner.evidence.trial_lines import ends_torn, sound_trials
-from tuner.run.result import baseline_of
 
 RUNS_VARIABLE = "SGTUNE_RUNS"
 # The end of a log that is read; long enough for forty wide lines.
@@ -80,7 +79,8 @@ class RunView:
 
     @property
     def baseline(self) -> TrialRecord | None:
-        return baseline_of(self.records)
+        found = named(self.records, BASELINE)
+        return None if found is None else found.first
 
     @property
     def winner(self) -> Standing | None:

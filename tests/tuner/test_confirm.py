@@ -13,7 +13,7 @@ import pytest
 
 from models.config import ServerConfig
 from tuner.evidence.knob_effects import knob_effects, residuals
-from tuner.evidence.standings import BASELINE, standings, to_confirm, winner_of
+from tuner.evidence.standings import BASELINE, RECIPE, decide, standings, to_confirm, winner_of
 from tuner.evidence.trial import TrialOutcome, TrialRecord
 from tuner.seam import Measurement
 
@@ -75,6 +75,53 @@ def test_a_tie_goes_to_the_configuration_nearest_the_default() -> None:
     winner = winner_of(steady)
     assert winner is not None
     assert winner.first.number == 1, "launches that agree to the digit leave no room for a tie"
+
+
+def faster(record: TrialRecord, factor: float) -> TrialRecord:
+    """Return the trial with every latency divided by a factor."""
+    points = tuple(
+        replace(p, tpot_ms={name: value / factor for name, value in p.tpot_ms.items()}) for p in record.points
+    )
+    return replace(record, points=points)
+
+
+def test_a_tie_goes_to_the_configuration_that_is_faster_per_user() -> None:
+    slow = [trial(1, 1008.0, mtp_steps=1), trial(4, 1000.0, repeats=1, mtp_steps=1)]
+    fast = [
+        faster(trial(2, 1003.0, mtp_steps=2, chunked_prefill_size=4096), 1.17),
+        faster(trial(5, 998.0, repeats=2, mtp_steps=2, chunked_prefill_size=4096), 1.17),
+    ]
+    decided = decide([trial(0, 900.0), *slow, *fast])
+    assert decided is not None
+    assert decided.winner.first.number == 2, "0.4 % behind within noise, 17 % faster per user"
+    assert [standing.first.number for standing in decided.tied] == [1]
+    alone = decide([trial(0, 900.0), trial(1, 1100.0), trial(4, 1101.0, repeats=1), *fast])
+    assert alone is not None
+    assert (alone.winner.first.number, alone.tied) == (1, ()), "10 % ahead is no tie, however slow per user"
+
+
+def test_measurements_that_say_they_are_coarse_tie_though_two_launches_agree_by_chance() -> None:
+    coarse = {"output_tok_s_interval": (950.0, 1050.0)}
+    records = [trial(0, 900.0), trial(1, 1004.0, mtp_steps=1, chunked_prefill_size=4096), trial(2, 1000.0, mtp_steps=1)]
+    records += [trial(3, 1004.0, repeats=1), trial(4, 1000.0, repeats=2)]
+    records = [replace(r, points=tuple(replace(p, **coarse) for p in r.points)) for r in records]
+    decided = decide(records)
+    assert decided is not None
+    assert (decided.winner.first.number, [s.first.number for s in decided.tied]) == (2, [1])
+
+
+def test_the_gain_is_quoted_over_the_defaults_and_over_the_recipe(sgtune: Sgtune, tmp_path: Path) -> None:
+    ran = sgtune(*SMALL, "--trials", "3", "--confirm", "0", "--runs", str(tmp_path), "--run", "a")
+    assert ran.code == 0, ran.err
+    document = json.loads((tmp_path / "a" / "result.json").read_text())
+    rates = {trial["source"]: trial["measured_output_tok_s"] for trial in document["trials"]}
+    best = document["best"]["output_tok_s"]
+    assert document["gain"]["over_defaults"] == pytest.approx(best / rates[BASELINE] - 1)
+    assert document["gain"]["over_recipe"] == pytest.approx(best / rates[RECIPE] - 1)
+    for words, gain in (("SGLang's defaults", "over_defaults"), ("the recipe, attention DP", "over_recipe")):
+        line = next(line for line in ran.out.splitlines() if line.startswith(words))
+        assert f"gain {100 * document['gain'][gain]:+.0f} %" in line
+    assert document["tied"] == []
 
 
 def test_a_limit_missed_on_average_disqualifies() -> None:

@@ -1,7 +1,9 @@
 """The last launches of a run: the best again, and the baseline again, because one measurement may be lucky.
 
-What separate launches of one configuration scatter by is pooled over all that were launched twice. A configuration
-that is not shown to be better, by one standard error of the difference, gives way to the one nearest SGLang's default.
+What separate launches of one configuration scatter by is pooled over all that were launched twice. Configurations
+within noise of the best (one standard error of the difference, and no less than what the measurements say of
+themselves) are tied: the one that is fastest per user wins, and of those alike in that, too, the one nearest SGLang's
+default.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from tuner.evidence.trial import TrialOutcome, TrialRecord, best_of
 from tuner.seam import Measurement, Verdict
 
 BASELINE = "SGLang default"
+RECIPE = "recipe"
 # Student's t at 97.5 % by degrees of freedom; few launches are ever repeated.
 STUDENT_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
@@ -40,6 +43,21 @@ class Standing:
         points = [point for launch in self.launches for point in launch.points if point.load == load]
         sound = [point for point in points if point.verdict is Verdict.OK]
         return _over(sound, self.scatter) if sound else None
+
+    @property
+    def user_tok_s(self) -> float:
+        """Speed a user sees while being served, over all launches."""
+        return _geometric_mean([_target(launch).user_tok_s for launch in self.launches])
+
+    @property
+    def own_half(self) -> float:
+        """Half the 95 % interval that the measurements state of themselves, in log units."""
+        halves = [_own_half(_target(launch)) for launch in self.launches]
+        return sum(halves) / len(halves) / math.sqrt(len(halves))
+
+    def gain_over(self, other: Standing) -> float:
+        """How much better than another in the objective, less one: a TPOT of half is a gain of 1."""
+        return math.expm1(self.objective - other.objective)
 
     @property
     def feasible(self) -> bool:
@@ -84,26 +102,47 @@ def standings(records: Sequence[TrialRecord]) -> list[Standing]:
     return [_standing(group, scatter) for group in groups]
 
 
-def winner_of(records: Sequence[TrialRecord]) -> Standing | None:
-    """Return the configuration to recommend, None where no trial is feasible.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """The configuration to recommend, and the others that the launches cannot tell from the best."""
 
-    Those launched twice go before all others; ties go to the one with fewest parameters away from SGLang's default.
+    winner: Standing
+    tied: tuple[Standing, ...] = ()
+
+
+def winner_of(records: Sequence[TrialRecord]) -> Standing | None:
+    """Return the configuration to recommend, None where no trial is feasible."""
+    decided = decide(records)
+    return None if decided is None else decided.winner
+
+
+def decide(records: Sequence[TrialRecord]) -> Decision | None:
+    """Return the configuration to recommend and its ties, None where no trial is feasible.
+
+    Those launched twice go before all others; without any, the best first launch wins and nothing is said of ties.
     """
     best = best_of(records)
     if best is None:
         return None
-    found = standings(records)
-    feasible = [standing for standing in found if standing.feasible]
+    feasible = [standing for standing in standings(records) if standing.feasible]
     if not feasible:  # the second launch missed a limit that the first had kept
         return None
     confirmed = [standing for standing in feasible if len(standing.launches) > 1]
     if not confirmed:
-        return next(standing for standing in feasible if standing.first.number == best.number)
+        return Decision(winner=next(standing for standing in feasible if standing.first.number == best.number))
     leader = max(confirmed, key=lambda standing: standing.objective)
     deviation = scatter_of(_groups(records)).deviation
     default = next((r.params for r in records if r.source == BASELINE), leader.first.params)
-    tied = [s for s in confirmed if leader.objective - s.objective <= _standard_error(leader, s, deviation)]
-    return min(tied, key=lambda s: (_distance(s.first, default), -s.objective))
+    tied = [s for s in confirmed if leader.objective - s.objective <= _noise(leader, s, deviation)]
+    fastest = max(tied, key=lambda standing: standing.user_tok_s)
+    alike = [s for s in tied if math.log(fastest.user_tok_s / s.user_tok_s) <= _noise(fastest, s, deviation)]
+    winner = min(alike, key=lambda s: (_distance(s.first, default), -s.objective))
+    return Decision(winner=winner, tied=tuple(s for s in tied if s is not winner))
+
+
+def named(records: Sequence[TrialRecord], source: str) -> Standing | None:
+    """Return SGLang's defaults (BASELINE) or attention DP on all GPUs (RECIPE) with all launches, if measured."""
+    return next((s for s in standings(records) if s.first.source == source and s.first.target), None)
 
 
 def scatter_of(groups: Sequence[Sequence[TrialRecord]]) -> Scatter:
@@ -174,8 +213,10 @@ def _own_half(point: Measurement) -> float:
     return math.log(high / low) / 2.0 if 0.0 < low < high else 0.0
 
 
-def _standard_error(a: Standing, b: Standing, deviation: float) -> float:
-    return deviation * math.sqrt(1.0 / len(a.launches) + 1.0 / len(b.launches))
+def _noise(a: Standing, b: Standing, deviation: float) -> float:
+    """What two configurations may differ by, in log units, without one being shown to be better."""
+    error = deviation * math.sqrt(1.0 / len(a.launches) + 1.0 / len(b.launches))
+    return max(error, math.hypot(a.own_half, b.own_half))
 
 
 def _distance(record: TrialRecord, default: dict[str, object]) -> int:

@@ -13,7 +13,7 @@ from planner.launch import launch_spec
 from planner.plans.frontier import pareto_front
 from planner.plans.space import as_launched
 from tuner.evidence.knob_effects import knob_effects, residuals
-from tuner.evidence.standings import BASELINE, Standing, standings, winner_of
+from tuner.evidence.standings import BASELINE, RECIPE, Standing, decide, named, standings
 from tuner.evidence.trial import Manifest, TrialOutcome, TrialRecord
 from tuner.seam import Verdict
 from tuner.search.objective import UNITS
@@ -23,11 +23,6 @@ def nearest_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
     """Return the measured trial that misses its limits by least."""
     measured = [r for r in records if r.outcome is TrialOutcome.MEASURED and r.repeats is None]
     return min(measured, key=lambda r: max(r.constraints.values(), default=0.0), default=None)
-
-
-def baseline_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
-    """Return the trial of SGLang's defaults, if it was measured."""
-    return next((r for r in records if r.source == BASELINE and r.target is not None), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +36,8 @@ class RunEnd:
 
 def result_document(run: Path, manifest: Manifest, records: Sequence[TrialRecord], end: RunEnd) -> dict[str, Any]:
     """Return the document of `sgtune tune --json`."""
-    best, baseline = winner_of(records), baseline_of(records)
+    decided, baseline, base_recipe = decide(records), named(records, BASELINE), named(records, RECIPE)
+    best = decided.winner if decided else None
     known = {standing.first.number: standing for standing in standings(records)}
     return {
         "run": str(run),
@@ -54,7 +50,12 @@ def result_document(run: Path, manifest: Manifest, records: Sequence[TrialRecord
         "nearest": _trial(known[nearest.number], manifest)
         if best is None and (nearest := nearest_of(records))
         else None,
-        "baseline": _trial(known[baseline.number], manifest) if baseline else None,
+        "tied": [_tied(standing) for standing in decided.tied] if decided else [],
+        "baseline": _trial(baseline, manifest) if baseline else None,
+        "gain": {
+            "over_defaults": best.gain_over(baseline) if best and baseline else None,
+            "over_recipe": best.gain_over(base_recipe) if best and base_recipe else None,
+        },
         "launches": sum(r.launched and r.repeats is None for r in records),
         "confirmations": sum(r.repeats is not None for r in records),
         "infeasible_launches": sum(r.launched and not r.feasible and r.repeats is None for r in records),
@@ -68,6 +69,16 @@ def result_document(run: Path, manifest: Manifest, records: Sequence[TrialRecord
         "engine_hours": sum(r.spent_s for r in records) / 3600,
         "stopped": end.stop_reason,
         "exports": [str(path) for path in end.exports],
+    }
+
+
+def _tied(standing: Standing) -> dict[str, Any]:
+    return {
+        "number": standing.first.number,
+        "label": standing.first.label,
+        "value": standing.value,
+        "output_tok_s": standing.output_tok_s,
+        "user_tok_s": standing.user_tok_s,
     }
 
 

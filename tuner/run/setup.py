@@ -15,7 +15,7 @@ from planner.plans.seeds import recipe, sglang_default, spread_seeds
 from planner.plans.space import default_space
 from tuner.choices import SIMULATED_ENGINES, Fidelity, Objective, SamplerName
 from tuner.evidence.run_folder import FolderTaken, RunFolder
-from tuner.evidence.standings import BASELINE
+from tuner.evidence.standings import BASELINE, RECIPE
 from tuner.evidence.trial import Manifest
 from tuner.run.engine_factory import engine_of
 from tuner.run.loop import Loop, Reporter, TuneTask
@@ -98,7 +98,7 @@ def _seeds(plan: Plan, space: TuningSpace, count: int) -> list[tuple[str, dict[s
     """
     machine = plan.context.machine
     wanted: list[tuple[str, dict[str, Any]]] = []
-    for source, layout in ((BASELINE, sglang_default(machine)), ("recipe", recipe(machine))):
+    for source, layout in ((BASELINE, sglang_default(machine)), (RECIPE, recipe(machine))):
         if layout.layout in space.layouts:
             wanted.append((source, space.default_params(layout)))
     chosen = spread_seeds(plan.found.candidates, machine.memory_gib, count)

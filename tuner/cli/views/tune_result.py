@@ -13,7 +13,7 @@ from rich.table import Table
 from planner.launch_files.parameters import Parameters
 from tuner.choices import SIMULATED, Objective
 from tuner.evidence.knob_effects import knob_effects, residuals
-from tuner.evidence.standings import BASELINE, standings, winner_of
+from tuner.evidence.standings import BASELINE, RECIPE, Decision, Standing, decide, named
 from tuner.evidence.trial import Manifest, TrialOutcome, TrialRecord
 from tuner.launch_files.trial_export import spec_of
 from tuner.run.loop import Loop
@@ -33,11 +33,13 @@ def show_result(loop: Loop, manifest: Manifest, exports: Sequence[Path], screen:
         f"{loop.launches} launches ({infeasible} infeasible), {skipped} proposals ruled out without launching, "
         f"{loop.spent_s / 3600:.1f} h of engine time; stopped: {loop.stop_reason}"
     )
-    winner = winner_of(loop.records)
-    if winner is None or winner.first.target is None:
+    decided = decide(loop.records)
+    target = decided.winner.first.target if decided else None
+    if decided is None or target is None:
         _show_nearest(loop.records, screen)
         return
-    best, target = winner.first, winner.first.target
+    winner = decided.winner
+    best = winner.first
     low, high = winner.value_interval
     unit = UNITS[manifest.objective]
     rate = "" if manifest.objective is Objective.OUTPUT_TOK_S else f"{target.output_tok_s:,.0f} output tok/s, "
@@ -48,12 +50,8 @@ def show_result(loop: Loop, manifest: Manifest, exports: Sequence[Path], screen:
         f"{_launches(len(winner.launches))}), {rate}{target.user_tok_s:.1f} per user, "
         f"TTFT {target.ttft_ms['mean']:,.0f} ms; measured over predicted {100 * (best.over_predicted - 1):+.1f} %"
     )
-    baseline = next((s for s in standings(loop.records) if s.first.source == BASELINE), None)
-    if baseline is not None:
-        gain = 100 * (winner.value / baseline.value - 1)
-        drift = "" if baseline.drift is None else f"; its second launch {100 * baseline.drift:+.1f} %"
-        words = f"{figure(baseline.value)} {unit if rate else 'tok/s'}"
-        screen.print(f"SGLang's defaults ({baseline.first.label}): {words}; gain {gain:+.0f} %{drift}")
+    _show_tied(decided, unit, screen)
+    _show_gain(winner, loop.records, unit if rate else "tok/s", screen)
     if best.params.get("kv_cache_dtype", "default") != "default":
         screen.print("note: an FP8 KV cache changes what the model computes: compare answers before you rely on it")
     _show_learned(loop.records, screen)
@@ -65,6 +63,28 @@ def show_result(loop: Loop, manifest: Manifest, exports: Sequence[Path], screen:
         screen.print(
             f"{SIMULATED}: the {manifest.engine} engine played world '{manifest.world}'; measure on the machine"
         )
+
+
+def _show_tied(decided: Decision, unit: str, screen: Console) -> None:
+    """Name what the launches cannot tell from the best, and why this one of them was chosen."""
+    if not decided.tied:
+        return
+    others = ", ".join(
+        f"trial {s.first.number} {s.first.label} ({figure(s.value)} {unit}, {s.user_tok_s:.1f} per user)"
+        for s in decided.tied
+    )
+    screen.print(f"tied within noise: {others}; the fastest per user was chosen, then the nearest to the defaults")
+
+
+def _show_gain(winner: Standing, records: Sequence[TrialRecord], unit: str, screen: Console) -> None:
+    """Say what the winner gains over SGLang's defaults and over the recipe."""
+    for source, words in ((BASELINE, "SGLang's defaults"), (RECIPE, "the recipe, attention DP on all GPUs")):
+        other = named(records, source)
+        if other is None:
+            continue
+        drift = "" if other.drift is None else f"; its second launch {100 * other.drift:+.1f} %"
+        gain = 100 * winner.gain_over(other)
+        screen.print(f"{words} ({other.first.label}): {figure(other.value)} {unit}; gain {gain:+.0f} %{drift}")
 
 
 def figure(value: float) -> str:
