@@ -241,11 +241,12 @@ def linearised(
 ) -> tuple[Fit, Array]:
     """Return residuals at a place and their slopes along the free parameters."""
     here = _fit_at(cases, like, place, names)
+    unique = len({case.id for case in cases}) == len(cases)  # rows are found by their case's id
     columns = []
     for index in np.flatnonzero(free):
         aside = place.copy()
         aside[index] += STEP
-        touched = [case for case in cases if _depends(case, names[index])]
+        touched = [case for case in cases if not unique or _depends(case, names[index])]
         column = np.zeros(len(here.residuals))
         if touched:
             own = {case.id for case in touched}

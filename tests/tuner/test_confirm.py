@@ -111,7 +111,8 @@ def test_measurements_that_say_they_are_coarse_tie_though_two_launches_agree_by_
 
 
 def test_the_gain_is_quoted_over_the_defaults_and_over_the_recipe(sgtune: Sgtune, tmp_path: Path) -> None:
-    ran = sgtune(*SMALL, "--trials", "3", "--confirm", "0", "--runs", str(tmp_path), "--run", "a")
+    question = ("--isl", "100", "--osl", "50", "--concurrency", "8")
+    ran = sgtune(*SMALL, *question, "--trials", "3", "--confirm", "0", "--runs", str(tmp_path), "--run", "a")
     assert ran.code == 0, ran.err
     document = json.loads((tmp_path / "a" / "result.json").read_text())
     rates = {trial["source"]: trial["measured_output_tok_s"] for trial in document["trials"]}

@@ -100,6 +100,7 @@ def test_a_tune_whose_points_do_not_fit_the_model_ends_without_a_profile(
 ) -> None:
     monkeypatch.setattr("tuner.calibrate.learned.MOST_DISCOUNTED", -1.0)
     monkeypatch.setattr("tuner.calibrate.learned.ALWAYS_ALLOWED", -1)
+    monkeypatch.setattr("tuner.calibrate.learned.FEWEST_JUDGED", 0)
     ran = sgtune(
         "tune", *QUESTION, "--engine", "simulated", "--world", str(run[0].parent / "world.toml"), "--trials", "1",
         "--confirm", "0", "--runs", str(tmp_path / "new"), "--run", "b",

@@ -22,6 +22,8 @@ SPREAD = {ACCEPTANCE: 0.25, "dp_layer_us": 0.7, "ep_layer_us": 0.7}
 # Where more than this share of the points has to be discounted, the model does not describe what was measured.
 MOST_DISCOUNTED = 0.2
 ALWAYS_ALLOWED = 1
+# Of fewer points a share says little: they are named as discounted instead.
+FEWEST_JUDGED = 5
 MOST_NAMED = 3
 
 
@@ -71,7 +73,7 @@ def _further(cases: Sequence[Case]) -> dict[str, float]:
 def _refuse_what_does_not_fit(found: Calibration, cases: Sequence[Case]) -> None:
     """Raise InputError where the profile would be a compromise; one point that is off is an outlier."""
     off = [case for case in cases if case.id in found.outliers]
-    if len(off) <= max(ALWAYS_ALLOWED, MOST_DISCOUNTED * len(cases)):
+    if len(cases) < FEWEST_JUDGED or len(off) <= max(ALWAYS_ALLOWED, MOST_DISCOUNTED * len(cases)):
         return
     families = Counter(case.config.label for case in off).most_common(MOST_NAMED)
     named = ", ".join(f"{label} ({count})" for label, count in families)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from models.serving.estimate import Context
-from tuner.choices import EngineName
+from tuner.choices import SIMULATED_ENGINES, EngineName
 from tuner.engines.build import LiveSettings, emulated_runner, live_engine
 from tuner.engines.runners import DockerRunner, LocalRunner, Runner
 from tuner.engines.simulated import SimulatedEngine
 from tuner.evidence.run_folder import RunFolder
 from tuner.run.question import TuneQuestion
 from tuner.seam import Engine
+from tuner.server.preflight import Preflight
 from tuner.server.readiness import Smoke
 
 
@@ -27,6 +28,20 @@ def engine_of(question: TuneQuestion, context: Context, folder: RunFolder) -> En
         slos=question.plan.slos,
     )
     return live_engine(_runner(question, context, folder), context, live)
+
+
+def preflight(question: TuneQuestion) -> None:
+    """Raise InputError where every launch on a real engine would fail alike."""
+    if question.engine in SIMULATED_ENGINES:
+        return
+    plan = question.plan
+    Preflight(
+        python=question.python if question.engine is EngineName.LOCAL else None,
+        version=plan.version,
+        gpus=plan.hardware.gpus_per_node,
+        model_path=question.model_path,
+        flags=question.server_flags,
+    ).check()
 
 
 def _smoke(text: str | None) -> Smoke | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -44,6 +45,17 @@ class OperatorNeeded(SgtuneError):
         super().__init__(
             f"trial {number} stopped the run ({failure.kind}): {failure.evidence}\n"
             "see to it, then go on with --resume: nothing measured is lost"
+        )
+
+
+class AlikeFailures(SgtuneError):
+    """Two launches in a row failed alike before they served anything: the next ones would, too."""
+
+    def __init__(self, record: TrialRecord) -> None:
+        super().__init__(
+            f"two launches in a row failed alike ({record.failure}), which no configuration mends: {record.reason}\n"
+            f"see trials/{record.number}/server.log in the run folder, mend what it names, then go on with --resume: "
+            "nothing measured is lost"
         )
 
 
@@ -112,8 +124,12 @@ class Loop:
         Every record is on disk before the next begins.
         """
         self.complete_folders()
+        before: TrialRecord | None = None
         for source, params in self._proposals():
             self._keep(self._try(source, params))
+            if self.records[-1].launched:
+                _stop_where_alike(before, self.records[-1])
+                before = self.records[-1]
         self._confirm()
 
     def _keep(self, record: TrialRecord) -> None:
@@ -266,3 +282,17 @@ class Loop:
         """Let go of the machine and the run folder; the records stay."""
         self.engine.close()
         self.folder.release()
+
+
+def _stop_where_alike(before: TrialRecord | None, record: TrialRecord) -> None:
+    """Raise AlikeFailures when both failed at their start, through no fault of their own, with the same words."""
+    if before is None or record.points or before.points:
+        return
+    alike = record.outcome is before.outcome is TrialOutcome.FAILED and record.failure is before.failure is not None
+    if alike and _words(record.reason) == _words(before.reason):
+        raise AlikeFailures(record)
+
+
+def _words(text: str) -> str:
+    """Return a message without what differs between two launches: times, ports, process ids."""
+    return re.sub(r"\d+", "#", text)

@@ -95,6 +95,7 @@ def tune(
 def _tune(question: TuneQuestion, *, model_path: str, dry_run: bool, json: bool) -> None:
     from tuner.cli.views.tune_view import LiveReporter, show_dry_run
     from tuner.run.dry_run import dry_run_document
+    from tuner.run.engine_factory import preflight
     from tuner.run.live_writer import LiveWriter
     from tuner.run.setup import open_loop, prepare
 
@@ -106,6 +107,7 @@ def _tune(question: TuneQuestion, *, model_path: str, dry_run: bool, json: bool)
         else:
             show_dry_run(document, console())
         return
+    preflight(question)
     ceiling_tok_s = prepared.plan.best.prediction.output_tok_s if prepared.plan.best else 0.0
     screen = console(stderr=True)
     reporter = LiveReporter(screen, question.trials)

@@ -81,10 +81,18 @@ def _show_gain(winner: Standing, records: Sequence[TrialRecord], unit: str, scre
     for source, words in ((BASELINE, "SGLang's defaults"), (RECIPE, "the recipe, attention DP on all GPUs")):
         other = named(records, source)
         if other is None:
+            _show_unlaunched(source, words, records, screen)
             continue
         drift = "" if other.drift is None else f"; its second launch {100 * other.drift:+.1f} %"
         gain = 100 * winner.gain_over(other)
         screen.print(f"{words} ({other.first.label}): {figure(other.value)} {unit}; gain {gain:+.0f} %{drift}")
+
+
+def _show_unlaunched(source: str, words: str, records: Sequence[TrialRecord], screen: Console) -> None:
+    """Say why there is no gain over a configuration that was proposed and never measured."""
+    for record in records:
+        if record.source == source and record.repeats is None:
+            screen.print(f"{words} ({record.label}): not measured, {why(record)}", markup=False)
 
 
 def figure(value: float) -> str:
