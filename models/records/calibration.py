@@ -260,6 +260,8 @@ def _depends(case: Case, name: str) -> bool:
     """Whether a parameter can change what the case is expected to show: replays that cannot differ are saved."""
     if name == ACCEPTANCE:
         return not case.acceptance_known
+    if case.prefill is not None:
+        return True  # the prefill servers have a layout of their own
     if name == "dp_layer_us":
         return case.config.attn_dp_size > 1
     if name == "ep_layer_us":

@@ -61,6 +61,7 @@ def _options(
 
 
 app.command(name="probe", epilog=probe.EXAMPLE)(probe.probe)
+app.command(name="hardware", epilog=probe.HARDWARE_EXAMPLE)(probe.hardware)
 app.command(
     name="check", epilog=check.EXAMPLE, context_settings={"ignore_unknown_options": True, "allow_extra_args": False}
 )(check.check)

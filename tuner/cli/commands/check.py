@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from planner.inputs import read_any_model, read_hardware
-from tuner.cli.common import options
+from tuner.cli.common import completion, options
 from tuner.cli.common.terminal import console, print_json, start_fast
 
 if TYPE_CHECKING:
@@ -43,11 +43,19 @@ Line = Annotated[
 ]
 CheckHardware = Annotated[
     str | None,
-    typer.Option("--hardware", help="Catalogue name (h200x8, 2xh100x8, ...) or hardware.json; default: H200 nodes."),
+    typer.Option(
+        "--hardware",
+        autocompletion=completion.hardware,
+        help="Catalogue name (h200x8, 2xh100x8, ...) or hardware.json; default: H200 nodes.",
+    ),
 ]
 CheckVersion = Annotated[
     str | None,
-    typer.Option("--sglang-version", help="SGLang release; default: the image's tag, else the newest known."),
+    typer.Option(
+        "--sglang-version",
+        autocompletion=completion.sglang_version,
+        help="SGLang release; default: the image's tag, else the newest known.",
+    ),
 ]
 FreeBeforeLoad = Annotated[
     float | None,

@@ -34,7 +34,7 @@ Targets = Annotated[list[TargetName] | None, typer.Option("--target", help="Whic
 
 
 def export(
-    run: Annotated[str | None, typer.Option("--run", help="Name of the run folder.")] = None,
+    run: options.Run = None,
     trial: Annotated[int | None, typer.Option("--trial", help="Trial number of the run; default: the winner.")] = None,
     plan: Annotated[
         Path | None,

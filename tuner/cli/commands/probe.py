@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hwprobe.measure import MeasureTask, Progress, TaskOutcome
     from hwprobe.session import Probed
 
+HARDWARE_EXAMPLE = "Example: sgtune hardware --json"
 EXAMPLE = "Example: sgtune probe --out hardware.json"
 
 
@@ -44,6 +45,37 @@ def probe(
     _deliver(probed, out, json=json)
     if probed.failures:
         raise SgtuneError("; ".join(probed.failures))
+
+
+def hardware(json: options.Json = False) -> None:
+    """List the machines that --hardware knows by name, with the figures of their data sheets."""
+    from hwprobe.catalogue import hardware_from_catalogue, hardware_names
+
+    machines = [hardware_from_catalogue(name) for name in hardware_names()]
+    rows = [
+        {
+            "name": machine.name,
+            "nodes": machine.nodes,
+            "gpus_per_node": machine.gpus_per_node,
+            "gpu": machine.gpus[0].name,
+            "memory_gib": round(machine.gpus[0].memory_mib.value / 1024, 1),
+            "hbm_tb_s": round(machine.gpus[0].hbm_gb_s.value / 1e3, 2),
+        }
+        for machine in machines
+    ]
+    if json:
+        print_json({"machines": rows})
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("--hardware", "nodes x GPUs", "GPU", "GiB each", "HBM TB/s"):
+        table.add_column(heading, justify="left" if heading in ("--hardware", "GPU") else "right")
+    for row in rows:
+        size = f"{row['nodes']} x {row['gpus_per_node']}"
+        table.add_row(str(row["name"]), size, str(row["gpu"]), f"{row['memory_gib']:.1f}", f"{row['hbm_tb_s']:.2f}")
+    console().print(table)
+    typer.echo("Others by GPU and count (h200x4), as clusters (2xh100x8), or from sgtune probe --out.")
 
 
 def _probe(device: DeviceName, *, quick: bool, inventory: bool) -> Probed:

@@ -12,7 +12,7 @@ import typer
 from hwprobe.holds import scratch_folder
 from planner.inputs import read_hardware, read_model
 from tuner.choices import SIMULATED, EngineName
-from tuner.cli.common import options
+from tuner.cli.common import completion, options
 from tuner.cli.common.terminal import console, print_json
 
 if TYPE_CHECKING:
@@ -31,7 +31,11 @@ VerifyEngine = Annotated[
 ]
 VerifyHardware = Annotated[
     str | None,
-    typer.Option("--hardware", help="Catalogue name or hardware.json; default: the bundle's, else the file's."),
+    typer.Option(
+        "--hardware",
+        autocompletion=completion.hardware,
+        help="Catalogue name or hardware.json; default: the bundle's, else the file's.",
+    ),
 ]
 ServedPath = Annotated[
     str | None,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tuner.choices import EngineName, Fidelity, Objective, SamplerName, ServersChoice
+from tuner.cli.common import completion
 
 NEWEST_VERSION = "newest"
 # Repeated from models, which is too heavy to load for --help; a test compares them.
@@ -18,6 +19,7 @@ Hardware = Annotated[
     str,
     typer.Option(
         "--hardware",
+        autocompletion=completion.hardware,
         help="Catalogue name (h200x8, nf5688g7, 2xh100x8, ...) or a hardware.json of sgtune probe.",
         show_default=False,
     ),
@@ -40,7 +42,14 @@ Servers = Annotated[
     ServersChoice,
     typer.Option("--servers", help="Servers that do both phases (mixed), prefill and decode apart (pd), or any."),
 ]
-SglangVersion = Annotated[str, typer.Option("--sglang-version", help="SGLang release to plan for, as in 0.5.12.")]
+SglangVersion = Annotated[
+    str,
+    typer.Option(
+        "--sglang-version",
+        autocompletion=completion.sglang_version,
+        help="SGLang release to plan for, as in 0.5.12.",
+    ),
+]
 Mtp = Annotated[bool, typer.Option("--mtp/--no-mtp", help="Consider multi-token prediction.")]
 MtpAcceptance = Annotated[
     float | None,
@@ -127,7 +136,7 @@ FidelityChoice = Annotated[
         "(docs/fidelity.md).",
     ),
 ]
-Run = Annotated[str | None, typer.Option("--run", help="Name of the run folder.")]
+Run = Annotated[str | None, typer.Option("--run", autocompletion=completion.run, help="Name of the run folder.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be launched; write nothing.")]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tuner.cli.common import completion
+
 if TYPE_CHECKING:
     from models.engine.profile import EngineProfile
     from tuner.calibrate.cases import Setting
@@ -25,9 +27,20 @@ MaybePoints = Annotated[
 ]
 PointsHardware = Annotated[
     str | None,
-    typer.Option("--hardware", help="Machine of records that name none: catalogue name or hardware.json."),
+    typer.Option(
+        "--hardware",
+        autocompletion=completion.hardware,
+        help="Machine of records that name none: catalogue name or hardware.json.",
+    ),
 ]
-PointsVersion = Annotated[str | None, typer.Option("--sglang-version", help="Release of records that name none.")]
+PointsVersion = Annotated[
+    str | None,
+    typer.Option(
+        "--sglang-version",
+        autocompletion=completion.sglang_version,
+        help="Release of records that name none.",
+    ),
+]
 LaunchArgs = Annotated[
     str | None, typer.Option("--launch-args", help="SGLang flags of records that hold none: '--tp 8 --dp 8 ...'.")
 ]
