@@ -31,7 +31,7 @@ def test_machines_releases_and_runs_are_completed(tmp_path: Path) -> None:
     (tmp_path / "runs/first/run.toml").write_text("")
     (tmp_path / "runs/stray").mkdir()
     assert "h200x8" in offered(tmp_path, "plan", "--hardware", "h200")
-    assert offered(tmp_path, "plan", "--sglang-version", "0.5.12")[0] == "0.5.12"
+    assert "0.5.12" in offered(tmp_path, "plan", "--sglang-version", "0.5.1")
     assert offered(tmp_path, "export", "--run", "") == ["first"]
 
 

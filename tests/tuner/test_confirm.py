@@ -111,7 +111,7 @@ def test_measurements_that_say_they_are_coarse_tie_though_two_launches_agree_by_
 
 
 def test_the_gain_is_quoted_over_the_defaults_and_over_the_recipe(sgtune: Sgtune, tmp_path: Path) -> None:
-    question = ("--isl", "100", "--osl", "50", "--concurrency", "8")
+    question = ("--isl", "1000", "--osl", "200", "--concurrency", "128")  # where attention DP may win
     ran = sgtune(*SMALL, *question, "--trials", "3", "--confirm", "0", "--runs", str(tmp_path), "--run", "a")
     assert ran.code == 0, ran.err
     document = json.loads((tmp_path / "a" / "result.json").read_text())
