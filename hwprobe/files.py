@@ -1,6 +1,6 @@
 """Reading and writing files so that a crash never leaves half a file and a user never sees a traceback.
 
-What is read is bounded: a file that somebody sent may be a device, a pipe nobody writes to, or gigabytes long.
+What is read is bounded: an untrusted file may be a device, a pipe without a writer, or gigabytes long.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""YAML, TOML and JSON of files that somebody sent: bounded in depth and in size once aliases are put in.
+"""YAML, TOML and JSON from untrusted files: bounded in depth, and in size once aliases are expanded.
 
 Whatever a parser makes of such a text, the answer is a value or one InputError.
 """

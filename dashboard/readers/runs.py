@@ -36,7 +36,7 @@ Stamp = tuple[int, int]
 
 
 class Status(StrEnum):
-    """Where a run stands. `interrupted` can go on with --resume, as can `failed`."""
+    """Where a run stands. `interrupted` can continue with --resume, as can `failed`."""
 
     EMPTY = "not started"
     RUNNING = "running"

@@ -1,4 +1,4 @@
-"""Engine profiles of versions nobody measured: between two measured ones, or beyond the last."""
+"""Engine profiles of unmeasured versions: between two measured ones, or beyond the last."""
 
 from __future__ import annotations
 

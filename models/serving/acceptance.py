@@ -1,4 +1,4 @@
-"""How many tokens a speculative step yields where nobody measured it, and how far that is known."""
+"""How many tokens a speculative step yields where that is unmeasured, and how well it is known."""
 
 from __future__ import annotations
 

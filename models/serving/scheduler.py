@@ -115,7 +115,7 @@ class Scheduler:
 def run_batch(server: Scheduler) -> None:
     """Run what SGLang would run next: a prefill pass if one is possible, else decode steps."""
     if not server.running and not server.waiting and server.chunked is None:
-        server.now_s = server.seen_s = max(server.now_s, server.arriving[0][0])  # idle until somebody comes
+        server.now_s = server.seen_s = max(server.now_s, server.arriving[0][0])  # idle until the next request arrives
     arriving = server.arriving
     while arriving and arriving[0][0] <= server.seen_s:
         server.waiting.append(heapq.heappop(arriving)[2])

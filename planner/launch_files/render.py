@@ -75,7 +75,7 @@ def _values(target: Target, spec: LaunchSpec, parameters: Parameters, provenance
 
 
 def _words(target: Target, spec: LaunchSpec) -> list[list[str]]:
-    """Return the command flag by flag; a pod is reached under its own address, which nobody knows before it runs."""
+    """Return the command flag by flag; a pod is reached under its own address, which is unknown before it runs."""
     if target is not Target.K8S:
         return spec.words
     return [["--host", "0.0.0.0"] if words[0] == "--host" and words[1] in LOOPBACK else words for words in spec.words]

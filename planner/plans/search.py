@@ -193,7 +193,7 @@ def _best_row(
     output = steady.output_tok_s[rows]
     rows = rows[output >= output.max() * (1.0 - TIE)]
     plenty = rows[filled.kv_tokens[rows] >= PLENTY_OF_KV * workload.concurrency * workload.longest_request]
-    if len(plenty):  # more cache serves nobody, more free memory outlives a fragmented allocator
+    if len(plenty):  # more cache is of no use, more free memory survives a fragmented allocator
         rows, wanted = plenty, AMPLE_FREE_SHARE * filled.card[plenty]
     else:
         wanted = np.full(len(rows), GOOD_FREE_GIB)

@@ -1,6 +1,6 @@
 """Known faults: launches that SGLang takes and that hang or crash, with the reports and the release that mended each.
 
-Read from public reports, and from the wheels for what mended them; nobody here has seen them on a GPU.
+Read from public reports, and from the wheels for what mended them; none was reproduced on a GPU here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Texts of a launch file: known, or with places that nobody can know here, and what was taken on the way."""
+"""Texts of a launch file: known, or with parts that cannot be known here, and what was assumed on the way."""
 
 from __future__ import annotations
 

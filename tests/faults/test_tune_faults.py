@@ -195,7 +195,7 @@ def test_fault_24_a_disk_that_fills_up_loses_nothing_recorded(sgtune: Sgtune, tm
         [sys.executable, "-c", limited, *arguments, "--resume"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "make room and go on with --resume" in done.stderr
+    assert "make room and continue with --resume" in done.stderr
     assert "Traceback" not in done.stderr
     assert nothing_left()
     before = records(tmp_path)

@@ -86,7 +86,7 @@ class ServerFacts:
 
 
 def read_facts(address: Address, key: str | None = None) -> ServerFacts:
-    """Return what the server says. Raises InputError when nobody answers at the address."""
+    """Return what the server says. Raises InputError when the address does not answer."""
     try:
         status, info = asked(address, "GET", "/server_info", key=key)
         if status == http.client.NOT_FOUND:

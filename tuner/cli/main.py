@@ -92,7 +92,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # The reader of our output has gone: nothing to say to nobody.
+        # The reader of our output has gone.
         _drop_output()
         sys.exit(0)
     except (OSError, MemoryError) as error:  # a full or vanished disk, a terminal that is gone, no memory

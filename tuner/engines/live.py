@@ -76,7 +76,7 @@ class LiveEngine:
         return self.runner.name
 
     def launch(self, config: ServerConfig, number: int) -> LiveServer:
-        """Pass the gate, start, wait until ready. A port somebody took costs another try, never the trial."""
+        """Pass the gate, start, wait until ready. A port taken by another process costs a retry, not the trial."""
 
         def words(port: int) -> tuple[list[str], dict[str, str]]:
             spec = launch_spec(config, self.context.version, model_path=self.model_path, host=HOST, port=port)

@@ -15,7 +15,7 @@ SHM = "32g"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """What to start, with what environment, and what ends for certain what it may leave behind."""
+    """What to start, with what environment, and the cleanup command that always runs."""
 
     words: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)

@@ -26,7 +26,7 @@ from tuner.evidence.trial import Manifest, TrialOutcome, TrialRecord
 from tuner.evidence.trial_lines import cut_torn_line, read_evidence
 
 LOCK = ".lock"
-GO_ON = "nothing recorded is lost: make room and go on with --resume"
+GO_ON = "nothing recorded is lost: make room and continue with --resume"
 
 
 class FolderTaken(InputError):
@@ -119,7 +119,7 @@ class RunFolder:
         """Raise SgtuneError when the folder was removed or replaced while we held it."""
         if not self._hold.in_place:
             raise SgtuneError(
-                f"run folder '{self.path}' is gone, or another has taken its place: put it back, then go on with "
+                f"run folder '{self.path}' is gone, or another has taken its place: put it back, then continue with "
                 "--resume"
             )
 
@@ -188,7 +188,7 @@ def _check_question(path: Path, manifest: Manifest) -> None:
     differences = read_manifest(path).differences(manifest)
     if differences:
         raise InputError(
-            f"run folder '{path}' belongs to another question: {'; '.join(differences)}; "
+            f"run folder '{path}' was created with different settings: {'; '.join(differences)}; "
             "ask the same question to resume it, or name another folder with --run"
         )
 

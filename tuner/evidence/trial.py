@@ -16,7 +16,7 @@ from tuner.seam import FailureKind, Measurement
 class TrialOutcome(StrEnum):
     """`ruled_out` was never launched: a rule, the ledger or the optimistic bound decided.
 
-    `infeasible` is the configuration's fault; `failed` is the machine's, or a measurement nobody may use: it teaches
+    `infeasible` is the configuration's fault; `failed` is the machine's, or an invalid measurement: it teaches
     nothing.
     """
 

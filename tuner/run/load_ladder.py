@@ -167,7 +167,7 @@ def knee_steps(config: ServerConfig, context: Context, workload: Workload) -> li
 
 
 def _measured(server: Server, workload: Workload) -> Measurement:
-    """Measure a load; a point nobody may use is measured once more on the same server."""
+    """Measure a load; an invalid point is measured once more on the same server."""
     point = server.measure(workload)
     return point if point.verdict is Verdict.OK else server.measure(workload)
 

@@ -44,7 +44,7 @@ class OperatorNeeded(SgtuneError):
     def __init__(self, failure: LaunchFailed, number: int) -> None:
         super().__init__(
             f"trial {number} stopped the run ({failure.kind}): {failure.evidence}\n"
-            "see to it, then go on with --resume: nothing measured is lost"
+            "see to it, then continue with --resume: nothing measured is lost"
         )
 
 

@@ -120,7 +120,7 @@ class ModelGuidedSampler(BaseSampler):
         return dict(self._next) if self.worth_a_launch() and self._next is not None else {}
 
     def worth_a_launch(self) -> bool:
-        """Choose the next row; say whether there is one that may improve by more than nobody could measure."""
+        """Choose the next row; say whether its expected gain exceeds measurement noise."""
         if self._chosen_after != len(self._records):
             self._next, self._expected = self._choose()
             self._chosen_after = len(self._records)

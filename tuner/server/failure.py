@@ -143,7 +143,7 @@ class Failure:
 
 
 def classify(log: str, *, host_oom: str | None = None) -> Failure:
-    """Return the class of a dead server by its log; `host_oom` is the kernel's word (cgroup counter, dmesg), if any.
+    """Return the class of a dead server by its log; `host_oom` is the kernel's OOM-kill message, if any.
 
     A worker killed by SIGKILL is a host OOM only where the kernel says so.
     """

@@ -91,7 +91,7 @@ def _busy(gpu: NvmlGpu) -> str | None:
         + (f" holds {holder.used_mib / 1024:.1f} GiB" if holder.used_mib else "")
         for holder in state.holders
     ]
-    return f"GPU {gpu.index}: {', '.join(holders) or f'{used / 1024:.1f} GiB in use by nobody NVML can name'}"
+    return f"GPU {gpu.index}: {', '.join(holders) or f'{used / 1024:.1f} GiB in use by a process NVML cannot name'}"
 
 
 def _user(pid: int) -> str:

@@ -80,7 +80,7 @@ class ServerProcess:
 
     @property
     def host_oom(self) -> str | None:
-        """The kernel's word that it killed for memory since the start, or None."""
+        """The kernel's OOM-kill message since the start, or None."""
         now, then = oom_kills(), self._oom_kills
         if now is None or then is None or now <= then:
             return None

@@ -108,7 +108,7 @@ class Shim:
                 if exited in readable:
                     break
                 if self._lifeline in readable and not os.read(self._lifeline, 1):
-                    break  # the tuner is gone: nobody will ever use this server
+                    break  # the tuner is gone: this server is of no use
             if self._stop_by is not None and time.monotonic() >= self._stop_by:
                 break
         return self._end()

@@ -1,6 +1,6 @@
 """The fidelity ladder in the tuner: slices of the model are tried first, and the few that deserve it run in full.
 
-The configuration that promises most is booted as a slice before it is booted whole. If it still promises most after
+The most promising configuration is launched as a slice before it is launched whole. If it still promises most after
 what the slice showed, it is promoted; otherwise the next leader is tried. A slice costs a minute, a launch many.
 """
 
@@ -37,7 +37,7 @@ from tuner.slices.regression import Rows, WholePosterior, regress
 
 # A share carried over below which slices say nothing of the whole: no more are tried.
 LEAST_CARRY = 0.3
-# Rows looked at; as in the sampler, leaders replayed, the chance of holding, and an improvement nobody could measure.
+# Rows looked at; as in the sampler, leaders replayed, the chance of holding, and a gain within measurement noise.
 MOST_ROWS = 600
 REPLAYED = 6
 LEAST_CHANCE = 0.85

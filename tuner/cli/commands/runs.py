@@ -44,4 +44,4 @@ def repair(
     )
     for what in done.left_out:
         typer.echo(f"left out: {what}")
-    typer.echo(f"the file as it was: {done.aside}; go on with sgtune tune ... --resume")
+    typer.echo(f"the file as it was: {done.aside}; continue with sgtune tune ... --resume")

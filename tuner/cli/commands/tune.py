@@ -132,7 +132,8 @@ def _run(loop: Loop) -> None:
         loop.run()
     except KeyboardInterrupt:
         typer.echo(
-            f"interrupted after {len(loop.records)} trials; go on with --resume --run {loop.folder.path.name}", err=True
+            f"interrupted after {len(loop.records)} trials; continue with --resume --run {loop.folder.path.name}",
+            err=True,
         )
         raise typer.Exit(130) from None
 

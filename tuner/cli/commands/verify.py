@@ -136,7 +136,7 @@ def _ask(claim: Claim, start: Start, runner: Runner, *, yes: bool) -> None:
     program = "python3 -m sglang.launch_server"
     typer.echo(f"'{claim.file}' starts, {start.shown(runner.name, program)}", err=True)
     if not sys.stdin.isatty():
-        raise InputError("nobody is here to be asked whether to start it: read the line above, then add --yes")
+        raise InputError("cannot ask for confirmation without a terminal: read the line above, then add --yes")
     if not typer.confirm("start it?", err=True):
         raise typer.Exit(DISAGREES)
 
@@ -217,4 +217,6 @@ def _show(verified: Verified) -> None:
         )
     screen = console()
     screen.print(table)
-    screen.print("it does what the file says" if verified.agrees else "it does not do what the file says")
+    screen.print(
+        "PASS: matches the recorded performance" if verified.agrees else "FAIL: differs from the recorded performance"
+    )

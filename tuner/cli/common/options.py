@@ -32,7 +32,7 @@ RangeRatio = Annotated[
 Concurrency = Annotated[int, typer.Option("--concurrency", help="Clients in a closed loop.", show_default=False)]
 MaybeConcurrency = Annotated[int | None, typer.Option("--concurrency", help="Clients in a closed loop.")]
 RequestRate = Annotated[float | None, typer.Option("--request-rate", help="Requests per second.")]
-Users = Annotated[int | None, typer.Option("--users", help="Users to carry at --min-user-tok-s each.")]
+Users = Annotated[int | None, typer.Option("--users", help="Users to serve at --min-user-tok-s each.")]
 MinUserTokS = Annotated[float | None, typer.Option("--min-user-tok-s", help="Speed each of --users must see, tok/s.")]
 SloTexts = Annotated[
     list[str] | None,
@@ -126,7 +126,7 @@ Budget = Annotated[str | None, typer.Option("--budget", help="Engine time to spe
 Seed = Annotated[int, typer.Option("--seed", help="Seed of sampler and simulated engine.")]
 Sampler = Annotated[
     SamplerName | None,
-    typer.Option("--sampler", help="Who proposes after the seeds; default: model with scikit-learn here, else tpe."),
+    typer.Option("--sampler", help="What proposes after the seeds; default: model with scikit-learn here, else tpe."),
 ]
 FidelityChoice = Annotated[
     Fidelity,
