@@ -207,7 +207,7 @@ def test_calibration_before_and_after(finished: Path) -> None:
     assert after < before
     spreads = learning_charts.parameters(learned.calibration)
     assert_complete(spreads)
-    assert traces(spreads, "before")[0].x == (1.0,) * 5
+    assert traces(spreads, "before")[0].x == (1.0,) * len(learned.calibration.parameters)
     wide, narrow = (sum(traces(spreads, name)[0].error_x.array) for name in ("before", "after"))
     assert narrow < wide
 
