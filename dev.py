@@ -3,7 +3,7 @@
 
     python3 dev.py sgtune plan --hardware nf5688g7 --isl 1000 --osl 1000 --concurrency 1024
     python3 dev.py test            all tests, side by side (arguments go to pytest: some tests, one after the other)
-    python3 dev.py test --quick    before each commit: those that take seconds and need no machine of their own
+    python3 dev.py test --quick    before each commit: without servers, pages, whole tunes and what is slow
     python3 dev.py check           formatting, lint, types
     python3 dev.py oracle          sgtune's reading of launch lines against SGLang's own (--help)
     python3 dev.py flags 0.5.24    read a release's command-line flags into planner/sglang/flags.json
@@ -31,7 +31,7 @@ OLDEST = (3, 11)
 EXTRAS = {"tune": "tune", "verify": "tune", "dashboard": "dashboard"}
 # Tests wait more than they compute; beyond four they wait for each other.
 SIDE_BY_SIDE = ("-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal")
-QUICK = ("-m", "not slow and not alone", "-q")
+QUICK = ("-m", "not slow and not alone and not whole", "-q")
 
 
 def main(arguments: list[str]) -> int:

@@ -27,6 +27,7 @@ settings.register_profile("sgtune", derandomize=True, deadline=None)
 settings.load_profile("sgtune")
 
 
+ROOT = Path(__file__).parent.parent
 # Tests that run side by side (`dev.py test`) start servers on ports of their own.
 PORTS_A_WORKER = 1_500
 
@@ -38,12 +39,42 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["SGTUNE_PORTS"] = f"{first}-{first + PORTS_A_WORKER - 300}"
 
 
+# Tests that start servers, draw pages or run whole tunes: left out by `dev.py test --quick`.
+WHOLE = (
+    "tests/faults",
+    "tests/reliability",
+    "tests/dashboard/test_pages.py",
+    "tests/tuner/server",
+    "tests/tuner/load/test_point.py",
+    "tests/tuner/test_confirm.py",
+    "tests/tuner/test_documents.py",
+    "tests/tuner/test_fidelity.py",
+    "tests/tuner/test_live.py",
+    "tests/tuner/test_load_ladder.py",
+    "tests/tuner/test_objectives.py",
+    "tests/tuner/test_sampler.py",
+    "tests/tuner/test_slices_cli.py",
+    "tests/tuner/test_store.py",
+    "tests/tuner/test_tune.py",
+    "tests/tuner/test_unmodelled_knobs.py",
+    "tests/tuner/test_verify.py",
+    "tests/tuner/test_when_nothing_works.py",
+    "tests/tuner/test_export_cli.py",
+    "tests/tuner/test_recalibrate.py",
+    "tests/test_packaging.py",
+    "tests/test_examples.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that must be alone come first: later they would wait for long ones, and others for them.
 
     The rest keep their order: those of the real SGLang follow one another in one worker, so that one runs at a time.
     """
     items.sort(key=lambda item: item.get_closest_marker("alone") is None)
+    for item in items:
+        if item.path.relative_to(ROOT).as_posix().startswith(WHOLE):
+            item.add_marker("whole")
 
 
 @pytest.hookimpl(wrapper=True)
