@@ -140,14 +140,18 @@ def test_a_run_of_another_model_is_not_taken_for_deepseek_r1(sgtune: Run, finish
 def test_validate_knows_fitted_from_predicted(sgtune: Run, tmp_path: Path) -> None:
     some = [json.loads(line) for line in SHIPPED.read_text().splitlines()]
     chosen = [r for r in some if r["id"] in ("p0108", "p0110", "p0105", "p0000")]
+    chosen.append(chosen[0] | {"id": "elsewhere", "engine": "vllm"})
     ran = sgtune("validate", "--points", str(write(tmp_path / "v.jsonl", *chosen)), "--json")
     assert ran.code == 0
     document = json.loads(ran.out)
     assert document["outliers"] == 1
-    assert [error["id"] for error in document["errors"]] == ["p0000"]
-    assert {r["id"] for r in document["residuals"]} == {"p0108", "p0110"}
-    assert all(r["fitted"] for r in document["residuals"])
-    assert all(abs(r["residual_percent"]) < 5 for r in document["residuals"] if r["metric"] == "tpot_median_ms")
+    assert [error["id"] for error in document["errors"]] == ["elsewhere"]
+    by_id = {r["id"]: r for r in document["residuals"]}
+    assert set(by_id) == {"p0108", "p0110", "p0000"}
+    assert not by_id["p0000"]["fitted"], "a fleet is predicted, no profile is fitted to it"
+    fitted = [r for r in document["residuals"] if r["id"] != "p0000"]
+    assert all(r["fitted"] for r in fitted)
+    assert all(abs(r["residual_percent"]) < 5 for r in fitted if r["metric"] == "tpot_median_ms")
 
 
 @pytest.mark.slow
