@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from hwprobe.files import decode_json
 from models.config import ServerConfig
@@ -67,6 +68,10 @@ class PublishedEvidence:
     records: int
     mape_percent: float | None
     where: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the evidence as JSON-ready values."""
+        return {"records": self.records, "mape_percent": self.mape_percent, "where": self.where}
 
     @property
     def sentence(self) -> str:

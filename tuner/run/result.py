@@ -9,7 +9,10 @@ from typing import Any
 
 from packaging.version import Version
 
+from hwprobe.profile import load_profile
+from models.machine import machine_of
 from planner.launch import launch_spec
+from planner.plans.evidence import evidence_for
 from planner.plans.frontier import pareto_front
 from planner.plans.space import as_launched
 from tuner.evidence.knob_effects import knob_effects, residuals
@@ -39,6 +42,8 @@ def result_document(run: Path, manifest: Manifest, records: Sequence[TrialRecord
     decided, baseline, base_recipe = decide(records), named(records, BASELINE), named(records, RECIPE)
     best = decided.winner if decided else None
     known = {standing.first.number: standing for standing in standings(records)}
+    machine = machine_of(load_profile(run / "hardware.json"))
+    evidence = evidence_for(best.first.config, machine).as_dict() if best else None
     return {
         "run": str(run),
         "objective": str(manifest.objective),
@@ -46,7 +51,8 @@ def result_document(run: Path, manifest: Manifest, records: Sequence[TrialRecord
         "engine": manifest.engine,
         "simulated": manifest.simulated,
         "world": manifest.world,
-        "best": _trial(best, manifest) if best else None,
+        "evidence": evidence,
+        "best": _trial(best, manifest) | {"evidence": evidence} if best else None,
         "nearest": _trial(known[nearest.number], manifest)
         if best is None and (nearest := nearest_of(records))
         else None,
