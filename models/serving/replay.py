@@ -84,6 +84,8 @@ def _summary(
     server: Scheduler, done: list[Request], finish_s: list[float], start: int, window: tuple[float, float, float]
 ) -> Replay:
     began_s, began_tokens, began_running = window
+    if server.now_s <= began_s:  # requests of one length may all end in one step: then all of the run counts
+        began_s, began_tokens, began_running = 0.0, 0.0, 0.0
     measured = done[start:]
     ends = np.array(finish_s[start:])
     first = np.array([request.first_token_s for request in measured])

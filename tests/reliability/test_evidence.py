@@ -119,8 +119,9 @@ def test_what_nothing_vouches_for_is_left_out_and_the_rest_renumbered(run: Path)
 
 
 def test_two_starts_at_once_never_mix_a_question_with_anothers_trials(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "tuner.cli.main", "tune", "--hardware", "h200x8", "--osl", "50",
-             "--concurrency", "4", "--sampler", "random", "--trials", "1", "--confirm", "0", "--runs", str(tmp_path),
+    words = [sys.executable, "-m", "tuner.cli.main", "tune", "--engine", "simulated", "--hardware", "h200x8",
+             "--osl", "50", "--concurrency", "4", "--sampler", "random", "--trials", "1", "--confirm", "0",
+             "--runs", str(tmp_path),
              "--run", "a"]  # fmt: skip
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     started = [subprocess.Popen([*words, "--isl", str(isl)], text=True, **pipes) for isl in (50, 60, 70)]

@@ -10,6 +10,7 @@ import pytest
 
 from hwprobe.errors import InputError
 from models.config import ServerConfig, Speculative
+from models.layout import table_of
 from models.serving.estimate import Context, predict
 from models.workload import Workload
 from planner.sglang.resolver import resolve
@@ -69,8 +70,10 @@ def test_memory_beyond_the_ledger_fails_where_it_would(context: MakeContext) -> 
 
     assert kind(0.0, 0.85) is None
     assert kind(0.0, 0.50) is FailureKind.OOM_KV
-    assert kind(14.0, 0.85) is FailureKind.OOM_LOAD
-    assert kind(30.0, 0.85) is FailureKind.OOM_GRAPHS
+    filled = belief.memory(table_of([config(belief, mem_fraction_static=0.85)]))
+    free, activations = float(filled.free[0]), float(filled.activations[0])
+    assert kind(free + 0.5 * activations, 0.85) is FailureKind.OOM_LOAD
+    assert kind(free + 1.5 * activations, 0.85) is FailureKind.OOM_GRAPHS
 
 
 def test_the_interval_reflects_the_noise(context: MakeContext) -> None:

@@ -86,10 +86,10 @@ def test_a_spoiled_line_in_the_middle_is_named(tmp_path: Path) -> None:
 def test_another_question_is_refused_with_the_difference(tmp_path: Path) -> None:
     path = tmp_path / "run"
     RunFolder.create(path, MANIFEST, HARDWARE).release()
-    with pytest.raises(InputError, match=r"another question: isl 100 -> 200; seed 0 -> 7"):
+    with pytest.raises(InputError, match=r"created with different settings: isl 100 -> 200; seed 0 -> 7"):
         RunFolder.resume(path, replace(MANIFEST, isl=200, seed=7))
 
-    with pytest.raises(InputError, match=r"another question: isl 100 -> 200"):
+    with pytest.raises(InputError, match=r"created with different settings: isl 100 -> 200"):
         RunFolder.create(path, replace(MANIFEST, isl=200), HARDWARE)
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from planner.inputs import read_any_model, read_hardware
 from tuner.cli.common import completion, options
 from tuner.cli.common.terminal import console, print_json, start_fast
 
@@ -175,6 +174,7 @@ def _shared(asked: _Asked) -> dict[str, Any]:
     """Return what is read once for all servers: the model of --model, the engine profile and MTP's acceptance."""
     from models.engine.profile import load_engine_profile
     from models.serving.estimate import acceptance_of
+    from planner.inputs import read_any_model
 
     engine = load_engine_profile(asked.profile) if asked.profile else None
     return {
@@ -186,6 +186,7 @@ def _shared(asked: _Asked) -> dict[str, Any]:
 
 def _question(launch: LaunchLine, asked: _Asked, shared: dict[str, Any], notes: list[str]) -> CheckQuestion:
     from planner.check.answer import CheckQuestion
+    from planner.inputs import read_hardware
 
     version, said = _version(launch, asked.version)
     hardware = asked.hardware or _default_hardware(launch)

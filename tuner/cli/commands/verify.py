@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hwprobe.holds import scratch_folder
-from planner.inputs import read_hardware, read_model
 from tuner.choices import SIMULATED, EngineName
 from tuner.cli.common import completion, options
 from tuner.cli.common.terminal import console, print_json
@@ -102,11 +101,11 @@ def verify(
 
 def _context(claim: Claim, hardware: str | None, model: Path | None, profile: Path | None, where: Path) -> Context:
     """Return what the command runs on, and write the machine where the emulated server finds it."""
-
     from hwprobe.errors import InputError
     from hwprobe.files import encode_json, write_atomic
     from hwprobe.profile import hardware_hash
     from models.engine.profile import load_engine_profile
+    from planner.inputs import read_hardware, read_model
     from planner.plans.make import PlanQuestion
 
     record = claim.record
