@@ -81,7 +81,7 @@ class Context:
             return np.full_like(table.tp, self.moe_rows)
         rows = {
             tp: moe_tile_rows(self.version, self.machine.family, self.machine.device, int(tp))
-            for tp in np.unique(table.tp).tolist()
+            for tp in set(table.tp.ravel().tolist())
         }
         return np.select([table.tp == tp for tp in rows], list(rows.values()))
 

@@ -19,6 +19,7 @@ from planner.shell.syntax import (
     Literal,
     Node,
     Not,
+    Part,
     Pipe,
     ShellSyntaxError,
     Simple,
@@ -387,9 +388,16 @@ class ShellParser(WordReader):
             if quoted:
                 texts.append(Word((Literal(body, quoted=True),), line))
             else:
-                reader = WordReader(body, line, self.depth + 1)
-                texts.append(Word(tuple(reader.quoted_until("", escapable=IN_TEXT)), line))
+                texts.append(Word(_parts_of_text(body, line, self.depth + 1), line))
         self._pending.clear()
+
+
+def _parts_of_text(body: str, line: int, depth: int) -> tuple[Part, ...]:
+    """Return the parts of a here-document; one whose `$(` or backtick stays open is read as it stands."""
+    try:
+        return tuple(WordReader(body, line, depth).quoted_until("", escapable=IN_TEXT))
+    except ShellSyntaxError:
+        return (Literal(body, quoted=True),)
 
 
 def _plain(word: Word) -> str:
