@@ -31,7 +31,7 @@ def test_wheel_holds_all_data_and_runs_without_the_source_tree(tmp_path: Path) -
         "hwprobe/gpus.toml",
         "hwprobe/servers.toml",
         "models/configs/deepseek-r1.json",
-        "models/profiles/sglang-0.5.12.json",
+        "models/profiles/hopper/sglang-0.5.12.json",
         "models/founding_case.toml",
         "planner/launch_files/templates/launch.sh.j2",
         "planner/launch_files/templates/kubernetes.yaml.j2",

@@ -65,7 +65,8 @@ def test_its_model_is_r1_and_its_flags_are_those_of_the_release(tmp_path: Path) 
 @pytest.mark.slow
 def test_its_last_step_runs_on_points_of_such_slices(sgtune: Callable[..., Any], tmp_path: Path) -> None:
     ran = sgtune(
-        "calibrate", "--slice", "4,5", "--hardware", "h200x1", "--sglang-version", "0.5.17", "--repeats", "2",
+        "calibrate", "--engine", "simulated", "--slice", "4,5", "--hardware", "h200x1",
+        "--sglang-version", "0.5.17", "--repeats", "2",
         "--save-points", str(tmp_path / "points.jsonl"), "--out", str(tmp_path / "x.json"),
     )  # fmt: skip
     assert ran.code == 0, ran.err

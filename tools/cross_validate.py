@@ -16,12 +16,16 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+from packaging.version import Version
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH keeps it off
+
 from fit_profiles import finished, fit_all
 from fit_records import Record, Release
 from hierarchy import Family, drift_file, without
-from packaging.version import Version
 
 from hwprobe.errors import InputError
 from models.engine.profile import HOPPER, EngineProfile

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]  # PYTHONSAFEPATH keeps the latter off
 
 from fit_records import Record, Release, merged, published, records
 from hierarchy import DIGITS, Family, Workload, covariance_of, drift_file, fitted, profile_of

@@ -74,7 +74,10 @@ def _consistent(known: list[dict[str, Any]], document: dict[str, Any], struck: l
     for record in launched:
         assert record["outcome"] == "measured" or record["reason"], "a failure says why"
         assert record["number"] in struck or record["outcome"] == "measured", record
-    assert {record["outcome"] for record in launched} == {"measured", "infeasible", "failed"}
+    # What the machine did wrong is launched again, and "failed" only when it went wrong both times.
+    assert (
+        {"measured", "infeasible"} <= {record["outcome"] for record in launched} <= {"measured", "infeasible", "failed"}
+    )
     measured = [record for record in launched if record["outcome"] == "measured"]
     best = max(measured, key=lambda record: record["objective"])
     assert document["best"]["number"] == best["number"]

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.tuner.load.test_wire import HEAD, Wire, chunked
 
 from hwprobe.errors import SgtuneError
 from models.workload import Workload
+from tests.tuner.load.test_http_stream import HEAD, Wire, chunked
 from tuner.bench.http_stream import LONGEST_EVENT, Stream, Tally
 from tuner.bench.point import MeasuredPoint, Settings, measure_point
 from tuner.bench.server_side import Address, read_facts, read_load
