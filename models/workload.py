@@ -13,6 +13,8 @@ import numpy as np
 from hwprobe.errors import InputError
 
 LONGEST_TOKENS = 10_000_000
+# Clients count as served all at once from this share in flight on: the rest are between two requests.
+ALL_AT_ONCE = 0.98
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,8 @@
 """Reads the flags of SGLang releases from their wheels and writes planner/sglang/flags.json.
 
-    python3 dev.py flags 0.5.24          add a release to the list
-    python3 dev.py flags --all           read every listed release again
+python3 dev.py flags 0.5.24          add a release to the list
+python3 dev.py flags --all           read every listed release again
 
-Standard library only.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "sglang_cpu")]  # PYTHONSAFEPATH ke
 from environment import HOME, python_of, sources_of
 from merge_flags import TARGET, main, order
 
-NEWEST = "0.5.23"
+from models.version import NEWEST
 
 
 def run(arguments: list[str]) -> int:

@@ -29,9 +29,9 @@ from packaging.version import Version
 
 from hwprobe.catalogue import gpu_from_catalogue, gpu_keys
 from models.architecture import deepseek_r1
+from models.version import NEWEST
 from planner.sglang.flags import flags_of
 
-NEWEST = "0.5.23"
 RELEASES = ("0.4.3.post4", "0.4.4.post1", "0.4.5.post3", "0.4.6.post5", "0.4.7", "0.4.9.post6", "0.5.3", "0.5.9",
             "0.5.12", "0.5.23")  # fmt: skip
 GPUS = ("h200", "h100", "h20", "b200")

@@ -21,6 +21,8 @@ CONTEXT_AND_NCCL_04_GIB = 3.1
 # four releases), which 2.5 GiB explains and 3.1 does not.
 CONTEXT_AND_NCCL_GIB = 2.5
 REQUEST_TABLE_ENTRY_BYTES = 4
+# What should be left per GPU after weights, KV pool and graphs: SGLang's tuning guide calls 5-8 GiB good.
+GOOD_FREE_GIB = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,14 +19,15 @@ from models.engine.profile import (
     shipped_drift,
     shipped_profiles,
 )
+from models.version import NEWEST
 
 # A trend is trusted this many releases ahead; beyond, only the uncertainty grows, and that up to a limit.
 TREND_RELEASES = 5.0
 WIDEST_RELEASES = 15.0
 # Before 0.5 a release changed this many times as much (variance): from 0.4.3 to 0.4.5 a step halved.
 EARLY_DRIFT, EARLY_END = 9.0, Version("0.5.0")
-# Last micro release of every minor one: 0.4.10 is followed by 0.5.0.
-LAST_MICRO = {4: 10}
+# Last micro release of every 0.x: 0.4.10 is followed by 0.5.0, and the newest known by what comes after 0.5.
+LAST_MICRO = {4: 10, 5: Version(NEWEST).micro}
 
 
 @cache
@@ -55,7 +56,7 @@ def profile_among(known: tuple[EngineProfile, ...], drift: Drift, version: Versi
 
 
 def release_number(version: Version) -> float:
-    """Place a version on a line of releases: 0.4.10 is followed by 0.5.0; post releases stay in place."""
+    """Place a version on a line of releases, in order: 0.4.10 is followed by 0.5.0; post releases stay in place."""
     major, minor, micro = (*version.release, 0, 0)[:3]
     before = sum(LAST_MICRO.get(m, 0) + 1 for m in range(4, minor))
     return before + micro + (1000.0 * major)

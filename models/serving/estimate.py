@@ -23,7 +23,7 @@ from models.serving.scheduler import Limits
 from models.serving.step_times import StepTimes
 from models.serving.uncertainty import errors
 from models.version import at_least
-from models.workload import Statistic, Workload
+from models.workload import ALL_AT_ONCE, Statistic, Workload
 
 # Published R1 acceptance with a chain of one to three drafts gives 1.7-1.8, 2.2-2.4, 2.5-2.8 tokens a step.
 DEFAULT_ACCEPTANCE = 0.7
@@ -262,7 +262,7 @@ LIMIT_NAMES = {
 def limiting_resource(serving: ClosedForm, index: int, workload: Workload) -> str:
     """Name what the clients wait for most: a queue, prefill, or the largest cost of a decode step."""
     running = float(np.ravel(serving.running)[index])
-    if running < 0.98 * workload.concurrency:
+    if running < ALL_AT_ONCE * workload.concurrency:
         kv = float(np.ravel(serving.kv_limit)[index])
         return "KV cache capacity" if kv <= running * 1.001 else "max_running_requests"
     stalls = stall_ms_per_token(serving, index, workload)

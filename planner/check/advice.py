@@ -8,11 +8,11 @@ from math import floor
 
 from hwprobe.errors import InputError
 from models.config import ServerConfig
-from models.costs.memory import MemoryLedger
+from models.costs.memory import GOOD_FREE_GIB, MemoryLedger
 from models.serving.estimate import Context
 from models.workload import Workload
 from planner.check.judge import Checked, Weighed, judge, weigh
-from planner.check.memory_fit import GOOD_FREE_GIB, fractions_that_fit
+from planner.check.memory_fit import fractions_that_fit
 from planner.plans.space import graph_size
 from planner.rules import ERRORS
 from planner.sglang.dialects import to_flags

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from math import ceil, floor
 
+from models.costs.memory import GOOD_FREE_GIB
 from planner.check.judge import LEAST_FREE_GIB, Checked, Weighed
 from planner.violation import Severity, Violation
 
-GOOD_FREE_GIB = 5.0
 LEAST_POOL_GIB = 0.01
 CONTEXT = "context and NCCL"
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from models.config import ServerConfig, Speculative
-from models.costs.memory import Memory, ledger_of
+from models.costs.memory import GOOD_FREE_GIB, Memory, ledger_of
 from models.layout import table_of
 from models.serving.estimate import Context, Prediction, limits_of, prediction_of
 from models.serving.fleet_replay import FleetLoad, FleetModel, FleetReplay, Limit, ServerModel, Transfer, replay_fleet
 from models.serving.step_times import StepTimes
 from models.workload import Slo, Workload, missed
-from planner.plans.search import GOOD_FREE_GIB, Candidate, PrefillSide, final_key
+from planner.plans.search import Candidate, PrefillSide, final_key
 from planner.plans.space import FRACTIONS, MTP_STEPS, graph_size, layouts
 from planner.rules import Question, first_error
 from planner.sglang.flags import flags_of

@@ -18,9 +18,9 @@ from planner.launch_lines.unit import servers_of_unit
 from planner.shell.expansion import expand_text
 from planner.shell.scope import Scope
 from planner.shell.script import Started
-from planner.shell.syntax import ShellSyntaxError, Word
+from planner.shell.syntax import Word
 from planner.shell.values import Text
-from planner.shell.words import WordReader
+from planner.shell.words import parts_of_text
 
 FORMS = "`python -m sglang.launch_server ...`, `sglang serve ...`, `docker run ... sglang.launch_server ...`"
 # Flags that differ between the nodes of one server.
@@ -78,11 +78,7 @@ def launches_of_words(words: Sequence[str], given: Given | None = None) -> list[
 
 def _argument(word: str, scope: Scope) -> Text:
     """Return one word of a command that a shell has read before, with the variables it still holds."""
-    try:
-        parts = WordReader(word).quoted_until("", escapable="")
-    except ShellSyntaxError:
-        return Text(word)
-    return expand_text(Word(tuple(parts)), scope)
+    return expand_text(Word(parts_of_text(word, escapable="")), scope)
 
 
 def launches_of_file(path: Path, given: Given | None = None) -> list[LaunchLine]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from models.workload import ALL_AT_ONCE
 from planner.plans.search import Found
 
 # No single R1 server of today runs more requests at once than this.
@@ -29,7 +30,8 @@ def users_per_server(search_at: Callable[[int], Found], users: int) -> int:
 
     def carries(clients: int) -> bool:
         return any(
-            c.prediction.running_requests >= 0.98 * clients and not c.misses for c in search_at(clients).candidates
+            c.prediction.running_requests >= ALL_AT_ONCE * clients and not c.misses
+            for c in search_at(clients).candidates
         )
 
     if not carries(1):

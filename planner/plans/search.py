@@ -11,20 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from models.config import ServerConfig
-from models.costs.memory import Memory, MemoryLedger, ledger_of
+from models.costs.memory import GOOD_FREE_GIB, Memory, MemoryLedger, ledger_of
 from models.layout import Array, table_of
 from models.serving.closed_form import ClosedForm
 from models.serving.estimate import LIMIT_NAMES, Context, Prediction, predict, predict_many
 from models.serving.open_loop import predict_open_loop
-from models.workload import Metric, Slo, Workload, missed
+from models.workload import ALL_AT_ONCE, Metric, Slo, Workload, missed
 from planner.plans.space import Space, fill_grid, shapes
 from planner.rules import Question, Violation, first_error
 from planner.sglang.resolver import DEFAULT_REQUESTS_PER_RANK
 
-# A server with less than this left per GPU after graphs and activations is one allocation from an OOM;
-# SGLang's guide calls 5-8 GiB good.
+# A server with less than this left per GPU after graphs and activations is one allocation from an OOM.
 SAFE_FREE_GIB = 1.0
-GOOD_FREE_GIB = 5.0
 # With so many times the KV tokens that all clients can fill, this share of the card is kept free instead of 5 GiB.
 PLENTY_OF_KV = 2.0
 AMPLE_FREE_SHARE = 0.085
@@ -341,7 +339,7 @@ def _why_lost(best: Candidate, other: Candidate) -> str:
     behind = 100.0 * (other.output_tok_s / best.output_tok_s - 1.0)
     if other.servers != best.servers or other.prefill != best.prefill:
         return f"{behind:+.0f} %: {other.output_tok_s:,.0f} tok/s in all, {best.name} {best.output_tok_s:,.0f}"
-    if mine.running_requests < 0.98 * theirs.running_requests:
+    if mine.running_requests < ALL_AT_ONCE * theirs.running_requests:
         return (
             f"{behind:+.0f} %: {mine.running_requests:,.0f} requests run at once ({mine.limiting}), "
             f"not {theirs.running_requests:,.0f}"

@@ -19,14 +19,13 @@ from planner.shell.syntax import (
     Literal,
     Node,
     Not,
-    Part,
     Pipe,
     ShellSyntaxError,
     Simple,
     While,
     Word,
 )
-from planner.shell.words import IN_TEXT, NAME, WordReader
+from planner.shell.words import IN_TEXT, NAME, WordReader, parts_of_text
 
 _CLOSING = frozenset({"then", "elif", "else", "fi", "do", "done", "esac", "}"})
 _DECLARING = frozenset({"export", "declare", "local", "readonly", "typeset"})
@@ -388,16 +387,8 @@ class ShellParser(WordReader):
             if quoted:
                 texts.append(Word((Literal(body, quoted=True),), line))
             else:
-                texts.append(Word(_parts_of_text(body, line, self.depth + 1), line))
+                texts.append(Word(parts_of_text(body, line, self.depth + 1, escapable=IN_TEXT), line))
         self._pending.clear()
-
-
-def _parts_of_text(body: str, line: int, depth: int) -> tuple[Part, ...]:
-    """Return the parts of a here-document; one whose `$(` or backtick stays open is read as it stands."""
-    try:
-        return tuple(WordReader(body, line, depth).quoted_until("", escapable=IN_TEXT))
-    except ShellSyntaxError:
-        return (Literal(body, quoted=True),)
 
 
 def _plain(word: Word) -> str:

@@ -291,3 +291,11 @@ def _glued(parts: list[Part]) -> list[Part]:
             found.append(part)
     flush(kind)
     return found
+
+
+def parts_of_text(text: str, line: int = 1, depth: int = 0, *, escapable: str) -> tuple[Part, ...]:
+    """Return the parts of a text as within double quotes; one whose `$(` or backtick stays open is text as it is."""
+    try:
+        return tuple(WordReader(text, line, depth).quoted_until("", escapable=escapable))
+    except ShellSyntaxError:
+        return (Literal(text, quoted=True),)

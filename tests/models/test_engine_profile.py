@@ -75,8 +75,18 @@ def test_beyond_the_last_is_extrapolated_with_a_wider_band() -> None:
     assert "no measurements of this version" in far.warnings[0]
 
 
+def test_a_release_after_all_that_is_known_is_extrapolated_and_says_so() -> None:
+    """0.6.0 stands behind 0.5.23, not among the releases that were measured."""
+    unknown = profile_for(Version("0.6.0"))
+    assert unknown.status == "extrapolated"
+    assert "extrapolated from 0.5.12" in unknown.warnings[0]
+    assert variance(unknown) >= variance(profile_for(Version("0.5.23")))
+
+
 def test_releases_follow_each_other() -> None:
-    line = [release_number(Version(v)) for v in ("0.4.3", "0.4.9", "0.4.10", "0.5.0", "0.5.1", "0.5.12")]
+    line = [
+        release_number(Version(v)) for v in ("0.4.3", "0.4.9", "0.4.10", "0.5.0", "0.5.1", "0.5.23", "0.6.0", "0.6.1")
+    ]
     assert line == sorted(line)
     assert line[3] - line[2] == 1
 

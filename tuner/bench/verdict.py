@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from models.workload import ALL_AT_ONCE
 from tuner.bench.requests import RequestOutcome
 from tuner.bench.window import Window
 from tuner.seam import Verdict
 
-LEAST_IN_FLIGHT = 0.98
 # What the generator's own lateness may add to a TTFT: on average, and at its 99th percentile.
 MOST_LAG_SHARE, MOST_LAG_P99_SHARE = 0.04, 0.25
 LAG_MS, LAG_P99_MS = 2.0, 20.0  # never a complaint
@@ -87,7 +87,7 @@ def _client(asked: PointRequest, window: Window, outcomes: Sequence[RequestOutco
     if asked.rate:
         late = window.generator.sent_late_p99_ms
         return f"requests were sent {late:.0f} ms late at the 99th percentile" if late > MOST_LATE_MS else ""
-    if window.in_flight < LEAST_IN_FLIGHT * asked.clients:
+    if window.in_flight < ALL_AT_ONCE * asked.clients:
         return f"{window.in_flight:.1f} of {asked.clients} requests were in flight"
     return ""
 

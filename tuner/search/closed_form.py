@@ -10,7 +10,7 @@ import numpy as np
 
 from models.layout import Array
 from models.serving.closed_form import ClosedForm, Demand, closed_loop
-from models.workload import Slo
+from models.workload import ALL_AT_ONCE, Slo
 from tuner.choices import Objective
 from tuner.search.expected_improvement import chance_below
 from tuner.search.objective import LEAST_SHARE, Goal, crossing
@@ -74,7 +74,7 @@ def _curve(rows: Candidates, parameter_shift_sigmas: Array) -> tuple[Array, Clos
 def _users(rows: Candidates, parameter_shift_sigmas: Array, limits: tuple[Slo, ...]) -> Array:
     """Log of the most clients that all run at once and see every mean limit kept."""
     clients, steady = _curve(rows, parameter_shift_sigmas)
-    excess = np.log(np.maximum(0.98 * clients / steady.running, 1e-9))
+    excess = np.log(np.maximum(ALL_AT_ONCE * clients / steady.running, 1e-9))
     for slo in limits:
         excess = np.maximum(excess, log_figure(steady, str(slo.metric)) - math.log(slo.limit_ms))
     return crossing(np.log(clients), excess)
