@@ -59,7 +59,10 @@ class ServerConfig:
 
     def flag(self, name: str, default: Any = None) -> Any:
         """Return a flag of the launch that is no field here, by SGLang's field name, or `default`."""
-        return next((value for field, value in self.extra if field == name), default)
+        for field, value in self.extra:
+            if field == name:
+                return value
+        return default
 
     def with_flags(self, **changes: Any) -> ServerConfig:
         """Return the configuration with these extra flags set; None takes one out."""

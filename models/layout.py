@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,8 @@ from models.config import ServerConfig
 from models.phases import decode_graphs, decodes, prefill_graphs, prefills
 
 Array = npt.NDArray[np.float64]
+# What the 0/1 columns depend on: the fields that `_switches` and `models.phases` read.
+SWITCHING = ("extra", "disable_cuda_graph", "pp_size", "moe_a2a_backend", "attention_backend", "kv_cache_dtype")
 
 MAX_PREFILL_TOKENS = 16384  # SGLang's default --max-prefill-tokens
 KV_BYTES = {"auto": 2.0, "bf16": 2.0, "bfloat16": 2.0, "fp8_e4m3": 1.0, "fp8_e5m2": 1.0}
@@ -146,7 +149,15 @@ def _switches(configs: Sequence[ServerConfig]) -> dict[str, Array]:
             (c.kv_cache_dtype or "auto").startswith("fp8") and c.attention_backend in ("fa3", "flashinfer")
         ),
     }
-    return {name: np.array([float(said(config)) for config in configs]) for name, said in asked.items()}
+    rows: dict[tuple[Any, ...], list[float]] = {}
+    found = []
+    for config in configs:  # of a grid thousands share all that the switches depend on
+        key = tuple(id(getattr(config, name)) for name in SWITCHING)
+        if key not in rows:
+            rows[key] = [float(said(config)) for said in asked.values()]
+        found.append(rows[key])
+    columns = np.array(found, dtype=np.float64).reshape(len(configs), len(asked))
+    return {name: columns[:, number].copy() for number, name in enumerate(asked)}
 
 
 def _chunk(config: ServerConfig) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from packaging.version import InvalidVersion, Version
 
 from hwprobe.errors import InputError
@@ -26,4 +28,8 @@ def parse_version(text: str) -> Version:
 
 
 def at_least(version: Version, text: str) -> bool:
-    return version >= Version(text)
+    """Say whether the version is the one named, or newer."""
+    return version >= _release(text)
+
+
+_release = cache(Version)  # a search asks thousands of times for the same few

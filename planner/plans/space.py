@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from packaging.version import Version
 
@@ -79,13 +79,15 @@ def fill_grid(shape: ServerConfig, space: Space, concurrency: int, context: Cont
     per_rank = -(-concurrency // shape.attn_dp_size)
     running = per_rank * shape.attn_dp_size
     graphs = {graph_size(per_rank), resolved.cuda_graph_max_bs_decode or 160}
+    same = {field.name: getattr(resolved, field.name) for field in fields(resolved)} | {"max_running_requests": running}
     return [
-        replace(
-            resolved,
-            mem_fraction_static=fraction,
-            chunked_prefill_size=effective_chunk(chunk, shape.attn_dp_size, context.version),
-            cuda_graph_max_bs_decode=graph,
-            max_running_requests=running,
+        ServerConfig(
+            **same
+            | {
+                "mem_fraction_static": fraction,
+                "chunked_prefill_size": effective_chunk(chunk, shape.attn_dp_size, context.version),
+                "cuda_graph_max_bs_decode": graph,
+            }
         )
         for fraction in space.fractions
         for chunk in space.chunks

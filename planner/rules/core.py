@@ -139,7 +139,14 @@ _from = cache(at_least)
 
 def apply(rules: Iterable[Rule], question: Question) -> list[Violation]:
     """Return the violations of these rules, in their order."""
-    return [_violation(rule, question) for rule in rules if rule.holds_for(question.version) and rule.broken(question)]
+    known = _known(tuple(rules), question.version)
+    return [_violation(rule, question) for rule in known if rule.broken(question)]
+
+
+@cache
+def _known(rules: tuple[Rule, ...], version: Version) -> tuple[Rule, ...]:
+    """Return the rules that the release has; a search applies the same ones thousands of times."""
+    return tuple(rule for rule in rules if rule.holds_for(version))
 
 
 def _violation(rule: Rule, question: Question) -> Violation:
