@@ -7,7 +7,8 @@ sees the first token when the decode server has admitted the request: what waits
 
 from __future__ import annotations
 
-from collections import Counter
+import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -133,12 +134,28 @@ class _Fleet:
     osl: list[int]
     prefill: list[Scheduler]
     decode: list[Scheduler]
+    on_prefill: list[int]
+    on_decode: list[int]
+    planned: tuple[list[float], list[float]]
     lives: dict[int, _Life] = field(default_factory=dict)
-    on_prefill: Counter[int] = field(default_factory=Counter)
-    on_decode: Counter[int] = field(default_factory=Counter)
-    place: dict[int, int] = field(default_factory=dict)
+    next: list[tuple[float, int, int]] = field(default_factory=list)
     sent: int = 0
     done: list[int] = field(default_factory=list)
+
+    def plan(self, role: int, index: int) -> None:
+        """Note when a server does its next piece of work; what was noted of it before no longer counts."""
+        at_s = _next_s((self.prefill, self.decode)[role][index])
+        if at_s != self.planned[role][index]:
+            self.planned[role][index] = at_s
+            heapq.heappush(self.next, (at_s, role, index))
+
+    def take_next(self) -> tuple[int, int]:
+        """Return role and index of the server that is furthest behind among those with work."""
+        while True:
+            at_s, role, index = heapq.heappop(self.next)
+            if self.planned[role][index] == at_s:
+                self.planned[role][index] = math.inf
+                return role, index
 
     def send(self, at_s: float) -> None:
         """Let a client send its next request: the router gives it to the prefill server with the fewest."""
@@ -146,11 +163,12 @@ class _Fleet:
             return
         index, self.sent = self.sent, self.sent + 1
         self.lives[index] = _Life(sent_s=at_s)
-        chosen = min(range(len(self.prefill)), key=lambda n: (self.on_prefill[n], n))
+        chosen = self.on_prefill.index(min(self.on_prefill))
         self.on_prefill[chosen] += 1
         times, new = self.model.prefill.times, self.isl[index]
         visible_s = at_s + times.front_end_s + times.front_end_token_s * new
         self.prefill[chosen].arrive(Request(index, new, 1, at_s, visible_s, prompt=new))
+        self.plan(0, chosen)
 
     def move(self, server: int, request: Request, at_s: float) -> None:
         """Hand a prefilled request to the decode server with the fewest, after its transfer."""
@@ -158,12 +176,12 @@ class _Fleet:
         life = self.lives[request.index]
         life.prefilled_s = at_s
         life.moved_s = at_s + self.model.transfer.seconds(request.isl)
-        chosen = min(range(len(self.decode)), key=lambda n: (self.on_decode[n], n))
+        chosen = self.on_decode.index(min(self.on_decode))
         self.on_decode[chosen] += 1
-        self.place[request.index] = chosen
         self.decode[chosen].arrive(
             Request(request.index, request.isl, self.osl[request.index], life.sent_s, life.moved_s, prompt=request.isl)
         )
+        self.plan(1, chosen)
 
     def finish(self, server: int, request: Request, at_s: float) -> None:
         """Take a complete answer; its client sends the next request."""
@@ -200,6 +218,9 @@ def replay_fleet(model: FleetModel, load: FleetLoad, measure_from: int = 0) -> F
         osl=load.osl.tolist(),
         prefill=[_server(model.prefill.times, model.prefill.limits) for _ in range(model.prefill_servers)],
         decode=[_server(decode_times, decode_limits) for _ in range(model.decode_servers)],
+        on_prefill=[0] * model.prefill_servers,
+        on_decode=[0] * model.decode_servers,
+        planned=([math.inf] * model.prefill_servers, [math.inf] * model.decode_servers),
     )
     if load.arrivals_s is None:
         for _ in range(min(load.concurrency, len(fleet.isl))):
@@ -218,26 +239,20 @@ def _server(times: StepTimes, limits: Limits) -> Scheduler:
 
 def _advance(fleet: _Fleet) -> None:
     """Run one batch of the server that is furthest behind among those with work."""
-    prefill = [(_next_s(server), 0, index) for index, server in enumerate(fleet.prefill) if _has_work(server)]
-    decode = [(_next_s(server), 1, index) for index, server in enumerate(fleet.decode) if _has_work(server)]
-    _, role, index = min([*prefill, *decode])
+    role, index = fleet.take_next()
     server = (fleet.prefill, fleet.decode)[role][index]
     run_batch(server)
-    if not server.finishing or server.finishing[0][0] > server.step + DUE:
-        return
-    for request in take_finished(server):
-        (fleet.move, fleet.finish)[role](index, request, server.now_s)
-
-
-def _has_work(server: Scheduler) -> bool:
-    return bool(server.running or server.waiting or server.chunked is not None or server.arriving)
+    if server.finishing and server.finishing[0][0] <= server.step + DUE:
+        for request in take_finished(server):
+            (fleet.move, fleet.finish)[role](index, request, server.now_s)
+    fleet.plan(role, index)
 
 
 def _next_s(server: Scheduler) -> float:
-    """Return when a server does its next piece of work: an idle one when its next request arrives."""
+    """Return when a server does its next piece of work: an idle one when its next request arrives, or never."""
     if server.running or server.waiting or server.chunked is not None:
         return server.now_s
-    return max(server.now_s, server.arriving[0][0])
+    return max(server.now_s, server.arriving[0][0]) if server.arriving else math.inf
 
 
 def _summary(fleet: _Fleet, measure_from: int) -> FleetReplay:
