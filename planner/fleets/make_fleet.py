@@ -11,12 +11,15 @@ from hwprobe.profile import HardwareProfile
 from models.machine import machine_of
 from planner.fleets.disaggregated import disaggregated, fleet_key
 from planner.plans.make import Plan, PlanQuestion, make_plan
-from planner.plans.search import Candidate, Found, final_key, with_reasons
+from planner.plans.search import REPLAYED, Candidate, Found, final_key, with_reasons
 
 GIB = 2**30
 # A server spans these many nodes at most: beyond it every published run loses to copies.
 MOST_NODES_PER_SERVER = 8
 MOST_CANDIDATES = 10
+# Families replayed of a cut that may be far behind, and the share of the best rate from which on all are.
+GLANCED = 3
+NEAR = 0.85
 # What --servers takes: servers that do both phases, prefill and decode apart, or whichever is better.
 ANY, MIXED, PD = "any", "mixed", "pd"
 
@@ -55,7 +58,7 @@ def plan_fleet(question: PlanQuestion, servers: str = ANY) -> Plan:
     question.checked()
     weight_gib = question.arch.total_params * question.arch.gemm_weight_bytes / GIB
     machine = machine_of(question.hardware)
-    plans = [_plan_split(question, split, machine.gpus_per_node) for split in splits(question.hardware, weight_gib)]
+    plans = _plan_splits(question, list(splits(question.hardware, weight_gib)), machine.gpus_per_node)
     whole = max(plans, key=lambda plan: plan.context.machine.gpu_count)
     ranked = [(_key(plan, candidate), plan, candidate) for plan in plans for candidate in plan.found.candidates]
     apart = [] if servers == MIXED else _apart(question, plans, machine.nodes)
@@ -118,13 +121,35 @@ def _key(plan: Plan, candidate: Candidate) -> tuple[float, ...]:
     return (first, second * (candidate.servers * candidate.load_share if plan.load.request_rate is None else 1.0))
 
 
-def _plan_split(question: PlanQuestion, split: Split, gpus_per_node: int) -> Plan:
+def _plan_splits(question: PlanQuestion, parts: Sequence[Split], gpus_per_node: int) -> list[Plan]:
+    """Plan every cut of the machine: all families of the smallest server, of larger ones where they come near it.
+
+    Servers of many nodes hold many clients, and lose nearly always: the replay of their leaders says by how much.
+    """
+    if question.concurrency is None:
+        return [_plan_split(question, part, gpus_per_node) for part in parts]
+    plans: list[Plan] = []
+    for part in parts:
+        seen = min((_key(plan, plan.best) for plan in plans if plan.best), default=None)
+        plan = _plan_split(question, part, gpus_per_node, REPLAYED if seen is None else GLANCED)
+        if seen is not None and plan.best is not None and _comes_near(_key(plan, plan.best), seen):
+            plan = _plan_split(question, part, gpus_per_node)
+        plans.append(plan)
+    return plans
+
+
+def _comes_near(key: tuple[float, ...], best: tuple[float, ...]) -> bool:
+    """Say whether other families of this cut might beat the best: they miss less, or the rate is not far off."""
+    return key[:-1] < best[:-1] or (key[:-1] == best[:-1] and key[-1] <= NEAR * best[-1])
+
+
+def _plan_split(question: PlanQuestion, split: Split, gpus_per_node: int, families: int = REPLAYED) -> Plan:
     """Plan one part of the machine with its share of clients or arrivals; users choose how many parts they need."""
     part = replace(question, hardware=split.hardware)
     if question.concurrency is not None:
         copies = min(split.copies, question.concurrency)
         clients = -(-question.concurrency // copies)
-        plan = make_plan(replace(part, concurrency=clients))
+        plan = make_plan(replace(part, concurrency=clients), families)
         return _with_copies(plan, copies, gpus_per_node, question.concurrency / (copies * clients))
     if question.request_rate is not None:
         plan = make_plan(replace(part, request_rate=question.request_rate / split.copies))

@@ -19,7 +19,7 @@ from models.workload import Metric, Slo, Statistic, Workload
 from planner.plans.capacity import MOST_CLIENTS, concurrency_for_rate, users_per_server
 from planner.plans.frontier import pareto_front
 from planner.plans.published import Comparison, compare_with_published
-from planner.plans.search import Candidate, Found, search
+from planner.plans.search import REPLAYED, Candidate, Found, search
 from planner.plans.space import Space, as_launched, default_space
 from planner.sglang.dialects import to_argv
 
@@ -150,11 +150,14 @@ class Plan:
         return pareto_front([(c.output_tok_s / c.gpus, c.prediction.user_tok_s) for c in self.found.candidates])
 
 
-def make_plan(question: PlanQuestion) -> Plan:
-    """Answer the question. Raises InputError for bad input; an infeasible target is an answer."""
+def make_plan(question: PlanQuestion, families: int = REPLAYED) -> Plan:
+    """Answer the question. Raises InputError for bad input; an infeasible target is an answer.
+
+    Of a given number of clients the best `families` are replayed and returned.
+    """
     question.checked()
     context = question.context()
-    found, concurrency, replicas, target_met = _solve(question, context)
+    found, concurrency, replicas, target_met = _solve(question, context, families)
     best = found.candidates[0] if found.candidates else None
     nodes_needed, node_answer = context.machine.nodes * replicas, None
     if best is None:
@@ -178,14 +181,14 @@ def make_plan(question: PlanQuestion) -> Plan:
     )
 
 
-def _solve(question: PlanQuestion, context: Context) -> tuple[Found, int, int, bool]:
+def _solve(question: PlanQuestion, context: Context, families: int) -> tuple[Found, int, int, bool]:
     """Return what was found, the clients per server it was found for, servers needed, and success."""
     space = default_space(context.machine, context.version, arch=context.arch, mtp=question.mtp)
 
     slos = question.all_slos
 
     def at(concurrency: int) -> Found:
-        return search(context, space, question.workload(concurrency), slos)
+        return search(context, space, question.workload(concurrency), slos, replayed=families)
 
     def glance(concurrency: int, among: Space = space) -> Found:
         return search(context, among, question.workload(concurrency), slos, replayed=FAMILIES_WHILE_BISECTING)
