@@ -9,6 +9,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from hwprobe.bounds import MACHINE, check_fields, within
 from hwprobe.errors import InputError
 from hwprobe.files import content_hash, decode_json, encode_json, read_bytes, write_atomic
 
@@ -193,7 +194,35 @@ def read_profile(path: Path) -> HardwareProfile:
         rows = getattr(profile, name)
         if rows is not None and {len(rows), *map(len, rows)} != {len(profile.gpus)}:
             raise InputError(f"{path}: {name} is not a square over the {len(profile.gpus)} GPUs of gpus")
+    _check_bounds(profile, str(path))
     return profile
+
+
+def _check_bounds(profile: HardwareProfile, where: str) -> None:
+    """Raise InputError for the first figure that no machine has."""
+    for number, gpu in enumerate(profile.gpus):
+        _check_quantities(gpu, where, f"gpus[{number}].")
+    _check_quantities(profile, where)
+    for number, reduced in enumerate(profile.all_reduce):
+        place = f"all_reduce[{number}]."
+        _check_quantities(reduced, where, place)
+        check_fields(reduced, {name: MACHINE[name] for name in ("ranks", "message_bytes")}, where, place)
+    if profile.host is not None:
+        kept = {name: MACHINE[name] for name in ("memory_gib", "shm_gib", "logical_cpus")}
+        check_fields(profile.host, kept, where, "host.")
+    for name in ("p2p_gb_s", "p2p_latency_us"):
+        for row in getattr(profile, name) or ():
+            for value in row:
+                if value is not None:
+                    within(value, name, MACHINE[name], where)
+
+
+def _check_quantities(record: object, where: str, place: str = "") -> None:
+    for name, bound in MACHINE.items():
+        quantity = getattr(record, name, None)
+        if isinstance(quantity, Quantity):
+            within(quantity.value, f"{place}{name}", bound, where)
+            within(quantity.value if quantity.sheet is None else quantity.sheet, f"{place}{name}.sheet", bound, where)
 
 
 def load_profile(path: Path) -> HardwareProfile:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from hwprobe.bounds import MODEL, check_fields
 from hwprobe.errors import InputError, UnsupportedModel
 from hwprobe.files import decode_json, read_bytes
 
@@ -269,6 +270,7 @@ def parse_architecture(data: bytes | str, where: str, name: str) -> ModelArchite
             "speed; sgtune models FP8, INT8 (memory alone) and BF16 weights: give a config.json of those"
         )
     model = decode_json(data, ModelArchitecture, where)
+    check_fields(model, MODEL, where)
     if model.first_k_dense_replace > model.num_hidden_layers:
         raise InputError(
             f"{where}: first_k_dense_replace {model.first_k_dense_replace} exceeds "

@@ -10,9 +10,9 @@ from typing import Protocol
 
 import numpy as np
 
+from hwprobe.bounds import REQUESTS, within
 from hwprobe.errors import InputError
 
-LONGEST_TOKENS = 10_000_000
 # Clients count as served all at once from this share in flight on: the rest are between two requests.
 ALL_AT_ONCE = 0.98
 
@@ -56,11 +56,9 @@ class Workload:
     @classmethod
     def checked(cls, isl: int, osl: int, concurrency: int, range_ratio: float = 1.0) -> Workload:
         """Build a workload from a user's numbers. Raises InputError naming the flag."""
-        for flag, value in (("--isl", isl), ("--osl", osl), ("--concurrency", concurrency)):
-            if not 1 <= value <= LONGEST_TOKENS:
-                raise InputError(f"{flag} is {value}; it must be between 1 and {LONGEST_TOKENS:,}")
-        if not 0.0 <= range_ratio <= 1.0:
-            raise InputError(f"--range-ratio is {range_ratio}; it must be between 0 and 1 (1: fixed lengths)")
+        for name, value in (("isl", isl), ("osl", osl), ("concurrency", concurrency)):
+            within(value, f"--{name}", REQUESTS[name])
+        within(range_ratio, "--range-ratio (1: fixed lengths)", REQUESTS["range_ratio"])
         return cls(
             isl=Lengths(nominal=isl, range_ratio=range_ratio),
             osl=Lengths(nominal=osl, range_ratio=range_ratio),
@@ -134,8 +132,7 @@ class Slo:
                 f"the SLO '{text}' names statistic '{statistic}'; known: {', '.join(Statistic)}; {SLO_EXAMPLE}"
             )
         limit_ms = float(match["limit"]) * (1.0 if match["unit"].lower() == "ms" else 1e3)
-        if not (math.isfinite(limit_ms) and limit_ms > 0):
-            raise InputError(f"the SLO '{text}' has no positive finite limit; {SLO_EXAMPLE}")
+        within(limit_ms, f"the limit of --slo '{text}'", REQUESTS["slo_ms"])
         return cls(metric=Metric(metric), statistic=Statistic(statistic), limit_ms=limit_ms)
 
     def value_ms(self, seen: Latencies) -> float:

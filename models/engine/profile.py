@@ -12,6 +12,7 @@ import numpy as np
 from msgspec import Meta
 from packaging.version import Version
 
+from hwprobe.bounds import ENGINE, check_fields
 from hwprobe.errors import InputError
 from hwprobe.files import decode_json, encode_json, read_bytes, write_atomic
 from models.layout import Array
@@ -145,6 +146,9 @@ def checked(profile: EngineProfile, where: str) -> EngineProfile:
     size = len(FITTED)
     if len(profile.covariance) != size or any(len(row) != size for row in profile.covariance):
         raise InputError(f"{where}: covariance must be {size} x {size}, in the order {', '.join(FITTED)}")
+    check_fields(profile.parameters, ENGINE, where, "parameters.")
+    check_fields(profile.relative_error, ENGINE, where, "relative_error.")
+    check_fields(profile, ENGINE, where)
     return profile
 
 

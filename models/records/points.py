@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from hwprobe.bounds import POINT, within
 from hwprobe.errors import InputError
 from hwprobe.files import MOST_RECORD_BYTES, read_bytes
 
@@ -181,4 +182,5 @@ def _number(name: str, value: Any, number: int) -> float | int | None:
         raise InputError(f"line {number}: {name} is {value!r}, which is not a number")
     if value < 0:
         raise InputError(f"line {number}: {name} is {value:g}; it cannot be negative")
+    within(value, name, POINT[name], f"line {number}")
     return int(value) if name in _WHOLE else float(value)

@@ -24,7 +24,7 @@ from planner.check.host_memory import host_violations
 from planner.check.judge import Checked, Weighed, judge, predicted, read_launch, weigh, why_unpredicted
 from planner.check.memory_fit import memory_violations
 from planner.launch_lines.launch_line import LaunchLine, how_to_give
-from planner.sglang.arguments import read_arguments
+from planner.sglang.arguments import knows_flags, read_arguments
 from planner.sglang.dialects import from_values
 from planner.sglang.flag_ledger import unpriced_flags
 from planner.sglang.flags import flags_of, listed_releases
@@ -178,7 +178,7 @@ def guessed_version(words: tuple[str, ...], newest: Version) -> tuple[Version, s
         return None
     for release in reversed(listed_releases()):
         version = Version(release)
-        if version < newest and not any(f.rule in strange for f in read_arguments(words, version).faults):
+        if version < newest and knows_flags(words, version):
             return version, faults[0].message
     return None
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from packaging.version import Version
 
+from hwprobe.bounds import REQUESTS, within
 from hwprobe.errors import InputError
 from hwprobe.profile import HardwareProfile
 from models.architecture import ModelArchitecture
@@ -24,7 +25,6 @@ from planner.plans.space import Space, as_launched, default_space
 from planner.sglang.dialects import to_argv
 
 NODE_STEPS = (2, 4, 8)
-MOST_USERS = 10_000_000
 LARGEST_SKEW = 3.0
 # A normal variable is below its mean and so many standard deviations in 99 of 100 cases.
 P99_SIGMAS = 2.326
@@ -70,16 +70,15 @@ class PlanQuestion:
             )
         if (self.users is None) != (self.min_user_tok_s is None):
             raise InputError("--users and --min-user-tok-s go together: N users at X tok/s each")
-        if self.request_rate is not None and not 0 < self.request_rate < 1e6:
-            raise InputError(f"--request-rate is {self.request_rate:g}; it must be positive (requests per second)")
-        if self.min_user_tok_s is not None and not 0 < self.min_user_tok_s < 1e5:
-            raise InputError(f"--min-user-tok-s is {self.min_user_tok_s:g}; it must be positive")
+        for name, value in (
+            ("request_rate", self.request_rate), ("min_user_tok_s", self.min_user_tok_s), ("users", self.users),
+        ):  # fmt: skip
+            if value is not None:
+                within(value, f"--{name.replace('_', '-')}", REQUESTS[name])
         if self.sigma is not None and not 0.0 <= self.sigma <= LARGEST_SKEW:
             raise InputError(f"--expert-skew is {self.sigma:g}; it must be from 0 (uniform) to {LARGEST_SKEW:g}")
         if not 0.0 <= self.acceptance < 1.0:
             raise InputError(f"--mtp-acceptance is {self.acceptance:g}; it must be from 0 to below 1")
-        if self.users is not None and not 1 <= self.users <= MOST_USERS:
-            raise InputError(f"--users is {self.users}; it must be between 1 and {MOST_USERS:,}")
         longest = self.workload(1 if self.concurrency is None else self.concurrency).longest_request
         if longest > self.arch.max_position_embeddings:
             raise InputError(

@@ -88,6 +88,13 @@ def read_arguments(words: Sequence[str], version: Version) -> Arguments:
     return Arguments(values=values, faults=tuple(faults))
 
 
+def knows_flags(words: Sequence[str], version: Version) -> bool:
+    """Whether a release has every flag of these words, each told apart from all others."""
+    known = flags_of(version)
+    heads = (head for head, _ in _chunks(words, known) if head is not None)
+    return all(head in known.by_name or len(known.spelled(head.partition("=")[0])) == 1 for head in heads)
+
+
 def _chunks(words: Sequence[str], known: FlagSet) -> Iterator[tuple[str | None, list[str]]]:
     """Yield (flag as typed, the words up to the next flag); None for words before any flag and after `--`."""
     head: str | None = None

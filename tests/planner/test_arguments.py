@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,8 @@ from packaging.version import Version
 
 from hwprobe.errors import InputError
 from models.config import ServerConfig, Speculative
-from planner.sglang.arguments import read_arguments, readable_int
+from planner.check.answer import guessed_version
+from planner.sglang.arguments import knows_flags, read_arguments, readable_int
 from planner.sglang.dialects import from_values, to_argv
 from planner.sglang.flags import first_release_of, flags_of, life_of, listed_releases
 from planner.violation import Severity
@@ -164,3 +167,20 @@ def test_replicas_are_not_attention_dp() -> None:
     config = from_values(read_arguments(["--tp", "4", "--dp", "2"], NEWEST).values, NEWEST)
     assert config.attn_dp_size == 1
     assert config.flag("dp_size") == 2
+
+
+@pytest.mark.parametrize(
+    "words", ["--tp 8", "--tp-siz 8", "--no-such x", "--enable-ep-moe", "--tp=8 --cuda-graph-max 4"]
+)
+def test_a_release_knows_the_flags_that_it_does_not_complain_of(words: str) -> None:
+    strange = {"unknown-flag", "flag-of-other-release", "ambiguous-flag"}
+    for release in listed_releases():
+        told = faults(words, release)
+        assert knows_flags(words.split(), Version(release)) == (not strange & set(told))
+
+
+def test_a_hundred_misspelt_flags_are_answered_in_a_second() -> None:
+    words = tuple(f"--no-such-flag-{number}" for number in range(100))
+    began = time.process_time()
+    assert guessed_version(words, NEWEST) is None
+    assert time.process_time() - began < 3.0

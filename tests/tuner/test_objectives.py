@@ -108,7 +108,7 @@ def test_a_rate_per_gpu_and_per_cost_is_the_rate_in_another_unit(sgtune: Sgtune,
     ("more", "said"),
     [
         (("--objective", "users"), "needs --min-user-tok-s"),
-        (("--objective", "users", "--min-user-tok-s", "-1"), "must be positive"),
+        (("--objective", "users", "--min-user-tok-s", "-1"), "it must be from 0.001 to 100,000 tok/s"),
         (("--objective", "users", "--min-user-tok-s", "30", "--concurrency", "4"), "--concurrency does not go with"),
         (("--objective", "goodput", "--slo", "tpot:mean<1s"), "needs --request-rate"),
         (("--objective", "goodput", "--request-rate", "2"), "give at least one"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from hwprobe.bounds import REQUESTS, within
 from hwprobe.errors import InputError, SgtuneError
 from hwprobe.files import write_atomic
 from models.workload import Slo, Workload
@@ -66,6 +67,8 @@ class BenchQuestion:
         whole = self.request_rate is None
         if not found or any(load <= 0 or (whole and (load != int(load) or load > MOST_CLIENTS)) for load in found):
             raise InputError(f"{flag} is '{text}'; write numbers as in {flag} {'1,16,64' if whole else '0.5,1,2'}")
+        for load in found if not whole else ():
+            within(load, flag, REQUESTS["request_rate"])
         return found
 
     def checked(self, facts: ServerFacts) -> BenchQuestion:
@@ -87,8 +90,10 @@ class BenchQuestion:
             )
         if self.request_rate and self.cross_check and self.arrival is not Arrival.POISSON:
             raise InputError("--cross-check knows rates with --arrival poisson only, as sglang.benchmark.serving does")
-        if self.waves < 1 or self.vocabulary < 16 or self.shared_prefix < 0:
-            raise InputError("--waves must be at least 1, --vocab-size at least 16, --shared-prefix not negative")
+        within(self.waves, "--waves", REQUESTS["waves"])
+        within(self.vocabulary, "--vocab-size", REQUESTS["vocabulary"])
+        if self.shared_prefix < 0:
+            raise InputError(f"--shared-prefix is {self.shared_prefix}; it must not be negative")
         if self.shared_prefix >= self.workload.isl.shortest:
             raise InputError(
                 f"--shared-prefix {self.shared_prefix} leaves nothing of --isl {self.workload.isl.nominal}"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hwprobe.bounds import LONGEST_TOKENS
 from hwprobe.errors import InputError
 from hwprobe.files import MOST_RECORD_BYTES, read_bytes
 from hwprobe.parsing import ODD
@@ -16,7 +17,6 @@ from tuner.choices import Arrival
 
 DRAWN = 8192
 SHORTEST_PROMPT = 4  # characters
-LONGEST_REQUEST = 10_000_000  # tokens: beyond any context
 
 
 def arrivals_s(arrival: Arrival, rate: float, horizon_s: float, seed: int) -> tuple[float, ...]:
@@ -58,13 +58,13 @@ def recorded_lengths(path: Path) -> tuple[tuple[int, int], ...]:
             record = json.loads(line)
             isl = record["isl"] if "isl" in record else record["input_length"]
             osl = record["osl"] if "osl" in record else record["output_length"]
-            if not all(0 <= length <= LONGEST_REQUEST for length in (isl, osl)):
+            if not all(0 <= length <= LONGEST_TOKENS for length in (isl, osl)):
                 raise ValueError
             found.append((max(1, int(isl)), max(1, int(osl))))
         except ODD:
             raise InputError(
                 f'{path}, line {number}: not of the form {{"isl": 1000, "osl": 200}}, tokens from 0 '
-                f"to {LONGEST_REQUEST:,}"
+                f"to {LONGEST_TOKENS:,}"
             ) from None
     if not found:
         raise InputError(f"{path} holds no lengths")

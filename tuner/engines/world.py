@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from hwprobe.bounds import WORLD, check_fields, within
 from hwprobe.errors import InputError, did_you_mean
 from hwprobe.files import LAUNCH_FILE_BYTES, read_bytes
 from hwprobe.parsing import load_toml
@@ -113,6 +114,11 @@ def load_world(path: Path | None) -> World:
     except msgspec.ValidationError as error:
         raise InputError(f"{where}: {error}") from error
     _check_names(world, where)
+    check_fields(world, {name: bound for name, bound in WORLD.items() if name != "parameters"}, where)
+    for name, factor in world.parameters.items():
+        within(factor, f"parameters.{name}", WORLD["parameters"], where)
+    for effect in world.effects:
+        within(effect.time_factor, "time_factor of an effect", WORLD["time_factor"], where)
     return world
 
 

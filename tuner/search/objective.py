@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hwprobe.bounds import REQUESTS, within
 from hwprobe.errors import InputError
 from models.config import ServerConfig
 from models.layout import Array
@@ -56,8 +57,8 @@ class Goal:
                 raise InputError(f"--objective {objective} needs {flag}")
             if objective is not self.objective and value is not None:
                 raise InputError(f"{flag} belongs to --objective {objective}; the objective is {self.objective}")
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise InputError(f"{flag} is {value:g}; it must be positive")
+            if value is not None:
+                within(value, flag, REQUESTS[flag[2:].replace("-", "_")])
         if self.objective is Objective.GOODPUT and not self.slos:
             raise InputError("--objective goodput counts the requests that keep every --slo: give at least one")
         return self

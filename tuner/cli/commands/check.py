@@ -141,13 +141,14 @@ class _Asked:
 
 
 def _verdicts(words: list[str], settings: list[str], asked: _Asked) -> list[ServerVerdict]:
+    from hwprobe.bounds import MACHINE, within
     from hwprobe.errors import InputError
     from planner.check.verdicts import judge_servers
     from planner.launch_lines.read import Given
 
     free = asked.free_before_load_gib
-    if free is not None and not 1.0 <= free <= 10_000.0:
-        raise InputError(f"--free-before-load-gib is {free:g}; it must be GiB of one GPU, such as 137.24")
+    if free is not None:
+        within(free, "--free-before-load-gib", MACHINE["free_gib"])
     if asked.acceptance is not None and not 0.0 <= asked.acceptance < 1.0:
         raise InputError(f"--mtp-acceptance is {asked.acceptance:g}; it must be from 0 to below 1")
     given = Given(values=_settings(settings), caller=dict(os.environ), arguments=None)
