@@ -156,7 +156,7 @@ def _replace(target: Path, before: os.stat_result | None, data: bytes, manner: _
             if manner.durable:
                 os.fsync(stream.fileno())
         temporary.replace(target)
-    except BaseException:
+    except BaseException:  # interrupted or not: the half file goes, the error stays
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
@@ -185,7 +185,7 @@ def append_line(path: Path, text: str, *, durable: bool = True, private: bool = 
                 _write_all(handle, text.encode())
                 if durable:
                     os.fsync(handle)
-            except BaseException:
+            except BaseException:  # interrupted or not: the half line goes, the error stays
                 with contextlib.suppress(OSError):
                     stream.truncate(length)
                 raise

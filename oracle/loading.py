@@ -89,7 +89,7 @@ def _forked(work: Callable[[], str]) -> tuple[str, str]:
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 answer = work()
-        except BaseException:  # noqa: BLE001 - whatever stops a release's import is what the parent asks about
+        except (Exception, SystemExit):  # noqa: BLE001 - whatever stops a release is what the parent asks about
             failed = traceback.format_exc()
         with os.fdopen(writer, "w") as pipe:
             json.dump([answer, failed], pipe)

@@ -2,9 +2,7 @@
 
 import io
 import shlex
-import tempfile
 import zipfile
-from pathlib import Path
 
 import streamlit as st
 
@@ -13,6 +11,7 @@ from dashboard.readers.commands import tune_command
 from dashboard.readers.runs import RunView, Stamp
 from dashboard.widgets import BOUND, choose_run, command, stop, table
 from hwprobe.errors import InputError
+from hwprobe.holds import scratch_folder
 from hwprobe.plain_text import as_markdown
 from models.config import ServerConfig
 from models.version import parse_version
@@ -62,8 +61,8 @@ def line_of(number: int | None, given: Parameters) -> str:
 def bundle(line: str, stamp: Stamp, _made: Exportable) -> bytes:
     """Return every possible file with README and data, zipped: once for a command line and state of the run."""
     packed = io.BytesIO()
-    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in _made.write_bundle(Path(folder)):
+    with scratch_folder("bundle") as folder, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in _made.write_bundle(folder):
             archive.write(path, f"{run.name}/{path.name}")
     return packed.getvalue()
 

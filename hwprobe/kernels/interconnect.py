@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from hwprobe.holds import scratch_folder
 from hwprobe.kernels.fits import timing_of
 from hwprobe.kernels.report import Report, duration_us
 from hwprobe.kernels.timing import Timer, Work, random_tensor, time_work, timer_for
@@ -76,11 +78,22 @@ def measure_all_reduce(device: str, *, ranks: int, quick: bool) -> Report:
     NCCL on GPUs, gloo on a CPU; torch's symmetric-memory kernels where they work. In CUDA graphs.
     Raises RuntimeError (torch's) when a rank fails.
     """
-    with tempfile.TemporaryDirectory(prefix="sgtune-allreduce-") as folder:
-        torch.multiprocessing.spawn(_rank, args=(ranks, device, quick, folder), nprocs=ranks, join=True)
-        answers = [json.loads((Path(folder) / f"rank{rank}.json").read_text()) for rank in range(ranks)]
+    with scratch_folder("allreduce") as folder:
+        with _temporary_files_in(folder):
+            torch.multiprocessing.spawn(_rank, args=(ranks, device, quick, str(folder)), nprocs=ranks, join=True)
+        answers = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)]
     merged = tuple(_slowest(ranks, name, [answer["times"][name] for answer in answers]) for name in answers[0]["times"])
     return Report(all_reduce=merged, missing=tuple(answers[0]["missing"]))
+
+
+@contextlib.contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Have torch put the files in which its ranks report errors where they go with the rest, killed or not."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _slowest(ranks: int, name: str, samples: Sequence[Sequence[float]]) -> AllReduce:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import stat
@@ -190,6 +191,39 @@ def test_what_a_killed_process_left_in_the_temporary_folder_goes_with_the_next_s
         assert remove_abandoned() == []
         assert living.is_dir()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_cross_check_leaves_what_the_next_start_removes(tmp_path: Path) -> None:
+    theirs = tmp_path / "python"
+    theirs.write_text("#!/bin/sh\nkill -9 $PPID\n")
+    theirs.chmod(0o755)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    code = (
+        "from types import SimpleNamespace as N\n"
+        "from tuner.bench.cross_check import TheirLoad, run_theirs\n"
+        "workload = N(concurrency=1, isl=N(range_ratio=1.0))\n"
+        "point = N(workload=workload, settings=N(request_rate=None), window=N(requests=1))\n"
+        f"run_theirs({str(theirs)!r}, 'http://127.0.0.1:1', TheirLoad(point=point, isl=1, osl=1, model='', seed=0))\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], env=os.environ | {"TMPDIR": str(scratch)}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.name.rpartition("-")[0] for path in scratch.iterdir()] == ["sgtune-scratch-cross"]
+    again = "from hwprobe.holds import remove_abandoned; print(len(remove_abandoned()))"
+    subprocess.run([sys.executable, "-c", again], env=os.environ | {"TMPDIR": str(scratch)}, check=True)
+    assert list(scratch.iterdir()) == []
+
+
+def test_temporary_files_come_from_one_place_that_cleans_up() -> None:
+    root = Path(__file__).parents[2]
+    makers = re.compile(r"\b(TemporaryDirectory|NamedTemporaryFile|TemporaryFile|mkdtemp|mkstemp)\(")
+    found = [
+        path.relative_to(root).as_posix()
+        for package in ("hwprobe", "models", "planner", "tuner", "dashboard")
+        for path in (root / package).rglob("*.py")
+        if makers.search(path.read_text())
+    ]
+    assert found == ["hwprobe/holds.py"]
 
 
 def test_text_acts_on_nothing() -> None:

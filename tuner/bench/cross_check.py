@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from hwprobe.errors import InputError, SgtuneError
+from hwprobe.holds import scratch_folder
 from tuner.bench.point import MeasuredPoint
 from tuner.bench.server_side import Address
 
@@ -47,8 +47,8 @@ def run_theirs(python: str, url: str, load: TheirLoad) -> Theirs:
     if shutil.which(python) is None:
         raise InputError(f"--cross-check: no program '{python}' here that could be started")
     address = Address.parse(url)
-    with tempfile.TemporaryDirectory(prefix="sgtune-cross-") as folder:
-        out = Path(folder) / "out.jsonl"
+    with scratch_folder("cross") as folder:
+        out = folder / "out.jsonl"
         clients, rate = point.workload.concurrency, point.settings.request_rate
         rate_or_clients = ("--request-rate", str(rate)) if rate else ("--max-concurrency", str(clients))
         words = [

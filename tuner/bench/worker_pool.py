@@ -37,7 +37,7 @@ class WorkerPool:
     def __enter__(self) -> WorkerPool:
         try:
             self._start()
-        except BaseException:
+        except BaseException:  # interrupted or not: the workers go, the error stays
             self.__exit__()
             raise
         return self

@@ -68,7 +68,7 @@ class RunFolder:
             stamp = f"# {SIMULATED}: played in a world, on no machine\n" if manifest.simulated else ""
             write_atomic(path / "run.toml", stamp + tomli_w.dumps(asked), private=True)
             folder._chain = start_of(path)
-        except BaseException:
+        except BaseException:  # interrupted or not: the lock goes, the error stays
             folder.release()
             raise
         return folder
@@ -89,7 +89,7 @@ class RunFolder:
             evidence = read_evidence(folder.trials_file)
             folder._chain, folder._count = evidence.chain, len(evidence.records)
             _remove_parts(path)
-        except BaseException:
+        except BaseException:  # interrupted or not: the lock goes, the error stays
             folder.release()
             raise
         return folder, evidence.records, torn

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,12 +116,13 @@ def _measure(asked: SliceOptions, kept: Path) -> None:
     """Measure the slices into a file, a line each as it comes."""
 
     from hwprobe.files import encode_json, write_atomic
+    from hwprobe.holds import scratch_folder
     from planner.inputs import read_hardware
     from tuner.slices.run import run_slices
 
     machine = read_hardware(str(asked.hardware))
-    with tempfile.TemporaryDirectory(prefix="sgtune-slices-") as temporary:
-        where = (asked.logs or Path(temporary)).absolute()
+    with scratch_folder("slices") as temporary:
+        where = (asked.logs or temporary).absolute()
         question = _question(asked, machine, where)
         write_atomic(where / "hardware.json", encode_json(machine) + "\n")
         write_atomic(kept, "")

@@ -60,6 +60,9 @@ def command(port: int, *, browser: bool) -> list[str]:
 
 def _serve(words: list[str], runs: Path) -> NoReturn:
     """Become the server: with no process in between, whoever ends the command ends it, too."""
+    from hwprobe.holds import remove_abandoned
+
+    remove_abandoned()  # what pages of a killed one were packing
     sys.stderr.flush()
     # by no other name, so that no page from elsewhere reads this one; in the environment, as older releases lack it
     hosts = {"STREAMLIT_SERVER_ALLOWED_HOSTS": f"{HOST} localhost"}
