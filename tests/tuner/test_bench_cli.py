@@ -111,6 +111,8 @@ def test_the_knee_is_named(sgtune: Sgtune, url: str) -> None:
     [
         (("--concurrency", "0"), "--concurrency is '0'"),
         (("--concurrency", "two"), "1,16,64"),
+        (("--concurrency", "1,nan"), "--concurrency is '1,nan'"),
+        (("--request-rate", "inf"), "--request-rate is 'inf'"),
         (("--request-rate", "-1"), "--request-rate is '-1'"),
         (("--until-knee",), "--until-knee looks for"),
         (("--shared-prefix", "2000"), "leaves nothing of --isl"),

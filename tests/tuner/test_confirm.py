@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -146,6 +149,30 @@ def test_a_knob_is_judged_by_trials_that_differ_in_nothing_else() -> None:
     assert (first.knob, first.trials) == ("chunked_prefill_size", (1, 2))
     assert second.sentence == "mtp_steps 0 -> 1: +38 % at c=64, +38 % at c=8 (trials 0 and 1)"
     assert residuals(records)[0].trials == 3
+
+
+def test_knobs_are_found_as_by_comparing_every_pair() -> None:
+    dice = random.Random(5)
+    records = [
+        trial(
+            number, dice.uniform(500.0, 900.0), mtp_steps=dice.randrange(3), chunked_prefill_size=chunk, page_size=page
+        )
+        for number, (chunk, page) in enumerate(itertools.product((1024, 2048, 4096, 8192), (1, 16, 64)))
+    ]
+    pairs = [
+        (a.number, b.number)
+        for a, b in itertools.combinations(records, 2)
+        if sum(a.params[knob] != b.params[knob] for knob in a.params) == 1
+    ]
+    assert sorted(effect.trials for effect in knob_effects(records)) == sorted(pairs)
+    assert pairs
+
+
+def test_thousands_of_launches_are_not_compared_two_by_two() -> None:
+    records = [trial(number, 900.0, mtp_steps=number, chunked_prefill_size=number) for number in range(5000)]
+    began = time.process_time()
+    assert knob_effects(records) == []
+    assert time.process_time() - began < 3.0  # 12 million pairs take a minute
 
 
 def test_a_run_ends_with_the_best_and_the_baseline_launched_again(sgtune: Sgtune, tmp_path: Path) -> None:

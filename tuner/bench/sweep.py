@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -65,7 +66,8 @@ class BenchQuestion:
         except ValueError:
             found = []
         whole = self.request_rate is None
-        if not found or any(load <= 0 or (whole and (load != int(load) or load > MOST_CLIENTS)) for load in found):
+        numbers = bool(found) and all(0 < load < math.inf for load in found)
+        if not numbers or (whole and any(load != int(load) or load > MOST_CLIENTS for load in found)):
             raise InputError(f"{flag} is '{text}'; write numbers as in {flag} {'1,16,64' if whole else '0.5,1,2'}")
         for load in found if not whole else ():
             within(load, flag, REQUESTS["request_rate"])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +43,6 @@ class TrialResidual:
 
 def knob_effects(records: Sequence[TrialRecord]) -> list[KnobEffect]:
     """Return the effects that two measured trials show, largest first; the earlier trial is `before`."""
-    measured = _measured(records)
     found = [
         KnobEffect(
             knob="parallelism" if knob == LAYOUT else knob,
@@ -53,8 +51,8 @@ def knob_effects(records: Sequence[TrialRecord]) -> list[KnobEffect]:
             change=change,
             trials=(a.number, b.number),
         )
-        for a, b in itertools.combinations(measured, 2)
-        if (knob := _only_difference(a.params, b.params)) is not None and (change := _change(a, b))
+        for knob, a, b in _neighbours(_measured(records))
+        if (change := _change(a, b))
     ]
     return sorted(found, key=lambda effect: -max(abs(value) for value in effect.change.values()))
 
@@ -75,9 +73,27 @@ def _measured(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     return [r for r in records if r.outcome is TrialOutcome.MEASURED and r.repeats is None]
 
 
-def _only_difference(a: dict[str, Any], b: dict[str, Any]) -> str | None:
-    different = [name for name, value in a.items() if b.get(name) != value]
-    return different[0] if len(different) == 1 else None
+def _neighbours(records: Sequence[TrialRecord]) -> Iterator[tuple[str, TrialRecord, TrialRecord]]:
+    """Yield (knob, earlier, later) of every two records that differ in one knob, in the order of the earlier ones.
+
+    Records meet where all their other values are the same: a run of thousands is not compared two by two. Of several
+    records of one configuration the first speaks.
+    """
+    alike: dict[Hashable, list[tuple[Any, TrialRecord]]] = {}
+    pairs = []
+    for record in {frozenset(_plain(record.params).items()): record for record in reversed(records)}.values():
+        values = _plain(record.params)
+        for knob, value in values.items():
+            others = frozenset(item for item in values.items() if item[0] != knob)
+            met = alike.setdefault((knob, others), [])
+            pairs += [(knob, record, later) for other, later in met if other != value]
+            met.append((value, record))
+    yield from sorted(pairs, key=lambda pair: (pair[1].number, pair[2].number))
+
+
+def _plain(params: dict[str, Any]) -> dict[str, Hashable]:
+    """Return parameters as values that can be compared by their hash: a list from a file counts as its text."""
+    return {name: value if isinstance(value, Hashable) else repr(value) for name, value in params.items()}
 
 
 def _value(record: TrialRecord, knob: str) -> str:

@@ -22,6 +22,7 @@ from tuner.search.objective import UNITS
 
 MOST_SENTENCES = 5
 MOST_ON_FRONT = 8
+MOST_ROWS = 200
 
 
 def show_result(loop: Loop, manifest: Manifest, exports: Sequence[Path], screen: Console, *, model_path: str) -> None:
@@ -172,7 +173,8 @@ def _ranking(records: Sequence[TrialRecord], manifest: Manifest) -> Table:
     first = [r for r in records if r.repeats is None]
     again = {r.repeats: r.target.output_tok_s for r in records if r.repeats is not None and r.target}
     measured = sorted((r for r in first if r.target), key=lambda r: (not r.feasible, -r.objective))
-    for record in [*measured, *(r for r in first if r.launched and not r.target)]:
+    launched = [*measured, *(r for r in first if r.launched and not r.target)]
+    for record in launched[:MOST_ROWS]:
         config, target = record.config, record.target
         figures = (
             (f"{target.output_tok_s:,.0f}", f"{record.predicted['output_tok_s']:,.0f}", f"{target.user_tok_s:.1f}",
@@ -189,4 +191,6 @@ def _ranking(records: Sequence[TrialRecord], manifest: Manifest) -> Table:
             str(record.number), record.source, record.label, f"{config.mem_fraction_static:.3f}",
             str(config.chunked_prefill_size), str(config.cuda_graph_max_bs_decode), *value, *figures, note,
         )  # fmt: skip
+    if len(launched) > MOST_ROWS:
+        table.caption = f"the first {MOST_ROWS} of {len(launched):,} launches; result.json holds all"
     return table
