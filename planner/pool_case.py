@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
+from packaging.version import Version
 
 from hwprobe.catalogue import gpus_per_node
 from hwprobe.errors import InputError
@@ -18,6 +20,7 @@ from models.records.case import MOST_FLEET_REQUESTS, REQUESTS_PER_CLIENT, Case, 
 from models.records.points import Point
 from planner.fleets.disaggregated import transfer_of
 from planner.point_case import case_of
+from planner.sglang.flags import life_of
 
 # Flags of the fleet's plumbing, which no server's memory or speed depends on, and other programs' own flags.
 PLUMBING = re.compile(
@@ -57,6 +60,7 @@ def record_case(
     if set(by_role) != {"prefill", "decode"} or len(pools) != 2:
         roles = ", ".join(pool.role for pool in pools)
         raise InputError(f"pools of the roles {roles}: one pool of prefill and one of decode servers are modelled")
+    point = _with_release(point, pools)
     prefill = case_of(_server_of(point, by_role["prefill"]), engine, arch, machine)
     decode = case_of(_server_of(point, by_role["decode"]), engine, arch, machine)
     return replace(
@@ -101,6 +105,16 @@ def _server_of(point: Point, pool: PoolRecord) -> Point:
         launch_args=PLUMBING.sub("", flags).strip() or None,
         extra={name: value for name, value in point.extra.items() if name != "pools"},
     )
+
+
+def _with_release(point: Point, pools: Sequence[PoolRecord]) -> Point:
+    """Return the point with the newest release that knows all its flags, where it names none itself."""
+    if point.engine_version is not None:
+        return point
+    words = {word.partition("=")[0] for pool in pools for word in (pool.launch_args or "").split()}
+    lives = [life for word in words if (life := life_of(word))]
+    newest = min((until for _, until in lives), key=Version, default=None)
+    return replace(point, engine_version=newest)
 
 
 def _requests(point: Point, clients: int) -> int:

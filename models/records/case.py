@@ -13,8 +13,17 @@ from models.engine.profile import EngineParameters
 from models.layout import Array, ConfigTable, table_of
 from models.serving.closed_form import accepted_tokens, closed_loop
 from models.serving.estimate import Context, demand_of, limits_of
-from models.serving.fleet_replay import FleetLoad, FleetModel, ServerModel, Transfer, replay_fleet
+from models.serving.fleet_replay import (
+    FleetLoad,
+    FleetModel,
+    ServerModel,
+    Transfer,
+    decode_role,
+    prefill_role,
+    replay_fleet,
+)
 from models.serving.replay import Replay, replay
+from models.serving.role_times import decode_context
 from models.serving.step_times import StepTimes
 from models.serving.uncertainty import Errors, errors
 from models.unpriced import Unpriced
@@ -26,7 +35,7 @@ REQUESTS_PER_CLIENT = 10
 STEADY_REQUESTS_PER_CLIENT = 5
 MOST_REQUESTS = 3000
 # A prefill/decode fleet is slow to fill: more requests of it are replayed.
-MOST_FLEET_REQUESTS = 12_000
+MOST_FLEET_REQUESTS = 40_000
 # What router, transfer and placement add to the errors of a single server (one standard deviation, relative).
 FLEET_ERRORS = {"tpot": 0.06, "ttft": 0.35, "output_tok_s": 0.06}
 # The ledger's own error: near the point where the cache is just full, a percent decides who waits.
@@ -225,9 +234,9 @@ def _of_fleet(case: Case, prefill: PrefillPool) -> CasePrediction:
     count = min(run.requests, MOST_FLEET_REQUESTS)
     rng = np.random.default_rng(0)
     model = FleetModel(
-        prefill=_server(prefill.context, prefill.config, prefill.kv_tokens, run.concurrency),
+        prefill=_prefill_server(prefill, run.concurrency),
         prefill_servers=prefill.servers,
-        decode=_server(case.context, case.config, case.kv_tokens, run.concurrency),
+        decode=_decode_server(case),
         decode_servers=case.servers,
         transfer=prefill.transfer,
         stream_interval=case.config.stream_interval or 1,
@@ -256,6 +265,17 @@ def _server(context: Context, config: ServerConfig, kv_tokens: float, clients: i
     largest = max(1, min(clients, limits.max_running))
     times = StepTimes(context.system(table), acceptance=context.acceptance, largest_batch=largest)
     return ServerModel(times=times, limits=limits)
+
+
+def _decode_server(case: Case) -> ServerModel:
+    context = decode_context(case.context, case.config)
+    server = _server(context, case.config, case.kv_tokens, case.run.concurrency)
+    return decode_role(server, case.config, context.machine)
+
+
+def _prefill_server(prefill: PrefillPool, clients: int) -> ServerModel:
+    server = _server(prefill.context, prefill.config, prefill.kv_tokens, clients)
+    return prefill_role(server, prefill.config, prefill.context)
 
 
 def _typical(lengths: Lengths, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:

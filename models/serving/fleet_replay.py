@@ -16,8 +16,12 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
+from models.config import ServerConfig
 from models.layout import Array
+from models.machine import Machine
+from models.serving.estimate import Context
 from models.serving.replay import Replay
+from models.serving.role_times import DecodeTimes, PrefillTimes, per_rank_prefill, prefill_speed, shares_network
 from models.serving.scheduler import (
     DUE,
     INITIAL_NEW_TOKEN_RATIO,
@@ -33,6 +37,11 @@ from models.serving.step_times import StepTimes
 STRIDE = 8.0
 # A prefill server's cap is on what it prefills and transfers; prompts come out of it one pass at a time.
 NO_CAP = 1_000_000
+# Events of the replay: the next batch of a prefill server (0) or a decode server (1), or a KV cache that has been sent.
+SENT = 2
+# Running requests of a decode server at which a first token waits for half of its stream interval: a server with next
+# to nothing to do sends it at once (B200, H200 and GB200 fleets of 1 to 128 clients).
+HALF_HELD = 16.0
 
 
 class Limit(StrEnum):
@@ -51,6 +60,19 @@ class ServerModel:
 
     times: StepTimes
     limits: Limits
+
+
+def prefill_role(server: ServerModel, config: ServerConfig, context: Context) -> ServerModel:
+    """Return a server as one that only prefills: its passes at the speed of its role, its limits per rank."""
+    times = PrefillTimes(server.times, speed=prefill_speed(context, config))
+    return ServerModel(times=times, limits=per_rank_prefill(server.limits, config))
+
+
+def decode_role(server: ServerModel, config: ServerConfig, machine: Machine) -> ServerModel:
+    """Return a server as one that only decodes; its step times are those of `decode_context`."""
+    times = DecodeTimes(server.times, shares_network=shares_network(config, machine))
+    limits = replace(server.limits, longest_stride=STRIDE, chunk=NO_CAP, max_prefill=NO_CAP)
+    return ServerModel(times=times, limits=limits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,16 +126,6 @@ class FleetReplay:
 WAITS_MATTER = 0.1
 
 
-class _NoPrefill(StepTimes):
-    """Step times of a decode server: what is admitted was prefilled elsewhere."""
-
-    def __init__(self, times: StepTimes) -> None:
-        self.__dict__.update(times.__dict__)
-
-    def prefill_s(self, prompts: int, new_tokens: float, pairs: float) -> float:
-        return 0.0
-
-
 @dataclass(slots=True)
 class _Life:
     """Times of one request, in seconds since the start."""
@@ -137,6 +149,7 @@ class _Fleet:
     on_prefill: list[int]
     on_decode: list[int]
     planned: tuple[list[float], list[float]]
+    sending: list[list[tuple[float, int]]]
     lives: dict[int, _Life] = field(default_factory=dict)
     next: list[tuple[float, int, int]] = field(default_factory=list)
     sent: int = 0
@@ -144,7 +157,7 @@ class _Fleet:
 
     def plan(self, role: int, index: int) -> None:
         """Note when a server does its next piece of work; what was noted of it before no longer counts."""
-        at_s = _next_s((self.prefill, self.decode)[role][index])
+        at_s = _next_s((self.prefill, self.decode)[role][index], waits=role == 0)
         if at_s != self.planned[role][index]:
             self.planned[role][index] = at_s
             heapq.heappush(self.next, (at_s, role, index))
@@ -153,9 +166,32 @@ class _Fleet:
         """Return role and index of the server that is furthest behind among those with work."""
         while True:
             at_s, role, index = heapq.heappop(self.next)
-            if self.planned[role][index] == at_s:
+            if role == SENT:
+                self.release(index, at_s)
+            elif self.planned[role][index] == at_s:
                 self.planned[role][index] = math.inf
                 return role, index
+
+    def hold(self, index: int, sent: Sequence[int]) -> None:
+        """Keep the slots of the requests of a pass until the last of their KV caches has arrived where it decodes.
+
+        Under attention DP every rank has slots of its own, and the others go on.
+        """
+        if self.model.prefill.times.ranks > 1:
+            return
+        self.prefill[index].held += len(sent)
+        last_s = max(self.lives[request].moved_s for request in sent)
+        self.sending[index].append((last_s, len(sent)))
+        heapq.heappush(self.next, (last_s, SENT, index))
+
+    def release(self, index: int, at_s: float) -> None:
+        """Free the slots of a pass whose KV caches have arrived."""
+        server = self.prefill[index]
+        arrived = [count for last_s, count in self.sending[index] if last_s <= at_s]
+        self.sending[index] = [(last_s, count) for last_s, count in self.sending[index] if last_s > at_s]
+        server.held -= sum(arrived)
+        server.now_s = max(server.now_s, at_s) if self.planned[0][index] == math.inf else server.now_s
+        self.plan(0, index)
 
     def send(self, at_s: float) -> None:
         """Let a client send its next request: the router gives it to the prefill server with the fewest."""
@@ -187,7 +223,8 @@ class _Fleet:
         """Take a complete answer; its client sends the next request."""
         self.on_decode[server] -= 1
         life = self.lives[request.index]
-        life.first_token_s, life.done_s = request.first_token_s, at_s
+        own_s = self.model.decode.times.prefill_s(1, request.isl, 0.0)  # the others wait for its arrival, not itself
+        life.first_token_s, life.done_s = max(life.moved_s, request.first_token_s - own_s), at_s
         self.done.append(request.index)
         self.send(at_s + self.model.decode.times.front_end_s)
 
@@ -210,17 +247,16 @@ def replay_fleet(model: FleetModel, load: FleetLoad, measure_from: int = 0) -> F
 
     `measure_from`: completions before this one are warm-up and not in the result.
     """
-    decode_times = _NoPrefill(model.decode.times)
-    decode_limits = replace(model.decode.limits, longest_stride=STRIDE, chunk=NO_CAP, max_prefill=NO_CAP)
     fleet = _Fleet(
         model=model,
         isl=load.isl.tolist(),
         osl=load.osl.tolist(),
         prefill=[_server(model.prefill.times, model.prefill.limits) for _ in range(model.prefill_servers)],
-        decode=[_server(decode_times, decode_limits) for _ in range(model.decode_servers)],
+        decode=[_server(model.decode.times, model.decode.limits) for _ in range(model.decode_servers)],
         on_prefill=[0] * model.prefill_servers,
         on_decode=[0] * model.decode_servers,
         planned=([math.inf] * model.prefill_servers, [math.inf] * model.decode_servers),
+        sending=[[] for _ in range(model.prefill_servers)],
     )
     if load.arrivals_s is None:
         for _ in range(min(load.concurrency, len(fleet.isl))):
@@ -243,13 +279,21 @@ def _advance(fleet: _Fleet) -> None:
     server = (fleet.prefill, fleet.decode)[role][index]
     run_batch(server)
     if server.finishing and server.finishing[0][0] <= server.step + DUE:
-        for request in take_finished(server):
+        finished = take_finished(server)
+        for request in finished:
             (fleet.move, fleet.finish)[role](index, request, server.now_s)
+        if role == 0:
+            fleet.hold(index, [request.index for request in finished])
     fleet.plan(role, index)
 
 
-def _next_s(server: Scheduler) -> float:
-    """Return when a server does its next piece of work: an idle one when its next request arrives, or never."""
+def _next_s(server: Scheduler, *, waits: bool) -> float:
+    """Return when a server does its next piece of work: an idle one when its next request arrives, or never.
+
+    A prefill server `waits` where all its slots are held by requests that are being sent.
+    """
+    if waits and server.chunked is None and server.held >= server.limits.max_running:
+        return math.inf
     if server.running or server.waiting or server.chunked is not None:
         return server.now_s
     return max(server.now_s, server.arriving[0][0]) if server.arriving else math.inf
@@ -261,12 +305,14 @@ def _summary(fleet: _Fleet, measure_from: int) -> FleetReplay:
     first = np.array([life.first_token_s for life in lives])
     ends = np.array([life.done_s for life in lives])
     lengths = np.array([float(fleet.osl[index]) for index in fleet.done[measure_from:]])
+    running = sum(server.running_integral for server in fleet.decode) / max(float(ends.max()), 1e-12)
+    each = running / len(fleet.decode)
+    busy = each / (each + HALF_HELD)
     held = np.minimum(fleet.model.stream_interval - 1.0, lengths - 1.0) / np.maximum(lengths - 1.0, 1.0)
-    seen_s = first + held * np.maximum(ends - first, 0.0)
+    seen_s = first + busy * held * np.maximum(ends - first, 0.0)
     delay = fleet.model.decode.times.front_end_s
     began = fleet.lives[fleet.done[measure_from - 1]].done_s if measure_from else 0.0
     elapsed = max(float(ends.max()) - began, 1e-12)
-    running = sum(server.running_integral for server in fleet.decode) / max(float(ends.max()), 1e-12)
     seen = Replay(
         ttft_s=seen_s - sent,
         tpot_s=np.maximum(ends + delay - first, 0.0) / np.maximum(lengths - 1.0, 1.0),
@@ -279,7 +325,7 @@ def _summary(fleet: _Fleet, measure_from: int) -> FleetReplay:
         peak_kv_tokens=int(max(server.peak_kv for server in fleet.decode)),
         retractions=sum(server.retractions for server in fleet.decode),
     )
-    return FleetReplay(seen=seen, decode_batch=running / len(fleet.decode), waits_s=_waits_s(fleet, lives, first))
+    return FleetReplay(seen=seen, decode_batch=each, waits_s=_waits_s(fleet, lives, first))
 
 
 def _waits_s(fleet: _Fleet, lives: Sequence[_Life], first: Array) -> dict[Limit, float]:

@@ -90,6 +90,7 @@ class Scheduler:
     generated: float = 0.0
     peak_kv: float = 0.0
     retractions: int = 0
+    held: int = 0  # requests that are done here but keep their slot: their KV cache is being sent
 
     @property
     def decoded(self) -> float:
@@ -144,7 +145,7 @@ def _run_prefill(server: Scheduler) -> bool:
         new_tokens, budget = take, budget - take
         joined.append(request)
     while server.waiting and budget > 0 and new_tokens < limits.max_prefill:
-        if len(server.running) + len(joined) >= limits.max_running:
+        if len(server.running) + len(joined) + server.held >= limits.max_running:
             break
         request = server.waiting[0]
         needed = request.prompt + _output_reserve(request)

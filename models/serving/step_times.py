@@ -42,6 +42,11 @@ class StepTimes:
         self._share: list[float] = shares.tolist()
         self._work_s: list[list[float]] = np.broadcast_to(work, (self._ranks, GRID_POINTS)).tolist()
 
+    @property
+    def ranks(self) -> int:
+        """Attention-DP ranks of the server."""
+        return self._ranks
+
     def decode_s(self, batch: int, context: float) -> float:
         return self.base_s[batch] + self.slope_s[batch] * context
 

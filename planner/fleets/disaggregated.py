@@ -21,11 +21,11 @@ from planner.fleets.pool_rates import PoolRates, Upstream, solve_rates
 from planner.fleets.role_servers import (
     DecodeTable,
     RoleServer,
+    decode_server,
     decode_table,
     is_allowed,
     prefill_rate,
     prefill_servers,
-    role_server,
 )
 from planner.plans.search import Candidate, PrefillSide, final_key
 from planner.plans.space import MTP_STEPS, layouts
@@ -109,7 +109,7 @@ def _split(context: Context, prefill: RoleServer, table: DecodeTable, row: int, 
     return _Split(
         prefill=prefill,
         prefill_servers=servers - count,
-        decode=role_server(context, config, batch=batch),
+        decode=decode_server(context, config, batch=batch),
         decode_servers=count,
     )
 

@@ -11,7 +11,8 @@ from models.config import ServerConfig, Speculative
 from models.costs.memory import GOOD_FREE_GIB, Memory
 from models.layout import Array, ConfigTable, table_of
 from models.serving.estimate import Context, limits_of
-from models.serving.fleet_replay import ServerModel
+from models.serving.fleet_replay import ServerModel, decode_role, prefill_role
+from models.serving.role_times import decode_context
 from models.serving.step_times import StepTimes
 from models.workload import Workload
 from planner.plans.space import FRACTIONS, graph_size
@@ -84,7 +85,8 @@ def _prefill_server(context: Context, shape: ServerConfig, chunk: int, depth: in
     best = _largest_fraction(context, table)
     if not np.isfinite(best[0]):
         return None
-    return role_server(context, replace(config, mem_fraction_static=float(best[0])), batch=1)
+    server = role_server(context, replace(config, mem_fraction_static=float(best[0])), batch=1)
+    return replace(server, model=prefill_role(server.model, config, context))
 
 
 def with_depth(shape: ServerConfig, depth: int) -> ServerConfig:
@@ -99,6 +101,12 @@ def _largest_fraction(context: Context, table: ConfigTable) -> Array:
         filled = context.memory(replace(table, mem_fraction=np.full_like(table.tp, fraction)))
         best = np.where((filled.free >= GOOD_FREE_GIB) & (filled.kv_tokens_per_rank > 0), fraction, best)
     return best
+
+
+def decode_server(context: Context, config: ServerConfig, *, batch: int) -> RoleServer:
+    """Return a decode server with step times up to `batch` running requests."""
+    server = role_server(decode_context(context, config), config, batch=batch)
+    return replace(server, model=decode_role(server.model, config, context.machine))
 
 
 def role_server(context: Context, config: ServerConfig, *, batch: int) -> RoleServer:

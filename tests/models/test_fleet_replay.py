@@ -11,7 +11,17 @@ import pytest
 from models.config import ServerConfig
 from models.layout import table_of
 from models.serving.estimate import Context, limits_of
-from models.serving.fleet_replay import FleetLoad, FleetModel, FleetReplay, Limit, ServerModel, Transfer, replay_fleet
+from models.serving.fleet_replay import (
+    FleetLoad,
+    FleetModel,
+    FleetReplay,
+    Limit,
+    ServerModel,
+    Transfer,
+    decode_role,
+    replay_fleet,
+)
+from models.serving.role_times import DecodeTimes, PrefillTimes, decode_context
 from models.serving.step_times import StepTimes
 
 MakeContext = Callable[..., Context]
@@ -32,7 +42,11 @@ def server(context: Context, most: int, kv_tokens: int = 600_000) -> ServerModel
 def fleet(context: MakeContext) -> FleetModel:
     made = context()
     return FleetModel(
-        prefill=server(made, 16), prefill_servers=1, decode=server(made, 128), decode_servers=1, transfer=FAST
+        prefill=server(made, 16),
+        prefill_servers=1,
+        decode=decode_role(server(made, 128), ServerConfig(tp_size=8), made.machine),
+        decode_servers=1,
+        transfer=FAST,
     )
 
 
@@ -92,3 +106,46 @@ def test_arrivals_at_a_rate_are_answered_at_that_rate(fleet: FleetModel) -> None
     load = FleetLoad(isl=np.full(400, 2000), osl=np.full(400, 200), concurrency=400, arrivals_s=arrivals)
     played = replay_fleet(fleet, load, measure_from=100)
     assert played.seen.output_tok_s == pytest.approx(2.0 * 200, rel=0.15)
+
+
+def test_a_capped_prefill_server_keeps_slots_until_the_cache_has_arrived(fleet: FleetModel) -> None:
+    """One slot at a time: a request takes its pass and its transfer before the next begins."""
+    slow = replace(FAST, latency_s=0.5)
+    capped = replace(fleet.prefill, limits=replace(fleet.prefill.limits, max_running=1))
+    held = run(replace(fleet, prefill=capped, transfer=slow), 16)
+    free = run(replace(fleet, transfer=slow), 16)
+    each_s = held.seen.duration_s / len(held.seen.ttft_s)
+    assert each_s > 0.5
+    assert free.seen.output_tok_s > 1.5 * held.seen.output_tok_s
+
+
+def test_arrivals_through_the_servers_own_network_slow_the_others_not_the_first_token(fleet: FleetModel) -> None:
+    quiet, shared = (
+        replace(fleet, decode=replace(fleet.decode, times=DecodeTimes(fleet.decode.times, shares_network=shared)))
+        for shared in (False, True)
+    )
+    apart, together = run(quiet, 8), run(shared, 8)
+    assert together.seen.tpot_s.mean() > 1.2 * apart.seen.tpot_s.mean()
+    alone = [float(run(model, 1).seen.ttft_s.mean()) for model in (quiet, shared)]
+    assert alone[1] == pytest.approx(alone[0], rel=0.05)
+
+
+def test_host_work_per_request_counts_for_short_prompts_only(fleet: FleetModel) -> None:
+    plain, role = fleet.prefill.times, PrefillTimes(fleet.prefill.times, speed=1.0)
+    short = role.prefill_s(8, 8 * 200, 8 * 200 * 100) / plain.prefill_s(8, 8 * 200, 8 * 200 * 100)
+    long = role.prefill_s(1, 8000, 8000 * 4000) / plain.prefill_s(1, 8000, 8000 * 4000)
+    assert short > 1.2
+    assert 1.0 < long < 1.1
+
+
+def test_ranks_of_deepep_wait_alike_however_many_a_rack_joins(context: MakeContext) -> None:
+    rack = context("8xgb200x4", "0.5.8")
+    waits = []
+    for ranks in (8, 32):
+        config = ServerConfig(
+            tp_size=ranks, attn_dp_size=ranks, ep_size=ranks, nnodes=ranks // 4, moe_a2a_backend="deepep",
+        )  # fmt: skip
+        of_role = decode_context(rack, config).engine.parameters.ep_layer_us
+        waits.append(of_role * max(1.0, np.log2(ranks)) / 3.0)
+    assert waits[0] == pytest.approx(waits[1])
+    assert waits[0] < rack.engine.parameters.ep_layer_us

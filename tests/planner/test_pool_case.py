@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 
+from models.records.points import parse_point
+from planner.pool_case import record_case
+from planner.sglang.flags import life_of
+
 Sgtune = Callable[..., Any]
 POOL = "python3 -m dynamo.sglang --disaggregation-transfer-backend nixl --disable-radix-cache --stream-interval 10"
 RECORD = {
@@ -72,3 +76,12 @@ def test_pools_of_another_kind_are_refused_with_the_reason(
 ) -> None:
     (found,) = answers(sgtune, tmp_path, RECORD | {"pools": pools})
     assert complaint in found["error"]
+
+
+def test_a_record_without_a_release_has_the_newest_that_knows_its_flags() -> None:
+    pools = [dict(pool) for pool in RECORD["pools"]]  # type: ignore[attr-defined]
+    for pool in pools:
+        pool["launch_args"] += " --enable-deepep-moe"
+    point = parse_point(json.dumps(RECORD | {"pools": pools, "engine_version": None}), 1)
+    assert str(record_case(point).context.version) == life_of("--enable-deepep-moe")[1]  # type: ignore[index]
+    assert record_case(point).config.moe_a2a_backend == "deepep"
