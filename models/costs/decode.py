@@ -8,6 +8,11 @@ import numpy as np
 
 from models.costs.kernels import (
     US,
+    ByNumber,
+    ByWidth,
+    Experts,
+    LatentCache,
+    Rates,
     all_reduce_s,
     dispatch_combine_s,
     distinct_experts,
@@ -113,32 +118,25 @@ def _with_eager_floor(step: DecodeStep, table: ConfigTable, floor_s: float, rank
 def _attention_gemm(system: System, rank_tokens: Array) -> Array:
     """One layer's projections: fused q_a and kv_a (replicated), q_b, absorbed kv_b twice, o."""
     arch, machine, table, engine = system.parts
-    weight, eta = arch.gemm_weight_bytes, engine.eta_w
+    weight, rates = arch.gemm_weight_bytes, Rates.of(machine, engine.eta_w)
     shard = table.attn_tp
     q_width = arch.num_attention_heads * arch.q_head_dim
     o_width = arch.num_attention_heads * arch.v_head_dim
-    absorbed = gemm_s(rank_tokens, o_width / shard, arch.kv_lora_rank, 2.0, machine, eta)
+    absorbed = gemm_s(rank_tokens, o_width / shard, arch.kv_lora_rank, 2.0, rates)
     return (
-        gemm_s(rank_tokens, arch.qkv_a_width, arch.hidden_size, weight, machine, eta)
-        + gemm_s(rank_tokens, q_width / shard, arch.q_lora_rank, weight, machine, eta)
+        gemm_s(rank_tokens, arch.qkv_a_width, arch.hidden_size, weight, rates)
+        + gemm_s(rank_tokens, q_width / shard, arch.q_lora_rank, weight, rates)
         + 2.0 * absorbed
-        + gemm_s(rank_tokens, arch.hidden_size, o_width / shard, weight, machine, eta)
+        + gemm_s(rank_tokens, arch.hidden_size, o_width / shard, weight, rates)
     )
 
 
 def _kv_slope(system: System, rank_batch: Array) -> Array:
     """Seconds one layer's attention takes per token of context."""
     arch, machine, table, engine = system.parts
-    return mla_seconds_per_context_token(
-        rank_batch,
-        arch.num_attention_heads / table.attn_tp,
-        table.tokens_per_request,
-        table.kv_element_bytes,
-        arch.latent_width,
-        arch.kv_lora_rank,
-        machine,
-        engine.eta_kv,
-    )
+    cache = LatentCache(width=arch.latent_width, value=arch.kv_lora_rank, element_bytes=table.kv_element_bytes)
+    query_rows = arch.num_attention_heads / table.attn_tp * table.tokens_per_request
+    return mla_seconds_per_context_token(rank_batch, query_rows, cache, Rates.of(machine, engine.eta_kv))
 
 
 def _experts(system: System, tokens: Array) -> Array:
@@ -146,30 +144,24 @@ def _experts(system: System, tokens: Array) -> Array:
     arch, machine, table, engine = system.parts
     independent = 1.0 + system.independence * np.maximum(tokens - 1.0, 0.0)
     distinct = distinct_experts(independent, arch.n_routed_experts, arch.num_experts_per_tok, system.sigma)
-    weight, top_k = arch.gemm_weight_bytes, arch.num_experts_per_tok
-    by_width = moe_tp_s(
-        tokens, distinct, top_k, arch.expert_params, weight, _row_bytes(system), table.tp, machine, engine.eta_w,
-        system.moe_tile_rows,
-    )  # fmt: skip
-    by_number = moe_ep_s(
-        tokens,
-        distinct,
-        arch.n_routed_experts,
-        top_k,
-        arch.expert_params,
-        weight,
-        table.ep,
-        table.a2a,
-        machine,
-        engine.eta_w,
+    experts = Experts(
+        count=arch.n_routed_experts,
+        top_k=arch.num_experts_per_tok,
+        params=arch.expert_params,
+        weight_bytes=arch.gemm_weight_bytes,
     )
+    rates = Rates.of(machine, engine.eta_w)
+    narrow = ByWidth(shards=table.tp, row_bytes=_row_bytes(system), tile_rows=system.moe_tile_rows)
+    by_width = moe_tp_s(tokens, distinct, experts, narrow, rates)
+    by_number = moe_ep_s(tokens, distinct, experts, ByNumber(ranks=table.ep, deep_gemm=table.a2a), rates)
     return np.where(table.ep > 1, by_number, by_width)
 
 
 def _router(system: System, tokens: Array) -> Array:
     """One layer's router, in BF16 and replicated; under DeepEP each rank routes its own tokens."""
     arch, machine, _, engine = system.parts
-    return gemm_s(tokens, arch.n_routed_experts, arch.hidden_size, 2.0, machine, engine.eta_w)
+    rates = Rates.of(machine, engine.eta_w)
+    return gemm_s(tokens, arch.n_routed_experts, arch.hidden_size, 2.0, rates)
 
 
 def _row_bytes(system: System) -> Array:
@@ -183,18 +175,19 @@ def _replicated_shared_expert(system: System, rank_tokens: Array) -> Array:
     """Under EP each rank streams its own copy of the shared expert for its own tokens."""
     arch, machine, table, engine = system.parts
     width = arch.n_shared_experts * arch.moe_intermediate_size
-    weight, eta = arch.gemm_weight_bytes, engine.eta_w
+    weight, rates = arch.gemm_weight_bytes, Rates.of(machine, engine.eta_w)
     shard = np.where(table.a2a > 0, 1.0, table.tp)
-    up = gemm_s(rank_tokens, 2.0 * width / shard, arch.hidden_size, weight, machine, eta)
-    down = gemm_s(rank_tokens, arch.hidden_size, width / shard, weight, machine, eta)
+    up = gemm_s(rank_tokens, 2.0 * width / shard, arch.hidden_size, weight, rates)
+    down = gemm_s(rank_tokens, arch.hidden_size, width / shard, weight, rates)
     return np.where(table.ep > 1, up + down, 0.0)
 
 
 def _dense_mlp(system: System, tokens: Array) -> Array:
     arch, machine, table, engine = system.parts
-    width, weight, eta = arch.intermediate_size / table.tp, arch.gemm_weight_bytes, engine.eta_w
-    up = gemm_s(tokens, 2.0 * width, arch.hidden_size, weight, machine, eta)
-    return up + gemm_s(tokens, arch.hidden_size, width, weight, machine, eta)
+    width, weight = arch.intermediate_size / table.tp, arch.gemm_weight_bytes
+    rates = Rates.of(machine, engine.eta_w)
+    up = gemm_s(tokens, 2.0 * width, arch.hidden_size, weight, rates)
+    return up + gemm_s(tokens, arch.hidden_size, width, weight, rates)
 
 
 def _collectives(system: System, tokens: Array, rank_tokens: Array) -> Array:
@@ -219,7 +212,8 @@ def _head(system: System, tokens: Array, rank_tokens: Array) -> Array:
     rows = np.where(table.dp_lm_head > 0, rank_tokens, tokens)
     columns = arch.vocab_size / shard
     gather = np.where(shard > 1, 4.0 * rows * columns * (shard - 1.0) / shard / machine.nvlink_bytes_s, 0.0)
-    return gemm_s(rows, columns, arch.hidden_size, 2.0, machine, engine.eta_w) + gather + SAMPLING_S
+    rates = Rates.of(machine, engine.eta_w)
+    return gemm_s(rows, columns, arch.hidden_size, 2.0, rates) + gather + SAMPLING_S
 
 
 def _draft(system: System, running: Array) -> Array:

@@ -5,6 +5,7 @@ Every function takes arrays or scalars, SI units (bytes, FLOP/s, seconds), and b
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
 
@@ -34,6 +35,16 @@ MOE_PADDING = 1.41
 EP_STREAM_EFFICIENCY = 0.85
 DEEP_GEMM_TILE_ROWS = 64.0
 EP_FRACTION = 0.65
+# How far the fullest of 2 ranks is above the mean, times the square root of the experts it holds.
+EP_EXCESS = 0.35
+# All-reduce inside a node: start-up in us, and the share of the NVLink rate reached. Fitted to graph-mode timings on
+# 8 GPUs, MAPE 11 %. SGLang's custom kernel takes one shot up to 256 KiB.
+ONE_SHOT_US, ONE_SHOT_SHARE, ONE_SHOT_BYTES = 4.6, 0.64, 256 * KIB
+TWO_SHOT_US, TWO_SHOT_SHARE = 12.5, 0.62
+NCCL_US, NCCL_SHARE = 45.0, 1.04
+# DeepEP's low-latency dispatch and combine (H200 tables): start-up and per token, on one node and per doubling.
+DEEP_EP_US, DEEP_EP_DOUBLING_US = 25.0, 24.0
+DEEP_EP_TOKEN_US, DEEP_EP_TOKEN_DOUBLING_US = 0.695, 1.0
 
 
 def matrix_rate(peak_flops: float | Array, fraction: float, ceiling_flops: float) -> float | Array:
@@ -41,18 +52,36 @@ def matrix_rate(peak_flops: float | Array, fraction: float, ceiling_flops: float
     return 1.0 / (1.0 / (fraction * peak_flops) + 1.0 / ceiling_flops)
 
 
-def gemm_s(
-    rows: Array, n: Array | float, k: Array | float, weight_bytes: float, machine: Machine, eta_w: float
-) -> Array:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """What kernels reach on one GPU: bytes/s of their streams; the HBM's own, and peak FLOP/s in FP8 and BF16."""
+
+    stream_bytes_s: float
+    hbm_bytes_s: float
+    fp8_flops: float
+    bf16_flops: float
+
+    @classmethod
+    def of(cls, machine: Machine, efficiency: float) -> Rates:
+        """Return the rates of kernels that reach `efficiency` (a fraction) of the machine's HBM bandwidth."""
+        return cls(
+            stream_bytes_s=efficiency * machine.hbm_bytes_s,
+            hbm_bytes_s=machine.hbm_bytes_s,
+            fp8_flops=machine.gemm_flops,
+            bf16_flops=machine.bf16_flops,
+        )
+
+
+def gemm_s(rows: Array, n: Array | float, k: Array | float, weight_bytes: float, rates: Rates) -> Array:
     """Seconds of a GEMM (rows x k) @ (k x n): streaming, the serial walk over k, or arithmetic.
 
     `weight_bytes` is bytes per weight (1.000244 FP8, 2 BF16). Known error: MAPE 10 % against
     published DeepGEMM timings.
     """
     moved = n * k * weight_bytes + rows * k + 2.0 * rows * n
-    peak = machine.gemm_flops if weight_bytes < 2.0 else machine.bf16_flops
+    peak = rates.fp8_flops if weight_bytes < 2.0 else rates.bf16_flops
     rate = matrix_rate(peak, DENSE_FRACTION, DENSE_CEILING)
-    streaming = moved / (eta_w * machine.hbm_bytes_s)
+    streaming = moved / rates.stream_bytes_s
     return np.maximum(np.maximum(streaming, SECONDS_PER_K * k), 2.0 * rows * n * k / rate)
 
 
@@ -79,108 +108,113 @@ def distinct_experts(tokens: Array, experts: int, top_k: int, sigma: float) -> A
     return np.interp(np.log1p(tokens), grid, distinct)
 
 
-def moe_tp_s(
-    tokens: Array,
-    distinct: Array,
-    top_k: int,
-    expert_params: float,
-    weight_bytes: float,
-    row_bytes: Array | float,
-    shards: Array,
-    machine: Machine,
-    eta_w: float,
-    tile_rows: Array | float = MOE_TILE_ROWS,
-) -> Array:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experts:
+    """One layer's routed experts: how many, how many a token takes, and the parameters and bytes/parameter of one."""
+
+    count: int
+    top_k: int
+    params: float
+    weight_bytes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByWidth:
+    """Experts cut by width over `shards` GPUs; `row_bytes` is what a routed row moves beside the weights.
+
+    A touched expert multiplies at least `tile_rows` rows.
+    """
+
+    shards: Array
+    row_bytes: Array | float
+    tile_rows: Array | float = MOE_TILE_ROWS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByNumber:
+    """Experts spread by number over `ranks` GPUs; `deep_gemm` is 1 behind an all-to-all backend, 0 with Triton."""
+
+    ranks: Array
+    deep_gemm: Array
+
+
+def moe_tp_s(tokens: Array, distinct: Array, experts: Experts, cut: ByWidth, rates: Rates) -> Array:
     """Seconds of one MoE layer's experts sharded by width: stream every touched expert and the shared one.
 
-    `row_bytes` is what one routed row reads and writes around the weights. Rows are padded to tiles, at least
-    `tile_rows` of them for a touched expert;
-    streaming and arithmetic overlap in part (cubic mean). Known error: MAPE 6 % against Triton MoE timings
-    on H200, 1 to 1024 tokens.
+    Rows are padded to tiles; streaming and arithmetic overlap in part (cubic mean). Known error: MAPE 6 % against
+    Triton MoE timings on H200, 1 to 1024 tokens.
     """
-    rows_each = top_k * tokens / np.maximum(distinct, 1.0)
-    weights = (distinct + 1.0) * expert_params * weight_bytes / shards
-    activations = (top_k + 1.0) * tokens * row_bytes
-    stream = (weights + activations) / (eta_w * machine.hbm_bytes_s)
-    rows = (distinct + 1.0) * np.maximum(tile_rows, MOE_PADDING * rows_each)
-    rate = matrix_rate(machine.gemm_flops, MOE_FRACTION, MOE_CEILING)
-    arithmetic = 2.0 * rows * expert_params / shards / rate
+    rows_each = experts.top_k * tokens / np.maximum(distinct, 1.0)
+    weights = (distinct + 1.0) * experts.params * experts.weight_bytes / cut.shards
+    activations = (experts.top_k + 1.0) * tokens * cut.row_bytes
+    stream = (weights + activations) / rates.stream_bytes_s
+    rows = (distinct + 1.0) * np.maximum(cut.tile_rows, MOE_PADDING * rows_each)
+    rate = matrix_rate(rates.fp8_flops, MOE_FRACTION, MOE_CEILING)
+    arithmetic = 2.0 * rows * experts.params / cut.shards / rate
     return np.cbrt(stream**3 + arithmetic**3)
 
 
-def moe_ep_s(
-    tokens: Array,
-    distinct: Array,
-    experts: int,
-    top_k: int,
-    expert_params: float,
-    weight_bytes: float,
-    ep: Array,
-    deep_gemm: Array,
-    machine: Machine,
-    eta_w: float,
-) -> Array:
+def moe_ep_s(tokens: Array, distinct: Array, experts: Experts, cut: ByNumber, rates: Rates) -> Array:
     """Seconds of one MoE layer's routed experts sharded by number, on the slowest rank.
 
-    The slowest of `ep` ranks holds more of the touched experts than the mean; the excess shrinks as
-    all experts are touched. `deep_gemm` is 1 where SGLang runs DeepGEMM (behind an all-to-all backend), 0
-    where it runs Triton. Known error: kernel sums miss 60-300 us a layer of dispatch and rank
+    The slowest of the ranks holds more of the touched experts than the mean; the excess shrinks as
+    all experts are touched. Known error: kernel sums miss 60-300 us a layer of dispatch and rank
     synchronisation, which the engine profile adds (ep_layer_us).
     """
-    mean_experts = distinct / ep
-    excess = 0.35 * np.sqrt(np.log2(np.maximum(ep, 1.0)) / np.maximum(mean_experts, 1e-9))
-    imbalance = 1.0 + excess * (1.0 - 0.5 * distinct / experts)
-    held = np.minimum(mean_experts * imbalance, experts / ep)
-    efficiency = np.where(deep_gemm > 0, EP_STREAM_EFFICIENCY, eta_w)
-    stream = held * expert_params * weight_bytes / (efficiency * machine.hbm_bytes_s)
-    rows_each = top_k * tokens / np.maximum(distinct, 1.0)
-    tile = np.where(deep_gemm > 0, DEEP_GEMM_TILE_ROWS, MOE_TILE_ROWS)
+    mean_experts = distinct / cut.ranks
+    excess = EP_EXCESS * np.sqrt(np.log2(np.maximum(cut.ranks, 1.0)) / np.maximum(mean_experts, 1e-9))
+    imbalance = 1.0 + excess * (1.0 - 0.5 * distinct / experts.count)
+    held = np.minimum(mean_experts * imbalance, experts.count / cut.ranks)
+    streamed = np.where(cut.deep_gemm > 0, EP_STREAM_EFFICIENCY * rates.hbm_bytes_s, rates.stream_bytes_s)
+    stream = held * experts.params * experts.weight_bytes / streamed
+    rows_each = experts.top_k * tokens / np.maximum(distinct, 1.0)
+    tile = np.where(cut.deep_gemm > 0, DEEP_GEMM_TILE_ROWS, MOE_TILE_ROWS)
     rows = held * np.maximum(tile, MOE_PADDING * rows_each)
-    triton = matrix_rate(machine.gemm_flops, MOE_FRACTION, MOE_CEILING)
-    rate = np.where(deep_gemm > 0, EP_FRACTION * machine.gemm_flops, triton)
-    arithmetic = 2.0 * rows * expert_params / rate
+    triton = matrix_rate(rates.fp8_flops, MOE_FRACTION, MOE_CEILING)
+    rate = np.where(cut.deep_gemm > 0, EP_FRACTION * rates.fp8_flops, triton)
+    arithmetic = 2.0 * rows * experts.params / rate
     return np.cbrt(stream**3 + arithmetic**3)
 
 
-def mla_seconds_per_context_token(
-    batch: Array,
-    heads: Array,
-    queries: Array,
-    kv_bytes: Array,
-    latent: int,
-    value: int,
-    machine: Machine,
-    eta_kv: float,
-) -> Array:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentCache:
+    """One token of MLA's cache: its elements, those of them that are the value too, and the bytes of an element."""
+
+    width: int
+    value: int
+    element_bytes: Array
+
+
+def mla_seconds_per_context_token(batch: Array, query_rows: Array, cache: LatentCache, rates: Rates) -> Array:
     """Slope of absorbed MLA decode: seconds per token of context, for `batch` requests on one rank.
 
-    Either the latent cache is streamed once, or the padded tile of query rows is multiplied with it:
-    16 heads pay for 64 rows, which binds on H20.
+    Either the latent cache is streamed once, or the padded tile of `query_rows` (heads x tokens) is multiplied with
+    it: 16 heads pay for 64 rows, which binds on H20.
     """
-    rows = np.ceil(heads * queries / MLA_TILE_ROWS) * MLA_TILE_ROWS
-    stream = batch * latent * kv_bytes / (eta_kv * machine.hbm_bytes_s)
-    peak = np.where(np.asarray(kv_bytes) < 2.0, machine.gemm_flops, machine.bf16_flops)  # FP8 KV: FP8 products
-    arithmetic = 2.0 * rows * (latent + value) * batch / (MLA_FRACTION * peak)
+    rows = np.ceil(query_rows / MLA_TILE_ROWS) * MLA_TILE_ROWS
+    stream = batch * cache.width * cache.element_bytes / rates.stream_bytes_s
+    peak = np.where(np.asarray(cache.element_bytes) < 2.0, rates.fp8_flops, rates.bf16_flops)  # FP8 KV: FP8 products
+    arithmetic = 2.0 * rows * (cache.width + cache.value) * batch / (MLA_FRACTION * peak)
     return np.maximum(stream, arithmetic)
 
 
 def all_reduce_s(message_bytes: Array, ranks: Array, nodes: Array, machine: Machine, across_us: float) -> Array:
     """Seconds of one all-reduce of `message_bytes` over `ranks` GPUs on `nodes` nodes.
 
-    Inside a node: custom one-shot up to 256 KiB, then the better of two-shot and NCCL with NVLS
-    (fitted to graph-mode timings on 8 GPUs, MAPE 11 %). Across nodes: `across_us`, NCCL's latency of a small
-    message (46 us published for 16 x H20; the profile's own is fitted), and one eighth of the message over the
-    network twice.
+    Inside a node: custom one-shot for small messages, then the better of two-shot and NCCL with NVLS. Across nodes:
+    `across_us`, NCCL's latency of a small message (46 us published for 16 x H20; the profile's own is fitted), and one
+    eighth of the message over the network twice.
     """
     link = machine.nvlink_bytes_s
     others = np.maximum(ranks / nodes - 1.0, 0.0)
     share = others / np.maximum(ranks / nodes, 1.0)
-    one_shot = 4.6 * US + others * message_bytes / (0.64 * link)
-    two_shot = 12.5 * US + 2.0 * share * message_bytes / (0.62 * link)
-    nccl = 45.0 * US + 2.0 * share * message_bytes / (1.04 * link)
-    inside = np.where(message_bytes <= 256 * KIB, one_shot, np.minimum(two_shot, nccl))
+    one_shot = ONE_SHOT_US * US + others * message_bytes / (ONE_SHOT_SHARE * link)
+    two_shot = TWO_SHOT_US * US + 2.0 * share * message_bytes / (TWO_SHOT_SHARE * link)
+    by_nccl = 2.0 * share * message_bytes / (NCCL_SHARE * link)
+    nccl = NCCL_US * US + by_nccl
+    inside = np.where(message_bytes <= ONE_SHOT_BYTES, one_shot, np.minimum(two_shot, nccl))
     over_network = 2.0 * message_bytes / np.maximum(ranks / nodes, 1.0) / machine.network_bytes_s
-    across = across_us * US + 2.0 * share * message_bytes / (1.04 * link) + over_network
+    across = across_us * US + by_nccl + over_network
     return np.where(ranks <= 1, 0.0, np.where(nodes > 1, across, inside))
 
 
@@ -190,4 +224,6 @@ def dispatch_combine_s(tokens_per_rank: Array, nodes: Array) -> Array:
     25 + 0.70 us per token on one node; 49 + 1.9 on two; latency grows with the logarithm of the nodes.
     """
     doublings = np.log2(np.maximum(nodes, 1.0))
-    return (25.0 + 24.0 * doublings + (0.695 + 1.0 * doublings) * tokens_per_rank) * US
+    start_us = DEEP_EP_US + DEEP_EP_DOUBLING_US * doublings
+    token_us = DEEP_EP_TOKEN_US + DEEP_EP_TOKEN_DOUBLING_US * doublings
+    return (start_us + token_us * tokens_per_rank) * US

@@ -22,7 +22,7 @@ from models.serving.fleet_replay import (
     prefill_role,
     replay_fleet,
 )
-from models.serving.replay import Replay, replay
+from models.serving.replay import Replay, ReplayLoad, replay
 from models.serving.role_times import decode_context
 from models.serving.step_times import StepTimes
 from models.serving.uncertainty import Errors, errors
@@ -181,10 +181,8 @@ def _errors(case: Case) -> Errors:
     kv_tokens = np.array([case.kv_tokens])
     demand = demand_of(case.context, case.run.workload)
     steady = closed_loop(system, demand, kv_tokens)
-    return errors(
-        case.context.engine, system, case.config, steady, case.run.osl.mean,
-        acceptance_spread=case.context.acceptance_spread,
-    )  # fmt: skip
+    found = errors(case.context.engine, system, case.config, steady, case.run.osl.mean)
+    return found if case.config.speculative is None else found.with_acceptance(case.context.acceptance_spread)
 
 
 def _decode_step(case: Case) -> CasePrediction:
@@ -223,9 +221,8 @@ def _played(case: Case, kv_tokens: float) -> Replay:
     arrivals = None if run.request_rate is None else _poisson(run.request_rate, run.requests, rng)
     cold = case.context.engine.parameters.first_wave_s if run.kind == "serving" else 0.0
     warm = min(clients, run.requests - 1) if run.kind == "steady" else 0
-    return replay(
-        times, limits, isl, osl, concurrency=clients, arrivals_s=arrivals, first_wave_s=cold, measure_from=warm
-    )
+    load = ReplayLoad(isl=isl, osl=osl, concurrency=clients, arrivals_s=arrivals, first_wave_s=cold)
+    return replay(times, limits, load, measure_from=warm)
 
 
 def _of_fleet(case: Case, prefill: PrefillPool) -> CasePrediction:

@@ -18,7 +18,7 @@ from models.machine import Machine
 from models.serving.acceptance import TEXT_SPREAD
 from models.serving.caveats import cap_warning, kernel_warning, structural_warnings
 from models.serving.closed_form import ClosedForm, Demand, accepted_tokens, closed_loop
-from models.serving.replay import Replay, replay
+from models.serving.replay import Replay, ReplayLoad, replay
 from models.serving.scheduler import Limits
 from models.serving.step_times import StepTimes
 from models.serving.uncertainty import errors
@@ -163,10 +163,9 @@ def prediction_of(
     parts = {name: float(np.ravel(values)[0]) for name, values in steady.step.parts_ms().items()}
     tpot, ttft, e2e = (statistics_ms(x) for x in (played.tpot_s, played.ttft_s, played.e2e_s))
     mean_osl = float(played.osl.mean())
-    error = errors(
-        context.engine, system, config, steady, workload.osl.mean,
-        acceptance_spread=context.acceptance_spread,
-    )  # fmt: skip
+    error = errors(context.engine, system, config, steady, workload.osl.mean)
+    if config.speculative is not None:
+        error = error.with_acceptance(context.acceptance_spread)
     return Prediction(
         output_tok_s=played.output_tok_s,
         total_tok_s=played.output_tok_s * (1.0 + workload.isl.mean / mean_osl),
@@ -213,7 +212,7 @@ def replay_workload(
     times = StepTimes(context.system(table), acceptance=context.acceptance, largest_batch=largest)
     limits = limits_of(config, table, kv_tokens)
     isl, osl = workload.isl.sample(count, rng), workload.osl.sample(count, rng)
-    played = replay(times, limits, isl, osl, concurrency=clients, measure_from=clients)
+    played = replay(times, limits, ReplayLoad(isl=isl, osl=osl, concurrency=clients), measure_from=clients)
     in_line_s = (workload.concurrency - clients) * float(osl.mean()) / played.output_tok_s
     return replace(played, ttft_s=played.ttft_s + in_line_s, e2e_s=played.e2e_s + in_line_s)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from models.serving.estimate import (
     predict_many,
     prediction_of,
 )
-from models.serving.replay import Replay, replay
+from models.serving.replay import Replay, ReplayLoad, replay
 from models.serving.step_times import StepTimes
 from models.workload import Workload
 
@@ -32,33 +32,33 @@ WINDOW_S = 60.0
 WARM_UP_LIVES = 1.5
 
 
-def replay_open_loop(
-    context: Context,
-    config: ServerConfig,
-    workload: Workload,
-    filled: Memory,
-    seed: int = 0,
-    least: int = LEAST_REQUESTS,
-) -> Replay:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """How arrivals and lengths are drawn: the seed, and how many requests count at least."""
+
+    seed: int = 0
+    least: int = LEAST_REQUESTS
+
+
+def replay_open_loop(context: Context, config: ServerConfig, workload: Workload, filled: Memory, draw: Draw) -> Replay:
     """Replay Poisson arrivals at `workload.request_rate`; what comes while the server fills up is not in the result.
 
-    At most LONGEST_REPLAY requests are replayed: a queue that grows without end is seen to grow so long.
+    `filled` is the configuration's ledger. At most LONGEST_REPLAY requests are replayed: a queue that grows without
+    end is seen to grow so long.
     """
     rate = float(workload.request_rate or 1.0)
     table = table_of([config])
     life_s = float(predict_many(context, table, workload, filled).e2e_s[0])
-    counted = min(LONGEST_REPLAY // 2, max(least, math.ceil(rate * WINDOW_S)))
+    counted = min(LONGEST_REPLAY // 2, max(draw.least, math.ceil(rate * WINDOW_S)))
     before = min(LONGEST_REPLAY - counted, math.ceil(WARM_UP_LIVES * rate * life_s))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(draw.seed)
     arrivals_s = np.cumsum(rng.exponential(1.0 / rate, size=before + counted))
     kv_tokens, most_running = float(filled.kv_tokens[0]), float(table.most_running[0])
     largest = int(min(before + counted, most_running))
     times = StepTimes(context.system(table), acceptance=context.acceptance, largest_batch=largest)
     isl, osl = (lengths.sample(before + counted, rng) for lengths in (workload.isl, workload.osl))
-    return replay(
-        times, limits_of(config, table, kv_tokens), isl, osl, concurrency=before + counted, measure_from=before,
-        arrivals_s=arrivals_s,
-    )  # fmt: skip
+    load = ReplayLoad(isl=isl, osl=osl, concurrency=before + counted, arrivals_s=arrivals_s)
+    return replay(times, limits_of(config, table, kv_tokens), load, measure_from=before)
 
 
 def predict_open_loop(context: Context, config: ServerConfig, workload: Workload, seed: int = 0) -> Prediction:
@@ -67,7 +67,7 @@ def predict_open_loop(context: Context, config: ServerConfig, workload: Workload
     `workload.concurrency` is what caps and breakdown are made for: the requests expected in flight.
     """
     filled = context.memory(table_of([config]))
-    played = replay_open_loop(context, config, workload, filled, seed=seed, least=LEAST_PREDICTED)
+    played = replay_open_loop(context, config, workload, filled, Draw(seed=seed, least=LEAST_PREDICTED))
     found = prediction_of(context, config, workload, filled=filled, played=played)
     return replace(
         found,

@@ -28,28 +28,32 @@ class Replay:
     retractions: int
 
 
-def replay(
-    times: StepTimes,
-    limits: Limits,
-    isl: npt.NDArray[np.int64],
-    osl: npt.NDArray[np.int64],
-    *,
-    concurrency: int,
-    measure_from: int = 0,
-    arrivals_s: Array | None = None,
-    first_wave_s: float = 0.0,
-) -> Replay:
-    """Run the given requests through the scheduler and return what each client saw.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayLoad:
+    """Requests to replay, by input and output tokens, in the order they are sent.
 
     A closed loop: `concurrency` clients, each sends its next request when its answer is complete. With
     `arrivals_s` an open loop: request i is sent at that time, but never more than `concurrency` at once.
-    `measure_from`: the completions before this one are warm-up and not in the result. `first_wave_s` delays what
-    a closed loop sends at its start: the first requests meet a server that has not run these shapes yet.
+    `first_wave_s` delays what a closed loop sends at its start: the first requests meet a server that has not run
+    these shapes yet.
     """
-    total = len(isl)
+
+    isl: npt.NDArray[np.int64]
+    osl: npt.NDArray[np.int64]
+    concurrency: int
+    arrivals_s: Array | None = None
+    first_wave_s: float = 0.0
+
+
+def replay(times: StepTimes, limits: Limits, load: ReplayLoad, *, measure_from: int = 0) -> Replay:
+    """Run requests through the scheduler and return what each client saw.
+
+    `measure_from`: the completions before this one are warm-up and not in the result.
+    """
+    total = len(load.isl)
     server = Scheduler(times=times, limits=limits, ratio=INITIAL_NEW_TOKEN_RATIO * limits.conservativeness)
-    lengths = list(zip(isl.tolist(), osl.tolist(), strict=True))
-    planned = [0.0] * total if arrivals_s is None else arrivals_s.tolist()
+    lengths = list(zip(load.isl.tolist(), load.osl.tolist(), strict=True))
+    planned = [0.0] * total if load.arrivals_s is None else load.arrivals_s.tolist()
     sent = 0
 
     def send(at_s: float, delay_s: float = 0.0) -> None:
@@ -62,8 +66,8 @@ def replay(
             server.arrive(Request(sent, new, out, at_s, visible_s, prompt=new))
             sent += 1
 
-    for _ in range(min(concurrency, total)):
-        send(0.0, first_wave_s if arrivals_s is None else 0.0)
+    for _ in range(min(load.concurrency, total)):
+        send(0.0, load.first_wave_s if load.arrivals_s is None else 0.0)
     done: list[Request] = []
     finish_s: list[float] = []
     window = (0.0, 0.0, 0.0)

@@ -45,6 +45,10 @@ class Errors:
             output_tok_s=float(np.hypot(self.output_tok_s, output_tok_s)),
         )
 
+    def with_acceptance(self, spread: float) -> Errors:
+        """Return the errors of a speculative server; `spread`: one relative deviation of what a step yields."""
+        return self.with_more(tpot=spread, ttft=0.0, output_tok_s=spread)
+
     def around(self, ttft_ms: float, tpot_ms: float, output_tok_s: float) -> dict[str, tuple[float, float]]:
         """Return the 90 % bands of mean TTFT and TPOT in ms, and of output tokens per second."""
         return {
@@ -65,13 +69,8 @@ def errors(
     config: ServerConfig,
     steady: ClosedForm,
     osl: float,
-    *,
-    acceptance_spread: float = 0.0,
 ) -> Errors:
-    """Return the expected errors of the one configuration in `system` whose steady state is `steady`.
-
-    `acceptance_spread`: one relative standard deviation of what a speculative step yields, if there is speculation.
-    """
+    """Return the expected errors of the one configuration in `system` whose steady state is `steady`."""
     tpot_by, ttft_by = _elasticities(system, steady, osl)
     tpot_s, ttft_s = (float(np.ravel(x)[0]) for x in (steady.tpot_s, steady.ttft_s))
     decoding = tpot_s * max(osl - 1.0, 0.0)
@@ -80,8 +79,6 @@ def errors(
     covariance = np.array(engine.covariance)
     structural = sum(STRUCTURAL_ERROR[name] ** 2 for name in structural_classes(engine, system.machine, config))
     decode, prefill = engine.relative_error.decode, engine.relative_error.prefill
-    if config.speculative is not None:
-        decode = float(np.hypot(decode, acceptance_spread))
 
     def total(by: Array, own: float) -> float:
         return float(np.sqrt(max(by @ covariance @ by, 0.0) + own**2 + structural))

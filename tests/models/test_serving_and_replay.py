@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from models.config import ServerConfig, Speculative
 from models.layout import table_of
 from models.serving.estimate import Context, predict, predict_many
-from models.serving.replay import Replay, replay
+from models.serving.replay import Replay, ReplayLoad, replay
 from models.serving.scheduler import Limits
 from models.workload import Workload
 from planner.sglang.resolver import resolve
@@ -41,7 +41,8 @@ class ConstantTimes:
 
 def played(isl: list[int], osl: list[int], concurrency: int, **limits: int) -> Replay:
     bounds = Limits(**({"kv_tokens": 10**6, "max_running": 10**3, "chunk": 10**5} | limits))
-    return replay(ConstantTimes(), bounds, np.array(isl), np.array(osl), concurrency=concurrency)  # type: ignore[arg-type]
+    load = ReplayLoad(isl=np.array(isl), osl=np.array(osl), concurrency=concurrency)
+    return replay(ConstantTimes(), bounds, load)  # type: ignore[arg-type]
 
 
 def test_one_request_by_hand() -> None:
@@ -81,7 +82,8 @@ def test_overlap_makes_a_newcomer_wait_for_one_step_more() -> None:
 
     def second_ttft_s(times: ConstantTimes) -> float:
         bounds = Limits(kv_tokens=10**6, max_running=10, chunk=10**5)
-        found = replay(times, bounds, np.array([10, 10, 10]), np.array([100, 11, 11]), concurrency=2)  # type: ignore[arg-type]
+        load = ReplayLoad(isl=np.array([10, 10, 10]), osl=np.array([100, 11, 11]), concurrency=2)
+        found = replay(times, bounds, load)  # type: ignore[arg-type]
         return float(found.ttft_s[1])
 
     assert second_ttft_s(Overlapped()) == pytest.approx(second_ttft_s(Times()) + 0.010)
@@ -89,10 +91,9 @@ def test_overlap_makes_a_newcomer_wait_for_one_step_more() -> None:
 
 def test_open_loop_sends_when_planned() -> None:
     bounds = Limits(kv_tokens=10**6, max_running=10, chunk=10**5)
-    found = replay(
-        ConstantTimes(), bounds, np.array([10] * 3), np.array([2] * 3), concurrency=3,
-        arrivals_s=np.array([0.0, 1.0, 2.0]),
-    )  # type: ignore[arg-type]  # fmt: skip
+    sent_s = np.array([0.0, 1.0, 2.0])
+    load = ReplayLoad(isl=np.array([10] * 3), osl=np.array([2] * 3), concurrency=3, arrivals_s=sent_s)
+    found = replay(ConstantTimes(), bounds, load)  # type: ignore[arg-type]
     assert found.ttft_s.tolist() == pytest.approx([0.1, 0.1, 0.1])
     assert found.finish_s.tolist() == pytest.approx([0.11, 1.11, 2.11])
 

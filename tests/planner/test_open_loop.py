@@ -19,7 +19,7 @@ from models.architecture import deepseek_r1
 from models.config import ServerConfig
 from models.layout import table_of
 from models.serving.estimate import Context
-from models.serving.open_loop import in_flight, predict_open_loop, replay_open_loop
+from models.serving.open_loop import Draw, in_flight, predict_open_loop, replay_open_loop
 from models.workload import Slo, Workload
 from planner.launch import launch_spec
 from planner.plans.make import Plan, PlanQuestion, make_plan
@@ -79,7 +79,7 @@ def test_requests_in_flight_follow_from_arrivals_and_ends(context: Callable[...,
     config = asked(concurrency=8).found.candidates[0].config
     workload = replace(Workload.checked(500, 100, 8), request_rate=2.0)
     filled = belief.memory(table_of([config]))
-    played = replay_open_loop(belief, config, workload, filled, least=1000)
+    played = replay_open_loop(belief, config, workload, filled, Draw(least=1000))
     seen = in_flight(played)
     expected = 2.0 * float(played.e2e_s.mean())
     assert seen.mean == pytest.approx(expected, rel=0.15)

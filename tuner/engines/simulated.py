@@ -12,7 +12,7 @@ from models.config import ServerConfig
 from models.costs.memory import Memory
 from models.layout import Array, table_of
 from models.serving.estimate import Context, replay_workload, statistics_ms
-from models.serving.open_loop import replay_open_loop
+from models.serving.open_loop import Draw, replay_open_loop
 from models.serving.replay import Replay
 from models.workload import Slo, Statistic, Workload
 from tuner.engines.world import World
@@ -82,8 +82,11 @@ class SimulatedServer:
                 self.boot_s,
             )
         rng = np.random.default_rng([self.seed, workload.concurrency])
-        play = replay_workload if workload.request_rate is None else replay_open_loop
-        played = play(self.context, self.config, workload, self.memory, seed=int(rng.integers(2**31)))
+        seed = int(rng.integers(2**31))
+        if workload.request_rate is None:
+            played = replay_workload(self.context, self.config, workload, self.memory, seed=seed)
+        else:
+            played = replay_open_loop(self.context, self.config, workload, self.memory, Draw(seed=seed))
         drift = np.exp(self.world.noise * rng.standard_normal(WINDOWS))
         rates = played.output_tok_s / drift
         middle = float(rates.mean())
