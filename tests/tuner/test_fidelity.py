@@ -7,12 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tuner.engines.build import world_toml
 from tuner.engines.world import Effect, World
-from tuner.slices.regression import Rows, regress
 from tuner.slices.screening import SLICED
 
 Sgtune = Callable[..., Any]
@@ -22,31 +20,6 @@ QUESTION = (
 )  # fmt: skip
 # Attention DP, which the model recommends here, is slow in this world, on slices as on the whole.
 SLOW_DP = Effect(when={"attn_dp_size": 8}, time_factor=1.6)
-
-
-def rows(sliced: bool, ids: list[int], knobs: list[list[float]]) -> Rows:
-    count = len(ids)
-    return Rows(np.zeros(count), np.zeros((count, 1)), np.array(knobs), np.array(ids), sliced)
-
-
-def test_the_share_that_carries_over_is_learned_from_what_ran_as_both() -> None:
-    knobs = (0.1 * np.eye(4)).tolist()
-    effects = np.array([0.15, -0.15, 0.1, -0.1])
-    asked, nowhere = rows(False, [9], [knobs[0]]), np.zeros(1)
-    slices = (rows(True, [0, 1, 2, 3], knobs), effects)
-    alone = regress([slices], asked, nowhere)
-    honest = regress([slices, (rows(False, [0, 1, 2, 3], knobs), effects)], asked, nowhere)
-    false = regress([slices, (rows(False, [0, 1, 2, 3], knobs), -effects)], asked, nowhere)
-    assert false.carry < alone.carry - 0.2 < alone.carry < honest.carry
-    assert alone.mean[0] > 0.04  # a slice's gain is believed, in part
-    assert false.mean[0] < 0.0  # until the whole shows the opposite
-    assert honest.deviation[0] < alone.deviation[0]
-
-
-def test_nothing_seen_leaves_the_belief() -> None:
-    told = regress([], rows(False, [0], [[0.05]]), np.zeros(1))
-    assert told.mean[0] == 0.0
-    assert 0.05 < told.deviation[0] < 0.2
 
 
 def tuned(sgtune: Sgtune, folder: Path, name: str, *more: str, effects: tuple[Effect, ...] = (SLOW_DP,)) -> Any:

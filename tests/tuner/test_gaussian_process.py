@@ -17,15 +17,15 @@ from tuner.run.question import TuneQuestion
 from tuner.run.setup import prepare
 from tuner.search.closed_form import of_point
 from tuner.search.configurations import PHYSICS, Candidates, candidates_of, undominated
-from tuner.search.gaussian_process import SCATTER, SIZES, TrainingSet, learn
+from tuner.search.gaussian_process import SCATTER, SIZES, Posterior, TrainingSet, learn
 
 RATE = of_point("output_tok_s")
 NOTHING = np.zeros(len(PHYSICS))
 COMMON = 0.05
 
 
-def train(rows: Candidates, log_measured: np.ndarray) -> TrainingSet:
-    return TrainingSet(rows=rows, log_measured=log_measured)
+def train(rows: Candidates, log_measured: np.ndarray) -> list[TrainingSet]:
+    return [TrainingSet(rows=rows, log_measured=log_measured)]
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,34 @@ def test_data_that_contradict_the_physics_make_large_effects_likelier(launched: 
 def test_nothing_measured_leaves_the_belief(launched: Candidates) -> None:
     before = learn(train(launched.take(np.zeros(0, dtype=np.intp)), np.zeros(0)), launched, RATE, COMMON)
     assert before.weight @ before.mean == pytest.approx(RATE(launched, NOTHING))
+
+
+# What knobs do beyond the physics, in log units: to a baseline, and to four other layouts.
+EFFECTS = np.array([0.0, 0.25, -0.25, 0.2, -0.2])
+
+
+def after_slices(launched: Candidates, whole: np.ndarray | None) -> Posterior:
+    """What slices that show EFFECTS say of the fifth row, which ran as a slice alone; `whole`: what the others did."""
+    tried = launched.take(np.arange(5))
+    belief = RATE(tried, NOTHING)
+    count = 1 if whole is None else 4
+    shown = (belief + (EFFECTS if whole is None else whole))[:count]
+    full = TrainingSet(rows=tried.take(np.arange(count)), log_measured=shown)
+    slices = TrainingSet(rows=tried, log_measured=belief + EFFECTS, sliced=True)
+    return learn([full, slices], tried.take(np.array([4])), RATE, COMMON)
+
+
+def test_the_share_that_carries_over_is_learned_from_what_ran_as_slice_and_as_whole(launched: Candidates) -> None:
+    belief = float(RATE(launched.take(np.array([4])), NOTHING)[0])
+    alone, honest, false = (after_slices(launched, whole) for whole in (None, EFFECTS, -EFFECTS))
+    assert false.carry < 0.5 < alone.carry < honest.carry
+    assert float((honest.weight @ honest.mean)[0]) - belief == pytest.approx(EFFECTS[4], abs=0.05)
+    spread = [float((found.weight @ found.deviation)[0]) for found in (honest, alone, false)]
+    assert spread[0] < 0.5 * spread[1] < 0.5 * spread[2]
+
+
+def test_without_slices_nothing_carries_over(launched: Candidates) -> None:
+    assert learn(train(launched, RATE(launched, NOTHING)), launched, RATE, COMMON).carry == 1.0
 
 
 def test_a_smaller_memory_fraction_stands_for_others_only_where_the_cache_holds_as_many_requests(

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import to_builtins
 
@@ -29,7 +29,10 @@ from tuner.search.optuna_study import StudyIndex
 from tuner.search.prechecks import cannot_run, cannot_win, quarantined
 from tuner.search.space import TuningSpace
 from tuner.server.failure import Policy, policy_of
-from tuner.slices.screening import SAMPLER, SLICED, SliceScreening
+from tuner.slices.records import SAMPLER, SLICED
+
+if TYPE_CHECKING:
+    from tuner.slices.screening import SliceScreening  # needs scikit-learn
 
 # Proposals in a row that may be ruled out before the space counts as exhausted.
 MOST_RULED_OUT = 150

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hwprobe.errors import InputError
 from models.workload import Slo, Workload
@@ -22,10 +22,12 @@ from tuner.run.loop import Loop, Reporter, TuneTask
 from tuner.run.question import TuneQuestion
 from tuner.seam import Engine
 from tuner.search.configurations import candidates_of
-from tuner.search.optuna_study import Proposer, StudyIndex
+from tuner.search.optuna_study import Proposer, StudyIndex, require_sklearn
 from tuner.search.space import TuningSpace, tuning_space
 from tuner.slices.records import SliceFile, slice_for, sliced_engine
-from tuner.slices.screening import SliceScreening
+
+if TYPE_CHECKING:
+    from tuner.slices.screening import SliceScreening
 
 SPREAD_SEEDS = 6
 # Simultaneous starts of one question that each find a name of their own.
@@ -157,6 +159,9 @@ def _new_folder(question: TuneQuestion, manifest: Manifest) -> RunFolder:
 
 def _screen(prepared: Prepared, engine: Engine, folder: RunFolder) -> SliceScreening:
     """Return what tries slices first, with those of earlier sessions."""
+    require_sklearn("--fidelity slice")
+    from tuner.slices.screening import SliceScreening  # scikit-learn is needed, and paid for, only here
+
     arch = slice_for(prepared.plan.context.arch)
     return SliceScreening(
         space=prepared.space, arch=arch, goal=prepared.question.goal,

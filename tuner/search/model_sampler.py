@@ -1,109 +1,31 @@
-"""ModelGuidedSampler: physics proposes, a Gaussian process learns where physics is wrong.
-
-The prior mean of every configuration is the closed form. What may be wrong with it is a sum of normal effects:
-each figure of the machine (through the equations' own slopes), each knob and each pair of knobs. Such a sum is a
-Gaussian process with a linear kernel over those features; scikit-learn's does the regression. After every launch
-the equations are evaluated anew where the data moved the machine's figures (Gauss-Newton), so that the prior mean
-is the calibrated model's. The next launch is the one with the largest expected feasible improvement.
-"""
+"""ModelGuidedSampler: Optuna's door to the guide."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from models.config import ServerConfig
-from models.layout import Array
-from models.serving.estimate import Prediction, predict
-from tuner.choices import Objective
-from tuner.evidence.trial import TrialOutcome, TrialRecord, best_of
-from tuner.search.closed_form import Figure, of_goal, of_point
-from tuner.search.configurations import (
-    PHYSICS,
-    Candidates,
-    candidates_of,
-    rows_of,
-    undominated,
-)
-from tuner.search.expected_improvement import chance_below, expected_improvement, nothing_to_beat
-from tuner.search.gaussian_process import Posterior, TrainingSet, learn
-from tuner.search.memory_belief import chance_it_holds, evidence
-from tuner.search.objective import Goal
-from tuner.search.space import CORE, TuningSpace
-from tuner.search.unmodelled_knobs import UnmodelledKnobs
-
-# One standard deviation of what is common to all rows: a benchmark's own bias.
-COMMON = 0.05
-COMMON_SLO = 0.40
-# The most rows looked at, by predicted objective; and the leaders replayed before one is chosen.
-MOST_ROWS = 1500
-REPLAYED = 20
-# Leaders whose unmodelled knobs are varied, and rows that take over what the best one taught.
-BASES = 2
-MOVE_EVERY = 3
-CARRIED_OVER = 20
-# A configuration likelier than this to run out of memory is not launched while others are left.
-LEAST_CHANCE = 0.85
-# While no launch kept the limits, one that probably does comes first: there is nothing to improve on yet.
-EVEN_CHANCE = 0.5
-UNLIKELY = 1e-3
-# Expected improvement, in log units, below which no measurement could tell the difference.
-LEAST_IMPROVEMENT = 0.001
-# How much a missed limit counts against the objective while rows are ordered by belief (log units for log units).
-MISS_WEIGHT = 5.0
-
-# Reads a figure, not its logarithm, from a replay.
-Read = Callable[[Prediction], float] | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Quantity:
-    """A figure to learn: its closed form, how to read it from a replay, and the spread of what all rows share."""
-
-    figure: Figure
-    read: Read
-    common: float
+from tuner.evidence.trial import TrialRecord
+from tuner.search.guide import LEAST_IMPROVEMENT, Guide
 
 
 class ModelGuidedSampler(BaseSampler):
-    """Proposes rows of the feasible set; learns from records, which `observe` hands over in order."""
+    """Proposes the row the guide would launch; learns from records, which `observe` hands over in order."""
 
-    def __init__(
-        self, space: TuningSpace, distributions: dict[str, BaseDistribution], *, goal: Goal, seed: int
-    ) -> None:
-        self._space, self._distributions, self._goal = space, distributions, goal
-        self._figure = of_goal(goal)
-        self._sign = -1.0 if goal.lower_is_better else 1.0
+    def __init__(self, guide: Guide, distributions: dict[str, BaseDistribution], *, seed: int) -> None:
+        self._guide, self._distributions = guide, distributions
         self._independent = RandomSampler(seed=seed)
-        self._records: list[TrialRecord] = []
-        self._rows = self._ranked(candidates_of(space))
-        self._unmodelled = UnmodelledKnobs(space)
-        self._replays: dict[ServerConfig, Prediction] = {}
         self._next: dict[str, Any] | None = None
-        self._expected, self._chosen_after = 0.0, -1
-
-    def _ranked(self, rows: Candidates) -> Candidates:
-        """Return the rows that could matter in order of belief: what misses a limit far behind the rest."""
-        nothing = np.zeros(len(PHYSICS))
-        belief = self._sign * self._figure(rows, nothing)
-        excess = np.zeros(len(belief))
-        for slo in self._goal.constraining if self._goal.objective is not Objective.USERS else ():
-            excess = np.maximum(excess, of_point(str(slo.metric))(rows, nothing) - math.log(slo.limit_ms))
-        kept = undominated(rows, belief, excess)
-        order = np.argsort(MISS_WEIGHT * excess[kept] - belief[kept], kind="stable")
-        return rows.take(kept[order])
+        self._expected, self._stale = 0.0, True
 
     def observe(self, record: TrialRecord) -> None:
         """Take a finished trial into account."""
-        self._records.append(record)
+        self._guide.observe(record)
+        self._stale = True
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._distributions
@@ -121,139 +43,7 @@ class ModelGuidedSampler(BaseSampler):
 
     def worth_a_launch(self) -> bool:
         """Choose the next row; say whether its expected gain exceeds measurement noise."""
-        if self._chosen_after != len(self._records):
-            self._next, self._expected = self._choose()
-            self._chosen_after = len(self._records)
+        if self._stale:
+            self._next, self._expected = self._guide.choose()
+            self._stale = False
         return self._next is not None and self._expected >= LEAST_IMPROVEMENT
-
-    def _choose(self) -> tuple[dict[str, Any] | None, float]:
-        """Return the parameters to launch and their expected feasible improvement in log units.
-
-        While a priced row is worth a launch, at most one in MOVE_EVERY goes to a move along unpriced knobs.
-        """
-        best = best_of(self._records)
-        core, holds = self._likely(self._untried(self._rows), most=MOST_ROWS)
-        chosen, gain = self._best_of(core, holds, best)
-        if best is None or (self._just_moved() and gain >= LEAST_IMPROVEMENT):
-            return chosen, gain
-        measured = sorted((r for r in self._records if r.feasible and r.repeats is None), key=lambda r: -r.objective)
-        moved, holds = self._likely(self._untried(self._unmodelled.around([r.params for r in measured[:BASES]])))
-        move, worth = self._best_of(moved, holds, None)
-        return (move, worth) if worth > gain else (chosen, gain)
-
-    def _just_moved(self) -> bool:
-        """Say whether one of the last launches differs from an earlier one in unpriced knobs alone."""
-        launched = [record.params for record in self._records if record.launched and record.repeats is None]
-
-        def priced(params: dict[str, Any]) -> list[Any]:
-            return [params.get(name) for name in CORE]
-
-        last = range(max(0, len(launched) - MOVE_EVERY + 1), len(launched))
-        return any(priced(launched[at]) in [priced(params) for params in launched[:at]] for at in last)
-
-    def _best_of(
-        self, rows: Candidates, holds: Array, leader: TrialRecord | None
-    ) -> tuple[dict[str, Any] | None, float]:
-        """Return the best of these rows and what it is worth; those ahead also with the leader's unpriced knobs.
-
-        The closed form chooses whom to replay, the replay whom to launch.
-        """
-        if not rows.configs:
-            return None, 0.0
-        value = self._worth(rows, holds)
-        if leader is not None and any(leader.params.get(name, at) != at for name, at in self._space.defaults.items()):
-            first = np.argsort(-value, kind="stable")[:CARRIED_OVER]
-            more = self._untried(self._unmodelled.carried_over([rows.params[i] for i in first], leader.params))
-            more, likely = self._likely(more)
-            if more.configs:
-                rows, holds, value = more, likely, self._worth(more, likely)
-        ahead = np.argsort(-value, kind="stable")[:REPLAYED]
-        leaders = rows.take(ahead)
-        gain = self._worth(leaders, holds[ahead], replayed=True)
-        place = int(np.argmax(gain))
-        return leaders.params[place], float(gain[place])
-
-    def _likely(self, rows: Candidates, most: int | None = None) -> tuple[Candidates, Array]:
-        """Leave out what is likely to run out of memory while others are left; at most so many, in order."""
-        if not rows.configs:
-            return rows, np.zeros(0)
-        holds = chance_it_holds(rows.memory.free, evidence(self._records, self._space.context))
-        safe = np.flatnonzero(holds >= min(LEAST_CHANCE, float(holds.max())))[:most]
-        return rows.take(safe), holds[safe]
-
-    def _untried(self, rows: Candidates) -> Candidates:
-        tried = {record.config for record in self._records}
-        return rows.take(np.array([i for i, c in enumerate(rows.configs) if c not in tried], dtype=np.intp))
-
-    def _worth(self, rows: Candidates, holds: Array, *, replayed: bool = False) -> Array:
-        """Return every row's expected feasible improvement in log units; relative to the best when none is measured."""
-        learned = self._objective(rows, replayed)
-        feasible = holds * self._within_limits(rows, replayed)
-        if best_of(self._records) is not None:
-            return learned.weight @ expected_improvement(learned.mean, learned.deviation) * feasible
-        likely = feasible >= min(EVEN_CHANCE, float(feasible.max()))
-        return nothing_to_beat(learned.weight @ learned.mean) * feasible * np.where(likely, 1.0, UNLIKELY)
-
-    def _objective(self, rows: Candidates, replayed: bool) -> Posterior:
-        """Return what is known of the rows' objective, less the best's where there is one."""
-        measured, goal = self._measured(), self._goal
-        known = [self._sign * r.objective - goal.shift(r.config) for r in measured]
-        best = best_of(measured)
-        against = next((i for i, record in enumerate(measured) if record is best), None)
-        figure = _Quantity(figure=self._figure, read=_objective_of(goal), common=COMMON)
-        raw = self._learn(rows, np.array(known), figure, replayed=replayed, against=against)
-        shift = np.array([goal.shift(config) for config in rows.configs]) - (goal.shift(best.config) if best else 0.0)
-        return Posterior(self._sign * raw.mean + shift, raw.deviation, raw.weight)
-
-    def _learn(
-        self, rows: Candidates, log_measured: Array, quantity: _Quantity, *, replayed: bool, against: int | None = None
-    ) -> Posterior:
-        """Learn a quantity from its measurements; what the closed form misses against the replay counts as known.
-
-        A row that is not replayed is taken to miss as much as those that were launched.
-        """
-        measured = self._measured()
-        launched = rows_of(self._space, [(record.params, record.config) for record in measured])
-        missed = self._missed(launched, quantity)
-        typical = float(missed[against] if against is not None else missed.mean() if len(missed) else 0.0)
-        train = TrainingSet(rows=launched, log_measured=log_measured - missed)
-        learned = learn(train, rows, quantity.figure, quantity.common, against)
-        gap = self._missed(rows, quantity) if replayed else np.full(len(rows.configs), typical)
-        return replace(learned, mean=learned.mean + gap - (missed[against] if against is not None else 0.0))
-
-    def _missed(self, rows: Candidates, quantity: _Quantity) -> Array:
-        """Return log(replay / closed form) of every row under the belief; 0 where a figure is not in the replay."""
-        if quantity.read is None or not rows.configs:
-            return np.zeros(len(rows.configs))
-        replayed = [max(quantity.read(self._replay(config)), 1e-9) for config in rows.configs]
-        return np.log(replayed) - quantity.figure(rows, np.zeros(len(PHYSICS)))
-
-    def _replay(self, config: ServerConfig) -> Prediction:
-        if config not in self._replays:
-            self._replays[config] = predict(self._space.context, config, self._space.workload)
-        return self._replays[config]
-
-    def _measured(self) -> list[TrialRecord]:
-        return [record for record in self._records if record.outcome is TrialOutcome.MEASURED]
-
-    def _within_limits(self, rows: Candidates, replayed: bool) -> Array:
-        """Return the chance that each row meets every limit that is not part of the objective itself."""
-        chance = np.ones(len(rows.configs))
-        if self._goal.objective is Objective.USERS:
-            return chance
-        for slo in self._goal.constraining:
-            known = [r.constraints[f"slo {slo}"] + math.log(slo.limit_ms) for r in self._measured()]
-            quantity = _Quantity(figure=of_point(str(slo.metric)), read=slo.value_ms, common=COMMON_SLO)
-            learned = self._learn(rows, np.array(known), quantity, replayed=replayed)
-            below = chance_below((math.log(slo.limit_ms) - learned.mean) / learned.deviation)
-            chance *= learned.weight @ below
-        return chance
-
-
-def _objective_of(goal: Goal) -> Read:
-    """Return how to read the objective from a replay; None for users and goodput, which have closed forms only."""
-    if goal.objective in (Objective.USERS, Objective.GOODPUT):
-        return None
-    if goal.objective is Objective.TPOT:
-        return lambda predicted: predicted.tpot_ms["mean"]
-    return lambda predicted: predicted.output_tok_s

@@ -229,11 +229,17 @@ def _to_walk(space: TuningSpace) -> dict[str, tuple[Choice, ...]]:
     }
 
 
-def _guide(space: TuningSpace, distributions: dict[str, BaseDistribution], proposer: Proposer) -> ModelGuidedSampler:
+def require_sklearn(option: str) -> None:
+    """Raise InputError where the library behind an option is not installed."""
     if find_spec("sklearn") is None:
         raise InputError(
-            "--sampler model needs scikit-learn: in the checkout, pip install '.[tune]', or choose --sampler tpe"
+            f"{option} needs scikit-learn: in the checkout, pip install '.[tune]', or choose --sampler tpe"
         )
-    from tuner.search.model_sampler import ModelGuidedSampler  # scikit-learn is needed, and paid for, only here
 
-    return ModelGuidedSampler(space, distributions, goal=proposer.goal, seed=proposer.seed)
+
+def _guide(space: TuningSpace, distributions: dict[str, BaseDistribution], proposer: Proposer) -> ModelGuidedSampler:
+    require_sklearn("--sampler model")
+    from tuner.search.guide import Guide  # scikit-learn is needed, and paid for, only here
+    from tuner.search.model_sampler import ModelGuidedSampler
+
+    return ModelGuidedSampler(Guide(space, proposer.goal), distributions, seed=proposer.seed)

@@ -18,6 +18,9 @@ from tuner.evidence.trial_lines import EvidenceSpoiled, cut_torn_line
 from tuner.seam import Engine
 
 SLICE_LAYERS = 8
+# Who chose a launch: the slices, or the sampler that knows of none.
+SLICED = "slice"
+SAMPLER = "sampler"
 # Slices that may be tried before the first promotion, and before each one after it.
 MOST_SLICES_FIRST, MOST_SLICES = 5, 2
 TRY_AGAIN = "move it away, and its slices are tried again"
