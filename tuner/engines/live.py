@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import secrets
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -70,6 +71,8 @@ class LiveEngine:
     drain_s: float = DRAIN_S
     entered: Callable[[str], None] = unheard
     closing: ExitStack = field(default_factory=ExitStack)
+    running: list[ServerProcess] = field(default_factory=list)
+    aborted: threading.Event = field(default_factory=threading.Event)
 
     @property
     def name(self) -> str:
@@ -86,6 +89,8 @@ class LiveEngine:
 
     def launch_words(self, config: ServerConfig, number: int, words: Words) -> LiveServer:
         """Launch what `words` says, which `config` describes: a command that was not made here."""
+        if self.aborted.is_set():
+            raise LaunchFailed(FailureKind.SUPERVISOR, "the run ends", 0.0)
         self.gate.pass_through()
         for _ in range(PORT_TRIES - 1):
             try:
@@ -110,8 +115,11 @@ class LiveEngine:
             )
         except (OSError, ValueError) as error:
             raise LaunchFailed(FailureKind.SUPERVISOR, f"the supervisor did not start: {error}", 0.0) from error
+        self.running.append(process)
+        if self.aborted.is_set():
+            process.terminate()
         with ExitStack() as undo:
-            undo.callback(process.stop)
+            undo.callback(self.ended, process)
             ready = wait_until_ready(process, port, self._expected(nonce))
             table = table_of([config])
             ledger = ledger_of(self.context.memory(table), table, 0)
@@ -120,6 +128,18 @@ class LiveEngine:
             write_own(folder / "server_info.json", encode_json({"figures": figures, **said}) + "\n", private=True)
             undo.pop_all()
         return LiveServer(engine=self, process=process, config=config, port=port, ready=ready, figures=figures)
+
+    def ended(self, process: ServerProcess) -> None:
+        """Stop a process of this engine and forget it."""
+        process.stop()
+        with suppress(ValueError):  # another thread was first
+            self.running.remove(process)
+
+    def abort(self) -> None:
+        """End every server that runs, whichever thread waits for it, and start none any more."""
+        self.aborted.set()
+        for process in list(self.running):
+            process.terminate()
 
     def close(self) -> None:
         """Let go of the machine."""
@@ -172,7 +192,7 @@ class LiveServer:
             if self.process.alive:
                 abort_all(self.port)
         finally:
-            self.process.stop()
+            self.engine.ended(self.process)
         self.engine.gate.wait_released()
 
 

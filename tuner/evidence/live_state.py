@@ -33,7 +33,7 @@ class RunState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveTrial:
-    """The trial that is running; `points` are those measured so far, the prediction is for `asked` clients."""
+    """A trial that is running; `points` are those measured so far, the prediction is for `asked` clients."""
 
     number: int
     source: str
@@ -43,14 +43,15 @@ class LiveTrial:
     asked: int
     points: tuple[Measurement, ...] = ()
     began_s: float = 0.0
+    phase: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveState:
     """A tune at one moment. Times are seconds since the epoch.
 
-    `pid`, `born_s` and `host` name the process; `ceiling_tok_s` is what the plan predicts of its best configuration;
-    `budget_s` is None where there is none.
+    `trial` is the oldest launch in flight, `beside` are the others. `pid`, `born_s` and `host` name the process;
+    `ceiling_tok_s` is what the plan predicts of its best configuration; `budget_s` is None where there is none.
     """
 
     state: RunState
@@ -65,6 +66,7 @@ class LiveState:
     ceiling_tok_s: float
     budget_s: float | None = None
     trial: LiveTrial | None = None
+    beside: tuple[LiveTrial, ...] = ()
     message: str = ""
 
     @property

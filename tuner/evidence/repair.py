@@ -20,7 +20,8 @@ import msgspec
 from hwprobe.errors import InputError
 from hwprobe.files import encode_json, raise_unwritable, write_own
 from hwprobe.holds import Held, Hold
-from tuner.evidence.chain import Head, Link, after, head_file, read_head, start_of
+from tuner.evidence.chain import Link, after, head_file, read_head, start_of
+from tuner.evidence.flight import FLIGHT_FILE
 from tuner.evidence.trial import TrialRecord
 from tuner.evidence.trial_lines import TRIAL, UNREADABLE, cut_torn_line, write_trials
 
@@ -81,14 +82,17 @@ class _Lines:
             self._by_number[record.number].append((link, record))
             self._chains[record.number].add(link.stated)
         self._most = len(lines) + (self._head.records if self._head else 0)
+        # Launches that flew side by side are in the order in which they ended, all others in that of their numbers.
+        self._in_order = not (run / FLIGHT_FILE).exists()
 
     def sorted_out(self) -> Repair:
         """Return what is sound, in the order of the trials."""
         done = Repair()
-        numbers = [number for number in self._by_number if 0 <= number < self._most]
-        last = max([*numbers, (self._head.records if self._head else 0) - 1], default=-1)
-        for number in range(last + 1):
-            found = self._of(number, done)
+        order = self._order()
+        for place, number in enumerate(order):
+            before = order[place - 1] if place else -1
+            following = order[place + 1] if place + 1 < len(order) else number + 1
+            found = self._of(number, done, before=before, following=following)
             if found is None:
                 done.left_out.append(f"trial {number}: nothing vouches for what is left of it")
             else:
@@ -100,20 +104,28 @@ class _Lines:
             done.left_out.append(f"{self._unreadable} line(s) that are no records any more")
         return done
 
-    def _of(self, number: int, done: Repair) -> TrialRecord | None:
+    def _order(self) -> list[int]:
+        """Return the numbers of the trials there were, in the order in which they were written."""
+        numbers = [number for number in self._by_number if 0 <= number < 2 * self._most]
+        if not self._in_order:
+            return numbers
+        kept = [number for number in numbers if number < self._most]
+        return list(range(max([*kept, (self._head.records if self._head else 0) - 1], default=-1) + 1))
+
+    def _of(self, number: int, done: Repair, *, before: int, following: int) -> TrialRecord | None:
         """Return the record of a trial that something vouches for."""
         lines = self._by_number[number]
         if self._unmarked:  # written before lines were marked: there is nothing to hold them against
             return lines[0][1] if lines else None
         for link, record in lines:
-            if any(link.follows(before) for before in self._chains[number - 1]):
+            if any(link.follows(chain) for chain in self._chains[before]):
                 self._chains[number] = {link.stated}
                 return record
         own = self._own(number)
         for body, record in [(link.body, record) for link, record in lines] + ([own] if own else []):
-            for before in self._chains[number - 1]:
-                chain = after(before, body)
-                if self._vouched(number, chain):
+            for stood in self._chains[before]:
+                chain = after(stood, body)
+                if self._vouched(number, chain, following):
                     self._chains[number] = {chain}
                     done.recovered.append(number)
                     return record
@@ -123,12 +135,12 @@ class _Lines:
         self._chains[number].add(same.stated)
         return own[1]
 
-    def _vouched(self, number: int, chain: str) -> bool:
+    def _vouched(self, number: int, chain: str, following: int) -> bool:
         """Whether a spoiled line, the next trial or the head says that the chain stood there after this trial."""
         return (
             chain in self._chains[number]
-            or any(link.follows(chain) for link, _ in self._by_number[number + 1])
-            or self._head == Head(records=number + 1, chain=chain)
+            or any(link.follows(chain) for link, _ in self._by_number.get(following, ()))
+            or (self._head is not None and self._head.chain == chain)
         )
 
     def _own(self, number: int) -> tuple[bytes, TrialRecord] | None:
@@ -152,36 +164,39 @@ def _unbroken(run: Path, file: Path) -> bool:
 
 def _write(run: Path, file: Path, done: Repair) -> None:
     """Put the spoiled file aside and write the sound records, numbered without gaps. Raises SgtuneError."""
-    records = _numbered(done)
+    records = _numbered(done, gaps=(run / FLIGHT_FILE).exists())
     done.aside = next(
         name for n in range(1, 10_000) if not (name := file.with_name(f"{file.name}.spoiled-{n}")).exists()
     )
     try:
         shutil.copyfile(file, done.aside)
-        _move_folders(run, done)
+        _move_folders(run, done, records)
         write_trials(file, records)
         (run / "study.db").unlink(missing_ok=True)
     except OSError as error:
         raise_unwritable(file, error)
 
 
-def _numbered(done: Repair) -> Sequence[TrialRecord]:
-    """Return the kept records, numbered anew; a second launch of a trial that is lost goes with it."""
+def _numbered(done: Repair, *, gaps: bool) -> Sequence[TrialRecord]:
+    """Return the kept records, numbered anew; a second launch of a trial that is lost goes with it.
+
+    Launches that flew side by side keep their numbers: others may still be in the air.
+    """
     for number, record in list(done.kept.items()):
         if record.repeats is not None and record.repeats not in done.kept:
             del done.kept[number]
             done.left_out.append(f"trial {number}: the trial it launched again is lost")
-    new = {old: place for place, old in enumerate(done.kept)}
+    new = {old: old if gaps else place for place, old in enumerate(done.kept)}
     return [
         replace(record, number=new[old], repeats=None if record.repeats is None else new[record.repeats])
         for old, record in done.kept.items()
     ]
 
 
-def _move_folders(run: Path, done: Repair) -> None:
+def _move_folders(run: Path, done: Repair, records: Sequence[TrialRecord]) -> None:
     """Let every trial's folder have its record's number; those of lost trials are put aside."""
     trials = run / "trials"
-    places = {old: place for place, old in enumerate(done.kept)}
+    places = {old: record.number for old, record in zip(done.kept, records, strict=True)}
     if not trials.is_dir() or all(old == new for old, new in places.items()):
         return
     for folder in sorted((f for f in trials.iterdir() if f.name.isdecimal()), key=lambda f: int(f.name)):

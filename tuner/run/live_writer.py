@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 import time
 from dataclasses import replace
 from types import TracebackType
@@ -31,6 +32,9 @@ class LiveWriter:
 
     def __init__(self, loop: Loop, ceiling_tok_s: float) -> None:
         self._loop, self._reporter, self._engine = loop, loop.reporter, loop.engine
+        self._flying: dict[int, LiveTrial] = {}  # by number, in order of launch
+        self._lock = threading.RLock()  # launches side by side report from their own threads
+        self.here = threading.local()
         now, own = time.time(), psutil.Process()
         budget_s = loop.task.budget_s
         self._live = LiveState(
@@ -58,17 +62,23 @@ class LiveWriter:
         self._loop.reporter, self._loop.engine = self._reporter, self._engine
         state = RunState.FINISHED if error is None else RunState.FAILED if isinstance(error, SgtuneError) else None
         message = self._loop.stop_reason if error is None else str(error) if state else ""
-        self._live = replace(self._live, state=state or RunState.INTERRUPTED, trial=None, message=message)
+        self._flying.clear()
+        self._live = replace(self._live, state=state or RunState.INTERRUPTED, message=message)
         self.phase("ended")
 
-    def phase(self, name: str) -> None:
-        """Say what begins now."""
-        self._live = replace(self._live, phase=name, phase_began_s=time.time())
-        self._write()
+    def phase(self, name: str, number: int | None = None) -> None:
+        """Say what begins now: in the launch of this number, or in the run."""
+        with self._lock:
+            if number in self._flying:
+                self._flying[number] = replace(self._flying[number], phase=name)
+            oldest = next(iter(self._flying), None)
+            if number is None or number == oldest:
+                self._live = replace(self._live, phase=name, phase_began_s=time.time())
+            self._write()
 
     def starting(self, name: str) -> None:
-        """Say which part of a server's start begins now."""
-        self.phase(f"starting the server: {name}")
+        """Say which part of a server's start begins now, in the launch of this thread."""
+        self.phase(f"starting the server: {name}", getattr(self.here, "number", None))
 
     def launching(self, number: int, source: str, config: ServerConfig, predicted: Prediction) -> None:
         """Hear of a launch."""
@@ -81,26 +91,32 @@ class LiveWriter:
             asked=self._loop.task.workload.concurrency,
             began_s=time.time(),
         )
-        self._live = replace(self._live, trial=trial)
-        self.phase("starting the server")
+        with self._lock:
+            self._flying[number] = trial
+        self.phase("starting the server", number)
         self._reporter.launching(number, source, config, predicted)
 
     def point(self, number: int, measured: Measurement) -> None:
         """Hear of a measured point."""
-        if self._live.trial is not None:
-            trial = replace(self._live.trial, points=(*self._live.trial.points, measured))
-            self._live = replace(self._live, trial=trial)
-            self._write()
-        self._reporter.point(number, measured)
+        with self._lock:
+            if number in self._flying:
+                trial = self._flying[number]
+                self._flying[number] = replace(trial, points=(*trial.points, measured))
+                self._write()
+            self._reporter.point(number, measured)
 
     def finished(self, record: TrialRecord, best: TrialRecord | None) -> None:
         """Hear of a recorded trial."""
         if record.launched:  # of what is ruled out there are hundreds, and nothing to see
-            self._live = replace(self._live, trial=None)
-            self.phase(CHOOSING)
+            with self._lock:
+                self._flying.pop(record.number, None)
+            oldest = next(iter(self._flying.values()), None)
+            self.phase(oldest.phase if oldest else CHOOSING)
         self._reporter.finished(record, best)
 
     def _write(self) -> None:
+        flying = tuple(self._flying.values())
+        self._live = replace(self._live, trial=flying[0] if flying else None, beside=flying[1:])
         with contextlib.suppress(SgtuneError):  # a full disk is the evidence's to complain of
             self._loop.folder.write(LIVE_FILE, encode_json(self._live) + "\n", durable=False)
 
@@ -117,7 +133,8 @@ class _Watched:
         return self._engine.name
 
     def launch(self, config: ServerConfig, number: int) -> Server:
-        return _WatchedServer(self._engine.launch(config, number), self._watch)
+        self._watch.here.number = number
+        return _WatchedServer(self._engine.launch(config, number), self._watch, number)
 
     def close(self) -> None:
         self._engine.close()
@@ -126,16 +143,16 @@ class _Watched:
 class _WatchedServer:
     """A server that says what it is about to do."""
 
-    def __init__(self, server: Server, watch: LiveWriter) -> None:
-        self._server, self._watch = server, watch
+    def __init__(self, server: Server, watch: LiveWriter, number: int) -> None:
+        self._server, self._watch, self._number = server, watch, number
 
     def info(self) -> ServerInfo:
         return self._server.info()
 
     def measure(self, workload: Workload) -> Measurement:
-        self._watch.phase(f"measuring {workload.concurrency:,} clients")
+        self._watch.phase(f"measuring {workload.concurrency:,} clients", self._number)
         return self._server.measure(workload)
 
     def stop(self) -> None:
-        self._watch.phase("stopping the server")
+        self._watch.phase("stopping the server", self._number)
         self._server.stop()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import to_builtins
@@ -17,9 +18,11 @@ from models.serving.estimate import Context, Prediction
 from models.workload import Workload
 from planner.launch import launch_spec
 from tuner.choices import SIMULATED, Objective
+from tuner.evidence.flight import Flight, FlightLog
 from tuner.evidence.run_folder import RunFolder
 from tuner.evidence.standings import BASELINE, to_confirm
 from tuner.evidence.trial import TrialOutcome, TrialRecord, best_of
+from tuner.run.airspace import Airspace
 from tuner.run.load_ladder import LOWER_RUNGS, LoadLadder
 from tuner.run.trial_builder import TrialBuilder
 from tuner.seam import Engine, LaunchFailed, Measurement, Server
@@ -83,6 +86,15 @@ class TuneTask:
         return TrialBuilder(self.goal, self.context, self.workload, self.space, self.simulated)
 
 
+@dataclass(frozen=True, slots=True)
+class _Proposal:
+    """Parameters to launch, and who chose them; `again` is the trial whose configuration they repeat."""
+
+    source: str
+    params: dict[str, Any]
+    again: TrialRecord | None = None
+
+
 class Reporter(Protocol):
     """Hears what happens, to show it."""
 
@@ -102,9 +114,13 @@ class Loop:
     folder: RunFolder
     index: StudyIndex
     reporter: Reporter
+    log: FlightLog
+    airspace: Airspace
     records: list[TrialRecord] = field(default_factory=list)
+    in_flight: list[TrialRecord] = field(default_factory=list)
     stop_reason: str = ""
     screen: SliceScreening | None = None
+    _landed: TrialRecord | None = None
 
     @property
     def launches(self) -> int:
@@ -124,16 +140,31 @@ class Loop:
     def run(self) -> None:
         """Go on until launches, budget or proposals are used up, then launch the best again.
 
-        Every record is on disk before the next begins.
+        Every record is on disk before anything is proposed that knows of it.
         """
         self.complete_folders()
-        before: TrialRecord | None = None
-        for source, params in self._proposals():
-            self._keep(self._try(source, params))
-            if self.records[-1].launched:
-                _stop_where_alike(before, self.records[-1])
-                before = self.records[-1]
-        self._confirm()
+        for flight in self.log.in_the_air(self.records):
+            self._take_off(flight, self._draft_of(flight))
+        while self._fill(self._next_proposal):
+            self._land()
+        again = [self._again(first) for first in to_confirm(self.records, self.task.confirm)]
+        while self._fill(lambda: again.pop(0) if again and self._may_confirm() else None):
+            self._land()
+
+    def _fill(self, following: Callable[[], _Proposal | None]) -> bool:
+        """Launch until as much is in flight as may be, or nothing follows; say whether anything is in flight."""
+        while len(self.in_flight) < self.airspace.slots and (proposal := following()) is not None:
+            self._try(proposal)
+        return bool(self.in_flight)
+
+    def _land(self) -> None:
+        """Wait for the next launch that ends, and keep its record."""
+        record = self.airspace.next()
+        self.in_flight = [draft for draft in self.in_flight if draft.number != record.number]
+        self._keep(record)
+        before, self._landed = self._landed, record
+        if record.repeats is None:
+            _stop_where_alike(before, record)
 
     def _keep(self, record: TrialRecord) -> None:
         record = self.folder.append(record)
@@ -143,16 +174,22 @@ class Loop:
         self.records.append(record)
         self.reporter.finished(record, self.best)
 
-    def _confirm(self) -> None:
-        """Launch the best and the baseline once more: one measurement may be lucky, and machines drift."""
-        for first in to_confirm(self.records, self.task.confirm):
-            if self.spent_s >= self.task.budget_s:
-                self.stop_reason += "; no budget was left to launch the best again"
-                return
-            blank = self.task.drafts.blank(f"again {first.number}", first.params, first.config, self.records)
-            draft, predicted = self.task.drafts.predict(replace(blank, repeats=first.number))
-            self.reporter.launching(draft.number, draft.source, first.config, predicted)
-            self._keep(self._launch(draft))
+    def _again(self, first: TrialRecord) -> _Proposal:
+        """Launch a configuration once more: one measurement may be lucky, and machines drift."""
+        return _Proposal(f"again {first.number}", first.params, first)
+
+    def _may_confirm(self) -> bool:
+        if self.spent_s < self.task.budget_s:
+            return True
+        if "no budget was left" not in self.stop_reason:
+            self.stop_reason += "; no budget was left to launch the best again"
+        return False
+
+    def _committed_s(self) -> float:
+        """Return the engine time spent, and what the launches in flight will take, as far as is known."""
+        landed = [record.spent_s for record in self.records if record.launched]
+        each_s = sum(landed) / len(landed) if landed else 0.0
+        return self.spent_s + each_s * len(self.in_flight)
 
     def _reserved_s(self) -> float:
         """Return the part of the budget that launching the best again will take."""
@@ -176,66 +213,117 @@ class Loop:
         points = "".join(encode_json({**to_builtins(p), **stamp}, indent=0) + "\n" for p in record.points)
         self.folder.write_trial(record.number, "points.jsonl", points)
 
-    def _proposals(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield seeds first, then the sampler's proposals that were not tried before."""
-        ruled_out = 0
-        while self.launches < self.task.trials:
-            if self.spent_s + self._reserved_s() >= self.task.budget_s:
-                self.stop_reason = "the budget is spent"
-                return
-            number = sum(record.repeats is None for record in self.records)
-            if number < len(self.task.seeds):
-                yield self.task.seeds[number]
-                continue
-            ruled_out = ruled_out + 1 if not self.records[-1].launched else 0
-            if ruled_out >= MOST_RULED_OUT:
-                self.stop_reason = "no proposal is left that could beat the best measured and is worth a launch"
-                return
-            fallback = LeastMemoryFallback(self.task.space, self.records, patience=1 if self.index.guided else 0)
-            if fallback.diagnosis:
-                self.stop_reason = fallback.diagnosis
-                return
-            if fallback.params is not None:
-                yield SAFEST, fallback.params
-                continue
-            if self.screen and (params := self.screen.propose(self.records)) is not None:
-                yield SLICED, params
-                continue
-            params = self.index.propose()
-            if params is None:
-                self.stop_reason = self.index.why_none
-                return
-            yield SAMPLER, params
-        self.stop_reason = f"{self.task.trials} launches done"
+    def _next_proposal(self) -> _Proposal | None:
+        """Return a seed, while there are some, then what the sampler proposes; None, and why, when the search is over.
 
-    def _try(self, source: str, params: dict[str, Any]) -> TrialRecord:
-        """Carry one proposal as far as it goes: ruled out, infeasible, or measured."""
-        config = self.task.space.config(params)
-        blank = self.task.drafts.blank(source, params, config, self.records)
-        reason = cannot_run(config, self.task.context, self.task.workload, self.records)
-        reason = reason or quarantined(config, self.records)
+        What is ruled out is recorded on the way.
+        """
+        while self.launches + len(self.in_flight) < self.task.trials:
+            if self._committed_s() + self._reserved_s() >= self.task.budget_s:
+                self.stop_reason = "the budget is spent"
+                return None
+            number = sum(record.repeats is None for record in (*self.records, *self.in_flight))
+            if number < len(self.task.seeds):
+                proposal = _Proposal(*self.task.seeds[number])
+            elif self._ruled_out_in_a_row() >= MOST_RULED_OUT:
+                self.stop_reason = "no proposal is left that could beat the best measured and is worth a launch"
+                return None
+            else:
+                found = self._search()
+                if found is None:
+                    return None
+                proposal = found
+            if (ruled_out := self._ruled_out(proposal)) is None:
+                return proposal
+            self._keep(ruled_out)
+        self.stop_reason = f"{self.task.trials} launches done"
+        return None
+
+    def _search(self) -> _Proposal | None:
+        """Return what the safest, the slices or the sampler proposes; None, and why, where there is nothing."""
+        fallback = LeastMemoryFallback(self.task.space, self.records, patience=1 if self.index.guided else 0)
+        if fallback.diagnosis:
+            self.stop_reason = fallback.diagnosis
+            return None
+        if fallback.params is not None:
+            return _Proposal(SAFEST, fallback.params)
+        if self.screen and (params := self.screen.propose(self.records)) is not None:
+            return _Proposal(SLICED, params)
+        params = self.index.propose(self.in_flight)
+        if params is None:
+            self.stop_reason = self.index.why_none
+            return None
+        return _Proposal(SAMPLER, params)
+
+    def _ruled_out_in_a_row(self) -> int:
+        last = next((i for i, record in enumerate(reversed(self.records)) if record.launched), len(self.records))
+        return last
+
+    def _ruled_out(self, proposal: _Proposal) -> TrialRecord | None:
+        """Return the record of a proposal that cannot run or cannot win, None for one worth a launch."""
+        blank = self._blank(proposal, self._next_number())
+        known = (*self.records, *self.in_flight)
+        reason = cannot_run(blank.config, self.task.context, self.task.workload, known)
+        reason = reason or quarantined(blank.config, self.records)
         if reason is not None:
             return replace(blank, outcome=TrialOutcome.RULED_OUT, reason=reason)
         draft, predicted = self.task.drafts.predict(blank)
-        unjudged = source in (SAFEST, SLICED) or (source == SAMPLER and (self.index.guided or self.index.exhaustive))
-        reason = None if unjudged else cannot_win(self.task.goal, config, params, predicted, self.records)
-        if reason is not None:
-            return replace(draft, outcome=TrialOutcome.RULED_OUT, reason=reason)
-        self.reporter.launching(draft.number, source, config, predicted)
-        return self._launch(draft)
+        of_sampler = proposal.source == SAMPLER and (self.index.guided or self.index.exhaustive)
+        if proposal.source in (SAFEST, SLICED) or of_sampler:
+            return None
+        reason = cannot_win(self.task.goal, blank.config, proposal.params, predicted, self.records)
+        return None if reason is None else replace(draft, outcome=TrialOutcome.RULED_OUT, reason=reason)
 
-    def _launch(self, draft: TrialRecord) -> TrialRecord:
+    def _blank(self, proposal: _Proposal, number: int) -> TrialRecord:
+        again = proposal.again
+        config = again.config if again else self.task.space.config(proposal.params)
+        blank = self.task.drafts.blank(proposal.source, proposal.params, config, self.records)
+        return replace(blank, number=number, repeats=again.number if again else None)
+
+    def _next_number(self) -> int:
+        """Return the next number: those in flight have theirs already."""
+        return 1 + max((record.number for record in (*self.records, *self.in_flight)), default=-1)
+
+    def _try(self, proposal: _Proposal) -> None:
+        """Launch a proposal; that it will be is on disk before, where several fly at once."""
+        draft = self._blank(proposal, self._next_number())
+        best = self.best
+        flight = Flight(
+            number=draft.number,
+            source=draft.source,
+            params=draft.params,
+            known=len(self.records),
+            beside=tuple(other.number for other in self.in_flight),
+            to_beat=best.objective if best else None,
+            repeats=draft.repeats,
+        )
+        if self.airspace.slots > 1:
+            self.log.append(flight)
+        self._take_off(flight, draft)
+
+    def _draft_of(self, flight: Flight) -> TrialRecord:
+        """Return the record in the making of a launch that an earlier session did not end."""
+        again = next((record for record in self.records if record.number == flight.repeats), None)
+        return self._blank(_Proposal(flight.source, flight.params, again), flight.number)
+
+    def _take_off(self, flight: Flight, blank: TrialRecord) -> None:
+        draft, predicted = self.task.drafts.predict(blank)
+        self.reporter.launching(draft.number, draft.source, draft.config, predicted)
+        self.in_flight.append(draft)
+        self.airspace.start(flight, partial(self._launch, draft, flight.to_beat))
+
+    def _launch(self, draft: TrialRecord, to_beat: float | None) -> TrialRecord:
         """Launch, and once more where the machine or the moment was at fault. Raises OperatorNeeded."""
-        record = self._attempt(draft)
+        record = self._attempt(draft, to_beat)
         spent = 0.0
         for _ in range(RETRIES):
             if record.outcome is not TrialOutcome.FAILED:
                 break
             spent += record.spent_s
-            record = self._attempt(draft)
+            record = self._attempt(draft, to_beat)
         return replace(record, spent_s=record.spent_s + spent)
 
-    def _attempt(self, draft: TrialRecord) -> TrialRecord:
+    def _attempt(self, draft: TrialRecord, to_beat: float | None) -> TrialRecord:
         """Start the server, climb the ladder, and say what came of it. The server is stopped in any case."""
         points: list[Measurement] = []
         boot_s, stopped = 0.0, ""
@@ -243,7 +331,7 @@ class Loop:
             server = self.engine.launch(draft.config, draft.number)
             boot_s = server.info().boot_s
             try:
-                stopped = self._climb(server, draft, points)
+                stopped = self._climb(server, draft, to_beat, points)
             finally:
                 server.stop()
         except LaunchFailed as failure:
@@ -263,7 +351,7 @@ class Loop:
             )
         return self.task.drafts.measured(draft, points, boot_s, stopped)
 
-    def _climb(self, server: Server, draft: TrialRecord, points: list[Measurement]) -> str:
+    def _climb(self, server: Server, draft: TrialRecord, to_beat: float | None, points: list[Measurement]) -> str:
         """Measure the ladder into `points`; return why not all of it, if so."""
 
         def keep(point: Measurement) -> None:
@@ -271,11 +359,10 @@ class Loop:
             self.reporter.point(draft.number, point)
 
         in_full = draft.source == BASELINE or draft.repeats is not None or self.index.exhaustive
-        best = None if in_full else self.best
         climb = LoadLadder(
             goal=self.task.goal,
             workload=self.task.workload,
-            to_beat=best.objective if best else None,
+            to_beat=None if in_full else to_beat,
             lower_rungs=self.task.lower_rungs,
         )
         users = draft.predicted.get(Objective.USERS, 1.0)
@@ -283,6 +370,7 @@ class Loop:
 
     def close(self) -> None:
         """Let go of the machine and the run folder; the records stay."""
+        self.airspace.close()
         self.engine.close()
         self.folder.release()
 

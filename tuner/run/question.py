@@ -13,13 +13,15 @@ from planner.launch import DEFAULT_MODEL_PATH
 from planner.plans.make import PlanQuestion
 from planner.sglang.arguments import read_arguments
 from planner.sglang.secret_flags import without_secrets
-from tuner.choices import EngineName, Fidelity, Objective, SamplerName
+from tuner.choices import SIMULATED_ENGINES, EngineName, Fidelity, Objective, SamplerName
 from tuner.engines.build import check_emulator
 from tuner.engines.world import World
 from tuner.evidence.trial import Manifest
 from tuner.search.objective import Goal
 from tuner.search.space_file import SpaceFile
 from tuner.slices.records import check_objective, slice_for
+
+MOST_PARALLEL = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,7 @@ class TuneQuestion:
     space: SpaceFile | None = None
     fidelity: Fidelity = Fidelity.WHOLE
     cost_per_gpu_hour: float | None = None
+    parallel: int = 1
 
     @property
     def goal(self) -> Goal:
@@ -67,6 +70,7 @@ class TuneQuestion:
             raise InputError(f"--seed is {self.seed}; it must be between 0 and {2**31 - 1}")
         if self.run is not None and (not self.run or self.run in (".", "..") or Path(self.run).name != self.run):
             raise InputError(f"--run is '{self.run}'; it must be a plain folder name (its place is --runs)")
+        self._check_parallel()
         self._check_objective()
         self.plan.checked()
         self._check_engine()
@@ -74,6 +78,18 @@ class TuneQuestion:
             check_objective(self.objective)
             slice_for(self.plan.arch)
         return self
+
+    def _check_parallel(self) -> None:
+        """Raise InputError for launches side by side that this machine cannot hold, or slices beside them."""
+        if not 1 <= self.parallel <= MOST_PARALLEL:
+            raise InputError(f"--parallel is {self.parallel}; it must be between 1 and {MOST_PARALLEL}")
+        if self.parallel > 1 and self.engine not in SIMULATED_ENGINES:
+            raise InputError(
+                f"--parallel {self.parallel} with --engine {self.engine}: every launch takes all GPUs of this machine; "
+                "leave --parallel out (several launches at once need --engine simulated or emulated)"
+            )
+        if self.parallel > 1 and self.fidelity is Fidelity.SLICE:
+            raise InputError("--fidelity slice tries one configuration at a time: leave --parallel out")
 
     def _check_objective(self) -> None:
         """Raise InputError where objective and load do not go together."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,12 @@ from planner.plans.make import Plan, make_plan
 from planner.plans.seeds import recipe, sglang_default, spread_seeds
 from planner.plans.space import default_space
 from tuner.choices import SIMULATED_ENGINES, Fidelity, Objective, SamplerName
+from tuner.engines.live import LiveEngine
+from tuner.evidence.flight import FlightLog
 from tuner.evidence.run_folder import FolderTaken, RunFolder
 from tuner.evidence.standings import BASELINE, RECIPE
-from tuner.evidence.trial import Manifest
+from tuner.evidence.trial import Manifest, TrialRecord
+from tuner.run.airspace import Airspace, ThreadAirspace, VirtualAirspace
 from tuner.run.engine_factory import engine_of
 from tuner.run.loop import Loop, Reporter, TuneTask
 from tuner.run.question import TuneQuestion
@@ -141,9 +145,18 @@ def open_loop(prepared: Prepared, reporter: Reporter) -> tuple[Loop, bool]:
         simulated=question.engine in SIMULATED_ENGINES,
     )
     screen = _screen(prepared, engine, folder) if question.fidelity is Fidelity.SLICE else None
+    log = FlightLog(folder.path)
     return Loop(
-        task=task, engine=engine, folder=folder, index=index, reporter=reporter, records=records, screen=screen
-    ), torn
+        task=task, engine=engine, folder=folder, index=index, reporter=reporter, records=records, screen=screen,
+        log=log, airspace=_airspace(question.parallel, engine, log, records),
+    ), torn  # fmt: skip
+
+
+def _airspace(slots: int, engine: Engine, log: FlightLog, records: Sequence[TrialRecord]) -> Airspace:
+    """Return what carries the launches: threads for real servers side by side, else one after the other."""
+    if slots > 1 and isinstance(engine, LiveEngine):
+        return ThreadAirspace(slots, engine.abort)
+    return VirtualAirspace(slots, log.flights, records)
 
 
 def _new_folder(question: TuneQuestion, manifest: Manifest) -> RunFolder:

@@ -10,7 +10,7 @@ is the calibrated model's. The next launch is the one with the largest expected 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 from models.config import ServerConfig
 from models.layout import Array
 from models.serving.estimate import Prediction, predict
+from models.workload import Slo
 from tuner.choices import Objective
 from tuner.evidence.trial import TrialOutcome, TrialRecord, best_of
 from tuner.search.closed_form import Figure, of_goal, of_point
@@ -95,6 +96,8 @@ class Guide:
         self._figure = of_goal(goal)
         self._sign = -1.0 if goal.lower_is_better else 1.0
         self._records: list[TrialRecord] = []
+        # Launches in flight as if they had shown what is expected of them (kriging believer).
+        self._believed: list[TrialRecord] = []
         self._rows = self._ranked(candidates_of(space))
         self._unmodelled = UnmodelledKnobs(space)
         self._replays: dict[ServerConfig, Prediction] = {}
@@ -116,20 +119,44 @@ class Guide:
         """Take a finished trial into account."""
         self._records.append(record)
 
-    def choose(self) -> tuple[dict[str, Any] | None, float]:
+    def choose(self, in_flight: Sequence[TrialRecord] = ()) -> tuple[dict[str, Any] | None, float]:
         """Return the parameters to launch and their expected feasible improvement in log units.
 
+        Launches `in_flight` count as if they had shown what is expected of them, one after the other.
         While a priced row is worth a launch, at most one in MOVE_EVERY goes to a move along unpriced knobs.
         """
-        best = best_of(self._records)
+        self._believed = []
+        for record in in_flight:
+            self._believed.append(self._as_expected(record))
+        best = best_of(self._known)
         core, holds = self._likely(self._untried(self._rows), most=MOST_ROWS)
         chosen, gain = self._best_of(core, holds, best)
         if best is None or (self._just_moved() and gain >= LEAST_IMPROVEMENT):
             return chosen, gain
-        measured = sorted((r for r in self._records if r.feasible and r.repeats is None), key=lambda r: -r.objective)
+        measured = sorted((r for r in self._known if r.feasible and r.repeats is None), key=lambda r: -r.objective)
         moved, holds = self._likely(self._untried(self._unmodelled.around([r.params for r in measured[:BASES]])))
         move, worth = self._best_of(moved, holds, None)
         return (move, worth) if worth > gain else (chosen, gain)
+
+    @property
+    def _known(self) -> list[TrialRecord]:
+        return [*self._records, *self._believed]
+
+    def _as_expected(self, record: TrialRecord) -> TrialRecord:
+        """Return a launch in flight as measured, with the posterior's mean for objective and limits."""
+        row = rows_of(self._space, [(record.params, record.config)])
+        learned, best = self._objective(row, replayed=True), best_of(self._measured())
+        ahead = float((learned.weight @ learned.mean)[0])
+        limits = {}
+        for slo in self._limits:
+            limited = self._limited(row, slo, replayed=True)
+            limits[f"slo {slo}"] = float((limited.weight @ limited.mean)[0]) - math.log(slo.limit_ms)
+        return replace(
+            record,
+            outcome=TrialOutcome.MEASURED,
+            objective=ahead + (best.objective if best else 0.0),
+            constraints={**record.constraints, "memory": -1.0, **limits},
+        )
 
     def leaders(self, unfit: Collection[ServerConfig] = ()) -> list[Leader]:
         """Return the priced rows most worth a launch, best first; `unfit` ones are left out."""
@@ -142,7 +169,7 @@ class Guide:
 
     def _just_moved(self) -> bool:
         """Say whether one of the last launches differs from an earlier one in unpriced knobs alone."""
-        launched = [record.params for record in self._records if record.launched and record.repeats is None]
+        launched = [record.params for record in self._known if record.launched and record.repeats is None]
 
         def priced(params: dict[str, Any]) -> list[Any]:
             return [params.get(name) for name in CORE]
@@ -185,14 +212,14 @@ class Guide:
         return rows.take(safe), holds[safe]
 
     def _untried(self, rows: Candidates, unfit: Collection[ServerConfig] = ()) -> Candidates:
-        tried = {record.config for record in self._records} | set(unfit)
+        tried = {record.config for record in self._known} | set(unfit)
         return rows.take(np.array([i for i, c in enumerate(rows.configs) if c not in tried], dtype=np.intp))
 
     def _worth(self, rows: Candidates, holds: Array, *, replayed: bool = False) -> Array:
         """Return every row's expected feasible improvement in log units; relative to the best when none is measured."""
         learned = self._objective(rows, replayed)
         feasible = holds * self._within_limits(rows, replayed)
-        if best_of(self._records) is not None:
+        if best_of(self._known) is not None:
             return learned.weight @ expected_improvement(learned.mean, learned.deviation) * feasible
         likely = feasible >= min(EVEN_CHANCE, float(feasible.max()))
         return nothing_to_beat(learned.weight @ learned.mean) * feasible * np.where(likely, 1.0, UNLIKELY)
@@ -247,22 +274,29 @@ class Guide:
         return self._replays[config]
 
     def _measured(self) -> list[TrialRecord]:
-        return [record for record in self._records if record.outcome is TrialOutcome.MEASURED]
+        return [record for record in self._known if record.outcome is TrialOutcome.MEASURED]
 
     def _within_limits(self, rows: Candidates, replayed: bool) -> Array:
         """Return the chance that each row meets every limit that is not part of the objective itself."""
         chance = np.ones(len(rows.configs))
-        if self._goal.objective is Objective.USERS:
-            return chance
-        for slo in self._goal.constraining:
-            known = [r.constraints[f"slo {slo}"] + math.log(slo.limit_ms) for r in self._measured()]
-            metric = of_point(str(slo.metric))
-            key = f"slo {slo}"
-            quantity = LearnedFigure(key=key, figure=metric, read=slo.value_ms, common=COMMON_SLO)
-            learned = self._learn(rows, np.array(known), quantity, replayed=replayed)
+        for slo in self._limits:
+            learned = self._limited(rows, slo, replayed)
             below = chance_below((math.log(slo.limit_ms) - learned.mean) / learned.deviation)
             chance *= learned.weight @ below
         return chance
+
+    @property
+    def _limits(self) -> tuple[Slo, ...]:
+        """The limits that are not part of the objective itself."""
+        return () if self._goal.objective is Objective.USERS else tuple(self._goal.constraining)
+
+    def _limited(self, rows: Candidates, slo: Slo, replayed: bool) -> Posterior:
+        """Return what is known of the figure that a limit is about."""
+        key = f"slo {slo}"
+        known = [record.constraints[key] + math.log(slo.limit_ms) for record in self._measured()]
+        figure = of_point(str(slo.metric))
+        quantity = LearnedFigure(key=key, figure=figure, read=slo.value_ms, common=COMMON_SLO)
+        return self._learn(rows, np.array(known), quantity, replayed=replayed)
 
 
 def _objective_of(goal: Goal) -> Read:

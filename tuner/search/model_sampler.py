@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution
@@ -19,8 +20,15 @@ class ModelGuidedSampler(BaseSampler):
     def __init__(self, guide: Guide, distributions: dict[str, BaseDistribution], *, seed: int) -> None:
         self._guide, self._distributions = guide, distributions
         self._independent = RandomSampler(seed=seed)
+        self._in_flight: tuple[TrialRecord, ...] = ()
         self._next: dict[str, Any] | None = None
         self._expected, self._stale = 0.0, True
+
+    def beside(self, in_flight: Sequence[TrialRecord]) -> None:
+        """Say which launches are in flight: the next proposal is made beside them."""
+        numbers = [record.number for record in in_flight]
+        self._stale = self._stale or numbers != [record.number for record in self._in_flight]
+        self._in_flight = tuple(in_flight)
 
     def observe(self, record: TrialRecord) -> None:
         """Take a finished trial into account."""
@@ -44,6 +52,6 @@ class ModelGuidedSampler(BaseSampler):
     def worth_a_launch(self) -> bool:
         """Choose the next row; say whether its expected gain exceeds measurement noise."""
         if self._stale:
-            self._next, self._expected = self._guide.choose()
+            self._next, self._expected = self._guide.choose(self._in_flight)
             self._stale = False
         return self._next is not None and self._expected >= LEAST_IMPROVEMENT

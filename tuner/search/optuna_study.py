@@ -109,7 +109,7 @@ class StudyIndex:
         self._grid = Grid(_to_walk(space), self._seed) if by_grid else None
         # Proposals are asked of a twin in memory: a study on disk would commit every parameter of every one of them.
         self._twin = optuna.create_study(direction="maximize")
-        self._told = self._ruled_out = 0
+        self._told = self._ruled_out = self._in_flight = 0
         self._index: StudyFile | None = None
         for record in records:
             self.tell(record)
@@ -134,10 +134,15 @@ class StudyIndex:
             return "every configuration of the space was tried"
         return "no launch is expected to improve on the best by more than measurements scatter"
 
-    def propose(self) -> dict[str, Any] | None:
-        """Return the next parameters the sampler would try, None when none is worth a launch."""
+    def propose(self, in_flight: Sequence[TrialRecord] = ()) -> dict[str, Any] | None:
+        """Return the next parameters the sampler would try beside the launches in flight, None if none is worth one."""
+        self._in_flight = len(in_flight)
         if self._grid is not None:
+            for record in in_flight:
+                self._grid.tried(record.params)
             return self._grid.next()
+        if self._guide is not None:
+            self._guide.beside(in_flight)
         expected: tuple[type[Exception], ...] = NUMERICS if self.guided else OPTUNA_ERRORS
         try:
             if self._guide is not None and not self._guide.worth_a_launch():
@@ -219,7 +224,8 @@ class StudyIndex:
         return TPESampler(seed=seed, n_startup_trials=TPE_STARTUP_TRIALS)
 
     def _proposal_seed(self) -> int:
-        return zlib.crc32(f"{self._seed}/{self._told}".encode())
+        beside = f"+{self._in_flight}" if self._in_flight else ""
+        return zlib.crc32(f"{self._seed}/{self._told}{beside}".encode())
 
 
 def _to_walk(space: TuningSpace) -> dict[str, tuple[Choice, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 
 from hwprobe.errors import InputError
 from tuner.seam import FailureKind, LaunchFailed
@@ -33,12 +34,14 @@ class Ports:
         self._ports = candidates() if all_of is None else all_of
         # two tuners on one machine start far from each other
         self._turn = os.getpid() * 37 if turn is None else turn
+        self._lock = threading.Lock()  # launches side by side ask for ports too
 
     def next(self) -> int:
         """Return the next port that is free together with its derived ones. Raises LaunchFailed if none is."""
         for _ in self._ports:
-            port = self._ports[self._turn % len(self._ports)]
-            self._turn += 1
+            with self._lock:
+                port = self._ports[self._turn % len(self._ports)]
+                self._turn += 1
             if all(is_free(candidate) for candidate in (port, *(port + offset for offset in DERIVED))):
                 return port
         between = f"between {self._ports.start} and {self._ports.stop}"

@@ -109,6 +109,11 @@ class ServerProcess:
     def _log_parts(self) -> tuple[Path, ...]:
         return self.log, older_of(self.log), tail_of(self.log)
 
+    def terminate(self) -> None:
+        """Ask the server to end, and leave waiting for it to whoever started it; safe from any thread."""
+        if self.alive:
+            self._shim.send_signal(signal.SIGTERM)
+
     def stop(self) -> None:
         """SIGTERM, a bounded wait, then SIGKILL to all of it. Never raises for one that is gone."""
         if self.alive:

@@ -118,6 +118,10 @@ Confirm = Annotated[
         help="Launch so many of the best, and the baseline, once more at the end (beyond --trials); 0: none.",
     ),
 ]
+Parallel = Annotated[
+    int,
+    typer.Option("--parallel", help="Launches in flight at once (engines simulated and emulated)."),
+]
 SpacePath = Annotated[
     Path | None,
     typer.Option("--space", help="TOML file that narrows, fixes or extends what is varied (docs/tuner.md)."),
