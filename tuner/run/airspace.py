@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Protocol
@@ -19,6 +20,10 @@ class Airspace(Protocol):
     @property
     def slots(self) -> int:
         """Return how many launches may be in flight."""
+
+    @property
+    def elapsed_s(self) -> float:
+        """Return the seconds on the clock of the run: virtual ones, or those of this session."""
 
     def start(self, flight: Flight, launch: Launch) -> None:
         """Begin a launch."""
@@ -42,7 +47,7 @@ class VirtualAirspace:
         spent_s = {record.number: record.spent_s for record in records}
         for flight in flights:
             began_s[flight.number] = self._at(flight.known, records, began_s, spent_s)
-        self.now_s = self._at(len(records), records, began_s, spent_s)
+        self.elapsed_s = self._at(len(records), records, began_s, spent_s)
         self._began_s = began_s
 
     def _at(
@@ -57,12 +62,12 @@ class VirtualAirspace:
 
     def start(self, flight: Flight, launch: Launch) -> None:
         record = launch()
-        began_s = self._began_s.setdefault(flight.number, self.now_s)
+        began_s = self._began_s.setdefault(flight.number, self.elapsed_s)
         heapq.heappush(self._ends, (began_s + record.spent_s, flight.number, record))
 
     def next(self) -> TrialRecord:
         ended_s, _, record = heapq.heappop(self._ends)
-        self.now_s = max(self.now_s, ended_s)
+        self.elapsed_s = max(self.elapsed_s, ended_s)
         return record
 
     def close(self) -> None:
@@ -77,6 +82,11 @@ class ThreadAirspace:
         self._abort = abort
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="launch")
         self._flying: dict[Future[TrialRecord], int] = {}
+        self._began_s = time.monotonic()
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._began_s
 
     def start(self, flight: Flight, launch: Launch) -> None:
         self._flying[self._threads.submit(launch)] = flight.number

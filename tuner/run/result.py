@@ -33,11 +33,16 @@ def nearest_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnd:
-    """Why a run ended, the launch files it wrote, and what its engine profile says."""
+    """Why a run ended, the launch files it wrote, what its engine profile says, and how long it took.
+
+    `elapsed_s` is on the clock of the run (virtual, or of the last session), `parallel` how many launches flew at once.
+    """
 
     stop_reason: str
     exports: tuple[Path, ...]
     calibrated: dict[str, Any] | None = None
+    parallel: int = 1
+    elapsed_s: float = 0.0
 
 
 def result_document(run: Path, manifest: Manifest, records: Sequence[TrialRecord], end: RunEnd) -> dict[str, Any]:
@@ -78,6 +83,8 @@ def result_document(run: Path, manifest: Manifest, records: Sequence[TrialRecord
         "pareto": pareto_of(records),
         "calibrated": end.calibrated,
         "engine_hours": sum(r.spent_s for r in records) / 3600,
+        "elapsed_hours": end.elapsed_s / 3600,
+        "parallel": end.parallel,
         "stopped": end.stop_reason,
         "exports": [str(path) for path in end.exports],
     }

@@ -159,7 +159,10 @@ def _finish(loop: Loop, prepared: Prepared, *, model_path: str, json: bool) -> N
         possible = [t for t in possible_targets(winner.spec, parameters) if t in (Target.BASH, Target.YAML)]
         exports = winner.write(loop.folder.export_folder, possible)
     calibrated = _recalibrate(loop, prepared)
-    end = RunEnd(stop_reason=loop.stop_reason, exports=tuple(exports), calibrated=calibrated)
+    end = RunEnd(
+        stop_reason=loop.stop_reason, exports=tuple(exports), calibrated=calibrated, parallel=loop.airspace.slots,
+        elapsed_s=loop.airspace.elapsed_s,
+    )  # fmt: skip
     document = result_document(loop.folder.path, manifest, loop.records, end)
     loop.folder.write("result.json", encode_json(document) + "\n")
     if json:

@@ -32,7 +32,7 @@ def show_result(loop: Loop, manifest: Manifest, exports: Sequence[Path], screen:
     skipped = sum(r.outcome is TrialOutcome.RULED_OUT for r in loop.records)
     screen.print(
         f"{loop.launches} launches ({infeasible} infeasible), {skipped} proposals ruled out without launching, "
-        f"{loop.spent_s / 3600:.1f} h of engine time; stopped: {loop.stop_reason}"
+        f"{loop.spent_s / 3600:.1f} h of engine time{_side_by_side(loop)}; stopped: {loop.stop_reason}"
     )
     decided = decide(loop.records)
     target = decided.winner.first.target if decided else None
@@ -64,6 +64,12 @@ def show_result(loop: Loop, manifest: Manifest, exports: Sequence[Path], screen:
         screen.print(
             f"{SIMULATED}: the {manifest.engine} engine played world '{manifest.world}'; measure on the machine"
         )
+
+
+def _side_by_side(loop: Loop) -> str:
+    """Say how long launches took that flew at once."""
+    air = loop.airspace
+    return f" in {air.elapsed_s / 3600:.1f} h, {air.slots} launches at a time" if air.slots > 1 else ""
 
 
 def _show_tied(decided: Decision, unit: str, screen: Console) -> None:
