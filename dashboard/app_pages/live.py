@@ -62,6 +62,10 @@ def show_state(now: RunView) -> None:
         which = f"trial {trial.number} ({trial.source}), {trial.config.label}: " if trial else ""
         which = as_markdown(which + live.phase)
         st.info(f"{which} for {duration(time.time() - live.phase_began_s)}", icon=":material/timer:")
+        for other in live.beside:
+            since = duration(time.time() - other.began_s)
+            line = f"beside it, trial {other.number} ({other.source}), {other.config.label}: {other.phase}"
+            st.caption(as_markdown(f"{line}; launched {since} ago, {amount(len(other.points), 'point')} so far"))
     elif now.status is Status.FAILED and live is not None:
         st.error(as_markdown(live.message))
     elif now.status is Status.INTERRUPTED:
