@@ -11,6 +11,7 @@ from planner.assumption import UnknownValue
 from planner.check.answer import CheckAnswer, CheckQuestion, UnknownValues, answer_check
 from planner.check.document import assumed_document, check_document, unknown_document
 from planner.launch_lines.launch_line import LaunchLine
+from planner.violation import Violation
 
 # From best to worst; what has no verdict comes after all that have one.
 VERDICTS = ("runs", "does not fit", "fails", "refused")
@@ -55,11 +56,19 @@ def worst_of(verdicts: Sequence[ServerVerdict]) -> ServerVerdict:
     return max(verdicts, key=lambda verdict: verdict.rank)
 
 
-def servers_document(verdicts: Sequence[ServerVerdict]) -> dict[str, Any]:
-    """Return the worst server's document; with several servers, all of them under `servers`."""
+def servers_document(verdicts: Sequence[ServerVerdict], together: Sequence[Violation] = ()) -> dict[str, Any]:
+    """Return the worst server's document; with several servers, all of them under `servers`.
+
+    `together` is what keeps them from working together.
+    """
     document = _document(worst_of(verdicts))
     if len(verdicts) > 1:
         document["servers"] = [_document(verdict) for verdict in verdicts]
+        document["fleet"] = {
+            "violations": [
+                {"rule": v.rule, "severity": str(v.severity), "message": v.message, "fix": v.fix} for v in together
+            ]
+        }
     return document
 
 

@@ -50,7 +50,8 @@ class Pool:
 
     def argv(self, version: Version) -> list[str]:
         """Return SGLang's flags of one server. Raises InputError for what the release cannot say."""
-        return [*to_argv(as_launched(self.config, version), version), *role_flags(self.role)]
+        said = self.config.flag("disaggregation_mode") is not None
+        return [*to_argv(as_launched(self.config, version), version), *([] if said else role_flags(self.role))]
 
 
 def role_flags(role: Role) -> list[str]:

@@ -78,7 +78,12 @@ def _prefill_server(context: Context, shape: ServerConfig, chunk: int, depth: in
     typed = with_depth(shape, depth).with_flags(disaggregation_mode="prefill")
     resolved = resolve(typed, context.arch, context.machine, context.version).config
     most = shape.attn_dp_size * PREFILL_PER_RANK
-    config = replace(resolved, chunked_prefill_size=chunk, max_running_requests=most)
+    config = replace(
+        resolved,
+        chunked_prefill_size=chunk,
+        max_running_requests=most,
+        cuda_graph_max_bs_decode=PREFILL_PER_RANK,  # it never decodes: the smallest that no rule minds
+    )
     if not is_allowed(context, config):
         return None
     table = table_of([config])

@@ -46,6 +46,16 @@ def render_readme(spec: LaunchSpec, parameters: Parameters, provenance: Provenan
     return _environment().get_template("README.md.j2").render(values, targets=[str(target) for target in targets])
 
 
+def template_text(name: str, values: dict[str, Any]) -> str:
+    """Return a template of this room filled with values."""
+    return _environment().get_template(name).render(values)
+
+
+def template_values(target: Target, spec: LaunchSpec, parameters: Parameters, provenance: Provenance) -> dict[str, Any]:
+    """Return what every template of a target may use. Raises InputError for a setting whose name is none."""
+    return _values(target, spec, parameters, provenance)
+
+
 def _values(target: Target, spec: LaunchSpec, parameters: Parameters, provenance: Provenance) -> dict[str, Any]:
     """Return what the templates may use; quoting is left to their filters.
 

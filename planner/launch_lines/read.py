@@ -25,6 +25,8 @@ from planner.shell.words import parts_of_text
 FORMS = "`python -m sglang.launch_server ...`, `sglang serve ...`, `docker run ... sglang.launch_server ...`"
 # Flags that differ between the nodes of one server.
 OF_ONE_NODE = ("--node-rank", "--dist-init-addr", "--nccl-init-addr", "--host")
+# Files of a folder that may start servers.
+FOLDER_SUFFIXES = (".sh", ".slurm", ".yaml", ".yml", ".service")
 # Where a line given as words ends.
 OPERATORS = frozenset({"&&", "||", ";", "|", "&", ">", ">>", "2>&1", "2>", "<", "&>"})
 _FENCE = re.compile(r"^[ \t]*```[^\n]*\n(.*?)^[ \t]*```", re.MULTILINE | re.DOTALL)
@@ -100,6 +102,32 @@ def launches_of_file(path: Path, given: Given | None = None) -> list[LaunchLine]
     if not found:
         raise InputError(f"'{path}' starts no SGLang server that could be found; it should hold {FORMS}")
     return _distinct(found)
+
+
+def launches_of_folder(folder: Path, given: Given | None = None) -> list[LaunchLine]:
+    """Read all servers of a folder's scripts, manifests and units, each once. Raises InputError where it has none."""
+    lines: dict[tuple[str, ...], LaunchLine] = {}
+    for path in sorted(path for path in folder.iterdir() if path.suffix in FOLDER_SUFFIXES and path.is_file()):
+        try:
+            found = launches_of_file(path, given)
+        except InputError:
+            continue  # data beside the launch files, or the router's script
+        for line in found:
+            lines.setdefault(tuple(sorted(_groups_of(_common(line.words)))), line)
+    if not lines:
+        raise InputError(f"'{folder}' holds no file that starts a SGLang server: {', '.join(FOLDER_SUFFIXES)} are read")
+    return list(lines.values())
+
+
+def _groups_of(words: Sequence[str]) -> list[str]:
+    """Return flags with their values, so that the same command in two forms is the same."""
+    groups: list[str] = []
+    for word in words:
+        if word.startswith("--") or not groups:
+            groups.append(word)
+        else:
+            groups[-1] += f" {word}"
+    return groups
 
 
 def launch_of_words(words: Sequence[str]) -> LaunchLine:

@@ -172,12 +172,20 @@ def test_the_same_fleet_is_among_all_deployments_and_never_above_a_better_one(ap
     assert total(both) == pytest.approx(max(total(apart), total(mixed)))
 
 
-def test_a_prefill_decode_plan_is_not_exported_as_one_server(sgtune: Sgtune, apart: Plan, tmp_path: Path) -> None:
+def test_a_prefill_decode_plan_is_exported_per_role_and_read_back(sgtune: Sgtune, apart: Plan, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(encode_json(plan_document(apart)))
-    ran = sgtune("export", "--plan", str(tmp_path / "plan.json"), "--target", "bash", "--out", str(tmp_path))
-    assert ran.code == 2
-    assert "prefill/decode fleet" in ran.err
-    assert "--servers mixed" in ran.err
+    written = tmp_path / "fleet"
+    ran = sgtune("export", "--plan", str(tmp_path / "plan.json"), "--bundle", str(written))
+    assert ran.code == 0, ran.err
+    assert {"prefill.sh", "decode.sh", "router.sh", "compose.yaml", "kubernetes.yaml", "slurm.sh", "README.md"} <= {
+        path.name for path in written.iterdir()
+    }
+    document = json.loads(sgtune("check", "--hardware", "h200x8", "--json", str(written)).out)
+    assert [server["role"] for server in document["servers"]] == ["prefill", "decode"]
+    assert document["fleet"]["violations"] == []
+    refused = sgtune("export", "--plan", str(tmp_path / "plan.json"), "--target", "systemd", "--out", str(written))
+    assert refused.code == 2
+    assert "a fleet is written as bash, compose, k8s, slurm" in refused.err
 
 
 def test_a_fleet_without_two_nodes_is_refused_with_the_reason(sgtune: Sgtune) -> None:

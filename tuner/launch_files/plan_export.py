@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from hwprobe.errors import InputError
 from hwprobe.files import MIB, decode_json, read_bytes
 from models.config import ServerConfig
 from models.version import parse_version
+from planner.fleets.deployment import Role
 from planner.launch import typed_launch_spec
+from planner.launch_files.fleet import ANYWHERE, FleetPool, FleetSpec, servers_per_node
 from planner.launch_files.parameters import Parameters, Provenance
 from planner.launch_files.record import Record, RecordedPoint
+from planner.launch_files.render import LOOPBACK
 from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values
 from planner.sglang.secret_flags import clean_command
@@ -45,7 +49,9 @@ class _Predicted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pool:
-    role: str
+    role: Role
+    servers: int = 1
+    argv: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,12 +92,7 @@ def plan_export(path: Path, number: int, parameters: Parameters, command: str) -
         has = f"it has 1 to {len(plan.candidates)}" if plan.candidates else "nothing fits that machine"
         raise InputError(f"plan '{path}' has no candidate {number}; {has}")
     candidate = plan.candidates[number - 1]
-    if candidate.deployment is not None and len(candidate.deployment.pools) > 1:
-        raise InputError(
-            f"plan '{path}', candidate {number}: {candidate.deployment.name} is a prefill/decode fleet, and export "
-            "writes files of one kind of server; its commands are printed by sgtune plan, or plan with --servers mixed"
-        )
-    config = _config(candidate, plan.question, path)
+    config = _config(candidate.argv, plan.question, path)
     version = parse_version(plan.question.sglang_version)
     answer = plan.answer or _Answer()
     chosen = replace(parameters, replicas=answer.replicas)
@@ -103,17 +104,34 @@ def plan_export(path: Path, number: int, parameters: Parameters, command: str) -
         *((("servers needed", str(answer.replicas)),) if answer.replicas > 1 else ()),
     )
     document = decode_json(data, dict[str, Any], str(path))
-    return Exportable(
+    found = Exportable(
         spec=spec,
         provenance=Provenance(lines=lines, record=record),
         parameters=chosen,
         documents={"plan.json": document},
     )
+    deployment = candidate.deployment
+    if deployment is None or sum(pool.servers for pool in deployment.pools) == 1:
+        return found
+    return replace(found, fleet=_fleet(deployment, plan.question, chosen, path))
 
 
-def _config(candidate: _Candidate, question: _Question, path: Path) -> ServerConfig:
+def _fleet(deployment: _Deployment, question: _Question, parameters: Parameters, path: Path) -> FleetSpec:
+    """Return the pools with the command of one server of each, as the plan's file gives it."""
     version = parse_version(question.sglang_version)
-    read = read_arguments(candidate.argv, version)
+    host = ANYWHERE if parameters.host in LOOPBACK else parameters.host
+    pools = []
+    for pool in deployment.pools:
+        config = _config(pool.argv, question, path)
+        spec = typed_launch_spec(config, version, model_path=parameters.model_path, host=host, port=parameters.port)
+        per_node = servers_per_node(question.hardware, spec.gpus_per_node)
+        pools.append(FleetPool(role=pool.role, servers=pool.servers, spec=spec, per_node=per_node))
+    return FleetSpec(name=deployment.name, pools=tuple(pools))
+
+
+def _config(argv: Sequence[str], question: _Question, path: Path) -> ServerConfig:
+    version = parse_version(question.sglang_version)
+    read = read_arguments(argv, version)
     if read.faults:
         raise InputError(f"plan '{path}': SGLang {version} refuses its flags: {read.faults[0].message}")
     return from_values(read.values, version)

@@ -13,6 +13,7 @@ from packaging.version import Version
 from hwprobe.errors import InputError
 from planner.launch import LaunchSpec, launch_spec
 from planner.launch_files.files import export_bundle, export_files
+from planner.launch_files.fleet import FLEET_TARGETS, FleetSpec, fleet_files
 from planner.launch_files.parameters import Parameters, Provenance
 from planner.launch_files.record import Record, RecordedPoint
 from planner.launch_files.targets import Target, possible_targets
@@ -26,20 +27,35 @@ from tuner.seam import Measurement, Verdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exportable:
-    """A command with where it comes from; `documents` (by file name) lie beside the files of a bundle."""
+    """A command with where it comes from; `documents` (by file name) lie beside the files of a bundle.
+
+    With a `fleet` its servers and their router are written, else the one command.
+    """
 
     spec: LaunchSpec
     provenance: Provenance
     parameters: Parameters
     documents: Mapping[str, Any] = field(default_factory=dict)
+    fleet: FleetSpec | None = None
+
+    @property
+    def possible(self) -> list[Target]:
+        """Return the targets that can say what is exported."""
+        return list(FLEET_TARGETS) if self.fleet is not None else possible_targets(self.spec, self.parameters)
 
     def write(self, folder: Path, targets: Sequence[Target] | None = None) -> list[Path]:
         """Write launch files, all that are possible by default; return their paths."""
+        if self.fleet is not None:
+            files = fleet_files(self.fleet, self.parameters, self.provenance)
+            return files.write(folder, self.possible if targets is None else targets)
         wanted = possible_targets(self.spec, self.parameters) if targets is None else list(targets)
         return export_files(self.spec, self.provenance, folder, wanted, self.parameters)
 
     def write_bundle(self, folder: Path) -> list[Path]:
         """Write every possible target with a README and the data."""
+        if self.fleet is not None:
+            files = fleet_files(self.fleet, self.parameters, self.provenance)
+            return files.write(folder, self.possible, dict(self.documents))
         return export_bundle(self.spec, self.provenance, folder, self.parameters, self.documents)
 
 

@@ -109,22 +109,39 @@ def check(
 
 def _show(verdicts: list[ServerVerdict], json: bool) -> None:
     """Print what was found; raise what keeps the worst server from an answer, or exit by its verdict."""
+    from planner.check.fleet import fleet_violations
     from planner.check.verdicts import servers_document, worst_of
 
     worst = worst_of(verdicts)
+    together = fleet_violations(verdicts, _text_of(verdicts[0].file))
     if json:
-        print_json(servers_document(verdicts))
+        print_json(servers_document(verdicts, together))
     else:
         from tuner.cli.views.check_view import show_check, show_servers
 
         if len(verdicts) > 1:
-            show_servers(verdicts, console())
+            show_servers(verdicts, console(), together)
         if worst.answer is not None:
             show_check(worst.answer, console())
     if worst.error is not None:
         raise worst.error
-    if worst.answer is not None and worst.answer.verdict != "runs":
+    if together or (worst.answer is not None and worst.answer.verdict != "runs"):
         raise typer.Exit(INFEASIBLE)
+
+
+def _text_of(name: str | None) -> str:
+    """Return the text of the file, or of a folder's scripts and manifests, for the router's command in it."""
+    from hwprobe.files import LAUNCH_FILE_BYTES, read_bytes
+    from planner.launch_lines.read import FOLDER_SUFFIXES
+
+    path = Path(name) if name else None
+    if path is None:
+        return ""
+    files = [path]
+    if path.is_dir():
+        files = [file for file in sorted(path.iterdir()) if file.suffix in FOLDER_SUFFIXES and file.is_file()]
+    texts = (read_bytes(file, "launch file", most_bytes=LAUNCH_FILE_BYTES) for file in files)
+    return "\n".join(text.decode("utf-8", errors="replace") for text in texts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,13 +225,15 @@ def _question(launch: LaunchLine, asked: _Asked, shared: dict[str, Any], notes: 
 def _launches(words: list[str], given: Given) -> tuple[list[LaunchLine], str | None, Given]:
     """Return the launches of the words, of the file they name (with its arguments), or of the one string they are."""
     from hwprobe.errors import InputError
-    from planner.launch_lines.read import launches_of_file, launches_of_words
+    from planner.launch_lines.read import launches_of_file, launches_of_folder, launches_of_words
 
     if not words:
         raise InputError(f"give a launch line after `--`, or a file that holds one. {EXAMPLE}")
     shell = len(words) > 1 and Path(words[0]).name in SHELLS and not words[1].startswith("-")
     named = words[1:] if shell else words
     path = Path(named[0])
+    if len(named) == 1 and "\0" not in named[0] and len(named[0]) < 4096 and path.is_dir():
+        return launches_of_folder(path, given), str(path), given
     if "\0" not in named[0] and len(named[0]) < 4096 and path.is_file():
         with_arguments = replace(given, arguments=named[1:] or None)
         return launches_of_file(path, with_arguments), str(path), with_arguments

@@ -126,7 +126,7 @@ def _of_run(folder: Path, trial: int | None, parameters: Parameters) -> Exportab
 def _write(
     exportable: Exportable, out: Path | None, bundle: Path | None, target: list[TargetName] | None, *, json: bool
 ) -> None:
-    from planner.launch_files.targets import Target, possible_targets
+    from planner.launch_files.targets import Target
 
     everything = not target or TargetName.ALL in target
     targets = None if everything else [Target(name) for name in dict.fromkeys(target or ())]
@@ -135,7 +135,7 @@ def _write(
         paths += exportable.write(out, targets)
     if bundle is not None:
         paths += exportable.write_bundle(bundle)
-    possible = possible_targets(exportable.spec, exportable.parameters)
+    possible = exportable.possible if exportable.fleet is None else list(Target)
     skipped = [kind for kind in Target if everything and kind not in possible]
     if json:
         files = [str(path) for path in paths]

@@ -72,13 +72,15 @@ def _show_unpriced(answer: CheckAnswer, screen: Console) -> None:
         )
 
 
-def show_servers(verdicts: Sequence[ServerVerdict], screen: Console) -> None:
-    """Print one line for each server of a file; the worst is shown in full after them."""
+def show_servers(verdicts: Sequence[ServerVerdict], screen: Console, together: Sequence[Violation] = ()) -> None:
+    """Print one line for each server of a file, then what keeps them apart; the worst is shown in full after them."""
     screen.print(f"{len(verdicts)} servers; the worst decides and is shown in full:")
     for verdict in verdicts:
         said = VERDICTS[verdict.answer.verdict] if verdict.answer else "[bold red]No verdict[/]"
         label = verdict.answer.checked.resolved.config.label if verdict.answer else ""
         screen.print(f"  line {verdict.launch.line}, {escape(verdict.launch.role)}: {said} {escape(label)}".rstrip())
+    for violation in together:
+        screen.print(_line(violation))
 
 
 def _line(violation: Violation) -> str:

@@ -1,0 +1,132 @@
+"""Launch files of fleets: before the judges of their formats, read back by check, and judged together."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sysconfig
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import compose_spec
+import kubernetes_validate
+import pytest
+import yaml
+from packaging.version import Version
+
+from models.config import ServerConfig
+from planner.fleets.deployment import Role
+from planner.launch import launch_spec
+from planner.launch_files.fleet import FLEET_TARGETS, FleetFiles, FleetPool, FleetSpec, fleet_files
+from planner.launch_files.parameters import Parameters, Provenance
+from planner.launch_lines.read import launches_of_file, launches_of_folder
+
+VERSION = Version("0.5.23")
+# Flags that `python -m sglang_router.launch_router` 0.3.2 knows (router_args.py of the wheel), of those a fleet needs.
+ROUTER_FLAGS = frozenset({
+    "--pd-disaggregation", "--prefill", "--decode", "--worker-urls", "--policy", "--host", "--port",
+    "--service-discovery", "--service-discovery-namespace", "--service-discovery-port", "--selector",
+    "--prefill-selector", "--decode-selector",
+})  # fmt: skip
+
+
+def pool(role: Role, servers: int, config: ServerConfig, per_node: int = 1) -> FleetPool:
+    flags = {} if role is Role.MIXED else {"disaggregation_mode": str(role)}
+    spec = launch_spec(replace(config, context_length=8192).with_flags(**flags), VERSION)
+    return FleetPool(role=role, servers=servers, spec=spec, per_node=per_node)
+
+
+ONE, TWO, HALF = ServerConfig(tp_size=8), ServerConfig(tp_size=16, nnodes=2), ServerConfig(tp_size=4)
+FLEETS = {
+    "pd": FleetSpec(name="2P + 1D", pools=(pool(Role.PREFILL, 2, ONE), pool(Role.DECODE, 1, ONE))),
+    "pd-two-nodes": FleetSpec(name="1P + 2D", pools=(pool(Role.PREFILL, 1, ONE), pool(Role.DECODE, 2, TWO))),
+    "copies": FleetSpec(name="3 x TP8", pools=(pool(Role.MIXED, 3, ONE),)),
+    "shared-nodes": FleetSpec(
+        name="2P + 2D", pools=(pool(Role.PREFILL, 2, HALF, per_node=2), pool(Role.DECODE, 2, HALF, per_node=2))
+    ),
+}
+EACH = pytest.mark.parametrize("name", FLEETS)
+
+
+def files(name: str) -> FleetFiles:
+    return fleet_files(FLEETS[name], Parameters(), Provenance(lines=(("made by", "a test"),)))
+
+
+@EACH
+def test_scripts_are_shell_without_complaint(name: str, tmp_path: Path) -> None:
+    program = shutil.which("shellcheck", path=sysconfig.get_path("scripts")) or "shellcheck"
+    for path in files(name).write(tmp_path, FLEET_TARGETS):
+        if path.suffix == ".sh":
+            done = subprocess.run([program, "--shell=bash", "--exclude=SC2016", str(path)], capture_output=True,
+                                  text=True, check=False)  # fmt: skip
+            assert (done.returncode, done.stdout) == (0, ""), path
+
+
+@EACH
+def test_compose_follows_its_specification_with_a_profile_per_role(name: str) -> None:
+    text = files(name).texts(FLEET_TARGETS)["compose.yaml"]
+    compose_spec.PyCompose.from_yaml(text)
+    services = yaml.safe_load(text)["services"]
+    roles = {str(each.role) for each in FLEETS[name].pools}
+    assert {service["profiles"][0] for service in services.values()} == {*roles, "router"}
+
+
+@EACH
+def test_kubernetes_has_a_group_per_server_and_a_router_that_finds_them(name: str) -> None:
+    objects = [each for each in yaml.safe_load_all(files(name).texts(FLEET_TARGETS)["kubernetes.yaml"]) if each]
+    sets = [each for each in objects if each["kind"] == "LeaderWorkerSet"]
+    for each in objects:
+        if each["kind"] in ("Deployment", "Service"):
+            kubernetes_validate.validate(each, "1.29", strict=True)
+    found = {each["metadata"]["name"]: each["spec"] for each in sets}
+    for each in FLEETS[name].pools:
+        spec = found[f"sglang-{each.role}"]
+        assert spec["replicas"] == each.servers
+        assert spec["leaderWorkerTemplate"]["size"] == each.spec.nnodes
+        labels = spec["leaderWorkerTemplate"]["leaderTemplate"]["metadata"]["labels"]
+        assert f"component={labels['component']}" in router_of(objects)
+    for word in router_of(objects):
+        assert not word.startswith("--") or word in ROUTER_FLAGS, word
+
+
+def router_of(objects: list[dict[str, Any]]) -> list[str]:
+    deployment = next(each for each in objects if each["kind"] == "Deployment")
+    words: list[str] = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+    return words
+
+
+@EACH
+def test_the_router_is_given_every_server_once_with_flags_it_knows(name: str) -> None:
+    fleet = FLEETS[name]
+    servers = list(fleet.placed(30000))
+    flags = fleet.router(servers, [f"node{number}" for number in range(fleet.nodes)])
+    assert {flag[0] for flag in flags} <= ROUTER_FLAGS
+    urls = [word for flag in flags for word in flag if word.startswith("http")]
+    assert len(urls) == len(set(urls)) == sum(each.servers for each in fleet.pools)
+
+
+def test_no_two_servers_share_a_node_unless_they_share_its_gpus() -> None:
+    for fleet in FLEETS.values():
+        places = [(node, server.slot) for server in fleet.placed(30000) for node in server.nodes]
+        assert len(places) == len(set(places))
+        assert {node for node, _ in places} == set(range(fleet.nodes))
+
+
+@EACH
+@pytest.mark.parametrize("target", ["slurm.sh", "compose.yaml", "kubernetes.yaml"])
+def test_a_file_of_all_servers_is_read_back_role_by_role(name: str, target: str, tmp_path: Path) -> None:
+    files(name).write(tmp_path, FLEET_TARGETS)
+    found = launches_of_file(tmp_path / target)
+    modes = {str(each.role) for each in FLEETS[name].pools} - {"mixed"} or {None}
+    read = {line.words[line.words.index("--disaggregation-mode") + 1] if "--disaggregation-mode" in line.words else None
+            for line in found}  # fmt: skip
+    assert read == modes
+    for each in FLEETS[name].pools:
+        wanted = {word for flag in each.spec.words for word in flag if word.startswith("--")}
+        assert any(wanted <= {*line.words} for line in found)
+
+
+def test_a_folder_gives_each_server_once(tmp_path: Path) -> None:
+    files("pd").write(tmp_path, FLEET_TARGETS)
+    assert len(launches_of_folder(tmp_path)) == 2
