@@ -38,7 +38,7 @@ class FleetPool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Placed:
+class PlacedServer:
     """One server: its role, its number in the pool, the nodes it stands on, and its place on a shared node."""
 
     pool: FleetPool
@@ -92,7 +92,7 @@ class FleetSpec:
     def disaggregated(self) -> bool:
         return any(pool.role is Role.PREFILL for pool in self.pools)
 
-    def placed(self, port: int) -> Iterator[Placed]:
+    def placed(self, port: int) -> Iterator[PlacedServer]:
         """Yield every server with its nodes, pool by pool."""
         first = 0
         for pool in self.pools:
@@ -102,10 +102,10 @@ class FleetSpec:
                 else:
                     nodes = tuple(range(first + index * pool.spec.nnodes, first + (index + 1) * pool.spec.nnodes))
                 slot = index % pool.per_node
-                yield Placed(pool=pool, index=index, nodes=nodes, slot=slot, port=port + slot)
+                yield PlacedServer(pool=pool, index=index, nodes=nodes, slot=slot, port=port + slot)
             first += pool.nodes
 
-    def router(self, servers: Sequence[Placed], hosts: Sequence[str]) -> list[list[str]]:
+    def router(self, servers: Sequence[PlacedServer], hosts: Sequence[str]) -> list[list[str]]:
         """Return the router's flags; `hosts` names the nodes as the file writes them."""
         flags = [["--pd-disaggregation"]] if self.disaggregated else [["--worker-urls"]]
         for server in servers:
