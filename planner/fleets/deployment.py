@@ -50,13 +50,13 @@ class Pool:
 
     def argv(self, version: Version) -> list[str]:
         """Return SGLang's flags of one server. Raises InputError for what the release cannot say."""
-        said = self.config.flag("disaggregation_mode") is not None
-        return [*to_argv(as_launched(self.config, version), version), *([] if said else role_flags(self.role))]
+        return [*to_argv(as_launched(self.config, version), version), *self.own_flags]
 
-
-def role_flags(role: Role) -> list[str]:
-    """Return the flags that give a server its role."""
-    return [] if role is Role.MIXED else ["--disaggregation-mode", str(role)]
+    @property
+    def own_flags(self) -> list[str]:
+        """Flags that give a server its role, where its configuration does not say it."""
+        said = self.role is Role.MIXED or self.config.flag("disaggregation_mode") is not None
+        return [] if said else ["--disaggregation-mode", str(self.role)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

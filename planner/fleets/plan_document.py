@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hwprobe.profile import hardware_hash
+from planner.fleets.cost import Prices, token_cost
 from planner.fleets.deployment import Deployment, Pool, Role
 from planner.plans.document import ledger_document, prediction_document
 from planner.plans.evidence import evidence_for
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from planner.plans.search import Candidate, Rejected
 
 
-def plan_document(plan: Plan) -> dict[str, Any]:
-    """Return the plan as the JSON document of `sgtune plan --json`."""
+def plan_document(plan: Plan, prices: Prices | None = None) -> dict[str, Any]:
+    """Return the plan as the JSON document of `sgtune plan --json`; with `prices` tokens have a cost."""
     question = plan.question
     return {
         "question": {
@@ -41,8 +42,8 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "fits": plan.fits,
         "meets_target": plan.meets_target,
         "shortage_gib_per_gpu": plan.shortage_gib,
-        "answer": _answer(plan),
-        "candidates": [_candidate(plan, candidate) for candidate in plan.found.candidates],
+        "answer": _answer(plan, prices),
+        "candidates": [_candidate(plan, candidate, prices) for candidate in plan.found.candidates],
         "rejected": [_rejected(item) for item in plan.found.rejected],
         "rejected_by_reason": plan.found.rejected_by_reason(),
         "pareto": plan.pareto(),
@@ -54,7 +55,11 @@ def plan_document(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _answer(plan: Plan) -> dict[str, Any] | None:
+def _cost(plan: Plan, candidate: Candidate, prices: Prices | None) -> dict[str, Any]:
+    return {} if prices is None else {"cost": token_cost(candidate, plan.load, prices).as_dict()}
+
+
+def _answer(plan: Plan, prices: Prices | None) -> dict[str, Any] | None:
     best = plan.best
     if best is None:
         return {"nodes": plan.nodes, "text": plan.node_answer} if plan.node_answer else None
@@ -77,10 +82,11 @@ def _answer(plan: Plan) -> dict[str, Any] | None:
         "kv_tokens": best.ledger.kv_tokens * best.servers,
         "misses": list(best.misses),
         "evidence": evidence_document(best.config, plan.context.machine),
+        **_cost(plan, best, prices),
     }
 
 
-def _candidate(plan: Plan, candidate: Candidate) -> dict[str, Any]:
+def _candidate(plan: Plan, candidate: Candidate, prices: Prices | None) -> dict[str, Any]:
     first = deployment_of(candidate).pools[0]
     return {
         "label": candidate.name,
@@ -94,6 +100,7 @@ def _candidate(plan: Plan, candidate: Candidate) -> dict[str, Any]:
         "evidence": evidence_document(candidate.config, plan.context.machine),
         "output_tok_s": candidate.output_tok_s,
         "deployment": deployment_document(deployment_of(candidate), plan.context.version),
+        **_cost(plan, candidate, prices),
     }
 
 

@@ -13,6 +13,7 @@ from tuner.cli.common.terminal import console, print_json
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from planner.fleets.cost import Prices
     from planner.plans.make import PlanQuestion
 
 EXAMPLE = "Example: sgtune plan --hardware nf5688g7 --isl 1000 --osl 1000 --concurrency 1024 --slo 'tpot:mean<100ms'"
@@ -36,6 +37,9 @@ def plan(
     model_path: options.ModelPath = options.MODEL_PATH,
     profile: options.Profile = None,
     servers: options.Servers = ServersChoice.ANY,
+    cost_per_gpu_hour: options.GpuPrice = None,
+    api_price_input: options.ApiPriceInput = None,
+    api_price_output: options.ApiPriceOutput = None,
     explain: options.Explain = False,
     out: options.PlanOut = None,
     json: options.Json = False,
@@ -61,25 +65,48 @@ def plan(
         acceptance=mtp_acceptance,
         sigma=expert_skew,
     )
-    _answer(question, servers, model_path=model_path, explain=explain, out=out, json=json)
+    prices = _prices(cost_per_gpu_hour, api_price_input, api_price_output)
+    _answer(question, servers, prices=prices, model_path=model_path, explain=explain, out=out, json=json)
+
+
+def _prices(gpu_hour: float | None, api_input: float | None, api_output: float | None) -> Prices | None:
+    """Return what is paid, None where nothing was said. Raises InputError for an API's price alone."""
+    from hwprobe.errors import InputError
+    from planner.fleets.cost import Prices
+
+    if gpu_hour is None:
+        if api_input is not None or api_output is not None:
+            raise InputError("--api-price-input and --api-price-output are compared with --cost-per-gpu-hour: give it")
+        return None
+    return Prices(gpu_hour=gpu_hour, api_input=api_input, api_output=api_output).checked()
 
 
 def _answer(
-    question: PlanQuestion, servers: ServersChoice, *, model_path: str, explain: bool, out: Path | None, json: bool
+    question: PlanQuestion,
+    servers: ServersChoice,
+    *,
+    prices: Prices | None,
+    model_path: str,
+    explain: bool,
+    out: Path | None,
+    json: bool,
 ) -> None:
     """Plan, write and show; exit 3 when the target cannot be met."""
     from hwprobe.files import encode_json, write_atomic
+    from planner.fleets.cost import token_cost
     from planner.fleets.make_fleet import plan_fleet
     from planner.fleets.plan_document import plan_document
     from tuner.cli.views.plan_view import show_plan
 
     answer = plan_fleet(question, servers)
-    document = plan_document(answer)
+    document = plan_document(answer, prices)
     if out is not None:
         write_atomic(out, encode_json(document) + "\n")
     if json:
         print_json(document)
     else:
         show_plan(answer, console(), model_path=model_path, explain=explain)
+        if prices is not None and answer.best is not None:
+            console().print(token_cost(answer.best, answer.load, prices).sentence, markup=False)
     if not (answer.fits and answer.meets_target):
         raise typer.Exit(3)

@@ -38,6 +38,16 @@ SloTexts = Annotated[
     list[str] | None,
     typer.Option("--slo", help="Latency limit, repeatable: 'ttft:p99<2s', 'tpot:mean<50ms', 'e2e:p95<60s'."),
 ]
+GpuPrice = Annotated[
+    float | None,
+    typer.Option("--cost-per-gpu-hour", help="Price of a GPU for an hour: the plan says what a million tokens cost."),
+]
+ApiPriceInput = Annotated[
+    float | None, typer.Option("--api-price-input", help="An API's price of a million input tokens, to compare with.")
+]
+ApiPriceOutput = Annotated[
+    float | None, typer.Option("--api-price-output", help="The same of a million output tokens.")
+]
 Servers = Annotated[
     ServersChoice,
     typer.Option("--servers", help="Servers that do both phases (mixed), prefill and decode apart (pd), or any."),

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from models.costs.memory import MemoryLedger
 from models.serving.estimate import LIMIT_NAMES, Prediction
-from planner.fleets.deployment import role_flags
 from planner.fleets.plan_document import deployment_of
 from planner.launch import launch_spec
 from planner.plans.evidence import evidence_for
@@ -133,7 +132,7 @@ def launch_lines(best: Candidate, version: Version, model_path: str) -> list[str
     deployment = deployment_of(best)
     lines = []
     for pool in deployment.pools:
-        spec = launch_spec(pool.config, version, model_path=model_path).with_words(role_flags(pool.role))
+        spec = launch_spec(pool.config, version, model_path=model_path).with_words(pool.own_flags)
         count = f"# {pool.servers} x {pool.role}\n" if deployment.servers > 1 else ""
         lines.append(count + spec.shell_line())
     router = deployment.router_argv
