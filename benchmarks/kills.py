@@ -33,13 +33,13 @@ QUESTION = (
     "tune", "--hardware", "h200x8", "--sglang-version", "0.5.12", "--isl", "32", "--osl", "8", "--concurrency", "2",
     "--no-mtp", "--confirm", "0", "--run", "a",
 )  # fmt: skip
-TRIALS = {"emulated": 6, "simulated": 30}
+TRIALS = {"emulated": 6, "simulated": 8}
 WORLD = 'name = "kills"\nboot_s = 0.3\nnoise = 0.0\n'
 # Parts by what their command line holds; the tuner is the process that was started.
 PARTS = {"shim": "tuner.server.shim", "server": "tuner.emulator", "worker": "tuner.bench.worker"}
 # How long the tune goes on after the part was seen, at most.
 THEN_S = {"tuner": 8.0, "shim": 0.8, "server": 0.8, "worker": 0.3}
-WAIT_S, END_S = 60.0, 180.0
+WAIT_S, END_S = 60.0, 900.0  # of a machine that others use, too
 
 
 class Run:

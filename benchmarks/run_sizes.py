@@ -60,7 +60,8 @@ def make_run(folder: Path, count: int) -> None:
     seen = read_trials(file)
     launched = [record for record in seen if record.launched]
     ruled_out = next((record for record in seen if not record.launched), None)
-    blank = ruled_out or replace(launched[0], points=(), failure=None)
+    blank = replace(ruled_out or launched[0], source="sampler", points=(), failure=None)
+    launched = [replace(record, source="sampler") if number else record for number, record in enumerate(launched)]
     write_trials(
         file,
         (

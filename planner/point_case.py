@@ -26,6 +26,7 @@ from models.serving.estimate import DEFAULT_ACCEPTANCE, Context
 from models.unpriced import Unpriced
 from models.version import OLDEST, parse_version
 from models.workload import Lengths
+from planner.launch_lines.checkpoint import served_model
 from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values
 from planner.sglang.flag_ledger import unpriced_flags
@@ -62,9 +63,9 @@ def case_of(
     Raises InputError for what the model cannot answer, naming the field.
     """
     _refuse(point)
-    arch = _slice(point, arch or deepseek_r1())
     guesses = _Guesses([])
     version = _version(point, guesses)
+    arch = _slice(point, _served(point, arch, version, guesses))
     machine = machine or _machine(point)
     engine = engine or profile_for(version, machine.family)
     typed = _config(point, machine, version, guesses)
@@ -104,6 +105,34 @@ def _settled(
     """Return the configuration with its defaults, and the KV tokens its ledger leaves. Sweeps share theirs."""
     config = resolve(typed, arch, machine, version).config
     return config, float(memory(arch, machine, table_of([config]), version).kv_tokens[0])
+
+
+def _served(point: Point, given: ModelArchitecture | None, version: Version, guesses: _Guesses) -> ModelArchitecture:
+    """Return the model a record's run served: that of --model, else as its flags and its `model` say.
+
+    Raises UnsupportedModel for a checkpoint that is not modelled, InputError for one whose speed is not.
+    """
+    named = {"model_path": _said(point, "model", "model_path"), "quantization": _said(point, "quantization")}
+    flags = _flags_of_model(point.launch_args or "", version)
+    served = served_model({name: text for name, text in named.items() if text} | flags, given)
+    if served.arch.weights == "INT8":
+        raise InputError("the speed of INT8 weights is not modelled, their memory is")
+    if served.assumed is not None and (named["model_path"] or "model_path" in flags):
+        guesses.said.append(f"the model's name is none that is known: {served.assumed} assumed")
+    return served.arch if given is not None else replace(served.arch, name=deepseek_r1().name)
+
+
+def _said(point: Point, *names: str) -> str:
+    return next((text for name in names if isinstance(text := point.extra.get(name), str)), "")
+
+
+@cache
+def _flags_of_model(launch_args: str, version: Version) -> dict[str, Any]:
+    """Return the flags that say what is served. Sweeps share theirs."""
+    names = ("model_path", "quantization", "dtype", "load_format", "torchao_config", "served_model_name",
+             "json_model_override_args")  # fmt: skip
+    values = read_arguments(_server_words(launch_args), version).values
+    return {name: values[name] for name in names if name in values}
 
 
 def _slice(point: Point, whole: ModelArchitecture) -> ModelArchitecture:

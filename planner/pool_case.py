@@ -24,8 +24,8 @@ from planner.sglang.flags import life_of
 
 # Flags of the fleet's plumbing, which no server's memory or speed depends on, and other programs' own flags.
 PLUMBING = re.compile(
-    r"--(?:disaggregation-[a-z-]+|load-balance-method|dist-init-addr|host|port|served-model-name|model-path|"
-    r"skip-tokenizer-init|trust-remote-code)(?:[ =](?!--)\\S+)?"
+    r"--(?:disaggregation-[a-z-]+|load-balance-method|dist-init-addr|host|port|"
+    r"skip-tokenizer-init|trust-remote-code)(?:[ =](?!--)\S+)?"
 )
 Count = Annotated[int, Meta(ge=1, le=4096)]
 

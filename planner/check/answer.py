@@ -19,10 +19,10 @@ from models.unpriced import Unpriced
 from models.workload import Workload
 from planner.assumption import Assumption, UnknownValue
 from planner.check.advice import Advice, advise
-from planner.check.checkpoint import ServedModel, served_model
 from planner.check.host_memory import host_violations
 from planner.check.judge import Checked, Weighed, judge, predicted, read_launch, weigh, why_unpredicted
 from planner.check.memory_fit import memory_violations
+from planner.launch_lines.checkpoint import ServedModel, served_model
 from planner.launch_lines.launch_line import LaunchLine, how_to_give
 from planner.sglang.arguments import knows_flags, read_arguments
 from planner.sglang.dialects import from_values
@@ -133,7 +133,7 @@ def answer_check(question: CheckQuestion) -> CheckAnswer:
         found += memory_violations(checked, weighed, question.workload.longest_request)
         found += host_violations(checked, weighed)
         advice = advise(checked, weighed, context, question.workload, question.free_before_load_gib)
-    prediction = predicted(checked, weighed, context, question.workload)
+    prediction = predicted(checked, weighed, context, question.workload, question.free_before_load_gib)
     if served.assumed is not None:
         why = UNKNOWN_MODEL if "--model-path" in question.launch.left_out else ASSUMED_MODEL
         assumed.append(Assumption(name="model", value=served.assumed, why=why))

@@ -13,7 +13,7 @@ from models.costs.memory import Memory, MemoryLedger, ledger_of, memory
 from models.layout import KV_BYTES, ConfigTable, table_of
 from models.machine import Machine
 from models.phases import decode_graphs, prefill_graphs
-from models.serving.estimate import Context, Prediction, predict
+from models.serving.estimate import Context, Prediction, predict, prediction_of, replay_workload
 from models.workload import Workload
 from planner.launch_lines.settings import with_config_file
 from planner.rules import RULES, Question, Rule, violations
@@ -162,12 +162,26 @@ def modelled(config: ServerConfig) -> ServerConfig:
     )
 
 
-def predicted(checked: Checked, weighed: Weighed | None, context: Context, workload: Workload) -> Prediction | None:
-    """Return the prediction, or None for a line that has none (see `why_unpredicted`)."""
+def predicted(
+    checked: Checked,
+    weighed: Weighed | None,
+    context: Context,
+    workload: Workload,
+    free_before_load_gib: float | None = None,
+) -> Prediction | None:
+    """Return the prediction, or None for a line that has none (see `why_unpredicted`).
+
+    The requests that run at once are those of the memory that was weighed: with what a log said was free.
+    """
     if why_unpredicted(checked, weighed, context, workload) is not None:
         return None
-    machine = context.machine.with_nodes(max(1, checked.resolved.config.nnodes))
-    return predict(replace(context, machine=machine), modelled(checked.resolved.config), workload)
+    placed = replace(context, machine=context.machine.with_nodes(max(1, checked.resolved.config.nnodes)))
+    config = modelled(checked.resolved.config)
+    if free_before_load_gib is None:
+        return predict(placed, config, workload)
+    filled = _memory(placed, table_of([config]), free_before_load_gib)
+    played = replay_workload(placed, config, workload, filled)
+    return prediction_of(placed, config, workload, filled=filled, played=played)
 
 
 def why_unpredicted(checked: Checked, weighed: Weighed | None, context: Context, workload: Workload) -> str | None:

@@ -122,6 +122,15 @@ def test_logged_kv_tokens_given_the_logged_free_memory(fraction: float, version:
     assert found.weighed.ledger.weights_gib == pytest.approx(81.64, rel=0.01)
 
 
+def test_the_memory_that_a_log_printed_is_what_the_prediction_runs_in() -> None:
+    plenty, little = (answered("--model-path r1 --tp 8", free_before_load_gib=gib) for gib in (137.24, 97.0))
+    assert plenty.prediction is not None
+    assert little.prediction is not None
+    assert little.weighed is not None
+    assert little.weighed.most_requests < 64
+    assert little.prediction.ttft_ms["p99"] > 1.5 * plenty.prediction.ttft_ms["p99"]
+
+
 def test_the_logged_default_fraction_of_045post3() -> None:
     found = answered("--model-path r1 --tp 8", version="0.4.5.post3")
     assert found.checked.resolved.config.mem_fraction_static == pytest.approx(0.9074, abs=5e-5)

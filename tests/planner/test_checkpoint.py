@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from hwprobe.errors import UnsupportedModel
+from hwprobe.errors import InputError, UnsupportedModel
 from models.architecture import deepseek_r1, load_architecture, parse_architecture
-from planner.check.checkpoint import served_model
+from models.records.points import point_of
+from planner.launch_lines.checkpoint import served_model
+from planner.pool_case import record_case
 
 R1_CONFIG = json.loads((Path(__file__).parents[2] / "models/configs/deepseek-r1.json").read_text())
 
@@ -129,3 +131,42 @@ def test_int8_weighs_what_fp8_weighs() -> None:
 def test_fewer_layers_weigh_less() -> None:
     found = served_model({"model_path": "/m/R1", "json_model_override_args": '{"num_hidden_layers": 5}'}, None)
     assert found.arch.num_hidden_layers == 5
+
+
+POINT = {
+    "id": "p", "gpu": "H200", "n_gpus": 8, "tp": 8, "engine_version": "0.5.12", "isl": 1000, "osl": 1000,
+    "concurrency": 8, "metric_kind": "serving",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"launch_args": "--model-path cognitivecomputations/DeepSeek-R1-AWQ --tp 8"}, "4-bit AWQ"),
+        ({"launch_args": "python3 -m sglang.launch_server --model x/R1 --quantization awq_marlin"}, "to 4 bits"),
+        ({"model": "nvidia/DeepSeek-R1-0528-NVFP4"}, "not modelled"),
+        ({"model": "moonshotai/Kimi-K2-Instruct"}, "names no DeepSeek-R1"),
+        ({"model": "deepseek-ai/DeepSeek-R1-Distill-Llama-70B"}, "not modelled"),
+        ({"launch_args": "--dtype float32"}, "32 bits"),
+        ({"model": "meituan/DeepSeek-R1-Channel-INT8"}, "speed of INT8 weights is not modelled"),
+        (
+            {"pools": [{"role": role, "servers": 1, "gpus_per_server": 8, "launch_args": "--model-path x/R1-AWQ"}
+                       for role in ("prefill", "decode")], "disaggregated": True},
+            "4-bit AWQ",
+        ),
+    ],
+)  # fmt: skip
+def test_a_record_of_a_model_that_is_not_modelled_has_no_prediction(more: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        record_case(point_of(POINT | more))
+
+
+def test_records_serve_what_they_name() -> None:
+    plain = record_case(point_of(POINT))
+    assert record_case(point_of(POINT | {"model": "deepseek-ai/DeepSeek-R1-0528"})).context == plain.context
+    bf16 = record_case(point_of(POINT | {"model": "unsloth/DeepSeek-R1-BF16", "n_gpus": 16, "tp": 16}))
+    assert bf16.context.arch.weights == "BF16"
+    unknown = record_case(point_of(POINT | {"launch_args": "--model-path /models/ours"}))
+    assert any("DeepSeek-R1 with FP8 weights assumed" in warning for warning in unknown.warnings)
+    given = record_case(point_of(POINT | {"model": "ours/unheard-of"}), arch=deepseek_r1())
+    assert given.context == plain.context

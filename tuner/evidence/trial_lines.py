@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -24,6 +25,8 @@ from tuner.evidence.chain import (
     write_head,
 )
 from tuner.evidence.trial import TrialRecord
+
+T = TypeVar("T")
 
 TRIAL = msgspec.json.Decoder(TrialRecord)
 UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
@@ -49,10 +52,39 @@ def read_trials(file: Path) -> list[TrialRecord]:
     return read_evidence(file).records
 
 
+class Shared:
+    """Makes records of one file share what is equal in them: thousands of proposals repeat the same words."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Hashable, Any] = {}
+
+    def record(self, record: TrialRecord) -> TrialRecord:
+        """Return an equal record that shares its parts with those seen before."""
+        return replace(
+            record,
+            source=self._one(record.source),
+            params={
+                name: self._one(value) if isinstance(value, str) else value for name, value in record.params.items()
+            },
+            config=self._one(record.config),
+            constraints=self._same(record.constraints),
+            predicted=self._same(record.predicted),
+            reason=self._one(record.reason),
+        )
+
+    def _one(self, value: T) -> T:
+        found: T = self._seen.setdefault((type(value), value), value)
+        return found
+
+    def _same(self, values: dict[str, float]) -> dict[str, float]:
+        found: dict[str, float] = self._seen.setdefault(tuple(values.items()), values)
+        return found
+
+
 def read_evidence(file: Path) -> Evidence:
     """Read and check a trials.jsonl; none yet is no evidence. Raises EvidenceSpoiled naming the line."""
     records: list[TrialRecord] = []
-    chain, head = start_of(file.parent), read_head(file)
+    chain, head, shared = start_of(file.parent), read_head(file), Shared()
     try:
         lines = whole_lines(file) if file.exists() else iter(())
         for place, line in enumerate(lines):
@@ -60,7 +92,7 @@ def read_evidence(file: Path) -> Evidence:
             record = _decoded(file, place, link)
             if not link.follows(chain):
                 raise EvidenceSpoiled(file, f", line {place + 1}: {_broken(link, record, place)}")
-            records.append(record)
+            records.append(shared.record(record))
             chain = link.stated
     except OSError as error:
         raise InputError(f"cannot read trial records '{file}': {error.strerror or error}") from error
@@ -76,6 +108,7 @@ def sound_trials(file: Path) -> tuple[list[TrialRecord], list[str]]:
     """
     records: list[TrialRecord] = []
     notes: list[str] = []
+    shared = Shared()
     try:
         chain = start_of(file.parent)
         for place, line in enumerate(whole_lines(file)):
@@ -87,7 +120,7 @@ def sound_trials(file: Path) -> tuple[list[TrialRecord], list[str]]:
             except UNREADABLE as error:
                 note += f"not a record ({said(error)})"
             if record is not None and (not chain or link.follows(chain)):
-                records.append(record)
+                records.append(shared.record(record))
             else:
                 notes.append(note)
             chain = link.stated
