@@ -31,6 +31,11 @@ DEFAULT_ACCEPTANCE = 0.7
 SPEC_V2 = "0.5.11"
 # Warm-up and measured requests per client of a replay, and the most requests replayed.
 REPLAY_WAVES = 4
+# Where lengths vary a mean or p99 rests on at least so many requests.
+LEAST_OF_LENGTHS = 400
+# Clients that start together still send one after the other: the first request is prefilled alone, and requests of one
+# length then keep that order for good.
+APART_S = 0.0005
 LONGEST_REPLAY = 3000
 MOST_CLIENTS = 2048
 
@@ -196,7 +201,7 @@ def prediction_of(
 def replay_workload(
     context: Context, config: ServerConfig, workload: Workload, filled: Memory, seed: int = 0
 ) -> Replay:
-    """Replay a closed loop of the workload's clients: one wave of warm-up, then the measured ones.
+    """Replay a closed loop of the workload's clients: one wave of warm-up, then the measured ones, with all at work.
 
     `filled` is the configuration's ledger. Of a crowd far beyond what runs at once only `MOST_CLIENTS` are
     replayed; the others wait in line for as long as the server takes to serve them.
@@ -205,16 +210,23 @@ def replay_workload(
     kv_tokens, most_running = float(filled.kv_tokens[0]), float(table.most_running[0])
     runnable = min(most_running, kv_tokens / (workload.isl.mean + workload.osl.mean))
     clients = min(workload.concurrency, max(MOST_CLIENTS, int(2 * runnable)))
-    waves = max(1, min(REPLAY_WAVES, LONGEST_REPLAY // clients))
-    count = clients * (1 + waves)
+    varied = workload.isl.range_ratio < 1.0 or workload.osl.range_ratio < 1.0
+    wanted = max(REPLAY_WAVES, -(-LEAST_OF_LENGTHS // clients)) if varied else REPLAY_WAVES
+    waves = max(1, min(wanted, LONGEST_REPLAY // clients))
+    last = clients * (1 + waves)
+    count = last + clients  # nobody stops sending before the end: the last answers come from a full server
     rng = np.random.default_rng(seed)
     largest = int(min(clients, most_running))
     times = StepTimes(context.system(table), acceptance=context.acceptance, largest_batch=largest)
     limits = limits_of(config, table, kv_tokens)
     isl, osl = workload.isl.sample(count, rng), workload.osl.sample(count, rng)
-    played = replay(times, limits, ReplayLoad(isl=isl, osl=osl, concurrency=clients), measure_from=clients)
-    in_line_s = (workload.concurrency - clients) * float(osl.mean()) / played.output_tok_s
-    return replace(played, ttft_s=played.ttft_s + in_line_s, e2e_s=played.e2e_s + in_line_s)
+    load = ReplayLoad(isl=isl, osl=osl, concurrency=clients, apart_s=APART_S)
+    played = replay(times, limits, load, measure_from=clients, measure_until=last)
+    # Little's law: all clients always have one request on its way. What finished between two instants depends on
+    # which part of a wave falls between them, by a fifth where two waves are all that is replayed.
+    output_tok_s = clients * float(played.osl.sum() / played.e2e_s.sum())
+    in_line_s = (workload.concurrency - clients) * float(osl.mean()) / output_tok_s
+    return replace(played, output_tok_s=output_tok_s, ttft_s=played.ttft_s + in_line_s, e2e_s=played.e2e_s + in_line_s)
 
 
 def limits_of(config: ServerConfig, table: ConfigTable, kv_tokens: float) -> Limits:

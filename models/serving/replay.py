@@ -35,7 +35,7 @@ class ReplayLoad:
     A closed loop: `concurrency` clients, each sends its next request when its answer is complete. With
     `arrivals_s` an open loop: request i is sent at that time, but never more than `concurrency` at once.
     `first_wave_s` delays what a closed loop sends at its start: the first requests meet a server that has not run
-    these shapes yet.
+    these shapes yet; they come `apart_s` apart.
     """
 
     isl: npt.NDArray[np.int64]
@@ -43,14 +43,19 @@ class ReplayLoad:
     concurrency: int
     arrivals_s: Array | None = None
     first_wave_s: float = 0.0
+    apart_s: float = 0.0
 
 
-def replay(times: StepTimes, limits: Limits, load: ReplayLoad, *, measure_from: int = 0) -> Replay:
+def replay(
+    times: StepTimes, limits: Limits, load: ReplayLoad, *, measure_from: int = 0, measure_until: int | None = None
+) -> Replay:
     """Run requests through the scheduler and return what each client saw.
 
-    `measure_from`: the completions before this one are warm-up and not in the result.
+    `measure_from`: the completions before this one are warm-up and not in the result; `measure_until`: the replay ends
+    with this one, while the clients still send (by default with the last).
     """
     total = len(load.isl)
+    last = total if measure_until is None else min(total, measure_until)
     server = Scheduler(times=times, limits=limits, ratio=INITIAL_NEW_TOKEN_RATIO * limits.conservativeness)
     lengths = list(zip(load.isl.tolist(), load.osl.tolist(), strict=True))
     planned = [0.0] * total if load.arrivals_s is None else load.arrivals_s.tolist()
@@ -66,12 +71,12 @@ def replay(times: StepTimes, limits: Limits, load: ReplayLoad, *, measure_from: 
             server.arrive(Request(sent, new, out, at_s, visible_s, prompt=new))
             sent += 1
 
-    for _ in range(min(load.concurrency, total)):
-        send(0.0, load.first_wave_s if load.arrivals_s is None else 0.0)
+    for number in range(min(load.concurrency, total)):
+        send(0.0, load.first_wave_s + number * load.apart_s if load.arrivals_s is None else 0.0)
     done: list[Request] = []
     finish_s: list[float] = []
     window = (0.0, 0.0, 0.0)
-    while len(done) < total:
+    while len(done) < last:
         run_batch(server)
         if not server.finishing or server.finishing[0][0] > server.step + DUE:
             continue

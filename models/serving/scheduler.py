@@ -224,7 +224,9 @@ def _run_decode(server: Scheduler) -> None:
     floor = initial * MINIMUM_RATIO_FACTOR
     if server.waiting and server.ratio > floor:
         stride = min(stride, LONGEST_STRIDE)
-    stride = min(stride, max(1.0, free_steps), limits.longest_stride)
+    stride = min(stride, max(1.0, free_steps))
+    if stride >= limits.longest_stride + 1.0:  # else what is left over would be less than a step, and cost a whole one
+        stride = limits.longest_stride
     step_s = times.decode_s(batch, (used + 0.5 * stride * tokens_a_step) / batch)
     if server.arriving and not server.waiting:
         lag = 1.0 if times.overlap else 0.0
@@ -251,6 +253,7 @@ def take_finished(server: Scheduler) -> list[Request]:
         if request is None or request.due != due:
             continue  # retracted since
         leave(server, request)
+        server.generated -= server.times.accepted * (server.step - due)  # a step's tokens beyond the last one asked for
         request.generated = float(request.osl)
         found.append(request)
     return found

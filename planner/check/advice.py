@@ -24,6 +24,8 @@ LEAST_FREED_GIB = 0.05
 # Room for a rank that gets more than its share, and the graph size SGLang's recipes use under attention DP.
 SPARE_REQUESTS = 2
 COMMON_GRAPH = 64
+# Stands for what a second node adds: the address of the first, and on each node its rank.
+FIRST_NODE, NODE_RANK = "FIRST_NODE:20000", " --node-rank RANK"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +109,7 @@ def _other_layouts(typed: ServerConfig, context: Context) -> Iterator[ServerConf
         if 1 <= dp < typed.attn_dp_size and typed.tp_size % dp == 0:
             yield replace(typed, attn_dp_size=dp, enable_dp_lm_head=False)
     if typed.nnodes == 1 and typed.pp_size == 1 and typed.tp_size == context.machine.gpus_per_node:
-        wider = replace(typed, tp_size=2 * typed.tp_size, nnodes=2)
+        wider = replace(typed, tp_size=2 * typed.tp_size, nnodes=2).with_flags(dist_init_addr=FIRST_NODE)
         yield wider if typed.ep_size == 1 else replace(wider, ep_size=wider.tp_size)
 
 
@@ -165,6 +167,8 @@ def _flags(typed: ServerConfig, change: ServerConfig, context: Context) -> str |
     except InputError:
         return None
     added = " ".join(word for flag in after if flag not in before for word in flag.argv)
+    if change.nnodes > typed.nnodes:
+        added += NODE_RANK
     left = {flag.name for flag in after}
     gone = [flag.name for flag in before if flag.name not in left]
     return added + (" without " + " ".join(gone) if gone else "")

@@ -163,11 +163,21 @@ def _completed(question: CheckQuestion, machine: Machine) -> tuple[list[str], li
 
 def _settled(checked: Checked, question: CheckQuestion, served: ServedModel) -> Checked:
     """Add what is wrong with the model, and drop what the launch's environment or its unknown values explain."""
-    kept = [
-        v for v in checked.violations if not (v.rule == "model-path" and "--model-path" in question.launch.left_out)
-    ]
+    explained = _explained(question.launch)
+    kept = [violation for violation in checked.violations if violation.rule not in explained]
     found = replace(checked, violations=tuple(sorted_violations([*kept, *served.violations])))
     return _with_environment(found, question)
+
+
+def _explained(launch: LaunchLine) -> set[str]:
+    """Return the rules that ask for flags which are there but unknown, or which the file's platform adds itself."""
+    told = {*launch.left_out, *(value.name for value in launch.assumed)}
+    rules = {
+        "model-path": ("--model-path",),
+        "nodes-without-address": ("--dist-init-addr", "--nccl-init-addr", "--nnodes"),
+        "nodes-without-rank": ("--node-rank", "--nnodes"),
+    }
+    return {rule for rule, flags in rules.items() if told.intersection(flags)}
 
 
 def guessed_version(words: tuple[str, ...], newest: Version) -> tuple[Version, str] | None:

@@ -9,8 +9,8 @@ from planner.sglang.dialects import missing_abilities
 from planner.violation import Severity, Violation, sorted_violations
 
 __all__ = [
-    "DEEPEP_TOKENS_PER_RANK", "RULES", "RuleOutcome", "Question", "Rule", "Severity", "Violation", "first_error",
-    "violations",
+    "DEEPEP_TOKENS_PER_RANK", "RULES", "UNCONNECTED_NODES", "RuleOutcome", "Question", "Rule", "Severity", "Violation",
+    "first_error", "violations",
 ]  # fmt: skip
 
 RULES: tuple[Rule, ...] = (
@@ -22,6 +22,8 @@ RULES: tuple[Rule, ...] = (
     *faults.RULES,
 )
 
+# A line that breaks one of these is whole for its own node alone.
+UNCONNECTED_NODES = ("nodes-without-address", "nodes-without-rank")
 ERRORS = tuple(rule for rule in RULES if rule.severity is Severity.ERROR)
 
 

@@ -51,6 +51,27 @@ RULES: tuple[Rule, ...] = (
         source="validation_hook.py:178",
     ),
     Rule(
+        id="nodes-without-address",
+        outcome=WORSE,
+        broken=lambda q: q.asked_line and q.config.nnodes > 1 and not q.flag("dist_init_addr"),
+        sentence=("{c.nnodes} nodes need --dist-init-addr: without it each waits for the others at its own 127.0.0.1"),
+        fix="give every node --dist-init-addr FIRST_NODE:20000 and its own --node-rank, from 0",
+        source="entrypoints/engine.py and model_runner.py (init_distributed_environment); a default of 127.0.0.1",
+    ),
+    Rule(
+        id="nodes-without-rank",
+        outcome=WORSE,
+        broken=lambda q: (
+            q.asked_line
+            and q.config.nnodes > 1
+            and bool(q.flag("dist_init_addr"))
+            and "node_rank" not in dict(q.asked.extra)
+        ),
+        sentence="{c.nnodes} nodes need --node-rank: without it every one takes itself for the first",
+        fix="give every node its own --node-rank, from 0",
+        source="server_args.py: node_rank defaults to 0",
+    ),
+    Rule(
         id="attn-dp-positive",
         outcome=REFUSED,
         broken=lambda q: q.config.attn_dp_size < 1,

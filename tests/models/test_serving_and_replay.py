@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from models.config import ServerConfig, Speculative
 from models.layout import table_of
+from models.serving import estimate
 from models.serving.estimate import Context, predict, predict_many
 from models.serving.replay import Replay, ReplayLoad, replay
 from models.serving.scheduler import Limits
@@ -56,6 +57,34 @@ def test_a_batch_shares_its_steps() -> None:
     found = played([100] * 4, [11] * 4, concurrency=4)
     assert found.duration_s == pytest.approx(0.200)
     assert found.output_tok_s == pytest.approx(44 / 0.200)
+
+
+def test_tokens_of_a_step_beyond_the_last_one_asked_for_are_not_output() -> None:
+    """A step of four tokens ends a request that had one to go: three of them are nobody's."""
+    times = ConstantTimes()
+    times.accepted = 4.0
+    bounds = Limits(kv_tokens=10**6, max_running=10, chunk=10**5)
+    load = ReplayLoad(isl=np.array([100]), osl=np.array([4]), concurrency=1)
+    found = replay(times, bounds, load)  # type: ignore[arg-type]
+    assert found.output_tok_s == pytest.approx(4 / 0.110)
+
+
+@pytest.mark.parametrize(("clients", "ratio"), [(1024, 1.0), (2048, 1.0), (8, 0.5)])
+def test_the_rate_of_a_closed_loop_is_that_of_a_long_one(
+    context: MakeContext, monkeypatch: pytest.MonkeyPatch, clients: int, ratio: float
+) -> None:
+    """However few waves of clients are replayed: they neither stop sending at the end nor are cut within a wave."""
+    belief = context()
+    typed = ServerConfig(tp_size=8, attn_dp_size=4, ep_size=8, speculative=Speculative.chain(1))
+    config = resolve(replace(typed, max_running_requests=clients), belief.arch, belief.machine, belief.version).config
+    workload = Workload.checked(1000, 200, clients, ratio)
+    short = predict(belief, config, workload)
+    monkeypatch.setattr(estimate, "REPLAY_WAVES", 12)
+    monkeypatch.setattr(estimate, "LONGEST_REPLAY", 10**6)
+    monkeypatch.setattr(estimate, "LEAST_OF_LENGTHS", 4000)
+    long = predict(belief, config, workload)
+    assert short.output_tok_s == pytest.approx(long.output_tok_s, rel=0.02)
+    assert short.request_rate * short.e2e_ms["mean"] / 1e3 == pytest.approx(clients, rel=0.02), "Little's law"
 
 
 def test_a_newcomer_stalls_those_who_decode() -> None:

@@ -14,7 +14,7 @@ from models.architecture import deepseek_r1
 from models.workload import Workload
 from planner.check.answer import CheckAnswer, CheckQuestion, answer_check
 from planner.check.document import check_document
-from planner.launch_lines.read import launch_of_words
+from planner.launch_lines.read import launch_of_file, launch_of_words
 
 DP8 = "--model-path deepseek-ai/DeepSeek-R1 --tp 8 --dp 8 --enable-dp-attention"
 
@@ -199,3 +199,48 @@ def test_a_number_of_nodes_left_to_the_cluster_is_that_of_the_hardware() -> None
     found = answered("python -m sglang.launch_server --model-path r1 --tp 16 --nnodes $(LWS_GROUP_SIZE)", "2xh20x8")
     assert found.checked.typed.nnodes == 2
     assert found.verdict == "runs"
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("python -m sglang.launch_server --model-path r1 --tp 16 --nnodes 2", {"nodes-without-address"}),
+        (
+            "python -m sglang.launch_server --model-path r1 --tp 16 --nnodes 2 --dist-init-addr n0:1",
+            {"nodes-without-rank"},
+        ),
+        (
+            "python -m sglang.launch_server --model-path r1 --tp 16 --nnodes 2 --node-rank $R --dist-init-addr $A:1",
+            set(),
+        ),
+        ("python -m sglang.launch_server --model-path r1 --tp 8", set()),
+    ],
+)
+def test_nodes_that_cannot_find_each_other_are_named(line: str, named: set[str]) -> None:
+    found = answered(line, "2xh200x8")
+    assert {v.rule for v in found.violations if v.rule.startswith("nodes-without")} == named
+    assert found.verdict == "runs"
+
+
+def test_a_platform_that_starts_the_nodes_gives_them_rank_and_address(tmp_path: Path) -> None:
+    dynamo = """
+kind: DynamoGraphDeployment
+spec:
+  services:
+    worker:
+      multinode: {nodeCount: 2}
+      extraPodSpec:
+        mainContainer:
+          command: [python3, -m, dynamo.sglang]
+          args: [--model-path, deepseek-ai/DeepSeek-R1, --tp, "16"]
+"""
+    (tmp_path / "dynamo.yaml").write_text(dynamo)
+    asked = CheckQuestion(
+        launch=launch_of_file(tmp_path / "dynamo.yaml"),
+        hardware=hardware_from_catalogue("2xh200x8"),
+        version=Version("0.5.23"),
+        workload=Workload.checked(1000, 1000, 64),
+    )
+    found = answer_check(asked)
+    assert found.checked.typed.nnodes == 2
+    assert not [v for v in found.violations if v.rule.startswith("nodes-without")]

@@ -36,6 +36,14 @@ CASES = {
     "parallel-sizes-positive": ("--ep-size 0", "--ep-size 1"),
     "gpu-count": ("--tp-size 16", "--tp-size 16 --nnodes 2"),
     "nodes-divide": ("--nnodes 3", "--nnodes 2"),
+    "nodes-without-address": (
+        "--tp-size 16 --nnodes 2 --node-rank 1",
+        "--tp-size 16 --nnodes 2 --node-rank 1 --dist-init-addr n0:20000",
+    ),
+    "nodes-without-rank": (
+        "--tp-size 16 --nnodes 2 --dist-init-addr n0:20000",
+        "--tp-size 16 --nnodes 2 --dist-init-addr n0:20000 --node-rank 0",
+    ),
     "attn-dp-positive": ("--attn-dp-size 0", "--attn-dp-size 1"),
     "replicas-with-attn-dp": ("--attn-dp-size 2 --dp-size 2", "--attn-dp-size 2"),
     "attn-dp-divides-tp": ("--attn-dp-size 3", "--attn-dp-size 4"),

@@ -17,7 +17,7 @@ from models.workload import Slo, Workload
 from tuner.bench.requests import RequestOutcome, Share, StreamProgress
 from tuner.bench.server_side import Address, Load, flush_cache, mean_load, read_load
 from tuner.bench.verdict import PointRequest, judge
-from tuner.bench.window import Window, WindowRules, window_of
+from tuner.bench.window import Window, WindowRules, whole_waves, window_of
 from tuner.bench.worker_pool import WorkerPool
 from tuner.bench.workload_sources import arrivals_s
 from tuner.choices import Arrival, Backend
@@ -191,6 +191,8 @@ def measure_point(
     with WorkerPool(shares) as pool:
         start, end = run.drive(pool)
         outcomes = pool.stop()
+    if not chosen.open_loop:
+        end = whole_waves(outcomes, start, end, workload.concurrency)
     rules = WindowRules(
         start=start, end=end, slos=chosen.slos, shared_prefix=chosen.shared_prefix, open_loop=chosen.open_loop
     )

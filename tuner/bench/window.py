@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -190,10 +191,24 @@ def _block_rates(outcomes: Sequence[RequestOutcome], start: float, end: float) -
                 bins[number - first] += tokens
     if not len(bins):
         return bins
-    blocks = min(BLOCKS, len(bins))
-    length = len(bins) // blocks
-    rates: Array = bins[: blocks * length].reshape(blocks, length).sum(axis=1) / (length * BIN_S)
+    edges = np.linspace(0, len(bins), min(BLOCKS, len(bins)) + 1).astype(int)
+    rates: Array = np.add.reduceat(bins, edges[:-1]) / (np.diff(edges) * BIN_S)
     return rates
+
+
+def whole_waves(outcomes: Sequence[RequestOutcome], start: float, end: float, clients: int) -> float:
+    """Return the last instant up to `end` at which a closed loop's clients have all got equally many answers.
+
+    Clients whose requests begin and end together make tokens in bursts; a window that ends within a burst would be off
+    by part of a wave.
+    """
+    ended = sorted(seen.ended for outcome in outcomes for seen in outcome.seen)
+    before = sum(at <= start for at in ended)
+    within = ended[before : bisect_right(ended, end)]
+    if not before or len(within) < clients:
+        return end
+    last = ended[before - 1 + len(within) // clients * clients]
+    return min(end, start + last - ended[before - 1])
 
 
 def _in_flight(outcomes: Sequence[RequestOutcome], start: float, end: float) -> float:

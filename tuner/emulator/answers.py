@@ -142,15 +142,16 @@ class Answers:
 
     # -- generation --------------------------------------------------------------------------------------------
 
-    def _submit(self, prompt: tuple[int, ...] | int, osl: int) -> ServedRequest:
+    def _submit(self, prompt: tuple[int, ...] | int, osl: int, came_s: float) -> ServedRequest:
         isl = prompt if isinstance(prompt, int) else len(prompt)
         if self._asked.oom_under_load and isl > SMALL_PROMPT:
             self._out_of_memory()
         short = self._due(FaultKind.SHORT)
-        return self._driver.submit(prompt, max(1, osl - (short.count if short else 0)))
+        return self._driver.submit(prompt, max(1, osl - (short.count if short else 0)), came_s)
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """Answer SGLang's own endpoint."""
+        came_s = self._driver.now()
         body = await request.json()
         ids = body.get("input_ids")
         prompt = tuple(ids) if ids else max(1, len(body.get("text", "")) // CHARACTERS_PER_TOKEN)
@@ -160,7 +161,7 @@ class Answers:
         if longest and isl + osl > longest:
             text = f"Requested token count exceeds the model's maximum context length of {longest} tokens."
             return web.json_response({"error": {"message": text}}, status=400)
-        live = self._submit(prompt, osl)
+        live = self._submit(prompt, osl, came_s)
         if body.get("stream"):
             return await self._stream(request, live, lambda: self._generated(live, isl))
         await self._finished(live)
@@ -176,13 +177,14 @@ class Answers:
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         """Answer the OpenAI endpoints; a prompt of text counts four characters a token."""
+        came_s = self._driver.now()
         body = await request.json()
         chat = request.path.endswith("chat/completions")
         prompt = body.get("prompt") or json.dumps(body.get("messages", ""))
         given = tuple(prompt) if isinstance(prompt, list) else max(1, len(prompt) // CHARACTERS_PER_TOKEN)
         isl = given if isinstance(given, int) else len(given)
         osl = int(body.get("max_tokens") or body.get("max_completion_tokens") or DEFAULT_OUTPUT)
-        live = self._submit(given, osl)
+        live = self._submit(given, osl, came_s)
         told = 0
 
         def chunk() -> dict[str, Any]:

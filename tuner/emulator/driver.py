@@ -53,14 +53,19 @@ class Driver:
         self._count = 0
         self._known: dict[int, None] = {}  # hashes of prompt prefixes, oldest first
 
-    def submit(self, prompt: tuple[int, ...] | int, osl: int) -> ServedRequest:
-        """Take a request in: its prompt as token ids (or only their number) and its output length."""
+    def submit(self, prompt: tuple[int, ...] | int, osl: int, came_s: float | None = None) -> ServedRequest:
+        """Take a request in: its prompt as token ids (or only their number) and its output length.
+
+        `came_s`: `now()` when it came; reading it is part of the front end's time.
+        """
         cached = 0 if isinstance(prompt, int) else self._cached(prompt)
         isl = prompt if isinstance(prompt, int) else len(prompt)
         self._count += 1
-        now = self._now()
+        now = self.now() if came_s is None else came_s
         fresh = max(1, isl - cached)
-        request = Request(self._count, fresh, osl, now, now, prompt=fresh)
+        times = self.server.times
+        visible_s = now + times.front_end_s + times.front_end_token_s * isl
+        request = Request(self._count, fresh, osl, now, visible_s, prompt=fresh)
         live = ServedRequest(request, cached)
         self.live[request.index] = live
         self.server.arrive(request)
@@ -96,11 +101,13 @@ class Driver:
                 self._work.clear()
                 await self._work.wait()
                 continue
-            before = self.server.now_s = max(self.server.now_s, self._now() - 1.0)
+            before = self.server.now_s = max(self.server.now_s, self.now() - 1.0)
             run_batch(self.server)
             self._stretch(before)
-            await asyncio.sleep(max(0.0, self.server.now_s - self._now()))
-            self.late_s = self._now() - self.server.now_s
+            # tokens pass the front end on their way out: what is told now came out of the batch that long ago
+            told_s = self.server.now_s + self.server.times.front_end_s
+            await asyncio.sleep(max(0.0, told_s - self.now()))
+            self.late_s = self.now() - told_s
             self._tell()
 
     def _stretch(self, before: float) -> None:
@@ -132,9 +139,9 @@ class Driver:
 
     def _cached(self, prompt: tuple[int, ...]) -> int:
         """Return how many leading tokens an earlier prompt had too, in pages; and remember this one."""
-        cached = 0
+        cached = key = 0
         for end in range(PREFIX_TOKENS, len(prompt) + 1, PREFIX_TOKENS):
-            key = hash(prompt[:end])
+            key = hash((key, prompt[end - PREFIX_TOKENS : end]))
             if key in self._known and cached == end - PREFIX_TOKENS:
                 cached = end
             self._known[key] = None
@@ -142,5 +149,6 @@ class Driver:
             self._known.pop(next(iter(self._known)))
         return min(cached, len(prompt) - 1)
 
-    def _now(self) -> float:
+    def now(self) -> float:
+        """Seconds since the server began."""
         return time.monotonic() - self._origin

@@ -10,7 +10,7 @@ import pytest
 
 from tuner.bench.requests import RequestOutcome, Seen
 from tuner.bench.verdict import PointRequest, judge
-from tuner.bench.window import Window, WindowRules, window_of
+from tuner.bench.window import Window, WindowRules, whole_waves, window_of
 from tuner.seam import Verdict
 
 
@@ -63,6 +63,16 @@ def test_a_sound_closed_loop_is_ok_and_its_figures_are_exact() -> None:
     assert window.output_tok_s == pytest.approx(2 * 11 / 0.4, rel=0.03)
     low, high = window.output_tok_s_interval
     assert low <= window.output_tok_s <= high
+
+
+def test_clients_in_step_are_measured_over_whole_waves() -> None:
+    """Eight clients wait for two seconds, then all get 16 tokens at once: the rate hangs on where a window ends."""
+    requests = [seen(2.4 * wave, ttft=2.0, tpot=0.4 / 15, tokens=16, osl=16) for wave in range(9) for _ in range(8)]
+    whole = outcome(requests)
+    for end in (17.0, 18.0, 19.15):
+        found = window_of([whole], WindowRules(start=2.5, end=whole_waves([whole], 2.5, end, 8)), seed=0)
+        assert found.output_tok_s == pytest.approx(8 * 16 / 2.4, rel=0.02)
+    assert whole_waves([whole], 2.5, 3.0, 8) == 3.0, "no whole wave: the window stays"
 
 
 def test_fault_12_failing_requests_are_not_speed() -> None:

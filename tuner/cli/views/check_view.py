@@ -11,6 +11,7 @@ from rich.table import Table
 from models.costs.memory import MemoryLedger
 from planner.check.answer import CheckAnswer
 from planner.check.verdicts import ServerVerdict
+from planner.rules import UNCONNECTED_NODES
 from planner.violation import Severity, Violation
 
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
@@ -20,6 +21,7 @@ VERDICTS = {
     "fails": "[bold red]It starts, and fails[/]",
     "does not fit": "[bold red]It does not fit[/]",
 }
+ALONE = "[bold yellow]It runs, once its nodes find each other[/]"
 BAR = 48
 SHOWN = (
     "mem_fraction_static", "chunked_prefill_size", "cuda_graph_max_bs_decode", "max_running_requests",
@@ -33,7 +35,7 @@ def show_check(answer: CheckAnswer, screen: Console) -> None:
     """Print the verdict first, then violations, resolved values, memory, speed and advice."""
     asked = answer.question
     screen.print(
-        f"{VERDICTS[answer.verdict]}: SGLang {asked['sglang_version']} on {escape(asked['hardware'])}, "
+        f"{_verdict(answer)}: SGLang {asked['sglang_version']} on {escape(asked['hardware'])}, "
         f"{escape(answer.checked.resolved.config.label)}"
     )
     screen.print(f"model: {escape(asked['model'])}, {answer.served.basis}", soft_wrap=True)
@@ -59,6 +61,11 @@ def show_check(answer: CheckAnswer, screen: Console) -> None:
         screen.print(f"[yellow]assumed:[/] {escape(f'{taken.name} is {taken.value}: {taken.why}')}", soft_wrap=True)
     for note in answer.notes:
         screen.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
+
+
+def _verdict(answer: CheckAnswer) -> str:
+    unconnected = any(violation.rule in UNCONNECTED_NODES for violation in answer.violations)
+    return ALONE if unconnected and answer.verdict == "runs" else VERDICTS[answer.verdict]
 
 
 def _show_unpriced(answer: CheckAnswer, screen: Console) -> None:

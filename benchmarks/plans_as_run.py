@@ -1,0 +1,198 @@
+#!/usr/bin/env python3
+"""Whether who runs a printed plan sees its figures: plans drawn at random, run on the emulated server.
+
+    python benchmarks/plans_as_run.py --plans 20 --seed 1
+
+Each draws a machine, lengths, a load (clients, or requests per second) and limits. The plan's own argv starts an
+emulated server whose world is the planner's belief, without noise; `sgtune bench`'s load generator measures it in real
+time. Compared are output tokens per second, mean TPOT, TTFT mean and p99: measured over predicted, within 5, 5, 10 and
+20 %. Loads are small enough for two cores to stream. Exit code 1 when a figure is off by more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from hwprobe.catalogue import hardware_from_catalogue
+from hwprobe.files import encode_json, write_atomic
+from models.architecture import deepseek_r1
+from models.serving.estimate import Prediction
+from models.version import NEWEST, parse_version
+from models.workload import Slo
+from planner.plans.make import Plan, PlanQuestion, make_plan
+from tuner.bench.point import MeasuredPoint, Settings, measure_point
+from tuner.engines.build import emulated_runner
+from tuner.engines.live import LiveEngine
+from tuner.engines.world import World
+from tuner.seam import Verdict
+
+MACHINES = ("h200x8", "nf5688g7", "h20x8", "h20-3ex8", "b200x8", "h100x16")
+TOLERANCES = {"output": 0.05, "TPOT": 0.05, "TTFT": 0.10, "TTFT p99": 0.20}
+# More tokens or requests a second than this are the emulator's limit on two cores, not the plan's.
+MOST_TOK_S = 1000.0
+# Requests that count: a p99 of fewer is chance, the more so under arrivals at random.
+COUNTED, COUNTED_OPEN = 200, 400
+LEAST_S = 15.0
+LONGEST_S = 90.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One plan and what its server did."""
+
+    plan: Plan
+    point: MeasuredPoint
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Measured over predicted less one, by figure."""
+        told, seen = predicted(self.plan), self.point.window
+        rate = self.plan.question.request_rate
+        sent = 1.0 if rate is None else seen.requests / seen.seconds / rate
+        pairs = {
+            "output": (seen.output_tok_s, told.output_tok_s * sent),
+            "TPOT": (seen.tpot.by["mean"], told.tpot_ms["mean"]),
+            "TTFT": (seen.ttft.by["mean"], told.ttft_ms["mean"]),
+            "TTFT p99": (seen.ttft.by["p99"], told.ttft_ms["p99"]),
+        }
+        return {name: measured / expected - 1.0 for name, (measured, expected) in pairs.items()}
+
+    @property
+    def holds(self) -> bool:
+        return all(abs(error) <= TOLERANCES[name] for name, error in self.errors.items())
+
+
+def predicted(plan: Plan) -> Prediction:
+    assert plan.best is not None
+    return plan.best.prediction
+
+
+def draw(rng: random.Random) -> Iterator[Plan]:
+    """Yield plans that meet their target and that two cores can stream, for ever."""
+    while True:
+        plan = make_plan(question(rng))
+        if not (plan.fits and plan.meets_target):
+            continue
+        told = predicted(plan)
+        if told.output_tok_s <= MOST_TOK_S and counted(plan) / told.request_rate <= LONGEST_S:
+            yield plan
+
+
+def counted(plan: Plan) -> int:
+    """Requests that a window is to hold."""
+    return COUNTED if plan.question.request_rate is None else COUNTED_OPEN
+
+
+def question(rng: random.Random) -> PlanQuestion:
+    """Draw a machine, lengths, a load and, every second time, limits that the load may or may not meet."""
+    isl, osl = (round(math.exp(rng.uniform(math.log(low), math.log(high)))) for low, high in ((100, 6000), (32, 256)))
+    rate = rng.random() < 0.5
+    limits: tuple[Slo, ...] = ()
+    if rng.random() < 0.5:
+        limits = (Slo.parse(f"tpot:mean<{rng.randint(10, 60)}ms"), Slo.parse(f"ttft:p99<{rng.randint(1, 5)}s"))
+    return PlanQuestion(
+        hardware=hardware_from_catalogue(rng.choice(MACHINES)),
+        arch=deepseek_r1(),
+        version=parse_version(NEWEST),
+        isl=isl,
+        osl=osl,
+        range_ratio=rng.choice((1.0, 0.5)),
+        concurrency=None if rate else rng.choice((1, 2, 4, 8, 16, 32)),
+        request_rate=round(math.exp(rng.uniform(math.log(5.0), math.log(24.0))), 1) if rate else None,
+        slos=limits,
+    )
+
+
+def run(plan: Plan, folder: Path, number: int, requests: int) -> Row:
+    """Start what the plan prints on the emulated server and measure the load that was asked for."""
+    assert plan.best is not None
+    world = World(name="belief", noise=0.0, boot_s=0.5)
+    write_atomic(folder / "hardware.json", encode_json(plan.question.hardware) + "\n")
+    engine = LiveEngine(
+        runner=emulated_runner(folder, plan.context, world, seed=number),
+        context=plan.context,
+        model_path="deepseek-ai/DeepSeek-R1",
+        trials=folder / "trials",
+        measure=lambda *_: None,  # type: ignore[arg-type, return-value]
+    )
+    told, clients = predicted(plan), plan.concurrency
+    seconds = max(LEAST_S, requests / told.request_rate)
+    settings = Settings(least_s=seconds, most_s=4 * seconds, waves=max(5.0, requests / clients))
+    if plan.question.request_rate is not None:
+        settings = replace(settings.at_rate(plan.load), least_s=seconds)
+    server = engine.launch_words(plan.best.config, number, lambda port: (_words(plan, port), {}))
+    try:
+        return Row(plan=plan, point=measure_point(server.url, plan.load, seed=number, settings=settings))
+    finally:
+        server.stop()
+
+
+def _words(plan: Plan, port: int) -> list[str]:
+    assert plan.best is not None
+    ports = ["--host", "127.0.0.1", "--port", str(port)]
+    nodes = ["--node-rank", "0", "--dist-init-addr", "127.0.0.1:20000"] if plan.best.config.nnodes > 1 else []
+    return ["--model-path", "deepseek-ai/DeepSeek-R1", "--trust-remote-code", *plan.argv(plan.best), *nodes, *ports]
+
+
+def described(row: Row) -> list[str]:
+    """Return the cells of a table's row."""
+    plan, told, errors = row.plan, predicted(row.plan), row.errors
+    asked = plan.question
+    load = f"{asked.concurrency} clients" if asked.concurrency else f"{asked.request_rate:g}/s"
+    limits = ", ".join(map(str, asked.slos))
+    assert plan.best is not None
+    return [
+        asked.hardware.name, f"{asked.isl} / {asked.osl}" + ("" if asked.range_ratio == 1.0 else " +-"), load, limits,
+        plan.best.name,
+        f"{told.output_tok_s:,.0f} {errors['output']:+.1%}", f"{told.tpot_ms['mean']:.1f} {errors['TPOT']:+.1%}",
+        f"{told.ttft_ms['mean']:,.0f} {errors['TTFT']:+.1%}",
+        f"{told.ttft_ms['p99']:,.0f} {errors['TTFT p99']:+.1%}",
+        "yes" if row.holds else "NO",
+        "" if row.point.verdict is Verdict.OK else f"{row.point.verdict}: {row.point.why}",
+    ]  # fmt: skip
+
+
+HEADINGS = (
+    "machine", "in / out", "load", "limits", "plan", "output tok/s", "TPOT ms", "TTFT ms", "TTFT p99 ms", "holds",
+    "verdict of the load generator", "attempts",
+)  # fmt: skip
+
+
+def main() -> int:
+    """Run the plans, print the table, and count what holds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plans", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--attempts", type=int, default=3, help="runs of a plan that is off, at most")
+    parser.add_argument("--only", type=int, help="run only this one of them, from 1")
+    asked = parser.parse_args()
+    print("| " + " | ".join(HEADINGS) + " |\n|" + "---|" * len(HEADINGS), flush=True)
+    held, ran = 0, 0
+    plans = draw(random.Random(asked.seed))
+    for number in range(1, asked.plans + 1):
+        plan = next(plans)
+        if asked.only not in (None, number):
+            continue
+        for attempt in range(1, asked.attempts + 1):
+            with tempfile.TemporaryDirectory() as folder:
+                row = run(plan, Path(folder), number * asked.attempts + attempt, counted(plan))
+            if row.holds:
+                break
+        ran, held = ran + 1, held + row.holds
+        print("| " + " | ".join([*described(row), str(attempt)]) + " |", flush=True)
+    print(f"\n{held} of {ran} plans ran as predicted; measured over predicted, within "
+          + ", ".join(f"{name} {tolerance:.0%}" for name, tolerance in TOLERANCES.items()))  # fmt: skip
+    return 0 if held == ran else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
