@@ -242,10 +242,13 @@ class FleetLoad:
     arrivals_s: Array | None = None
 
 
-def replay_fleet(model: FleetModel, load: FleetLoad, measure_from: int = 0) -> FleetReplay:
+def replay_fleet(
+    model: FleetModel, load: FleetLoad, measure_from: int = 0, measure_to: int | None = None
+) -> FleetReplay:
     """Run the requests through the fleet, behind its router.
 
-    `measure_from`: completions before this one are warm-up and not in the result.
+    `measure_from`: completions before this one are warm-up and not in the result; from `measure_to` on clients have
+    nothing more to send, and the fleet runs dry.
     """
     fleet = _Fleet(
         model=model,
@@ -266,7 +269,7 @@ def replay_fleet(model: FleetModel, load: FleetLoad, measure_from: int = 0) -> F
             fleet.send(at_s)
     while len(fleet.done) < len(fleet.isl):
         _advance(fleet)
-    return _summary(fleet, measure_from)
+    return _summary(fleet, measure_from, len(fleet.done) if measure_to is None else measure_to)
 
 
 def _server(times: StepTimes, limits: Limits) -> Scheduler:
@@ -299,20 +302,21 @@ def _next_s(server: Scheduler, *, waits: bool) -> float:
     return max(server.now_s, server.arriving[0][0]) if server.arriving else math.inf
 
 
-def _summary(fleet: _Fleet, measure_from: int) -> FleetReplay:
-    lives = [fleet.lives[index] for index in fleet.done[measure_from:]]
+def _summary(fleet: _Fleet, measure_from: int, measure_to: int) -> FleetReplay:
+    measured = fleet.done[measure_from:measure_to]
+    lives = [fleet.lives[index] for index in measured]
     sent = np.array([life.sent_s for life in lives])
     first = np.array([life.first_token_s for life in lives])
     ends = np.array([life.done_s for life in lives])
-    lengths = np.array([float(fleet.osl[index]) for index in fleet.done[measure_from:]])
-    running = sum(server.running_integral for server in fleet.decode) / max(float(ends.max()), 1e-12)
+    lengths = np.array([float(fleet.osl[index]) for index in measured])
+    began = fleet.lives[fleet.done[measure_from - 1]].done_s if measure_from else 0.0
+    elapsed = max(float(ends.max()) - began, 1e-12)
+    running = float((ends - first).sum()) / elapsed
     each = running / len(fleet.decode)
     busy = each / (each + HALF_HELD)
     held = np.minimum(fleet.model.stream_interval - 1.0, lengths - 1.0) / np.maximum(lengths - 1.0, 1.0)
     seen_s = first + busy * held * np.maximum(ends - first, 0.0)
     delay = fleet.model.decode.times.front_end_s
-    began = fleet.lives[fleet.done[measure_from - 1]].done_s if measure_from else 0.0
-    elapsed = max(float(ends.max()) - began, 1e-12)
     seen = Replay(
         ttft_s=seen_s - sent,
         tpot_s=np.maximum(ends + delay - first, 0.0) / np.maximum(lengths - 1.0, 1.0),

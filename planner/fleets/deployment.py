@@ -30,11 +30,12 @@ SHORT_ROLE = {Role.PREFILL: "P", Role.DECODE: "D"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """Servers alike: their role, how many, and what each is launched with."""
+    """Servers alike: their role, how many, and what each is launched with; `hardware` where roles differ in it."""
 
     role: Role
     servers: int
     config: ServerConfig
+    hardware: str | None = None
 
     @property
     def gpus(self) -> int:

@@ -39,7 +39,22 @@ TRANSFER_LATENCY_S = 0.05
 # Deployments replayed event by event, requests per client replayed, and the most of them.
 REPLAYED = 3
 REQUESTS_PER_CLIENT = 5
-MOST_REQUESTS = 6000
+LEAST_REQUESTS, MOST_REQUESTS = 1000, 12_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sides:
+    """What prefill and decode servers stand on, a server's machine each, and how many of both there may be."""
+
+    prefill: Context
+    decode: Context
+    ratios: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def alike(cls, context: Context, servers: int) -> Sides:
+        """Return one kind of machine, shared at every ratio."""
+        ratios = tuple((servers - decode, decode) for decode in range(1, servers))
+        return cls(prefill=context, decode=context, ratios=ratios)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,17 +72,15 @@ def can_disaggregate(context: Context) -> bool:
     return ROLE_FLAG in flags_of(context.version).by_dest
 
 
-def disaggregated(
-    context: Context, servers: int, workload: Workload, slos: tuple[Slo, ...], *, mtp: bool
-) -> list[Candidate]:
-    """Return the best prefill/decode deployments of `servers` servers, best first.
+def disaggregated(sides: Sides, workload: Workload, slos: tuple[Slo, ...], *, mtp: bool) -> list[Candidate]:
+    """Return the best prefill/decode deployments, best first.
 
-    `context` is that of one server's machine; `workload` is the whole fleet's: its clients, or its request rate.
+    `workload` is the whole fleet's: its clients, or its request rate.
     """
-    if servers < 2 or not can_disaggregate(context):
+    if not sides.ratios or not can_disaggregate(sides.decode):
         return []
-    splits = itertools.islice(_splits(context, servers, workload, slos, mtp=mtp), REPLAYED)
-    finalists = [_replayed(context, split, workload, slos) for split in splits]
+    splits = itertools.islice(_splits(sides, workload, slos, mtp=mtp), REPLAYED)
+    finalists = [_replayed(sides, split, workload, slos) for split in splits]
     return sorted(finalists, key=lambda c: (fleet_key(c, workload, slos), -c.output_tok_s))
 
 
@@ -77,22 +90,22 @@ def fleet_key(candidate: Candidate, workload: Workload, slos: tuple[Slo, ...]) -
     return final_key(candidate.prediction, each, slos)[0]
 
 
-def _splits(
-    context: Context, servers: int, workload: Workload, slos: tuple[Slo, ...], *, mtp: bool
-) -> Iterator[_Split]:
+def _splits(sides: Sides, workload: Workload, slos: tuple[Slo, ...], *, mtp: bool) -> Iterator[_Split]:
     """Yield the best deployment of each ratio, with and without MTP, best first in closed form."""
-    shapes = list(layouts(context.machine, context.version))
+    context, before = sides.decode, sides.prefill
     depths = MTP_STEPS if mtp and context.arch.has_mtp else (0,)
-    prefill = prefill_servers(context, shapes, workload, depths)
-    table = decode_table(context, shapes, workload, depths=tuple(prefill), most=servers - 1)
+    prefill = prefill_servers(before, list(layouts(before.machine, before.version)), workload, depths)
+    prefill_count = {decode: count for count, decode in sides.ratios}
+    shapes = list(layouts(context.machine, context.version))
+    table = decode_table(context, shapes, workload, depths=tuple(prefill), counts=tuple(prefill_count))
     if table is None:
         return
     isl = workload.isl.mean
     rates = {depth: prefill_rate(server.model, isl) for depth, server in prefill.items()}
     one = np.array([rates[int(depth)] for depth in table.depth])
     upstream = Upstream(
-        most_requests_s=one * (servers - table.servers),
-        before_s=1.0 / one + transfer_of(context).seconds(round(isl)),
+        most_requests_s=one * np.array([prefill_count[int(count)] for count in table.servers]),
+        before_s=1.0 / one + _transfer(sides).seconds(round(isl)),
     )
     seen = set()
     for row in _ordered(solve_rates(context, table, upstream, workload), slos):
@@ -100,15 +113,15 @@ def _splits(
         if kind in seen or not is_allowed(context, table.configs[row]):
             continue
         seen.add(kind)  # ten layouts of one ratio would tell a reader less
-        yield _split(context, prefill[int(table.depth[row])], table, row, servers)
+        yield _split(context, prefill[int(table.depth[row])], table, row, prefill_count[kind[0]])
 
 
-def _split(context: Context, prefill: RoleServer, table: DecodeTable, row: int, servers: int) -> _Split:
+def _split(context: Context, prefill: RoleServer, table: DecodeTable, row: int, prefill_count: int) -> _Split:
     config, count = table.configs[row], int(table.servers[row])
     batch = int(table.table.most_running[row])
     return _Split(
         prefill=prefill,
-        prefill_servers=servers - count,
+        prefill_servers=prefill_count,
         decode=decode_server(context, config, batch=batch),
         decode_servers=count,
     )
@@ -133,9 +146,15 @@ def transfer_of(context: Context) -> Transfer:
     )
 
 
-def _replayed(context: Context, split: _Split, workload: Workload, slos: tuple[Slo, ...], seed: int = 0) -> Candidate:
+def _transfer(sides: Sides) -> Transfer:
+    """Return the transfer between the two machines: the slower network decides."""
+    return min(transfer_of(sides.prefill), transfer_of(sides.decode), key=lambda transfer: transfer.bytes_s)
+
+
+def _replayed(sides: Sides, split: _Split, workload: Workload, slos: tuple[Slo, ...], seed: int = 0) -> Candidate:
     """Replay a deployment and return it as a candidate: the decode servers, and those that prefill for them."""
-    count = min(MOST_REQUESTS, max(MOST_REQUESTS // 6, REQUESTS_PER_CLIENT * workload.concurrency))
+    context = sides.decode
+    count = min(MOST_REQUESTS, max(LEAST_REQUESTS, REQUESTS_PER_CLIENT * workload.concurrency))
     rng = np.random.default_rng(seed)
     isl, osl = workload.isl.sample(count, rng), workload.osl.sample(count, rng)
     model = FleetModel(
@@ -143,13 +162,14 @@ def _replayed(context: Context, split: _Split, workload: Workload, slos: tuple[S
         prefill_servers=split.prefill_servers,
         decode=split.decode.model,
         decode_servers=split.decode_servers,
-        transfer=transfer_of(context),
+        transfer=_transfer(sides),
     )
     arrivals_s = None
     if workload.request_rate is not None:
         arrivals_s = np.cumsum(rng.exponential(1.0 / workload.request_rate, size=count))
     load = FleetLoad(isl=isl, osl=osl, concurrency=workload.concurrency, arrivals_s=arrivals_s)
-    played = replay_fleet(model, load, measure_from=count // REQUESTS_PER_CLIENT)
+    wave = count // REQUESTS_PER_CLIENT
+    played = replay_fleet(model, load, measure_from=wave, measure_to=count - wave)
     config, prediction = split.decode.config, _prediction(context, split, workload, played)
     return Candidate(
         config=config,

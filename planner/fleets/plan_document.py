@@ -108,7 +108,8 @@ def deployment_of(candidate: Candidate) -> Deployment:
     """Return a candidate's servers as pools: one that serves both phases, or prefill and decode."""
     if candidate.prefill is None:
         return Deployment(pools=(Pool(role=Role.MIXED, servers=candidate.servers, config=candidate.config),))
-    prefill = Pool(role=Role.PREFILL, servers=candidate.prefill.servers, config=candidate.prefill.config)
+    before = candidate.prefill
+    prefill = Pool(role=Role.PREFILL, servers=before.servers, config=before.config, hardware=before.hardware)
     return Deployment(pools=(prefill, Pool(role=Role.DECODE, servers=candidate.servers, config=candidate.config)))
 
 
@@ -123,6 +124,7 @@ def deployment_document(deployment: Deployment, version: Version) -> dict[str, A
                 "gpus_per_server": pool.config.gpu_count,
                 "config": as_launched(pool.config, version).as_dict(),
                 "argv": pool.argv(version),
+                **({} if pool.hardware is None else {"hardware": pool.hardware}),
             }
             for pool in deployment.pools
         ],

@@ -125,10 +125,15 @@ def role_server(context: Context, config: ServerConfig, *, batch: int) -> RoleSe
 
 
 def decode_table(
-    context: Context, shapes: Sequence[ServerConfig], workload: Workload, *, depths: Sequence[int], most: int
+    context: Context,
+    shapes: Sequence[ServerConfig],
+    workload: Workload,
+    *,
+    depths: Sequence[int],
+    counts: Sequence[int],
 ) -> DecodeTable | None:
-    """Return decode servers of every layout and depth, for 1 to `most` of them; None where none fits."""
-    rows = list(_decode_rows(context, shapes, workload, depths, most))
+    """Return decode servers of every layout and depth, for each of `counts` of them; None where none fits."""
+    rows = list(_decode_rows(context, shapes, workload, depths, counts))
     if not rows:
         return None
     configs = [config for _, _, config in rows]
@@ -148,7 +153,7 @@ def decode_table(
 
 
 def _decode_rows(
-    context: Context, shapes: Sequence[ServerConfig], workload: Workload, depths: Sequence[int], most: int
+    context: Context, shapes: Sequence[ServerConfig], workload: Workload, depths: Sequence[int], counts: Sequence[int]
 ) -> Iterator[tuple[int, int, ServerConfig]]:
     """Yield depth, servers and configuration: caps and graphs hold each server's share of all clients."""
     for depth in depths:
@@ -156,7 +161,7 @@ def _decode_rows(
             typed = with_depth(shape, depth).with_flags(disaggregation_mode="decode")
             resolved = resolve(typed, context.arch, context.machine, context.version).config
             same = {field.name: getattr(resolved, field.name) for field in fields(resolved)}
-            for servers in range(1, most + 1):
+            for servers in counts:
                 per_rank = -(-workload.concurrency // (servers * shape.attn_dp_size))
                 own = {
                     "max_running_requests": per_rank * shape.attn_dp_size,

@@ -43,10 +43,11 @@ CROWD_PER_RANK = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillSide:
-    """The servers that prefill for a candidate's, which only decode then."""
+    """The servers that prefill for a candidate's, which only decode then; `hardware` where it is another."""
 
     config: ServerConfig
     servers: int
+    hardware: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ def context() -> Context:
 @pytest.fixture(scope="module")
 def decode(context: Context) -> DecodeTable:
     shapes = list(layouts(context.machine, context.version))
-    found = decode_table(context, shapes, Workload.checked(4000, 500, CLIENTS), depths=(0, 2), most=7)
+    found = decode_table(context, shapes, Workload.checked(4000, 500, CLIENTS), depths=(0, 2), counts=range(1, 8))
     assert found is not None
     return found
 

@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from planner.fleets.cost import Prices
-    from planner.plans.make import PlanQuestion
+    from planner.plans.make import Plan, PlanQuestion
 
 EXAMPLE = "Example: sgtune plan --hardware nf5688g7 --isl 1000 --osl 1000 --concurrency 1024 --slo 'tpot:mean<100ms'"
 
 
 def plan(
-    hardware: options.Hardware,
     isl: options.Isl,
     osl: options.Osl,
+    hardware: options.Hardware = "",
+    prefill_hardware: options.PrefillHardware = None,
+    decode_hardware: options.DecodeHardware = None,
     concurrency: options.MaybeConcurrency = None,
     request_rate: options.RequestRate = None,
     users: options.Users = None,
@@ -48,8 +50,9 @@ def plan(
 
     from planner.inputs import read_question
 
+    _check_hardware(hardware, prefill_hardware, decode_hardware)
     question = read_question(
-        hardware=hardware,
+        hardware=hardware or str(decode_hardware),
         model=model,
         sglang_version=sglang_version,
         slo=slo,
@@ -66,7 +69,30 @@ def plan(
         sigma=expert_skew,
     )
     prices = _prices(cost_per_gpu_hour, api_price_input, api_price_output)
-    _answer(question, servers, prices=prices, model_path=model_path, explain=explain, out=out, json=json)
+    answer = _planned(question, servers, prefill_hardware)
+    _show(answer, prices=prices, model_path=model_path, explain=explain, out=out, json=json)
+
+
+def _check_hardware(hardware: str, prefill: str | None, decode: str | None) -> None:
+    """Raise InputError where neither one machine nor one for each role is given."""
+    from hwprobe.errors import InputError
+
+    if bool(hardware) == (prefill is not None or decode is not None):
+        raise InputError("give --hardware, or --prefill-hardware and --decode-hardware for a machine of each role")
+    if (prefill is None) != (decode is None):
+        raise InputError("--prefill-hardware and --decode-hardware go together")
+
+
+def _planned(question: PlanQuestion, servers: ServersChoice, prefill_hardware: str | None) -> Plan:
+    """Plan one machine, or a machine for each role."""
+    if prefill_hardware is None:
+        from planner.fleets.make_fleet import plan_fleet
+
+        return plan_fleet(question, servers)
+    from planner.fleets.role_hardware import RoleHardware, plan_roles
+    from planner.inputs import read_hardware
+
+    return plan_roles(question, RoleHardware(prefill=read_hardware(prefill_hardware), decode=question.hardware))
 
 
 def _prices(gpu_hour: float | None, api_input: float | None, api_output: float | None) -> Prices | None:
@@ -81,9 +107,8 @@ def _prices(gpu_hour: float | None, api_input: float | None, api_output: float |
     return Prices(gpu_hour=gpu_hour, api_input=api_input, api_output=api_output).checked()
 
 
-def _answer(
-    question: PlanQuestion,
-    servers: ServersChoice,
+def _show(
+    answer: Plan,
     *,
     prices: Prices | None,
     model_path: str,
@@ -91,14 +116,12 @@ def _answer(
     out: Path | None,
     json: bool,
 ) -> None:
-    """Plan, write and show; exit 3 when the target cannot be met."""
+    """Write and show the plan; exit 3 when the target cannot be met."""
     from hwprobe.files import encode_json, write_atomic
     from planner.fleets.cost import token_cost
-    from planner.fleets.make_fleet import plan_fleet
     from planner.fleets.plan_document import plan_document
     from tuner.cli.views.plan_view import show_plan
 
-    answer = plan_fleet(question, servers)
     document = plan_document(answer, prices)
     if out is not None:
         write_atomic(out, encode_json(document) + "\n")

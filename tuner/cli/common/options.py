@@ -38,6 +38,22 @@ SloTexts = Annotated[
     list[str] | None,
     typer.Option("--slo", help="Latency limit, repeatable: 'ttft:p99<2s', 'tpot:mean<50ms', 'e2e:p95<60s'."),
 ]
+PrefillHardware = Annotated[
+    str | None,
+    typer.Option(
+        "--prefill-hardware",
+        autocompletion=completion.hardware,
+        help="What prefill servers stand on, with --decode-hardware and without --hardware.",
+    ),
+]
+DecodeHardware = Annotated[
+    str | None,
+    typer.Option(
+        "--decode-hardware",
+        autocompletion=completion.hardware,
+        help="What decode servers stand on, with --prefill-hardware.",
+    ),
+]
 GpuPrice = Annotated[
     float | None,
     typer.Option("--cost-per-gpu-hour", help="Price of a GPU for an hour: the plan says what a million tokens cost."),
