@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from packaging.version import Version
 
 from hwprobe.errors import InputError
 from models.version import at_least
 from planner.launch import DEFAULT_MODEL_PATH, LaunchSpec
+from planner.launch_files.production import Production
 from planner.launch_files.record import Record
 
 CACHE_IN_CONTAINER = "/sglang-cache"
@@ -19,6 +20,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 LONGEST_BOOT_S = 3600.0
 BOOT_MARGIN = 3.0
 LEAST_BOOT_S = 300.0
+# 690 GB at 100 MB/s: what a first start from the hub takes before it loads anything.
+DOWNLOAD_S = 7200.0
 # The first release whose /ready was seen; before it, only a generated token proves that a server is ready.
 READY = "0.5.23"
 
@@ -54,6 +57,7 @@ class Parameters:
     cache: str = "sglang-cache"
     boot_s: float | None = None
     replicas: int = 1
+    production: Production = field(default_factory=Production)
 
     def checked(self) -> Parameters:
         """Raise InputError naming the flag whose value no file could hold; return the parameters otherwise."""
@@ -68,6 +72,7 @@ class Parameters:
         for flag, volume in (("--weights-volume", self.weights), ("--cache-volume", self.cache)):
             if volume is not None:
                 _check_volume(flag, volume)
+        self.production.checked()
         return self
 
     def image_of(self, version: Version) -> str:
@@ -91,8 +96,12 @@ class Parameters:
 
     @property
     def startup_s(self) -> int:
-        """Return how long a start may take before it counts as failed: three times the longest measured."""
-        return round(LONGEST_BOOT_S if self.boot_s is None else max(LEAST_BOOT_S, BOOT_MARGIN * self.boot_s))
+        """Return how long a start may take before it counts as failed: three times the longest measured.
+
+        Where the weights come from the hub, the first one downloads them.
+        """
+        boot_s = LONGEST_BOOT_S if self.boot_s is None else max(LEAST_BOOT_S, BOOT_MARGIN * self.boot_s)
+        return round(boot_s + (DOWNLOAD_S if self.hub_model else 0.0))
 
 
 def _check_text(flag: str, value: str) -> None:
@@ -108,6 +117,6 @@ def _check_volume(flag: str, volume: str) -> None:
         raise InputError(f"{flag} is {volume!r}; give an absolute folder (/data/models) or a plain volume name")
 
 
-def ready_path(spec: LaunchSpec) -> str:
-    """Return what a start waits for: other nodes than the first know only /health_generate."""
-    return "/ready" if at_least(spec.version, READY) and spec.nnodes == 1 else "/health_generate"
+def ready_path(spec: LaunchSpec, *, key: bool = False) -> str:
+    """Return what a start waits for: other nodes than the first, and those without the key, get /health_generate."""
+    return "/ready" if at_least(spec.version, READY) and spec.nnodes == 1 and not key else "/health_generate"

@@ -15,6 +15,7 @@ import yaml
 from hwprobe.errors import InputError
 from planner.launch import DIST_PORT, LaunchSpec
 from planner.launch_files.parameters import CACHE_IN_CONTAINER, NAME, Parameters, Provenance, ready_path
+from planner.launch_files.production import KEY_SECRET, KEY_VARIABLE
 from planner.launch_files.record import record_line
 from planner.launch_files.targets import Target, check_target
 from planner.sglang.unit_words import exec_quote, unit_quote
@@ -64,11 +65,16 @@ def _values(target: Target, spec: LaunchSpec, parameters: Parameters, provenance
     for name in spec.environment:
         if not ENVIRONMENT_NAME.fullmatch(name):
             raise InputError(f"{name!r} is no name of an environment variable")
+    production = parameters.production
+    ready = ready_path(spec, key=production.api_key_file is not None)
     return {
         "head": head_lines(provenance),
+        "production": production,
+        "key_variable": KEY_VARIABLE,
+        "key_secret": KEY_SECRET,
         "simulated": provenance.simulated,
         "words": _words(target, spec),
-        "open": parameters.host not in LOOPBACK,
+        "open": parameters.host not in LOOPBACK and production.api_key_file is None,
         "open_note": OPEN_NOTE,
         "settings": list((spec.environment | _surroundings(target, parameters)).items()),
         "parameters": parameters,
@@ -77,8 +83,8 @@ def _values(target: Target, spec: LaunchSpec, parameters: Parameters, provenance
         "nnodes": spec.nnodes,
         "gpus": spec.gpus_per_node,
         "dist_port": DIST_PORT,
-        "ready": ready_path(spec),
-        "ready_url": f"http://{_own_host(parameters.host)}:{parameters.port}{ready_path(spec)}",
+        "ready": ready,
+        "ready_url": f"http://{_own_host(parameters.host)}:{parameters.port}{ready}",
         "volumes": _volumes(parameters),
         "cache_is_name": bool(NAME.fullmatch(parameters.cache)),
     }
@@ -183,6 +189,7 @@ def _environment() -> Environment:
         "mount": mount_option,
         "host_path": host_path,
         "md": markdown,
+        "oneline": one_line,
     }
     made.filters |= filters
     return made

@@ -178,7 +178,7 @@ def test_bash_accepts_the_scripts(name: str, target: Target, tmp_path: Path) -> 
     head = [line for line in lines if line.startswith("#SBATCH ")]
     assert bool(head) == (target is Target.SLURM)
     assert lines[1 : 1 + len(head)] == head  # sbatch reads none after the first command
-    assert all(re.fullmatch(r"#SBATCH --[a-z-]+(=[\w%.-]+)?", line) for line in head)
+    assert all(re.fullmatch(r"#SBATCH --[a-z-]+(=[\w%.:-]+)?", line) for line in head)
 
 
 @settings(max_examples=25)
@@ -235,7 +235,7 @@ def test_kubernetes_objects_fit_together(name: str, kind: str) -> None:
     assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
     container = template["spec"]["containers"][0]
     probe = container["startupProbe"]
-    assert probe["periodSeconds"] * probe["failureThreshold"] == 2100
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 2100 + 7200, "three starts, and a first download"
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
     volumes = {volume["name"] for volume in template["spec"]["volumes"]}
     assert {mount["name"] for mount in container["volumeMounts"]} == volumes

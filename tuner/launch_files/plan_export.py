@@ -97,6 +97,7 @@ def plan_export(path: Path, number: int, parameters: Parameters, command: str) -
     answer = plan.answer or _Answer()
     chosen = replace(parameters, replicas=answer.replicas)
     spec = typed_launch_spec(config, version, model_path=chosen.model_path, host=chosen.host, port=chosen.port)
+    spec = spec.with_words(chosen.production.words(version))
     record = _record(candidate, plan.question, answer, config.nnodes)
     lines = (
         ("made by", f"sgtune {__version__}: {clean_command(command)}"),
@@ -124,6 +125,7 @@ def _fleet(deployment: _Deployment, question: _Question, parameters: Parameters,
     for pool in deployment.pools:
         config = _config(pool.argv, question, path)
         spec = typed_launch_spec(config, version, model_path=parameters.model_path, host=host, port=parameters.port)
+        spec = spec.with_words(parameters.production.words(version))
         per_node = servers_per_node(question.hardware, spec.gpus_per_node)
         pools.append(FleetPool(role=pool.role, servers=pool.servers, spec=spec, per_node=per_node))
     return FleetSpec(name=deployment.name, pools=tuple(pools))

@@ -78,7 +78,8 @@ def spec_of(record: TrialRecord, manifest: Manifest, parameters: Parameters) -> 
     spec = launch_spec(
         record.config, version, model_path=parameters.model_path, host=parameters.host, port=parameters.port
     )
-    return spec.with_words(without_secrets(manifest.server_flags))
+    given = without_secrets(manifest.server_flags)
+    return spec.with_words([*parameters.production.words(version), *given])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

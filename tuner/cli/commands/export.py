@@ -64,14 +64,38 @@ def export(
     cache_volume: Annotated[
         str, typer.Option("--cache-volume", help="Folder or volume that keeps compiled kernels.")
     ] = "sglang-cache",
+    metrics: Annotated[bool, typer.Option("--metrics/--no-metrics", help="Serve /metrics for Prometheus.")] = True,
+    served_model_name: Annotated[
+        str | None, typer.Option("--served-model-name", help="The model's name in the API; default: its path.")
+    ] = None,
+    reasoning_parser: Annotated[
+        str, typer.Option("--reasoning-parser", help="Takes R1's thoughts out of the text; none leaves them in.")
+    ] = "deepseek-r1",
+    api_key_file: Annotated[
+        str | None,
+        typer.Option("--api-key-file", help="File with the API key, read at start; compose, systemd: SGLANG_API_KEY."),
+    ] = None,
+    user: Annotated[
+        str | None, typer.Option("--user", help="Whom systemd runs the server as; default: a user of its own.")
+    ] = None,
+    cpus_per_gpu: Annotated[int, typer.Option("--cpus-per-gpu", help="Cores asked of Slurm and Kubernetes.")] = 8,
+    memory_gib: Annotated[int, typer.Option("--memory-gib", help="Memory asked of Kubernetes, GiB a pod.")] = 128,
+    time_limit: Annotated[str, typer.Option("--time-limit", help="Slurm's --time: 7-00:00:00, UNLIMITED.")] = (
+        "1-00:00:00"
+    ),
     json: options.Json = False,
 ) -> None:
     """Write launch files that run as they stand: scripts, SGLang YAML, docker, compose, systemd, Kubernetes, Slurm."""
     from planner.launch_files.parameters import Parameters
+    from planner.launch_files.production import Production
 
+    production = Production(
+        metrics=metrics, served_name=served_model_name, reasoning_parser=reasoning_parser, api_key_file=api_key_file,
+        user=user, cpus_per_gpu=cpus_per_gpu, memory_gib=memory_gib, time_limit=time_limit,
+    )  # fmt: skip
     parameters = Parameters(
         model_path=model_path, image=image, python=python, host=host, port=port, shm_gib=shm_gib,
-        weights=weights_volume, cache=cache_volume,
+        weights=weights_volume, cache=cache_volume, production=production,
     ).checked()  # fmt: skip
     _check_question(run, plan, trial, candidate, out, bundle, target)
     if plan is not None:

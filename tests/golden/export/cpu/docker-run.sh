@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # made by: a test
 # predicted: 1.0 tok/s
-# ready: http://127.0.0.1:30000/ready answers 200; a start may take 2100 s
+# ready: http://127.0.0.1:30000/ready answers 200; a start may take 9300 s
 set -euo pipefail
+# The first start downloads 690 GB into the docker volume sglang-huggingface, not into the container's layer.
 
 exec docker run --rm --name sglang --gpus all --shm-size 32g --network host \
   --security-opt no-new-privileges \

@@ -8,6 +8,12 @@ MODEL_PATH="${MODEL_PATH:-}"
 PYTHON="${PYTHON:-}"
 [ -n "$PYTHON" ] || PYTHON=python3
 export SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK=256
+# A folder that lacks a shard would be noticed only after minutes of loading.
+if [ -f "$MODEL_PATH"/model.safetensors.index.json ]; then
+  lacking="$(cd -- "$MODEL_PATH" && grep -o '[^"]*\.safetensors' model.safetensors.index.json | sort -u |
+    while read -r shard; do [ -s "$shard" ] || echo "$shard"; done)" || true
+  [ -z "$lacking" ] || { echo "error: the weights are not complete; missing or empty: ${lacking//$'\n'/ }" >&2; exit 1; }
+fi
 
 exec "$PYTHON" -m sglang.launch_server \
   --model-path "$MODEL_PATH" \

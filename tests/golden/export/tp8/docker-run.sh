@@ -3,6 +3,12 @@
 # predicted: 1.0 tok/s
 # ready: http://127.0.0.1:30000/ready answers 200; a start may take 3600 s
 set -euo pipefail
+# A folder that lacks a shard would be noticed only after minutes of loading.
+if [ -f /models/DeepSeek-R1/model.safetensors.index.json ]; then
+  lacking="$(cd -- /models/DeepSeek-R1 && grep -o '[^"]*\.safetensors' model.safetensors.index.json | sort -u |
+    while read -r shard; do [ -s "$shard" ] || echo "$shard"; done)" || true
+  [ -z "$lacking" ] || { echo "error: the weights are not complete; missing or empty: ${lacking//$'\n'/ }" >&2; exit 1; }
+fi
 
 exec docker run --rm --name sglang --gpus all --shm-size 32g --network host \
   --security-opt no-new-privileges \

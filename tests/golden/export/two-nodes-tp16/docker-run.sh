@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # made by: a test
 # predicted: 1.0 tok/s
-# ready: http://127.0.0.1:30000/health_generate answers 200; a start may take 2100 s
+# ready: http://127.0.0.1:30000/health_generate answers 200; a start may take 9300 s
 set -euo pipefail
 
 # The same file runs on each of the 2 nodes:
@@ -13,6 +13,7 @@ set -euo pipefail
 infiniband=()
 [ ! -d /dev/infiniband ] || infiniband=(--device /dev/infiniband --cap-add IPC_LOCK)
 network=(--env NCCL_SOCKET_IFNAME --env GLOO_SOCKET_IFNAME --env NCCL_IB_HCA --env NCCL_IB_GID_INDEX --env NCCL_DEBUG)
+# The first start downloads 690 GB into the docker volume sglang-huggingface, not into the container's layer.
 
 exec docker run --rm --name sglang --gpus all --shm-size 32g --network host \
   --security-opt no-new-privileges \

@@ -3,6 +3,9 @@
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --mem=0
+#SBATCH --time=1-00:00:00
 #SBATCH --exclusive
 #SBATCH --output=sglang-%j.log
 # made by: a test
@@ -14,6 +17,12 @@ MODEL_PATH="${MODEL_PATH:-}"
 [ -n "$MODEL_PATH" ] || MODEL_PATH=deepseek-ai/DeepSeek-R1
 PYTHON="${PYTHON:-}"
 [ -n "$PYTHON" ] || PYTHON=python3
+# A folder that lacks a shard would be noticed only after minutes of loading.
+if [ -f "$MODEL_PATH"/model.safetensors.index.json ]; then
+  lacking="$(cd -- "$MODEL_PATH" && grep -o '[^"]*\.safetensors' model.safetensors.index.json | sort -u |
+    while read -r shard; do [ -s "$shard" ] || echo "$shard"; done)" || true
+  [ -z "$lacking" ] || { echo "error: the weights are not complete; missing or empty: ${lacking//$'\n'/ }" >&2; exit 1; }
+fi
 # NCCL and Gloo must find the right network: export NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME here if they do not;
 # on InfiniBand name the adapters in NCCL_IB_HCA, on RoCE set NCCL_IB_GID_INDEX (often 3). NCCL_DEBUG=INFO shows both.
 HOSTS="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"

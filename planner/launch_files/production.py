@@ -1,0 +1,73 @@
+"""What a server in production has beside its configuration: metrics, names, a key, room on its node."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from packaging.version import Version
+
+from hwprobe.errors import InputError
+from planner.sglang.flags import flags_of
+
+# What --api-key-file becomes where a platform hands secrets over by itself.
+KEY_VARIABLE = "SGLANG_API_KEY"
+KEY_SECRET = "sglang"
+# Tokenizing, detokenizing and scheduling take a few cores a rank; loading takes the page cache.
+CPUS_PER_GPU = 8
+MEMORY_GIB = 128
+TIME_LIMIT = "1-00:00:00"
+NO_PARSER = "none"
+USER = re.compile(r"[a-z_][a-z0-9_-]*\$?", re.ASCII)
+SLURM_TIME = re.compile(r"(?:\d+-)?\d{1,3}(?::\d{2}){0,2}|UNLIMITED", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Production:
+    """Settings of operation, none of which moves a measured figure.
+
+    `metrics`: serve Prometheus' /metrics. `served_name`: the model's name in the API, by default its path.
+    `reasoning_parser`: takes R1's thoughts out of the answer's text ("none": leaves them in). `api_key_file`: read at
+    start by scripts; compose and systemd take SGLANG_API_KEY from their environment files, Kubernetes from the key
+    `api-key` of the secret `sglang`. `user`: whom systemd runs the server as, by default a user of its own.
+    `cpus_per_gpu`, `memory_gib` and `time_limit` are what Slurm and Kubernetes are asked for.
+    """
+
+    metrics: bool = True
+    served_name: str | None = None
+    reasoning_parser: str = "deepseek-r1"
+    api_key_file: str | None = None
+    user: str | None = None
+    cpus_per_gpu: int = CPUS_PER_GPU
+    memory_gib: int = MEMORY_GIB
+    time_limit: str = TIME_LIMIT
+
+    def checked(self) -> Production:
+        """Raise InputError naming the option whose value no file could hold; return it otherwise."""
+        for option, text in (
+            ("--served-model-name", self.served_name), ("--reasoning-parser", self.reasoning_parser),
+            ("--api-key-file", self.api_key_file),
+        ):  # fmt: skip
+            if text is not None and (not text or text.startswith("-") or not text.isprintable()):
+                raise InputError(f"{option} is {text!r}; it must be one line of text that does not begin with '-'")
+        if self.user is not None and not USER.fullmatch(self.user):
+            raise InputError(f"--user is {self.user!r}; give the name of a user of the machine")
+        if not SLURM_TIME.fullmatch(self.time_limit):
+            raise InputError(f"--time-limit is {self.time_limit!r}; write it as Slurm does: 7-00:00:00 or UNLIMITED")
+        for option, number, most in (
+            ("--cpus-per-gpu", self.cpus_per_gpu, 256),
+            ("--memory-gib", self.memory_gib, 8192),
+        ):
+            if not 1 <= number <= most:
+                raise InputError(f"{option} is {number}; it must be between 1 and {most:,}")
+        return self
+
+    def words(self, version: Version) -> list[str]:
+        """Return the flags that the release knows of those asked for."""
+        known = flags_of(version).by_name
+        found = ["--enable-metrics"] if self.metrics and "--enable-metrics" in known else []
+        if self.served_name is not None:
+            found += ["--served-model-name", self.served_name]
+        if self.reasoning_parser != NO_PARSER and "--reasoning-parser" in known:
+            found += ["--reasoning-parser", self.reasoning_parser]
+        return found
