@@ -36,6 +36,8 @@ MACHINE = {
     "internode_gb_s": Bound(0.01, 10_000, "GB/s per GPU and direction"),
     "p2p_gb_s": Bound(0.0, 10_000, "GB/s"),
     "p2p_latency_us": Bound(0.0, 1e6, "us"),
+    "p2p_both_gb_s": Bound(0.0, 20_000, "GB/s"),
+    "all_to_all_gb_s": Bound(0.0, 10_000, "GB/s per GPU and direction"),
     "time_us": Bound(0.01, 1e9, "us"),
     "ranks": Bound(2, 4096, "ranks"),
     "message_bytes": Bound(1, 2**40, "bytes"),

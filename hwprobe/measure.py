@@ -6,17 +6,19 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hwprobe.choices import DeviceName
 from hwprobe.errors import InputError
 from hwprobe.files import decode_json, encode_json
-from hwprobe.kernels.report import MeasureRequest, Report, Step
+from hwprobe.kernels.report import MeasureRequest, Report, Step, joined
 
 # Seconds a child may take, start of torch (and of a cold CUDA) included.
 DEADLINE_S = {
@@ -25,9 +27,17 @@ DEADLINE_S = {
     Step.STREAM: 120.0,
     Step.LAUNCH: 90.0,
     Step.GEMM: 180.0,
+    Step.SUSTAINED: 120.0,
     Step.P2P: 240.0,
     Step.ALL_REDUCE: 300.0,
+    Step.SYMMETRIC: 300.0,
+    Step.DEEP_GEMM: 400.0,  # its kernels are compiled when first used
+    Step.FLASH_MLA: 240.0,
+    Step.ABLATION: 300.0,
 }
+# What is kept of a child's stderr: its beginning and its end.
+KEPT_STDERR = 65_536
+CHECKOUT = Path(__file__).resolve().parents[1]
 PER_GPU = (Step.MEMORY, Step.STREAM, Step.LAUNCH, Step.GEMM)
 TORCH_MISSING = (
     "torch is not installed, so nothing was measured: in the checkout, pip install '.[gpu]' (or the torch build of "
@@ -39,28 +49,30 @@ TORCH_MISSING = (
 class MeasureTask:
     """One measurement: what to do and on which of the machine's GPUs (positions; () is the host).
 
-    `visible` are the GPUs' uuids (or ordinals): the child sees only them.
+    `visible` are the GPUs' uuids (or ordinals): the child sees only them; `settings` are environment variables of it.
     """
 
     request: MeasureRequest
     gpus: tuple[int, ...] = ()
     visible: tuple[str, ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
 
     @property
     def title(self) -> str:
         """Name the task for a progress line."""
         where = f"GPU {self.gpus[0]}" if len(self.gpus) == 1 else f"{len(self.gpus)} GPUs" if self.gpus else "host"
-        return f"{where}: {self.request.step}"
+        return " ".join([f"{where}: {self.request.step}", *(f"{name}={value}" for name, value in self.settings)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskOutcome:
-    """What became of a task: a report, or why there is none."""
+    """What became of a task: a report, or why there is none or only a part of one. `stderr` is all the child said."""
 
     task: MeasureTask
     seconds: float
     report: Report | None = None
     failure: str | None = None
+    stderr: str = ""
 
 
 Runner = Callable[[MeasureTask], TaskOutcome]
@@ -74,7 +86,7 @@ def torch_installed() -> bool:
 
 def host_tasks(*, quick: bool) -> tuple[MeasureTask, ...]:
     """Return the measurements of a host: those of a GPU, and in full also an all-reduce of two processes."""
-    steps = PER_GPU if quick else (*PER_GPU, Step.ALL_REDUCE)
+    steps = PER_GPU if quick else (*PER_GPU, Step.SUSTAINED, Step.ALL_REDUCE)
     return tuple(MeasureTask(request=MeasureRequest(step=step, device=DeviceName.CPU, quick=quick)) for step in steps)
 
 
@@ -88,8 +100,9 @@ def gpu_tasks(gpus: Sequence[tuple[int, str]], *, quick: bool) -> tuple[MeasureT
             visible=tuple(uuid for _, uuid in chosen),
         )
 
-    alone = [task(step, [gpu]) for gpu in gpus for step in PER_GPU]
-    together = [task(step, gpus) for step in (Step.P2P, Step.ALL_REDUCE)] if len(gpus) > 1 else []
+    steps = PER_GPU if quick else (*PER_GPU, Step.SUSTAINED)
+    alone = [task(step, [gpu]) for gpu in gpus for step in steps]
+    together = [task(step, gpus) for step in (Step.P2P, Step.ALL_REDUCE, Step.SYMMETRIC)] if len(gpus) > 1 else []
     return (*alone, *together)
 
 
@@ -129,34 +142,52 @@ def run_child(
         env=_environment(task),
         start_new_session=True,
     )
+    late = f"not done within {limit:.0f} s; stopped"
     try:
         out, err = child.communicate(timeout=limit)
+        late = ""
     except subprocess.TimeoutExpired:
-        return TaskOutcome(
-            task=task, seconds=time.monotonic() - begin, failure=f"not done within {limit:.0f} s; stopped"
-        )
+        out, err = _end(child)
     finally:  # nor may an interrupt leave a child computing on the GPU
         _end(child)
-    seconds = time.monotonic() - begin
-    lines = out.strip().splitlines()
-    if child.returncode or not lines:
-        return TaskOutcome(task=task, seconds=seconds, failure=_reason(child.returncode, err))
-    try:
-        report = decode_json(lines[-1], Report, "its answer")
-    except InputError as error:
-        return TaskOutcome(task=task, seconds=seconds, failure=f"unreadable: {error}")
-    return TaskOutcome(task=task, seconds=seconds, report=report)
+    found = _outcome(task, (child.returncode, out, err), late)
+    return replace(found, seconds=time.monotonic() - begin)
 
 
-def _end(child: subprocess.Popen[str]) -> None:
-    """Kill the child's session (which holds nothing but what it started) and collect the child."""
+def _outcome(task: MeasureTask, ended: tuple[int, str, str], late: str) -> TaskOutcome:
+    """Return what a child's exit code, stdout and stderr come to; what it told before it failed is kept."""
+    code, out, err = ended
+    parts: list[Report] = []
+    wrong = ""
+    for line in out.strip().splitlines():
+        try:
+            parts.append(decode_json(line, Report, "its answer"))
+            wrong = ""
+        except InputError as error:  # a library's own words, unless they are the last
+            wrong = f"unreadable: {error}"
+    failure = late or (reason(code, err) if code or not out.strip() else wrong) or None
+    said = err if len(err) <= KEPT_STDERR else f"{err[: KEPT_STDERR // 2]}\n[...]\n{err[-KEPT_STDERR // 2 :]}"
+    return TaskOutcome(
+        task=task, seconds=0.0, report=joined(parts) if parts else None, failure=failure, stderr=said if failure else ""
+    )
+
+
+def _end(child: subprocess.Popen[str]) -> tuple[str, str]:
+    """Kill the child's session (which holds nothing but what it started), collect the child and what it said."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    child.communicate()
+    return child.communicate() if child.stdout and not child.stdout.closed else ("", "")
 
 
 def _environment(task: MeasureTask) -> dict[str, str]:
-    environment = os.environ | {"PYTHONSAFEPATH": "1", "PYTHONWARNINGS": "ignore"}
+    # A bare checkout is on nobody's path once the path is safe.
+    paths = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {
+        "PYTHONSAFEPATH": "1",
+        "PYTHONWARNINGS": "ignore",
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
+    environment |= dict(task.settings)
     if task.request.device is DeviceName.CPU:
         # Waiting threads sleep instead of spinning: next to other work spinning costs whole time slices.
         environment |= {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -172,10 +203,21 @@ def visible_variable() -> str:
     return "HIP_VISIBLE_DEVICES" if "HIP_VISIBLE_DEVICES" in os.environ else "CUDA_VISIBLE_DEVICES"
 
 
-def _reason(code: int, err: str) -> str:
-    """Return the last thing a failed child said, or what ended it."""
+# A line that names an error; torch follows it with advice ("Compile with TORCH_USE_CUDA_DSA ...").
+_NAMED = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
+_RANK = re.compile(r"-- Process (\d+) terminated with the following error")
+
+
+def reason(code: int, err: str) -> str:
+    """Return what a failed child died of: the last line that names an error, with its rank; or what ended it."""
     said = [line.strip() for line in err.splitlines() if line.strip()]
+    named = [line for line in said if _NAMED.match(line)] or [line for line in said if "Error" in line]
+    last = (named or said or [""])[-1].removeprefix("SgtuneError: ")
+    driver = next((line for line in reversed(said) if line.startswith("Cuda failure")), "")
+    last = f"{last} ({driver})" if driver and driver not in last else last
+    ranks = _RANK.findall(err)
+    last = f"rank {ranks[-1]}: {last}" if ranks and last else last
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
-        return f"ended by {name}" + (f" ({said[-1]})" if said else "; out of memory?")
-    return said[-1] if said else f"ended with exit code {code} and no answer"
+        return f"ended by {name}" + (f" ({last})" if last else "; out of memory?")
+    return last or f"ended with exit code {code} and no answer"

@@ -14,7 +14,7 @@ from hwprobe.findings import LABELS, findings
 from hwprobe.inventory.health import sheet_mismatch, warnings
 from hwprobe.inventory.host import read_host
 from hwprobe.inventory.nvml import Inventory, NvmlGpu, read_inventory
-from hwprobe.profile import AllReduce, Basis, GpuProfile, HardwareProfile, Matrix, Quantity
+from hwprobe.profile import AllReduce, Basis, GpuProfile, HardwareProfile, Matrix, Quantity, WorkingState
 
 # Measured quantities that replace data-sheet ones in a GpuProfile.
 REPLACING = ("hbm_gb_s", "bf16_tflops", "fp8_tflops")
@@ -32,6 +32,9 @@ class Measured:
     places: tuple[int, ...] = ()
     p2p_gb_s: Matrix | None = None
     p2p_latency_us: Matrix | None = None
+    p2p_both_gb_s: Matrix | None = None
+    all_to_all_gb_s: Quantity | None = None
+    working: Mapping[int, Mapping[str, WorkingState]] = field(default_factory=dict)
     all_reduce: tuple[AllReduce, ...] = ()
     software: Mapping[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
@@ -44,9 +47,13 @@ def probe_machine(nvml: Any | None = None) -> HardwareProfile:
 
 def assemble(inventory: Inventory, measured: Measured) -> HardwareProfile:
     """Return the profile: measured where measured, NVML's where NVML tells, else the data sheet's."""
-    known = [_known_gpu(gpu, measured.gpus.get(place, {})) for place, gpu in enumerate(inventory.gpus)]
+    known = [
+        _known_gpu(gpu, measured.gpus.get(place, {}), measured.working.get(place, {}))
+        for place, gpu in enumerate(inventory.gpus)
+    ]
     kept = [place for place, gpu in enumerate(known) if gpu is not None]
-    gbs, latency = (_spread_out(m, measured.places, kept) for m in (measured.p2p_gb_s, measured.p2p_latency_us))
+    matrices = (measured.p2p_gb_s, measured.p2p_latency_us, measured.p2p_both_gb_s)
+    gbs, latency, both = (_spread_out(matrix, measured.places, kept) for matrix in matrices)
     gpus = tuple(_with_link(gpu, gbs, row) for row, gpu in enumerate(gpu for gpu in known if gpu is not None))
     host = read_host()
     profile = HardwareProfile(
@@ -59,6 +66,8 @@ def assemble(inventory: Inventory, measured: Measured) -> HardwareProfile:
         p2p=_words(inventory.p2p, kept),
         p2p_gb_s=gbs,
         p2p_latency_us=latency,
+        p2p_both_gb_s=both,
+        all_to_all_gb_s=measured.all_to_all_gb_s,
         all_reduce=measured.all_reduce,
         warnings=(
             *warnings(inventory),
@@ -124,7 +133,9 @@ def _judged(profile: HardwareProfile) -> list[str]:
     return said
 
 
-def _known_gpu(gpu: NvmlGpu, measured: Mapping[str, Quantity]) -> GpuProfile | None:
+def _known_gpu(
+    gpu: NvmlGpu, measured: Mapping[str, Quantity], working: Mapping[str, WorkingState]
+) -> GpuProfile | None:
     """Return the best known of every figure, or None for a card nothing is known of."""
     key = match_gpu(gpu.name, gpu.memory_mib)
     sheet = gpu_from_catalogue(key) if key else None
@@ -146,6 +157,7 @@ def _known_gpu(gpu: NvmlGpu, measured: Mapping[str, Quantity]) -> GpuProfile | N
         pcie=gpu.pcie or getattr(sheet, "pcie", None),
         measured={name: _with_sheet(name, value, sheet, gpu) for name, value in measured.items()},
         state=gpu.state,
+        working=dict(working),
     )
 
 
@@ -161,6 +173,7 @@ def _with_sheet(name: str, quantity: Quantity, sheet: GpuProfile | None, gpu: Nv
         return quantity
     if name.startswith(("hbm_", "stream_gb")):
         return replace(quantity, sheet=sheet.hbm_gb_s.value)
+    name = name.replace("_sustained", "").replace("_block", "")
     return _best(quantity, getattr(sheet, name, None)) or quantity
 
 

@@ -7,6 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 from msgspec import Meta
 
 from hwprobe.bounds import MACHINE, check_fields, within
@@ -14,6 +15,10 @@ from hwprobe.errors import InputError
 from hwprobe.files import content_hash, decode_json, encode_json, read_bytes, write_atomic
 
 SCHEMA_VERSION = 1
+# Fields of the profile, a GPU and its state that were added without a new schema: older readers pass over them.
+LATER = ("p2p_both_gb_s", "all_to_all_gb_s")
+LATER_OF_GPU = ("working",)
+LATER_OF_STATE = ("fabric_health", "nvlink_errors")
 
 Positive = Annotated[float, Meta(gt=0)]
 NotNegative = Annotated[float, Meta(ge=0)]
@@ -66,7 +71,8 @@ class GpuState:
 
     Clocks in MHz, power in W, memory in MiB (used excludes reserved). `nvlinks` counts active of
     present links, `nvlink_remote` is what they lead to (switch, gpu, ibmnpu); `ecc_uncorrected` and
-    `remapped_rows` count errors over the card's life, `remap_pending` asks for a reset.
+    `remapped_rows` count errors over the card's life, `remap_pending` asks for a reset. `nvlink_errors` are NVML's
+    counters over all links by name, those above 0 only; `fabric_health` says in words what the fabric finds wrong.
     """
 
     memory_used_mib: float | None = None
@@ -94,8 +100,20 @@ class GpuState:
     nvlinks: int | None = None
     nvlink_remote: str | None = None
     fabric: str | None = None
+    fabric_health: tuple[str, ...] = ()
+    nvlink_errors: dict[str, int] | None = None
     holders: tuple[Holder, ...] = ()
     missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkingState:
+    """A GPU while one measurement ran: medians over `looks` (MHz, W, degrees Celsius); None where NVML refused."""
+
+    looks: int
+    sm_clock_mhz: float | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +121,8 @@ class GpuProfile:
     """One GPU. Bandwidths are decimal GB/s; NVLink is per direction; rates are dense TFLOP/s.
 
     `measured` holds every measurement by name (the unit ends the name), also those that no
-    prediction uses; the fields above it hold what predictions use.
+    prediction uses; the fields above it hold what predictions use. `working` is the card's state during each
+    measurement, by the measurement's words.
     """
 
     name: Text
@@ -118,6 +137,7 @@ class GpuProfile:
     pcie: str | None = None
     measured: dict[str, Quantity] = field(default_factory=dict)
     state: GpuState | None = None
+    working: dict[str, WorkingState] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,8 +172,10 @@ class HardwareProfile:
     """A machine of `nodes` equal nodes; `gpus` are those of one node.
 
     `topology` and `p2p` are matrices over `gpus` as NVML words them; `p2p_gb_s` and `p2p_latency_us`
-    are measured from row to column (None: no direct access); `internode_gb_s` is the network's GB/s
-    per GPU and direction; `published_as` is the name public measurements use; `command` wrote the file.
+    are measured from row to column (None: no direct access), the latter by torch's copy of 4 KiB, mostly its
+    barrier between two GPUs; `p2p_both_gb_s` is the sum of both directions at once, `all_to_all_gb_s` what each GPU
+    sends while all send to all; `internode_gb_s` is the network's GB/s per GPU and direction; `published_as` is the
+    name public measurements use; `command` wrote the file.
     """
 
     name: Text
@@ -166,6 +188,8 @@ class HardwareProfile:
     p2p: tuple[tuple[str, ...], ...] | None = None
     p2p_gb_s: Matrix | None = None
     p2p_latency_us: Matrix | None = None
+    p2p_both_gb_s: Matrix | None = None
+    all_to_all_gb_s: Quantity | None = None
     all_reduce: tuple[AllReduce, ...] = ()
     warnings: tuple[str, ...] = ()
     published_as: str | None = None
@@ -190,7 +214,7 @@ def read_profile(path: Path) -> HardwareProfile:
             f"{path}: schema version {profile.schema_version} is newer than this sgtune reads "
             f"({SCHEMA_VERSION}); upgrade sgtune or probe again"
         )
-    for name in ("topology", "p2p", "p2p_gb_s", "p2p_latency_us"):
+    for name in ("topology", "p2p", "p2p_gb_s", "p2p_latency_us", "p2p_both_gb_s"):
         rows = getattr(profile, name)
         if rows is not None and {len(rows), *map(len, rows)} != {len(profile.gpus)}:
             raise InputError(f"{path}: {name} is not a square over the {len(profile.gpus)} GPUs of gpus")
@@ -210,7 +234,7 @@ def _check_bounds(profile: HardwareProfile, where: str) -> None:
     if profile.host is not None:
         kept = {name: MACHINE[name] for name in ("memory_gib", "shm_gib", "logical_cpus")}
         check_fields(profile.host, kept, where, "host.")
-    for name in ("p2p_gb_s", "p2p_latency_us"):
+    for name in ("p2p_gb_s", "p2p_latency_us", "p2p_both_gb_s"):
         for row in getattr(profile, name) or ():
             for value in row:
                 if value is not None:
@@ -245,4 +269,12 @@ def save_profile(profile: HardwareProfile, path: Path) -> None:
 
 def hardware_hash(profile: HardwareProfile) -> str:
     """Return a short hash of the machine's figures, not of when or how they were written down."""
-    return content_hash(replace(profile, created=None))
+    told = msgspec.to_builtins(replace(profile, created=None))
+    # Fields that came later are left out where they are empty: a machine keeps the hash that older files hold.
+    states = [gpu["state"] for gpu in told["gpus"] if gpu["state"]]
+    for records, names in (([told], LATER), (told["gpus"], LATER_OF_GPU), (states, LATER_OF_STATE)):
+        for record in records:
+            for name in names:
+                if not record[name]:
+                    del record[name]
+    return content_hash(told)

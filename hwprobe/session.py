@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import psutil
 
 from hwprobe.choices import DeviceName
-from hwprobe.inventory.health import refusal
-from hwprobe.inventory.nvml import Inventory, NvmlGpu, read_inventory, read_throttles
-from hwprobe.kernels.report import MeasureRequest, Report, Step, TorchDevice
+from hwprobe.inventory.health import only_seems_busy, refusal
+from hwprobe.inventory.looks import open_eyes
+from hwprobe.inventory.nvml import Inventory, NvmlGpu, read_inventory
+from hwprobe.kernels.report import CPU_BUILD, MeasureRequest, Report, Step, TorchDevice
 from hwprobe.measure import (
     TORCH_MISSING,
     MeasureTask,
@@ -37,14 +39,33 @@ NOTHING_TO_MEASURE = "nothing was measured: no GPU; --device cpu measures this h
 # Other work on this share of the host's CPU lowers what is measured.
 BUSY_HOST_PERCENT = 10.0
 LOOK_S = 0.5
+# A driver that starts (no persistence mode) scrubs the memory for some seconds, and NVML calls that utilisation.
+SETTLE_S = 5.0
+NOT_READY = ("not started", "in progress")
+NVLS_OFF = ("NCCL_NVLS_ENABLE", "0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probed:
-    """A profile, and what was asked for but could not be measured (refused or failed)."""
+    """A profile, and what was asked for but could not be measured (refused or failed).
+
+    `said` is the whole stderr of every child that failed, by its title.
+    """
 
     profile: HardwareProfile
     failures: tuple[str, ...] = ()
+    said: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telling:
+    """Who hears what: `progress` before and after every measurement, `keep` all that is known after each.
+
+    A probe that is killed then loses only the rest.
+    """
+
+    progress: Progress | None = None
+    keep: Callable[[Probed], None] | None = None
 
 
 def run_probe(
@@ -53,14 +74,14 @@ def run_probe(
     quick: bool,
     nvml: Any | None = None,
     runner: Runner = run_child,
-    progress: Progress | None = None,
+    telling: Telling | None = None,
 ) -> Probed:
     """Take the inventory, measure what may be measured, and return the profile.
 
-    `nvml` and `runner` stand in for pynvml and for child processes in tests. Failures are also among
-    the profile's warnings: whoever reads the file later must know why a figure is not measured.
+    `telling` hears of every measurement. `nvml` and `runner` stand in for pynvml and for child processes in tests.
+    Failures are also among the profile's warnings: whoever reads the file later must know why a figure is not measured.
     """
-    inventory = visible_only(read_inventory(nvml))
+    inventory = settled(nvml)
     wanted = _wanted(device, inventory)
     if wanted is None:
         return Probed(profile=assemble(inventory, Measured(remarks=(NOTHING_TO_MEASURE,))))
@@ -69,12 +90,22 @@ def run_probe(
         return Probed(profile=assemble(inventory, Measured(remarks=(TORCH_MISSING,))), failures=failures)
     if wanted is DeviceName.CPU:
         busy = busy_host()
-        outcomes = run_tasks(host_tasks(quick=quick), runner, progress)
-        return _probed(inventory, outcomes, remarks=(busy,) if busy else ())
-    watch = ThrottleWatch(runner, partial(read_throttles, nvml=nvml))
-    probed = _probe_gpus(inventory, quick, watch, progress)
-    noted = (*probed.profile.warnings, *watch.remarks())
-    return replace(probed, profile=replace(probed.profile, warnings=noted))
+        made = _Session(inventory=inventory, remarks=(busy,) if busy else ())
+        return made.run(host_tasks(quick=quick), runner, telling)
+    with open_eyes(nvml) as look:
+        watch = ThrottleWatch(runner, look)
+        return _probe_gpus(inventory, quick, watch, telling or Telling())
+
+
+def settled(nvml: Any | None = None, pause: Callable[[float], None] = time.sleep) -> Inventory:
+    """Return the inventory of visible GPUs; one that only seems busy is read again for SETTLE_S."""
+    inventory = visible_only(read_inventory(nvml))
+    for _ in range(int(SETTLE_S / LOOK_S)):
+        if not any(map(only_seems_busy, inventory.gpus)):
+            break
+        pause(LOOK_S)
+        inventory = visible_only(read_inventory(nvml))
+    return inventory
 
 
 def _wanted(device: DeviceName, inventory: Inventory) -> DeviceName | None:
@@ -83,27 +114,91 @@ def _wanted(device: DeviceName, inventory: Inventory) -> DeviceName | None:
     return DeviceName.CUDA if inventory.gpus or AMD_DRIVER.exists() else None
 
 
-def _probe_gpus(inventory: Inventory, quick: bool, runner: Runner, progress: Progress | None) -> Probed:
+@dataclass(kw_only=True)
+class _Session:
+    """A probe that runs: its inventory, what became of every task so far, what was refused or remarked."""
+
+    inventory: Inventory
+    failures: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    watch: ThrottleWatch | None = None
+    outcomes: list[TaskOutcome] = field(default_factory=list)
+
+    def run(self, tasks: Sequence[MeasureTask], runner: Runner, telling: Telling | None) -> Probed:
+        """Run the tasks one after the other and tell what is known after each."""
+        telling = telling or Telling()
+
+        def kept(task: MeasureTask) -> TaskOutcome:
+            outcome = runner(task)
+            self.outcomes.append(outcome)
+            if telling.keep:
+                telling.keep(self.probed())
+            return outcome
+
+        run_tasks(tasks, kept, telling.progress)
+        return self.probed()
+
+    def probed(self) -> Probed:
+        """Return what is known now."""
+        failed = {outcome.task.title: outcome for outcome in self.outcomes if outcome.failure}
+        told = tuple(f"{title}: {outcome.failure}" for title, outcome in failed.items())
+        measured = merge(self.outcomes)
+        measured = replace(measured, remarks=(*self.remarks, *self.failures, *told, *measured.remarks))
+        if self.watch is not None:
+            places = range(len(self.inventory.gpus))
+            noted = (*measured.remarks, *self.watch.remarks())
+            working = {place: self.watch.working(place) for place in places}
+            measured = replace(measured, remarks=noted, working=working)
+        said = {title: outcome.stderr for title, outcome in failed.items() if outcome.stderr}
+        return Probed(profile=assemble(self.inventory, measured), failures=(*self.failures, *told), said=said)
+
+
+def _probe_gpus(inventory: Inventory, quick: bool, watch: ThrottleWatch, telling: Telling) -> Probed:
     refused = tuple(filter(None, map(refusal, inventory.gpus)))
-    free = [(place, gpu) for place, gpu in enumerate(inventory.gpus) if refusal(gpu) is None]
+    free = [(place, gpu.uuid or str(gpu.index)) for place, gpu in enumerate(inventory.gpus) if refusal(gpu) is None]
     if refused and not free:
         return Probed(profile=assemble(inventory, Measured(remarks=refused)), failures=refused)
-    names = tuple(gpu.uuid or str(gpu.index) for _, gpu in free)
-    look = MeasureTask(
+    made = _Session(inventory=inventory, failures=refused, watch=watch)
+    made.run([_look_task(free, quick)], watch, telling)
+    failed = made.outcomes[-1].failure or ""
+    if failed and CPU_BUILD not in failed and len(free) > 1:  # one bad card spoils the look at all of them
+        made.outcomes.clear()
+        for each in free:
+            made.run([_look_task([each], quick)], watch, telling)
+        free = [each for each, outcome in zip(free, made.outcomes, strict=True) if not outcome.failure]
+    seen = [outcome.report for outcome in made.outcomes if not outcome.failure and outcome.report]
+    if not seen:
+        failed = made.outcomes[-1].failure or failed
+        fabric = {gpu.state.fabric for gpu in inventory.gpus if gpu.state.fabric in NOT_READY}
+        why = f" (the NVSwitch fabric is {', '.join(map(str, fabric))}: nvidia-fabricmanager)" if fabric else ""
+        said = (*refused, f"nothing was measured on GPUs: {failed}{why}")
+        known = made.probed().said
+        return Probed(profile=assemble(inventory, Measured(remarks=said)), failures=said, said=known)
+    if not inventory.gpus:
+        made.inventory = _from_torch(inventory, seen[0].devices)
+        free = [(place, str(gpu.index)) for place, gpu in enumerate(made.inventory.gpus)]
+    made.run(gpu_tasks(free, quick=quick), partial(_again_without_nvls, watch, made), telling)
+    return made.probed()
+
+
+def _again_without_nvls(runner: Runner, made: _Session, task: MeasureTask) -> TaskOutcome:
+    """Run a task; an all-reduce that failed runs once more without NVLink SHARP, which a fabric fault may fail."""
+    outcome = runner(task)
+    if task.request.step is not Step.ALL_REDUCE or not outcome.failure:
+        return outcome
+    made.outcomes.append(outcome)
+    second = runner(replace(task, settings=(NVLS_OFF,)))
+    if not second.failure:
+        made.remarks += (f"all-reduce works with {NVLS_OFF[0]}={NVLS_OFF[1]} only: these figures are without NVLS",)
+    return second
+
+
+def _look_task(free: Sequence[tuple[int, str]], quick: bool) -> MeasureTask:
+    return MeasureTask(
         request=MeasureRequest(step=Step.DEVICES, device=DeviceName.CUDA, quick=quick),
         gpus=tuple(place for place, _ in free),
-        visible=names,
+        visible=tuple(name for _, name in free),
     )
-    (seen,) = run_tasks([look], runner, progress)
-    if seen.report is None:
-        said = (*refused, f"nothing was measured on GPUs: {seen.failure}")
-        return Probed(profile=assemble(inventory, Measured(remarks=said)), failures=said)
-    if not inventory.gpus:
-        inventory = _from_torch(inventory, seen.report.devices)
-        free = list(enumerate(inventory.gpus))
-        names = tuple(str(gpu.index) for gpu in inventory.gpus)
-    tasks = gpu_tasks([(place, name) for (place, _), name in zip(free, names, strict=True)], quick=quick)
-    return _probed(inventory, (seen, *run_tasks(tasks, runner, progress)), failures=refused)
 
 
 def _from_torch(inventory: Inventory, devices: Sequence[TorchDevice]) -> Inventory:
@@ -122,19 +217,6 @@ def _from_torch(inventory: Inventory, devices: Sequence[TorchDevice]) -> Invento
         for index, device in enumerate(devices)
     )
     return replace(inventory, gpus=gpus, absent=None if gpus else inventory.absent)
-
-
-def _probed(
-    inventory: Inventory,
-    outcomes: Sequence[TaskOutcome],
-    *,
-    failures: tuple[str, ...] = (),
-    remarks: tuple[str, ...] = (),
-) -> Probed:
-    failed = tuple(f"{outcome.task.title}: {outcome.failure}" for outcome in outcomes if outcome.failure)
-    measured = merge(outcomes)
-    measured = replace(measured, remarks=(*remarks, *failures, *failed, *measured.remarks))
-    return Probed(profile=assemble(inventory, measured), failures=(*failures, *failed))
 
 
 def merge(outcomes: Sequence[TaskOutcome]) -> Measured:
@@ -164,6 +246,8 @@ def merge(outcomes: Sequence[TaskOutcome]) -> Measured:
         places=pairs[0],
         p2p_gb_s=pairs[1].p2p_gb_s,
         p2p_latency_us=pairs[1].p2p_latency_us,
+        p2p_both_gb_s=pairs[1].p2p_both_gb_s,
+        all_to_all_gb_s=pairs[1].all_to_all_gb_s,
         all_reduce=tuple(collectives),
         software=software,
         remarks=tuple(missing),

@@ -19,12 +19,16 @@ def refusal(gpu: NvmlGpu) -> str | None:
     state, name = gpu.state, f"GPU {gpu.index}"
     if state.mig:
         return f"{name}: MIG is on, so a slice would be measured for the card; nvidia-smi -i {gpu.index} -mig 0"
-    if state.fabric in ("not started", "in progress"):
-        return f"{name}: NVSwitch fabric {state.fabric}, CUDA cannot start; systemctl start nvidia-fabricmanager"
     busy = _busy(gpu)
     if busy:
         return f"{name} is busy: {busy}; not measured: stop it, or leave the GPU out with CUDA_VISIBLE_DEVICES"
     return None
+
+
+def only_seems_busy(gpu: NvmlGpu) -> bool:
+    """Whether nothing but NVML's utilisation speaks of work, as on an idle card whose driver scrubs its memory."""
+    state = gpu.state
+    return not state.holders and (state.memory_used_mib or 0.0) <= BUSY_MIB and _busy(gpu) is not None
 
 
 def _busy(gpu: NvmlGpu) -> str | None:
@@ -82,7 +86,11 @@ def _remarks(gpu: NvmlGpu) -> Iterator[str]:
     if state.nvlinks and state.nvlinks_active is not None and state.nvlinks_active < state.nvlinks:
         yield f"{state.nvlinks_active} of {state.nvlinks} NVLinks up"
     if state.fabric and state.fabric not in ("completed", "not supported"):
-        yield f"NVSwitch fabric {state.fabric}: CUDA cannot start; systemctl start nvidia-fabricmanager"
+        yield f"NVSwitch fabric {state.fabric}: where CUDA cannot start, systemctl start nvidia-fabricmanager"
+    if state.fabric_health:
+        yield f"NVSwitch fabric: {', '.join(state.fabric_health)}"
+    if state.nvlink_errors:
+        yield f"NVLink errors: {', '.join(f'{count:,} {name}' for name, count in state.nvlink_errors.items())}"
     yield from (f"NVML does not say: {what}" for what in state.missing)
 
 

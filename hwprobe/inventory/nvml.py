@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import psutil
 
-from hwprobe.inventory.nvml_links import fabric_state, nvlinks, p2p_matrix, topology_matrix
+from hwprobe.inventory.nvml_links import link_errors, nvlinks, p2p_matrix, read_fabric, topology_matrix
 from hwprobe.profile import GpuState, Holder
 
 T = TypeVar("T")
@@ -201,6 +201,8 @@ def _read_health(nvml: Any, handle: Any, ask: Ask, state: GpuState) -> GpuState:
 
 def _read_links(nvml: Any, handle: Any, ask: Ask, state: GpuState) -> GpuState:
     links = ask("NVLink", lambda: nvlinks(nvml, handle))
+    present = 0 if links is None else links.present
+    fabric = ask("fabric state", lambda: read_fabric(nvml, handle))
     return replace(
         state,
         pcie_generation=ask("PCIe generation", lambda: nvml.nvmlDeviceGetCurrPcieLinkGeneration(handle)),
@@ -210,31 +212,10 @@ def _read_links(nvml: Any, handle: Any, ask: Ask, state: GpuState) -> GpuState:
         nvlinks_active=None if links is None else links.active,
         nvlinks=None if links is None else links.present,
         nvlink_remote=None if links is None else links.remote,
-        fabric=ask("fabric state", lambda: fabric_state(nvml, handle)),
+        fabric=None if fabric is None else fabric.state,
+        fabric_health=() if fabric is None else fabric.health,
+        nvlink_errors=ask("NVLink errors", lambda: link_errors(nvml, handle, present)),
     )
-
-
-def read_throttles(uuids: Sequence[str], nvml: Any | None = None) -> dict[str, tuple[str, ...]]:
-    """Return what holds the clocks of these GPUs down right now; a GPU NVML is silent about is left out."""
-    module = nvml
-    if module is None:
-        try:
-            module = importlib.import_module("pynvml")
-        except ImportError:
-            return {}
-    try:
-        module.nvmlInit()
-    except module.NVMLError:
-        return {}
-    try:
-        return {uuid: reasons for uuid in uuids if (reasons := _throttles_of(module, uuid)) is not None}
-    finally:
-        module.nvmlShutdown()
-
-
-def _throttles_of(nvml: Any, uuid: str) -> tuple[str, ...] | None:
-    reasons = Refusals(nvml).ask("reasons", lambda: _reasons(nvml, nvml.nvmlDeviceGetHandleByUUID(uuid)))
-    return None if reasons is None else throttles(nvml, reasons)
 
 
 def _reasons(nvml: Any, handle: Any) -> int:

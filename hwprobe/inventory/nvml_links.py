@@ -50,17 +50,83 @@ def nvlinks(nvml: Any, handle: Any) -> NvLinks:
     return NvLinks(present=len(states), active=len(up), remote=remote)
 
 
-def fabric_state(nvml: Any, handle: Any) -> str:
-    """Return the NVSwitch fabric's state; "completed: <error>" where the fabric manager reports one.
+# Two bits each of the fabric's health mask: 1 says that it is so (NVML_GPU_FABRIC_HEALTH_MASK_*), by shift.
+_UNHEALTHY = {
+    0: "degraded bandwidth",
+    2: "routes being recovered",
+    4: "routes unhealthy",
+    6: "recovering from access timeouts",
+}
+_CONFIGURATION_SHIFT, _CONFIGURATION_MASK = 8, 0xF
+_MISCONFIGURED = {
+    2: "wrong system GUID",
+    3: "wrong chassis serial number",
+    4: "no partition",
+    5: "too few NVLinks",
+    6: "incompatible GPU firmware",
+    7: "invalid location",
+    8: "GPU in an invalid state",
+}
+# Error counters of one link, by NVML's field numbers: 161-163 on every generation, 206-219 on the newer ones. Left out:
+# symbol errors (221), which forward error correction mends all the time; bit error rates (216-218, 220, 222), which
+# are no counts; 215, the sum of 213 and 214.
+LINK_ERRORS = {
+    161: "replays",
+    162: "link recoveries",
+    163: "CRC errors",
+    206: "malformed packets",
+    207: "buffer overruns",
+    208: "receive errors",
+    209: "remote receive errors",
+    210: "general receive errors",
+    211: "link integrity errors",
+    212: "discarded packets",
+    213: "recoveries",
+    214: "failed recoveries",
+    219: "effective errors",
+}
 
-    CUDA refuses to start (error 802) on NVSwitch machines until it is completed.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fabric:
+    """The NVSwitch fabric as one GPU sees it: its state, and what its health mask says is wrong."""
+
+    state: str
+    health: tuple[str, ...] = ()
+
+
+def read_fabric(nvml: Any, handle: Any) -> Fabric:
+    """Return the NVSwitch fabric's state ("completed: <error>" where the fabric manager reports one) and health.
+
+    CUDA refuses to start (error 802) on NVSwitch machines until it is completed; a single GPU passed through to a
+    virtual machine may stay "in progress" for ever while CUDA works.
     """
     info = nvml.c_nvmlGpuFabricInfo_v2_t()
     nvml.nvmlDeviceGetGpuFabricInfoV(handle, ctypes.byref(info) if isinstance(info, ctypes.Structure) else info)
     state = _FABRIC.get(info.state, f"state {info.state}")
-    return (
-        f"{state}: error {info.status}" if info.state == nvml.NVML_GPU_FABRIC_STATE_COMPLETED and info.status else state
-    )
+    if info.state == nvml.NVML_GPU_FABRIC_STATE_COMPLETED and info.status:
+        state = f"{state}: error {info.status}"
+    return Fabric(state=state, health=fabric_health(info.healthMask))
+
+
+def fabric_health(mask: int) -> tuple[str, ...]:
+    """Return in words what a fabric's health mask says is wrong; nothing for a healthy or an older one (0)."""
+    found = [words for shift, words in _UNHEALTHY.items() if mask >> shift & 0b11 == 1]
+    configuration = mask >> _CONFIGURATION_SHIFT & _CONFIGURATION_MASK
+    return (*found, *filter(None, [_MISCONFIGURED.get(configuration)]))
+
+
+def link_errors(nvml: Any, handle: Any, links: int) -> dict[str, int] | None:
+    """Return the NVLink error counters above 0, summed over `links`; {} where all are 0, None where NVML has none."""
+    asked = [(number, link) for link in range(links) for number in LINK_ERRORS]
+    if not asked:
+        return None
+    known = [value for value in nvml.nvmlDeviceGetFieldValues(handle, asked) if value.nvmlReturn == 0]
+    counts: dict[str, int] = {}
+    for value in known:
+        name = LINK_ERRORS[value.fieldId]
+        counts[name] = counts.get(name, 0) + int(value.value.ullVal)
+    return {name: count for name, count in counts.items() if count} if known else None
 
 
 def topology_matrix(nvml: Any, handles: Sequence[Any]) -> Words | None:

@@ -30,6 +30,10 @@ class LineFit:
     latency_s: float
     bytes_per_s: float
 
+    def residual(self, size_bytes: float, seconds: float) -> float:
+        """Return measured over fitted time of one size, less one: large ones say that no line fits."""
+        return seconds / (self.latency_s + size_bytes / self.bytes_per_s) - 1.0
+
 
 def fit_line(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> LineFit:
     """Fit latency and rate to times of several sizes, relative errors weighing alike, latency >= 0.

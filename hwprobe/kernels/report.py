@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -18,8 +19,13 @@ class Step(StrEnum):
     STREAM = "weight streaming"
     LAUNCH = "launch cost"
     GEMM = "matrix rates"
+    SUSTAINED = "matrix rates, sustained"
     P2P = "GPU to GPU, all pairs"
     ALL_REDUCE = "all-reduce"
+    SYMMETRIC = "all-reduce, symmetric memory"
+    DEEP_GEMM = "DeepGEMM, block-scaled FP8"
+    FLASH_MLA = "FlashMLA, decode"
+    ABLATION = "what the measuring itself does"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +59,41 @@ class Report:
     devices: tuple[TorchDevice, ...] = ()
     p2p_gb_s: Matrix | None = None
     p2p_latency_us: Matrix | None = None
+    p2p_both_gb_s: Matrix | None = None
+    all_to_all_gb_s: Quantity | None = None
     all_reduce: tuple[AllReduce, ...] = ()
+
+
+# What a torch without CUDA says of itself.
+CPU_BUILD = "is a CPU build"
+# Takes what a child has so far, the moment it has it: a child that hangs or is killed later loses only the rest.
+Emit = Callable[[Report], None]
+
+
+def nowhere(part: Report) -> None:
+    """Keep no partial result."""
+
+
+def joined(parts: Sequence[Report]) -> Report:
+    """Return the parts of one child's answer as one: the last of a matrix counts, everything else adds up."""
+    whole = Report()
+    for part in parts:
+        whole = Report(
+            quantities=whole.quantities | part.quantities,
+            missing=tuple(dict.fromkeys((*whole.missing, *part.missing))),
+            software=whole.software | part.software,
+            devices=part.devices or whole.devices,
+            p2p_gb_s=part.p2p_gb_s or whole.p2p_gb_s,
+            p2p_latency_us=part.p2p_latency_us or whole.p2p_latency_us,
+            p2p_both_gb_s=part.p2p_both_gb_s or whole.p2p_both_gb_s,
+            all_to_all_gb_s=part.all_to_all_gb_s or whole.all_to_all_gb_s,
+            all_reduce=tuple({_message(each): each for each in (*whole.all_reduce, *part.all_reduce)}.values()),
+        )
+    return whole
+
+
+def _message(point: AllReduce) -> tuple[str, int, int]:
+    return point.backend, point.ranks, point.message_bytes
 
 
 def rate(amount: float, timing: Timing, source: str) -> Quantity:

@@ -20,9 +20,13 @@ SAMPLE_S = 0.02
 MOST_CALLS = 200
 # Clocks rise from idle (345 MHz) to full within some tens of ms of work.
 WARM_S = 0.2
-# Queueing one kernel from Python; the spin kernel holds the stream back this long per call.
+# Queueing one kernel from Python takes this long at first guess; a sample whose queue took longer than the spin kernel
+# held the stream back is taken again with a longer spin, this many times at most.
 QUEUE_S_PER_CALL = 15e-6
-SPIN_HZ = 1.5e9
+QUEUE_TRIES = 4
+LONGEST_SPIN_S = 0.05
+# Spun once to see how many cycles pass in a second: 1.2 to 2.0 GHz by card, clock limit and temperature.
+SPIN_CYCLES = 20_000_000
 
 
 class Timer(Protocol):
@@ -86,6 +90,8 @@ class CudaTimer:
         properties = torch.cuda.get_device_properties(index)
         self.name = str(properties.name)
         self.cache_bytes = int(getattr(properties, "L2_cache_size", 0)) or 128 * 2**20
+        self._spin_hz = 0.0
+        self._queue_s = QUEUE_S_PER_CALL
 
     def free_bytes(self) -> int:
         return int(torch.cuda.mem_get_info(self.device)[0])
@@ -95,14 +101,42 @@ class CudaTimer:
 
     def seconds(self, work: Work, calls: int) -> float:
         with torch.cuda.device(self.device):
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            torch.cuda._sleep(int(calls * QUEUE_S_PER_CALL * SPIN_HZ))
-            begin.record()
-            for _ in range(calls):
-                work()
-            end.record()
-            end.synchronize()
-            return float(begin.elapsed_time(end)) / 1e3 / calls
+            found = 0.0
+            for _ in range(QUEUE_TRIES):
+                spin_s = min(LONGEST_SPIN_S, calls * self._queue_s)
+                found, queue_s = self._queued(work, calls, spin_s)
+                if queue_s <= spin_s or spin_s >= LONGEST_SPIN_S:
+                    break
+                self._queue_s = 1.5 * queue_s / calls
+            return found / calls
+
+    def _queued(self, work: Work, calls: int, spin_s: float) -> tuple[float, float]:
+        """Return the device's seconds for `calls` calls behind a spin, and the host's seconds to queue them."""
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        cycles = int(spin_s * self.spin_hz())
+        asked = time.perf_counter()
+        torch.cuda._sleep(cycles)
+        begin.record()
+        for _ in range(calls):
+            work()
+        end.record()
+        queue_s = time.perf_counter() - asked
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3, queue_s
+
+    def spin_hz(self) -> float:
+        """Return the cycles per second of the spin kernel on this card, measured once (the second of two spins)."""
+        if not self._spin_hz:
+            passed_ms = 0.0
+            for _ in range(2):  # the first wakes the clocks
+                begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                begin.record()
+                torch.cuda._sleep(SPIN_CYCLES)
+                end.record()
+                end.synchronize()
+                passed_ms = float(begin.elapsed_time(end))
+            self._spin_hz = SPIN_CYCLES / max(passed_ms / 1e3, 1e-6)
+        return self._spin_hz
 
     def graph(self, work: Work) -> Work:
         with torch.cuda.device(self.device):
@@ -153,11 +187,18 @@ def last_level_cache_bytes() -> int:
 
 
 def random_tensor(count: int, dtype: torch.dtype, device: torch.device) -> Any:
-    """Return `count` random numbers: zeros would flatter (they draw less power and run up to 13 % faster).
+    """Return `count` random numbers, -0.5 to 0.5 or any integer of the type.
+
+    Zeros would flatter: they draw less power and run up to 13 % faster.
 
     One random block is repeated, since drawing gigabytes takes longer than measuring with them.
     """
-    block = torch.rand(min(count, 2**22), device=device).sub_(0.5).to(dtype)
+    drawn = min(count, 2**22)
+    if dtype.is_floating_point:
+        block = torch.rand(drawn, device=device).sub_(0.5).to(dtype)
+    else:  # rounded, numbers below 1 would all be 0
+        kind = torch.iinfo(dtype)
+        block = torch.randint(kind.min, kind.max + 1, (drawn,), dtype=dtype, device=device)
     tensor = torch.empty(count, dtype=dtype, device=device)
     for begin in range(0, count, block.numel()):
         part = tensor[begin : begin + block.numel()]

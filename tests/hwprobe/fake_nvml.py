@@ -10,8 +10,22 @@ class FakeNvmlError(Exception):
     pass
 
 
-def _fabric(state: int, status: int = 0) -> Any:
-    return lambda: SimpleNamespace(state=state, status=status)
+def _fabric(state: int, status: int = 0, health: int = 0) -> Any:
+    return lambda: SimpleNamespace(state=state, status=status, healthMask=health)
+
+
+def link_counters(**counts: int) -> Any:
+    """Answer nvmlDeviceGetFieldValues: `f161=3` is 3 of field 161 on link 0; fields not named are not supported."""
+
+    def read(handle: int, asked: list[tuple[int, int]]) -> list[Any]:
+        def one(field: int, link: int) -> Any:
+            known = f"f{field}" in counts
+            value = SimpleNamespace(ullVal=counts.get(f"f{field}", 0) if link == 0 else 0)
+            return SimpleNamespace(fieldId=field, scopeId=link, nvmlReturn=0 if known else 3, value=value)
+
+        return [one(*each) for each in asked]
+
+    return read
 
 
 class FakeNvml:
@@ -27,6 +41,7 @@ class FakeNvml:
     NVML_NVLINK_MAX_LINKS = 36
     NVML_P2P_CAPS_INDEX_NVLINK = 2
     NVML_P2P_STATUS_OK = 0
+    NVML_TEMPERATURE_GPU = 0
     NVML_GPU_FABRIC_STATE_COMPLETED = 3
     nvmlClocksEventReasonSwPowerCap = 0x4
     nvmlClocksEventReasonHwThermalSlowdown = 0x40
@@ -64,6 +79,9 @@ class FakeNvml:
             "nvmlDeviceGetEnforcedPowerLimit": 700_000,
             "nvmlDeviceGetPowerManagementDefaultLimit": 700_000,
             "nvmlDeviceGetCurrentClocksEventReasons": 0x1,
+            "nvmlDeviceGetPowerUsage": 120_000,
+            "nvmlDeviceGetTemperature": 41,
+            "nvmlDeviceGetFieldValues": link_counters(f161=0, f162=0, f163=0),
             "nvmlDeviceGetEccMode": [1, 1],
             "nvmlDeviceGetTotalEccErrors": 0,
             "nvmlDeviceGetRemappedRows": (0, 0, 0, 0),

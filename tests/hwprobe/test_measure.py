@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import time
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,11 +16,12 @@ from hypothesis import strategies as st
 from hwprobe.choices import DeviceName
 from hwprobe.files import decode_json, encode_json
 from hwprobe.kernels.bandwidth import measure_memory, measure_stream
-from hwprobe.kernels.compute import fp8_missing, fp8_rates, measure_gemm, measure_launch
+from hwprobe.kernels.collectives import measure_all_reduce
+from hwprobe.kernels.compute import fp8_missing, gemm_rates, measure_gemm, measure_launch
 from hwprobe.kernels.fits import fit_line, timing_of
-from hwprobe.kernels.interconnect import measure_all_reduce, measure_p2p
+from hwprobe.kernels.pairs import measure_p2p
 from hwprobe.kernels.report import MeasureRequest, Report, Step
-from hwprobe.kernels.timing import CpuTimer, CudaTimer, random_tensor, time_work
+from hwprobe.kernels.timing import CpuTimer, random_tensor, time_work
 from hwprobe.measure import MeasureTask, gpu_tasks, host_tasks, run_child
 from hwprobe.profile import Basis
 
@@ -40,7 +39,11 @@ class SmallCacheTimer(CpuTimer):
 
 def test_copy_read_and_triad_count_what_they_move() -> None:
     found = measure_memory(CpuTimer(), quick=True, buffer_bytes=64 * MIB).quantities
-    assert set(found) == {"hbm_gb_s", "hbm_copy_gb_s", "hbm_triad_gb_s"}
+    reads = {f"hbm_read_{name}_gb_s" for name in ("sum", "mv", "amax")}
+    assert set(found) == {"hbm_gb_s", "hbm_copy_gb_s", "hbm_triad_gb_s"} | reads
+    assert found["hbm_gb_s"].value == max(found[name].value for name in reads)
+    best = max(reads, key=lambda name: found[name].value)
+    assert found["hbm_gb_s"].source.startswith(f"read by {best.split('_')[2]}, the fastest of sum, mv, amax")
     for quantity in found.values():
         assert 0.5 < quantity.value < 5000  # GB/s of any processor, this side of a wrong unit
         assert quantity.basis is Basis.MEASURED
@@ -85,7 +88,7 @@ def test_gemm_rates_name_their_shapes_and_the_first_is_the_headline() -> None:
 
 
 def test_the_fp8_path_runs_where_torch_has_it() -> None:
-    (name, quantity), *_ = fp8_rates(CpuTimer(), ((32, 32, 32),), quick=True).items()
+    (name, quantity), *_ = gemm_rates(CpuTimer(), torch.float8_e4m3fn, ((32, 32, 32),), quick=True).items()
     assert name == "fp8_tflops"
     assert quantity.value > 0
 
@@ -164,7 +167,7 @@ def test_the_median_lies_within_its_samples(samples: list[float]) -> None:
 def test_every_task_of_a_gpu_sees_that_gpu_alone() -> None:
     tasks = gpu_tasks([(0, "GPU-a"), (2, "GPU-c")], quick=True)
     assert [task.visible for task in tasks if len(task.gpus) == 1] == [("GPU-a",)] * 4 + [("GPU-c",)] * 4
-    assert [task.request.step for task in tasks[-2:]] == [Step.P2P, Step.ALL_REDUCE]
+    assert [task.request.step for task in tasks[-3:]] == [Step.P2P, Step.ALL_REDUCE, Step.SYMMETRIC]
     assert tasks[-1].visible == ("GPU-a", "GPU-c")
     assert tasks[-1].request.ranks == 2
     assert all(len(task.gpus) == 1 for task in gpu_tasks([(0, "GPU-a")], quick=True))
@@ -238,61 +241,3 @@ def _running(pid: int) -> bool:
         time.sleep(0.1)
     os.kill(pid, 9)
     return True
-
-
-class FakeCuda:
-    """Just enough of torch.cuda to run CudaTimer on a machine without a GPU; keeps what was called."""
-
-    def __init__(self) -> None:
-        self.log: list[str] = []
-
-    def install(self, patch: pytest.MonkeyPatch) -> None:
-        fake = self
-
-        class Event:
-            def __init__(self, enable_timing: bool) -> None:
-                assert enable_timing
-
-            def record(self) -> None:
-                fake.log.append("record")
-                self.at = time.perf_counter()
-
-            def synchronize(self) -> None:
-                fake.log.append("synchronize")
-
-            def elapsed_time(self, end: Event) -> float:
-                return (end.at - self.at) * 1e3
-
-        class Graph:
-            def replay(self) -> None:
-                fake.log.append("replay")
-
-        properties = SimpleNamespace(name="fake", L2_cache_size=60 * MIB)
-        stream = SimpleNamespace(wait_stream=lambda other: None)
-        for name, value in {
-            "get_device_properties": lambda index: properties,
-            "device": lambda index: contextlib.nullcontext(),
-            "stream": lambda side: contextlib.nullcontext(),
-            "graph": lambda graph, capture_error_mode: contextlib.nullcontext(),
-            "current_stream": lambda: stream,
-            "Stream": lambda: stream,
-            "Event": Event,
-            "CUDAGraph": Graph,
-            "_sleep": lambda cycles: fake.log.append("spin"),
-            "synchronize": lambda device: fake.log.append("wait"),
-        }.items():
-            patch.setattr(torch.cuda, name, value)
-
-
-def test_gpu_work_is_queued_behind_a_spin_and_timed_by_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = FakeCuda()
-    cuda.install(monkeypatch)
-    timer = CudaTimer(0)
-    assert timer.cache_bytes == 60 * MIB
-    seconds = timer.seconds(lambda: cuda.log.append("work"), 3)
-    assert cuda.log == ["spin", "record", "work", "work", "work", "record", "synchronize"]
-    assert 0 < seconds < 1
-    cuda.log.clear()
-    replay = timer.graph(lambda: cuda.log.append("work"))
-    replay()
-    assert cuda.log == ["work", "work", "work", "replay"]  # twice to warm up, once captured

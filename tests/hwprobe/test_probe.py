@@ -12,7 +12,8 @@ import pytest
 from fake_nvml import H20, H200, FakeNvml, fabric
 
 from hwprobe.inventory.health import refusal
-from hwprobe.inventory.nvml import read_inventory, read_throttles
+from hwprobe.inventory.looks import read_throttles
+from hwprobe.inventory.nvml import read_inventory
 from hwprobe.probe import probe_machine, visible_only
 from hwprobe.profile import Basis
 
@@ -69,7 +70,7 @@ ODDITIES: list[tuple[dict[str, Any], str, str | None]] = [
     ({"nvmlDeviceGetCurrentClocksEventReasons": 0x44}, r"power cap, temperature \(hardware\)", None),
     ({"nvmlDeviceGetEnforcedPowerLimit": 500_000}, "power capped at 500 W of 700 W", None),
     ({"nvmlDeviceGetNvLinkState": lambda handle, link: int(link < 17)}, "17 of 36 NVLinks up", None),
-    ({"c_nvmlGpuFabricInfo_v2_t": fabric(2)}, "fabric in progress", "nvidia-fabricmanager"),
+    ({"c_nvmlGpuFabricInfo_v2_t": fabric(2)}, "fabric in progress", None),
     ({"c_nvmlGpuFabricInfo_v2_t": fabric(3, 999)}, "completed: error 999", None),
     ({"nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=80)}, "80 % utilization", "80 % utilization"),
 ]

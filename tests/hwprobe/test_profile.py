@@ -11,7 +11,7 @@ import pytest
 from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.errors import InputError
 from hwprobe.files import write_atomic
-from hwprobe.profile import load_profile, save_profile
+from hwprobe.profile import hardware_hash, load_profile, save_profile
 
 
 def document(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
@@ -69,3 +69,17 @@ def test_a_failed_write_leaves_the_old_file_whole_and_no_debris(tmp_path: Path) 
     with pytest.raises(InputError, match="cannot write"):
         write_atomic(Path("/proc/sgtune/file"), "text")
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_fields_that_came_later_change_no_hash_and_unknown_ones_are_passed_over(tmp_path: Path) -> None:
+    """Exported files hold the hash of their machine, and a newer profile must be read by an older sgtune."""
+    assert hardware_hash(hardware_from_catalogue("h200x8")) == "cddae13a1a7fa08a"
+    path, data = document(tmp_path)
+    assert data["schema_version"] == 1
+    for name in ("p2p_both_gb_s", "all_to_all_gb_s"):
+        assert data.pop(name) is None
+    for gpu in data["gpus"]:
+        del gpu["working"]
+        gpu["a_field_of_the_future"] = 1
+    path.write_text(json.dumps(data))
+    assert load_profile(path) == hardware_from_catalogue("h200x8")

@@ -22,7 +22,7 @@ from hwprobe.findings import compare, findings
 from hwprobe.kernels.report import Report, Step, TorchDevice
 from hwprobe.measure import MeasureTask, TaskOutcome
 from hwprobe.profile import AllReduce, Basis, HardwareProfile, Quantity, load_profile, read_profile, save_profile
-from hwprobe.session import Probed, run_probe
+from hwprobe.session import Probed, Telling, run_probe
 
 HEALTHY = {
     Step.MEMORY: {"hbm_gb_s": 4370.0, "hbm_copy_gb_s": 4300.0, "hbm_triad_gb_s": 4310.0},
@@ -57,9 +57,11 @@ class Script:
             count = len(task.gpus)
             rows = tuple(tuple(None if r == c else 380.0 - r for c in range(count)) for r in range(count))
             return Report(p2p_gb_s=rows, p2p_latency_us=rows)
+        if step is Step.SYMMETRIC:
+            return Report(missing=("symmetric memory: not here",))
         if step is Step.ALL_REDUCE:
             point = AllReduce(ranks=task.request.ranks, message_bytes=14336, backend="nccl", time_us=quantity(12.0))
-            return Report(all_reduce=(point,), missing=("symmetric memory: not here",))
+            return Report(all_reduce=(point,))
         factor = self.slow.get(task.gpus[0] if task.gpus else -1, 1.0)
         return Report(quantities={name: quantity(value * factor) for name, value in HEALTHY[step].items()})
 
@@ -81,7 +83,7 @@ def test_eight_healthy_gpus_are_measured_and_replace_the_data_sheet(tmp_path: Pa
     probed = run(FakeNvml([H200] * 8), script)
     profile = probed.profile
     assert probed.failures == ()
-    assert len(script.ran) == 1 + 8 * 4 + 2
+    assert len(script.ran) == 1 + 8 * 4 + 3
     gpu = profile.gpus[5]
     assert gpu.hbm_gb_s == Quantity(value=4370, basis=Basis.MEASURED, source="script", spread=0.01, sheet=4800)
     assert gpu.hbm_gb_s.fraction == pytest.approx(0.910, abs=0.001)
@@ -127,7 +129,6 @@ def test_a_busy_gpu_is_refused_and_the_others_are_measured() -> None:
     ("answers", "why"),
     [
         ({"nvmlDeviceGetMigMode": [1, 1]}, "MIG is on"),
-        ({"c_nvmlGpuFabricInfo_v2_t": fabric(1)}, "fabric not started"),
         ({"nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=97)}, "97 % utilization"),
     ],
 )
@@ -208,7 +209,7 @@ def test_progress_tells_every_task_before_and_after() -> None:
     def progress(number: int, total: int, task: MeasureTask, outcome: TaskOutcome | None) -> None:
         told.append((number, total, outcome is not None))
 
-    run_probe(DeviceName.CPU, quick=True, nvml=FakeNvml([H200]), runner=Script(), progress=progress)
+    run_probe(DeviceName.CPU, quick=True, nvml=FakeNvml([H200]), runner=Script(), telling=Telling(progress=progress))
     assert told == [(n, 4, done) for n in range(1, 5) for done in (False, True)]
 
 
@@ -265,3 +266,107 @@ def test_a_spoiled_measurement_is_named(tmp_path: Path, spoil: Callable[..., Any
     path.write_text(json.dumps(data))
     with pytest.raises(InputError, match=complaint):
         load_profile(path)
+
+
+def test_a_fabric_that_is_not_ready_is_for_cuda_to_judge() -> None:
+    """A single GPU passed through to a virtual machine may say so for ever while CUDA works."""
+    for state in (1, 2):
+        probed = run(FakeNvml([H200], c_nvmlGpuFabricInfo_v2_t=fabric(state)), Script())
+        assert probed.failures == ()
+        assert probed.profile.gpus[0].hbm_gb_s.basis is Basis.MEASURED
+    script = Script(fail={Step.DEVICES: "torch cannot start CUDA: system not yet initialized"})
+    probed = run(FakeNvml([H200], c_nvmlGpuFabricInfo_v2_t=fabric(2)), script)
+    assert "system not yet initialized (the NVSwitch fabric is in progress" in probed.failures[0]
+
+
+class BadCard(Script):
+    """Whatever sees GPU `bad` fails."""
+
+    def __init__(self, bad: int) -> None:
+        super().__init__()
+        self.bad = bad
+
+    def __call__(self, task: MeasureTask) -> TaskOutcome:
+        if self.bad not in task.gpus:
+            return super().__call__(task)
+        self.ran.append(task)
+        said = "RuntimeError: CUDA error: uncorrectable ECC error encountered"
+        return TaskOutcome(task=task, seconds=1.0, failure=said, stderr=f"Traceback\n{said}\nCompile with")
+
+
+def test_one_bad_gpu_of_eight_is_named_and_seven_are_measured() -> None:
+    script = BadCard(5)
+    probed = run(FakeNvml([H200] * 8), script)
+    assert len(probed.failures) == 1
+    assert probed.failures[0].startswith("GPU 5: what torch sees: RuntimeError: CUDA error: uncorrectable ECC")
+    assert probed.said == {"GPU 5: what torch sees": script(script.ran[0]).stderr}
+    basis = [gpu.hbm_gb_s.basis for gpu in probed.profile.gpus]
+    assert basis == [Basis.MEASURED] * 5 + [Basis.CATALOGUE] + [Basis.MEASURED] * 2
+    assert script.ran[-2].request.ranks == 7
+
+
+class NoNvls(Script):
+    """NCCL fails while it may use NVLink SHARP."""
+
+    def __call__(self, task: MeasureTask) -> TaskOutcome:
+        if task.request.step is Step.ALL_REDUCE and not task.settings:
+            self.ran.append(task)
+            return TaskOutcome(task=task, seconds=1.0, failure="not done within 300 s; stopped")
+        return super().__call__(task)
+
+
+def test_an_all_reduce_that_fails_is_tried_without_nvls() -> None:
+    script = NoNvls()
+    probed = run(FakeNvml([H200] * 8), script)
+    assert [task.settings for task in script.ran if task.request.step is Step.ALL_REDUCE] == [
+        (),
+        (("NCCL_NVLS_ENABLE", "0"),),
+    ]
+    assert probed.profile.all_reduce
+    assert probed.failures == ("8 GPUs: all-reduce: not done within 300 s; stopped",)
+    assert any("these figures are without NVLS" in warning for warning in probed.profile.warnings)
+
+
+def test_what_is_known_is_kept_after_every_measurement() -> None:
+    kept: list[Probed] = []
+    script = Script()
+    last = run_probe(
+        DeviceName.AUTO, quick=True, nvml=FakeNvml([H200]), runner=script, telling=Telling(keep=kept.append)
+    )
+    assert len(kept) == len(script.ran) == 5
+    known = [len(each.profile.gpus[0].measured) for each in kept]
+    assert known == sorted(known)
+    assert (known[0], known[-1]) == (0, len(last.profile.gpus[0].measured))
+
+
+def test_a_part_of_a_measurement_that_failed_is_in_the_profile() -> None:
+    class Cut(Script):
+        def __call__(self, task: MeasureTask) -> TaskOutcome:
+            outcome = super().__call__(task)
+            late = task.request.step is Step.GEMM
+            return replace(outcome, failure="not done within 180 s; stopped") if late else outcome
+
+    probed = run(FakeNvml([H200]), Cut())
+    assert probed.failures == ("GPU 0: matrix rates: not done within 180 s; stopped",)
+    assert probed.profile.gpus[0].bf16_tflops.basis is Basis.MEASURED
+
+
+def test_clock_and_power_of_each_measurement_are_medians_of_the_working_card() -> None:
+    working = {"now": False}
+
+    class Slow(Script):
+        def __call__(self, task: MeasureTask) -> TaskOutcome:
+            working["now"] = task.request.step is Step.GEMM
+            time.sleep(0.6 if working["now"] else 0.0)
+            return super().__call__(task)
+
+    def at(idle: int, busy: int) -> Callable[..., int]:
+        return lambda *asked: busy if working["now"] else idle
+
+    nvml = FakeNvml(
+        [H200], nvmlDeviceGetPowerUsage=at(75_000, 695_000), nvmlDeviceGetClockInfo=at(345, 1755),
+        nvmlDeviceGetTemperature=at(30, 62),
+    )  # fmt: skip
+    state = run(nvml, Slow()).profile.gpus[0].working[str(Step.GEMM)]
+    assert (state.sm_clock_mhz, state.power_w, state.temperature_c) == (1755.0, 695.0, 62.0)
+    assert state.looks >= 1

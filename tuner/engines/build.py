@@ -13,7 +13,8 @@ import tomli_w
 
 from hwprobe.errors import InputError
 from hwprobe.files import encode_json, write_atomic
-from hwprobe.inventory.nvml import read_inventory, read_throttles
+from hwprobe.inventory.looks import read_throttles
+from hwprobe.inventory.nvml import read_inventory
 from models.serving.estimate import Context
 from models.workload import Slo
 from tuner.bench.point import Settings, measure_for_tuner

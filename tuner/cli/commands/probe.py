@@ -13,6 +13,7 @@ from tuner.cli.common.terminal import console, print_json
 
 if TYPE_CHECKING:
     from hwprobe.measure import MeasureTask, Progress, TaskOutcome
+    from hwprobe.profile import HardwareProfile
     from hwprobe.session import Probed
 
 HARDWARE_EXAMPLE = "Example: sgtune hardware --json"
@@ -41,7 +42,7 @@ def probe(
             raise InputError("--compare reads two profiles and measures nothing: leave the other options out")
         _compare(*compare, json=json)
         return
-    probed = _probe(device, quick=quick, inventory=inventory)
+    probed = _probe(device, quick=quick, inventory=inventory, out=out)
     _deliver(probed, out, json=json)
     if probed.failures:
         raise SgtuneError("; ".join(probed.failures))
@@ -78,16 +79,38 @@ def hardware(json: options.Json = False) -> None:
     typer.echo("Others by GPU and count (h200x4), as clusters (2xh100x8), or from sgtune probe --out.")
 
 
-def _probe(device: DeviceName, *, quick: bool, inventory: bool) -> Probed:
+def _probe(device: DeviceName, *, quick: bool, inventory: bool, out: Path | None) -> Probed:
     from hwprobe.errors import InputError
+    from hwprobe.files import own_stream
     from hwprobe.probe import probe_machine
-    from hwprobe.session import Probed, run_probe
+    from hwprobe.session import Probed, Telling, run_probe
 
     if inventory:
         if quick or device is not DeviceName.AUTO:
             raise InputError("--inventory measures nothing: leave out --quick and --device")
         return Probed(profile=probe_machine())
-    return run_probe(device, quick=quick, progress=_progress())
+
+    def keep(probed: Probed) -> None:
+        if out is not None and own_stream(out) is None:
+            _save(probed, out)
+
+    return run_probe(device, quick=quick, telling=Telling(progress=_progress(), keep=keep))
+
+
+def _save(probed: Probed, out: Path) -> HardwareProfile:
+    """Write the profile, and beside it all that failed children said: their reason alone is one line."""
+    from dataclasses import replace
+
+    from hwprobe.files import own_stream, write_atomic
+    from hwprobe.profile import save_profile
+    from tuner.cli.commands.tune import command_line
+
+    profile = replace(probed.profile, command=command_line())
+    save_profile(profile, out)
+    if probed.said and own_stream(out) is None:
+        text = "\n".join(f"=== {title}\n{said}" for title, said in probed.said.items())
+        write_atomic(out.with_name(f"{out.name}.errors.txt"), text)
+    return profile
 
 
 def _progress() -> Progress:
@@ -108,13 +131,12 @@ def _progress() -> Progress:
 def _deliver(probed: Probed, out: Path | None, *, json: bool) -> None:
     from dataclasses import replace
 
-    from hwprobe.profile import save_profile
     from tuner.cli.commands.tune import command_line
     from tuner.cli.views.probe_view import show_profile
 
     profile = replace(probed.profile, command=command_line())
     if out is not None:
-        save_profile(profile, out)
+        _save(probed, out)
         console(stderr=True).print(f"wrote {out}", markup=False)
     if json:
         print_json(profile)

@@ -15,7 +15,7 @@ from hwprobe.profile import GpuProfile, HardwareProfile, Matrix
 
 def summary(outcome: TaskOutcome) -> str:
     """Return the end of a progress line: the best-known figures of a measurement, or why it failed."""
-    if outcome.report is None:
+    if outcome.report is None or outcome.failure:
         return f"failed after {outcome.seconds:.1f} s: {outcome.failure}"
     report = outcome.report
     figures = [
