@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -100,12 +99,16 @@ def timed(words: list[str]) -> tuple[float, float, float, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, nargs="+", default=[4000, 200_000])
+    parser.add_argument("--make", type=Path, help="only make a run in this folder")
     asked = parser.parse_args()
+    if asked.make is not None:  # a process of its own: a child's peak begins at its parent's
+        make_run(asked.make, asked.records[0])
+        return 0
     print(f"{'records':>8}  {'reader':<10} {'clock s':>8} {'work s':>8} {'MiB':>6}")
     for count in asked.records:
         with tempfile.TemporaryDirectory(prefix="sgtune-sizes-") as made:
             folder = Path(made)
-            make_run(folder, count)
+            subprocess.run([sys.executable, __file__, "--make", str(folder), "--records", str(count)], check=True)
             resumed = (*QUESTION, "--trials", "1", "--runs", str(folder), "--run", "a", "--resume")
             readers = {
                 "dashboard": [sys.executable, "-c", DASHBOARD, str(folder), "a"],
@@ -115,8 +118,6 @@ def main() -> int:
             for name, words in readers.items():
                 clock, work, mib, _ = timed(words)
                 print(f"{count:>8,}  {name:<10} {clock:>8.1f} {work:>8.1f} {mib:>6.0f}", flush=True)
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"(making the runs took {own:.0f} MiB here)")
     return 0
 
 

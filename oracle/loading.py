@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is told to keep it off (PYTHONSAFEPATH)
 
-from pretend import replace_kernels, replace_modules
+from pretend import Open, replace_kernels, replace_modules
 
 MOST_STAND_INS = 40
 ASKED = "sglang.srt.server_args"  # what is asked is never replaced: a stand-in would accept everything
@@ -104,7 +104,7 @@ def _forked(work: Callable[[], str]) -> tuple[str, str]:
 def _replace(wanted: list[str]) -> None:
     replace_modules(*(name for name in wanted if ":" not in name))
     for module, _, name in (text.partition(":") for text in wanted if ":" in text):
-        setattr(importlib.import_module(module), name, type(name, (), {}))
+        setattr(importlib.import_module(module), name, Open(name, (), {}))
 
 
 def _missing(said: str, folder: str) -> str | None:

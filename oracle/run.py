@@ -36,6 +36,9 @@ RELEASES = ("0.4.3.post4", "0.4.4.post1", "0.4.5.post3", "0.4.6.post5", "0.4.7",
             "0.5.12", "0.5.23")  # fmt: skip
 GPUS = ("h200", "h100", "h20", "b200")
 ASK_SECONDS = 3600
+# Of R1's config.json. No equation needs it; releases of 0.4.9 to 0.5.12 look into it as soon as they see a model.
+ROPE = {"beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 4096, "type": "yarn"}  # fmt: skip
 VERDICTS, EXACT = 0.99, 0.99
 PROMISED = {"mem_fraction_static": 1.0, "chunked_prefill_size": EXACT}
 
@@ -135,8 +138,8 @@ def model_folder() -> Path:
     """Return a folder with R1's config.json and nothing else: resolution reads no weights."""
     folder = HOME / "DeepSeek-R1"
     folder.mkdir(parents=True, exist_ok=True)
-    shipped = HERE.parent / "models" / "configs" / "deepseek-r1.json"
-    (folder / "config.json").write_bytes(shipped.read_bytes())
+    shipped = json.loads((HERE.parent / "models" / "configs" / "deepseek-r1.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(shipped | {"rope_scaling": ROPE}), encoding="utf-8")
     return folder
 
 

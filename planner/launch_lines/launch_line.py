@@ -34,6 +34,7 @@ class LaunchLine:
     environment: dict[str, str] = field(default_factory=dict)
     image: str | None = None
     image_version: str | None = None
+    pinned_version: str | None = None
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     assumed: tuple[Assumption, ...] = ()

@@ -14,6 +14,7 @@ from planner.launch_lines.launch_line import LaunchLine, launch_line
 from planner.launch_lines.manifest import servers_of_manifest
 from planner.launch_lines.platforms import slurm_variables
 from planner.launch_lines.servers import MENTION, FoundServer, servers_of_command, servers_of_script
+from planner.launch_lines.supervisor import PROGRAM, servers_of_supervisor
 from planner.launch_lines.unit import servers_of_unit
 from planner.shell.expansion import expand_text
 from planner.shell.scope import Scope
@@ -30,6 +31,7 @@ FOLDER_SUFFIXES = (".sh", ".slurm", ".yaml", ".yml", ".service")
 # Where a line given as words ends.
 OPERATORS = frozenset({"&&", "||", ";", "|", "&", ">", ">>", "2>&1", "2>", "<", "&>"})
 _FENCE = re.compile(r"^[ \t]*```[^\n]*\n(.*?)^[ \t]*```", re.MULTILINE | re.DOTALL)
+_PIN = re.compile(r"(?<![\w-])sglang(?:\[[\w, -]*\])?==(\d+\.\d+\.\d+(?:\.?(?:post|rc)\d+)?)")
 _INSTRUCTION = re.compile(r"^\s*(?:CMD|ENTRYPOINT)\s+(.*)$", re.IGNORECASE)
 
 
@@ -75,7 +77,14 @@ def launches_of_words(words: Sequence[str], given: Given | None = None) -> list[
     if not found:
         shown = " ".join(words)[:80]
         raise InputError(f"no SGLang server in '{shown}'; give {FORMS}, or the server's flags alone")
-    return _distinct(found)
+    return [replace(line, pinned_version=_pinned(" ".join(words))) for line in _distinct(found)]
+
+
+def _pinned(text: str) -> str | None:
+    """Return the release that a text installs, as in `pip install sglang[all]==0.5.9`; None for none or several."""
+    rows = (row for row in text.splitlines() if not row.lstrip().startswith(("#", "//")))
+    named = {match[1].rstrip(".") for row in rows for match in _PIN.finditer(row)}
+    return named.pop() if len(named) == 1 else None
 
 
 def _argument(word: str, scope: Scope) -> Text:
@@ -101,7 +110,7 @@ def launches_of_file(path: Path, given: Given | None = None) -> list[LaunchLine]
         found = _of_script(text, scope)
     if not found:
         raise InputError(f"'{path}' starts no SGLang server that could be found; it should hold {FORMS}")
-    return _distinct(found)
+    return [replace(line, pinned_version=_pinned(text)) for line in _distinct(found)]
 
 
 def launches_of_folder(folder: Path, given: Given | None = None) -> list[LaunchLine]:
@@ -164,6 +173,8 @@ def _common(words: Sequence[str]) -> list[str]:
 
 
 def _of_script(text: str, scope: Scope) -> list[FoundServer]:
+    if PROGRAM.search(text):
+        return servers_of_supervisor(text, scope)
     scope.variables |= slurm_variables(text)
     stripped = text.strip()
     if stripped.startswith("-") and not stripped.startswith("---"):

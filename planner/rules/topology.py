@@ -37,9 +37,22 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="gpu-count",
         outcome=FAILS,
-        broken=lambda q: q.config.gpu_count * int(q.flag("dp_size", 1)) > q.machine.gpus_per_node * q.config.nnodes,
+        broken=lambda q: q.config.gpu_count > q.machine.gpus_per_node * q.config.nnodes,
         sentence="tp_size {c.tp_size} x pp_size {c.pp_size} needs more GPUs than {c.nnodes} node(s) have",
         fix="lower --tp-size or --pp-size, or raise --nnodes",
+        source="unchecked by SGLang until CUDA fails",
+    ),
+    Rule(
+        id="replicas-gpu-count",
+        outcome=FAILS,
+        broken=lambda q: (
+            q.config.gpu_count
+            <= q.machine.gpus_per_node * q.config.nnodes
+            < q.config.gpu_count * int(q.flag("dp_size", 1))
+        ),
+        sentence="--dp-size {f.dp_size} without attention DP starts {f.dp_size} whole replicas of {c.gpu_count} GPUs: "
+        "more than {c.nnodes} node(s) have",
+        fix="leave --dp-size out, or add --enable-dp-attention",
         source="unchecked by SGLang until CUDA fails",
     ),
     Rule(

@@ -18,12 +18,13 @@ class StandIn(types.ModuleType):
 
     __path__: ClassVar[list[str]] = []
     __version__ = "99.0"
+    kind_of_types: ClassVar[type] = type
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         if name[:1].isupper() or name in TYPE_NAMES:
-            value: Any = type(name, (), {"__init__": lambda self, *args, **kwargs: None})
+            value: Any = self.kind_of_types(name, (), {"__init__": lambda self, *args, **kwargs: None})
         else:
             value = self.attribute(name)
         setattr(self, name, value)

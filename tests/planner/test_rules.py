@@ -35,6 +35,7 @@ def broken_rules(words: str, hardware: str = "h200x8", version: str = "0.5.23") 
 CASES = {
     "parallel-sizes-positive": ("--ep-size 0", "--ep-size 1"),
     "gpu-count": ("--tp-size 16", "--tp-size 16 --nnodes 2"),
+    "replicas-gpu-count": ("--tp-size 8 --dp-size 2", "--tp-size 4 --dp-size 2"),
     "nodes-divide": ("--nnodes 3", "--nnodes 2"),
     "nodes-without-address": (
         "--tp-size 16 --nnodes 2 --node-rank 1",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 from tuner.evidence.trial import TrialOutcome, TrialRecord
 
 LAYOUT = "layout"
+MOST_EFFECTS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +44,8 @@ class TrialResidual:
 
 
 def knob_effects(records: Sequence[TrialRecord]) -> list[KnobEffect]:
-    """Return the effects that two measured trials show, largest first; the earlier trial is `before`."""
-    found = [
+    """Return the effects that two measured trials show, the MOST_EFFECTS largest; the earlier trial is `before`."""
+    found = (
         KnobEffect(
             knob="parallelism" if knob == LAYOUT else knob,
             before=_value(a, knob),
@@ -53,8 +55,8 @@ def knob_effects(records: Sequence[TrialRecord]) -> list[KnobEffect]:
         )
         for knob, a, b in _neighbours(_measured(records))
         if (change := _change(a, b))
-    ]
-    return sorted(found, key=lambda effect: -max(abs(value) for value in effect.change.values()))
+    )
+    return heapq.nlargest(MOST_EFFECTS, found, key=lambda effect: max(abs(value) for value in effect.change.values()))
 
 
 def residuals(records: Sequence[TrialRecord]) -> list[TrialResidual]:
@@ -79,16 +81,21 @@ def _neighbours(records: Sequence[TrialRecord]) -> Iterator[tuple[str, TrialReco
     Records meet where all their other values are the same: a run of thousands is not compared two by two. Of several
     records of one configuration the first speaks.
     """
-    alike: dict[Hashable, list[tuple[Any, TrialRecord]]] = {}
+    alike: dict[tuple[str, int], list[TrialRecord]] = {}
     pairs = []
     for record in {frozenset(_plain(record.params).items()): record for record in reversed(records)}.values():
-        values = _plain(record.params)
-        for knob, value in values.items():
-            others = frozenset(item for item in values.items() if item[0] != knob)
-            met = alike.setdefault((knob, others), [])
-            pairs += [(knob, record, later) for other, later in met if other != value]
-            met.append((value, record))
+        hashes = {knob: hash((knob, value)) for knob, value in _plain(record.params).items()}
+        whole = sum(hashes.values())
+        for knob, own in hashes.items():
+            met = alike.setdefault((knob, whole - own), [])  # a sum of hashes costs less memory than the values
+            pairs += [(knob, record, later) for later in met if _only_difference(record.params, later.params) == knob]
+            met.append(record)
     yield from sorted(pairs, key=lambda pair: (pair[1].number, pair[2].number))
+
+
+def _only_difference(a: dict[str, Any], b: dict[str, Any]) -> str | None:
+    different = [name for name, value in a.items() if b.get(name) != value]
+    return different[0] if len(different) == 1 else None
 
 
 def _plain(params: dict[str, Any]) -> dict[str, Hashable]:

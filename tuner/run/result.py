@@ -21,9 +21,6 @@ from tuner.evidence.trial import Manifest, TrialOutcome, TrialRecord
 from tuner.seam import Verdict
 from tuner.search.objective import UNITS
 
-# Effects of knobs that result.json holds, the largest first.
-MOST_EFFECTS = 1000
-
 
 def nearest_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
     """Return the measured trial that misses its limits by least."""
@@ -75,9 +72,7 @@ def result_document(run: Path, manifest: Manifest, records: Sequence[TrialRecord
         "infeasible_launches": sum(r.launched and not r.feasible and r.repeats is None for r in records),
         "trials": [_summary(r) for r in records],
         "learned": {
-            "knobs": [
-                {"sentence": effect.sentence, **asdict(effect)} for effect in knob_effects(records)[:MOST_EFFECTS]
-            ],
+            "knobs": [{"sentence": effect.sentence, **asdict(effect)} for effect in knob_effects(records)],
             "measured_over_predicted": [asdict(residual) for residual in residuals(records)],
         },
         "pareto": pareto_of(records),

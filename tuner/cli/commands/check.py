@@ -253,6 +253,9 @@ def _version(launch: LaunchLine, asked: str | None) -> tuple[Version, list[str]]
     if launch.image_version is not None:
         version = parse_version(launch.image_version)
         return version, [f"SGLang {version}: taken from the image's tag"]
+    if launch.pinned_version is not None:
+        version = parse_version(launch.pinned_version)
+        return version, [f"SGLang {version}: taken from sglang=={launch.pinned_version} beside the line"]
     newest = parse_version(NEWEST)
     guess = guessed_version(launch.words, newest)
     if guess is not None:
