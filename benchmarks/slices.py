@@ -7,6 +7,9 @@
 On the CPU all servers run side by side and take turns, so that the machine's moods hit all of them. Prints, for every
 load, the medians with their spread, what the slices predict for the deepest, and the error: from medians, and from
 the fastest of the repeats, because other work on a machine only ever adds time.
+
+With --points every point is kept the moment it is measured, and servers' logs lie in a folder beside that file. Run
+again, only what is missing there is measured: whole slices, or the loads and repeats that a limit of time cut off.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import math
 import statistics
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +32,7 @@ sys.path.insert(0, str(ROOT / "sglang_cpu"))
 from run import FLAGS, install
 
 from hwprobe.catalogue import hardware_from_catalogue
-from hwprobe.files import encode_json, write_atomic
+from hwprobe.files import append_line, encode_json, write_atomic
 from models.architecture import ModelArchitecture, load_architecture
 from models.engine.versions import profile_for
 from models.machine import machine_of
@@ -41,7 +45,7 @@ from models.version import parse_version
 from planner.point_case import case_of
 from tuner.choices import EngineName
 from tuner.engines.world import World
-from tuner.slices.launch import LEFT_OUT, layout_of, loads_of, slices_of
+from tuner.slices.launch import LEFT_OUT, SliceLoad, layout_of, loads_of, slices_of
 from tuner.slices.run import SliceQuestion, run_slices
 
 CPU_FLAGS = (*FLAGS, "--sleep-on-idle")
@@ -155,24 +159,76 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--rounds", type=int, default=1)
     found.add_argument("--point-s", type=float, default=0.3)
     found.add_argument("--together", action="store_true")
-    found.add_argument("--points", type=Path, help="keep the measured points in this file; read it if it exists")
+    found.add_argument("--points", type=Path, help="keep the measured points in this file; measure what it lacks")
+    found.add_argument("--only", type=int, default=0, help="measure only this depth (layers), and compare nothing")
     found.add_argument("flags", nargs="*", help="SGLang flags, after --")
     return found
+
+
+def kept_points(path: Path | None) -> list[dict[str, Any]]:
+    """Return the points of a file, if it exists; a last line that was cut off is taken out of it."""
+    if path is None or not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        write_atomic(path, whole)
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def lacking(question: SliceQuestion, records: Sequence[dict[str, Any]], only: int = 0) -> list[SliceQuestion]:
+    """Return what is left to measure: a question per slice (one for all that run side by side), none for whole ones."""
+    seen = Counter(
+        (record["num_hidden_layers"], record["isl"], record["osl"], record["concurrency"]) for record in records
+    )
+
+    def short(depth: int, load: SliceLoad) -> int:
+        return question.rounds * question.repeats - seen[depth, load.isl, load.osl, load.clients]
+
+    asked = [arch for arch in question.slices if only in (0, arch.num_hidden_layers)]
+    groups = [tuple(asked)] if question.together else [(arch,) for arch in asked]
+    left = []
+    for group in groups:
+        slices = tuple(
+            arch for arch in group if any(short(arch.num_hidden_layers, load) > 0 for load in question.loads)
+        )
+        loads = [load for load in question.loads if any(short(arch.num_hidden_layers, load) > 0 for arch in slices)]
+        most = max((short(arch.num_hidden_layers, load) for arch in slices for load in loads), default=0)
+        rounds = question.rounds if most == question.rounds * question.repeats else 1
+        if slices:
+            left.append(replace(question, slices=slices, loads=tuple(loads), rounds=rounds, repeats=-(-most // rounds)))
+    return left
+
+
+def measure_lacking(question: SliceQuestion, points: Path | None, only: int = 0) -> list[dict[str, Any]]:
+    """Measure what the file of points lacks, keep every point at once, and return all of them."""
+    records = kept_points(points)
+    names = {record["id"] for record in records}
+    for left in lacking(question, records, only):
+        for record in run_slices(left, lambda text: print(text, file=sys.stderr)):
+            record = record | {"id": record["id"] if record["id"] not in names else f"{record['id']}.{len(names)}"}
+            names.add(record["id"])
+            records.append(record)
+            if points:
+                append_line(points, encode_json(record, indent=0) + "\n")
+    return records
+
+
+def logs_beside(points: Path | None, folder: str) -> Path:
+    """Return where servers' logs go: beside the points, where a message that names one is still true afterwards."""
+    where = points.resolve().with_name(f"{points.name}.logs") if points else Path(folder)
+    where.mkdir(parents=True, exist_ok=True)
+    return where
 
 
 def main() -> None:
     asked = parser().parse_args()
     with tempfile.TemporaryDirectory(prefix="sgtune-slices-") as folder:
-        question = question_of(asked, Path(folder))
-        if asked.points and asked.points.exists():
-            records = [json.loads(line) for line in asked.points.read_text(encoding="utf-8").splitlines()]
-        else:
-            records = []
-            for record in run_slices(question, lambda text: print(text, file=sys.stderr)):
-                records.append(record)
-                if asked.points:
-                    with asked.points.open("a", encoding="utf-8") as stream:
-                        stream.write(encode_json(record, indent=0) + "\n")
+        question = question_of(asked, logs_beside(asked.points, folder))
+        records = measure_lacking(question, asked.points, asked.only)
+    if asked.only:
+        print(f"{asked.only} layers: {sum(record['num_hidden_layers'] == asked.only for record in records)} points")
+        return
     context = question.here.context
     cases = cases_of(records, context.arch, context)
     for title, chosen in ((f"medians of {asked.repeats}", cases), (f"fastest of {asked.repeats}", fastest(cases))):

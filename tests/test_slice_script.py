@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 from packaging.version import Version
 
 from models.architecture import deepseek_r1, load_architecture
@@ -30,14 +31,17 @@ def printed(folder: Path, **settings: str) -> list[list[str]]:
 
 
 def test_it_prints_its_steps_and_does_nothing(tmp_path: Path) -> None:
-    install, wrapper, model, measure, calibrate = printed(tmp_path / "out")
-    assert "sglang==0.5.17" in install
+    install, wrapper, model, *measure, compare, calibrate = printed(tmp_path / "out")
+    assert install[-2:] == ["-r", str(ROOT / "tools" / "slice_wheels.txt")]
     assert wrapper[0] == "wrapper"
     assert model[-1] == str(tmp_path / "out" / "r1")
-    assert measure[:2] == ["timeout", "3600"]
+    assert [line[line.index("--only") + 1] for line in measure] == ["4", "5", "6"]
+    assert "--only" not in compare
+    assert {tuple(line[:2]) for line in (install, *measure, compare)} == {("timeout", "600")}
     assert "calibrate" in calibrate
     assert not (tmp_path / "out").exists()
-    assert len(printed(tmp_path / "out", WHEELS="")) == 4
+    assert len(printed(tmp_path / "out", WHEELS="")) == 7
+    assert len(printed(tmp_path / "out", DEPTHS="4")) == 4
 
 
 def test_it_takes_nothing_else() -> None:
@@ -46,7 +50,7 @@ def test_it_takes_nothing_else() -> None:
 
 
 def test_its_model_is_r1_and_its_flags_are_those_of_the_release(tmp_path: Path) -> None:
-    _, _, model, measure, _ = printed(tmp_path)
+    _, _, model, *_, measure, _ = printed(tmp_path)
     subprocess.run(model, check=True, capture_output=True)
     written = load_architecture(tmp_path / "r1")
     assert written.total_params == deepseek_r1().total_params
@@ -75,3 +79,32 @@ def test_its_last_step_runs_on_points_of_such_slices(sgtune: Callable[..., Any],
     assert ran.code == 0, ran.err
     assert "the whole model on h200x8, TP8" in ran.out
     assert "before" in ran.out
+
+
+def test_every_wheel_is_pinned_and_the_release_is_that_of_the_list() -> None:
+    lines = (ROOT / "tools" / "slice_wheels.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    assert len(pins) > 35
+    assert all([spec.operator for spec in pin.specifier] == ["=="] for pin in pins)
+    environment = {**os.environ, "RELEASE": "0.5.23"}
+    ran = subprocess.run([str(SCRIPT), "--dry-run"], env=environment, capture_output=True, text=True, check=False)
+    assert (ran.returncode, "does not pin sglang==0.5.23" in ran.stderr) == (2, True)
+
+
+def test_a_step_that_runs_out_of_time_says_how_to_go_on(tmp_path: Path) -> None:
+    slow = tmp_path / "sgtune"
+    slow.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/asked\ncase "$*" in *"--only 5"*) exec sleep 30;; esac\n')
+    slow.chmod(0o755)
+    variables = {
+        "OUT": str(tmp_path / "out"),
+        "SGTUNE": str(slow),
+        "PYTHON": sys.executable,
+        "WHEELS": "",
+        "LIMIT_S": "1",
+    }
+    ran = subprocess.run([str(SCRIPT)], env={**os.environ, **variables}, capture_output=True, text=True, check=False)
+    assert ran.returncode == 124
+    assert "step 4, 5 layers, did not end well" in ran.stderr
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert "--only 4" in asked[1]
+    assert not any("--only 6" in line for line in asked)
