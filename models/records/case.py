@@ -106,7 +106,10 @@ class Case:
     def with_parameters(self, parameters: EngineParameters) -> Case:
         """Return the case under other engine parameters."""
         engine = replace(self.context.engine, parameters=parameters)
-        return replace(self, context=replace(self.context, engine=engine))
+        prefill = self.prefill
+        if prefill is not None:  # servers of both roles run the same build
+            prefill = replace(prefill, context=replace(prefill.context, engine=engine))
+        return replace(self, context=replace(self.context, engine=engine), prefill=prefill)
 
     def with_acceptance(self, acceptance: float) -> Case:
         """Return the case with this acceptance where its own is a guess; the case itself where it is known."""

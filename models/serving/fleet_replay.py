@@ -233,13 +233,15 @@ class _Fleet:
 class FleetLoad:
     """Requests sent to a fleet: lengths in tokens, and `concurrency` clients in a closed loop.
 
-    With `arrivals_s` (seconds) an open loop: request i is sent at that time, whatever is in flight.
+    With `arrivals_s` (seconds) an open loop: request i is sent at that time, whatever is in flight. Clients of a closed
+    loop start `apart_s` one after the other.
     """
 
     isl: npt.NDArray[np.int64]
     osl: npt.NDArray[np.int64]
     concurrency: int
     arrivals_s: Array | None = None
+    apart_s: float = 0.0
 
 
 def replay_fleet(
@@ -262,8 +264,8 @@ def replay_fleet(
         sending=[[] for _ in range(model.prefill_servers)],
     )
     if load.arrivals_s is None:
-        for _ in range(min(load.concurrency, len(fleet.isl))):
-            fleet.send(0.0)
+        for number in range(min(load.concurrency, len(fleet.isl))):
+            fleet.send(number * load.apart_s)
     else:
         for at_s in load.arrivals_s.tolist():
             fleet.send(at_s)

@@ -14,7 +14,7 @@ import numpy as np
 
 from models.costs.memory import ledger_of
 from models.layout import Array, table_of
-from models.serving.estimate import Context, Prediction, prediction_of
+from models.serving.estimate import APART_S, Context, Prediction, prediction_of
 from models.serving.fleet_replay import FleetLoad, FleetModel, FleetReplay, Limit, Transfer, replay_fleet
 from models.workload import Metric, Slo, Workload, missed
 from planner.fleets.pool_rates import PoolRates, Upstream, solve_rates
@@ -167,9 +167,14 @@ def _replayed(sides: Sides, split: _Split, workload: Workload, slos: tuple[Slo, 
     arrivals_s = None
     if workload.request_rate is not None:
         arrivals_s = np.cumsum(rng.exponential(1.0 / workload.request_rate, size=count))
-    load = FleetLoad(isl=isl, osl=osl, concurrency=workload.concurrency, arrivals_s=arrivals_s)
+    load = FleetLoad(
+        isl=isl, osl=osl, concurrency=workload.concurrency, arrivals_s=arrivals_s, apart_s=APART_S
+    )  # fmt: skip
     wave = count // REQUESTS_PER_CLIENT
     played = replay_fleet(model, load, measure_from=wave, measure_to=count - wave)
+    if arrivals_s is None:  # Little's law, as for a single server: all clients always have one request on its way
+        rate = workload.concurrency * float(played.seen.osl.sum() / played.seen.e2e_s.sum())
+        played = replace(played, seen=replace(played.seen, output_tok_s=rate))
     config, prediction = split.decode.config, _prediction(context, split, workload, played)
     return Candidate(
         config=config,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,11 @@ def test_a_record_without_a_release_has_the_newest_that_knows_its_flags() -> Non
     point = parse_point(json.dumps(RECORD | {"pools": pools, "engine_version": None}), 1)
     assert str(record_case(point).context.version) == life_of("--enable-deepep-moe")[1]  # type: ignore[index]
     assert record_case(point).config.moe_a2a_backend == "deepep"
+
+
+def test_a_profile_learned_from_a_fleet_is_that_of_both_roles() -> None:
+    case = record_case(parse_point(json.dumps(RECORD), 1))
+    slower = replace(case.context.engine.parameters, eta_pf=0.5 * case.context.engine.parameters.eta_pf)
+    changed = case.with_parameters(slower)
+    assert changed.prefill is not None
+    assert changed.prefill.context.engine.parameters == changed.context.engine.parameters == slower
