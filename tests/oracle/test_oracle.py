@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import subprocess
 import sys
@@ -68,3 +69,19 @@ def test_sglang_takes_what_is_exported() -> None:
     answers = oracle["ask"]([oracle["Run"](release="0.5.23", gpus=("h200",), lines=lines)])[0][0]
     refused = [(file.name, answer) for file, answer in zip(files, answers, strict=True) if not answer["accepted"]]
     assert refused == []
+
+
+def test_stand_ins_for_classes_have_every_member() -> None:
+    """0.5.12 reads `ActivationType.Swiglu` of a compiled package while it is imported."""
+    pretend = runpy.run_path(str(ROOT / "oracle" / "pretend.py"))
+    made = pretend["Silent"]("flashinfer").ActivationType
+    assert made.Swiglu is not None
+    assert isinstance(made, type)
+    assert not hasattr(made, "__no_such__")
+
+
+def test_the_checkpoint_that_is_asked_about_has_what_releases_look_into() -> None:
+    oracle = runpy.run_path(str(ROOT / "oracle" / "run.py"))
+    config = json.loads((oracle["model_folder"]() / "config.json").read_text())
+    assert config["rope_scaling"]["factor"] == 40
+    assert config["max_position_embeddings"] == 163840
