@@ -14,6 +14,7 @@ HEAVY = {
     "torch": ("hwprobe",),
     "pynvml": ("hwprobe",),
     "optuna": ("tuner/search/optuna_study.py", "tuner/search/model_sampler.py"),
+    "ray": ("tuner/cluster/ray_pool.py",),
     "sklearn": ("tuner/search/gaussian_process.py",),
     "streamlit": ("dashboard",),
     "plotly": ("dashboard",),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("torch", "streamlit", "optuna", "pandas", "plotly", "sglang")
+HEAVY = ("torch", "streamlit", "optuna", "pandas", "plotly", "sglang", "ray")
 
 
 @pytest.mark.slow

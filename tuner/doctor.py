@@ -25,6 +25,7 @@ MANY_STREAMS = 4096
 EXTRAS = {
     "tune": ("tune's model-guided sampler (else TPE) and the emulated engine", ("scikit-learn", "aiohttp")),
     "gpu": ("measuring GPUs with probe; --sampler gp", ("torch",)),
+    "cluster": ("tune on the nodes of a Ray cluster", ("ray",)),
     "dashboard": ("sgtune dashboard", ("streamlit", "plotly", "pandas")),
 }
 

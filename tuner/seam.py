@@ -32,6 +32,7 @@ class FailureKind(StrEnum):
     SUPERVISOR = "supervisor"
     NO_ANSWERS = "no_answers"
     MEASURING = "measuring"
+    NODE_LOST = "node_lost"
     UNKNOWN = "unknown"
     # for the operator: the run stops and can be resumed
     BAD_FLAG = "bad_flag"
@@ -51,6 +52,9 @@ class LaunchFailed(Exception):
         self.seconds = seconds
         super().__init__(self.evidence)
 
+    def __reduce__(self) -> tuple[type[LaunchFailed], tuple[FailureKind, str, float]]:
+        return LaunchFailed, (self.kind, self.evidence, self.seconds)
+
 
 class Verdict(StrEnum):
     """Whether a point may teach anything: only `ok` does. In order of severity."""
@@ -67,11 +71,24 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where in a cluster a launch ran: the node's id, its host name, and the ids of its GPUs."""
+
+    node: str
+    host: str
+    gpus: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerInfo:
-    """What a running server says of itself: KV tokens over all ranks, and seconds from launch to ready."""
+    """What a running server says of itself: KV tokens over all ranks, and seconds from launch to ready.
+
+    `place` is where it runs, None on this machine.
+    """
 
     kv_tokens: int
     boot_s: float
+    place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 from models.config import ServerConfig
 from planner.plans.alternatives import DEFAULT, UNMODELLED
 from tuner.choices import SIMULATED_ENGINES, Objective
-from tuner.seam import FailureKind, Measurement
+from tuner.seam import FailureKind, Measurement, Place
 
 
 class TrialOutcome(StrEnum):
@@ -102,7 +102,7 @@ class TrialRecord:
     `config` is resolved; `params` are the study's; `spent_s` is the engine time of this trial;
     `constraints` are <= 0 where feasible; `repeats` is the trial whose configuration was launched again. `points` are
     in order of load; `decided_at` is the load that decides (None: the last). `value` is the objective in its
-    unit. `simulated` says that the figures describe a world, not a machine.
+    unit. `place` is where in a cluster it ran. `simulated` says that the figures describe a world, not a machine.
     """
 
     number: int
@@ -123,6 +123,7 @@ class TrialRecord:
     value: float | None = None
     decided_at: float | None = None
     simulated: bool = False
+    place: Place | None = None
 
     @property
     def label(self) -> str:

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from hwprobe.files import encode_json, write_atomic
 from models.serving.estimate import Context
 from tuner.choices import SIMULATED_ENGINES, EngineName
+from tuner.cluster.engine import ClusterEngine
+from tuner.cluster.ledger import NodeLedger
+from tuner.cluster.require import require_ray
 from tuner.engines.build import LiveSettings, emulated_runner, live_engine
 from tuner.engines.runners import DockerRunner, LocalRunner, Runner
 from tuner.engines.simulated import SimulatedEngine
-from tuner.evidence.run_folder import RunFolder
 from tuner.run.question import TuneQuestion
 from tuner.seam import Engine
 from tuner.server.preflight import Preflight
 from tuner.server.readiness import Smoke
 
+# A seat ends itself, and a node counts as lost, after so many seconds without an answered beat.
+LEASE_S = 15.0
 
-def engine_of(question: TuneQuestion, context: Context, folder: RunFolder) -> Engine:
-    """Build the engine of --engine. Raises InputError when another tuner holds one of this machine's GPUs."""
+
+def engine_of(question: TuneQuestion, context: Context, folder: Path) -> Engine:
+    """Build the engine of --engine for a run folder.
+
+    Raises InputError when another tuner holds one of this machine's GPUs, or where --cluster names no cluster.
+    """
     if question.engine is EngineName.SIMULATED:
         return SimulatedEngine(question.world, context, question.seed, slos=question.plan.slos)
+    if question.cluster is not None:
+        return _cluster_engine(question, context, folder)
     live = LiveSettings(
         model_path=question.model_path,
-        trials=folder.path / "trials",
+        trials=folder / "trials",
         point_s=question.point_s,
         seed=question.seed,
         extra_flags=question.server_flags,
@@ -30,9 +45,28 @@ def engine_of(question: TuneQuestion, context: Context, folder: RunFolder) -> En
     return live_engine(_runner(question, context, folder), context, live)
 
 
+def engine_on_node(question: TuneQuestion, context: Context, scratch: Path) -> Engine:
+    """Build the engine that a seat uses, in a scratch folder of its node."""
+    write_atomic(scratch / "hardware.json", encode_json(question.plan.hardware) + "\n")
+    return engine_of(replace(question, cluster=None), context, scratch)
+
+
+def _cluster_engine(question: TuneQuestion, context: Context, folder: Path) -> ClusterEngine:
+    ray_pool = require_ray()
+    ray_pool.connect(str(question.cluster))
+    ledger = NodeLedger(folder)
+    pool = ray_pool.RayPool(
+        gpus=question.plan.hardware.gpus_per_node,
+        build=partial(engine_on_node, question, context),
+        ledger=ledger,
+        lease_s=LEASE_S,
+    )
+    return ClusterEngine(name=str(question.engine), pool=pool, ledger=ledger, trials=folder / "trials")
+
+
 def preflight(question: TuneQuestion) -> None:
     """Raise InputError where every launch on a real engine would fail alike."""
-    if question.engine in SIMULATED_ENGINES:
+    if question.engine in SIMULATED_ENGINES or question.cluster is not None:
         return
     plan = question.plan
     Preflight(
@@ -51,9 +85,9 @@ def _smoke(text: str | None) -> Smoke | None:
     return Smoke(prompt, expected)
 
 
-def _runner(question: TuneQuestion, context: Context, folder: RunFolder) -> Runner:
+def _runner(question: TuneQuestion, context: Context, folder: Path) -> Runner:
     if question.engine is EngineName.LOCAL:
         return LocalRunner(python=question.python)
     if question.engine is EngineName.DOCKER:
         return DockerRunner(image=str(question.image), model_path=question.model_path)
-    return emulated_runner(folder.path.absolute(), context, question.world, question.seed)
+    return emulated_runner(folder.absolute(), context, question.world, question.seed)

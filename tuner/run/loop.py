@@ -25,7 +25,7 @@ from tuner.evidence.trial import TrialOutcome, TrialRecord, best_of
 from tuner.run.airspace import Airspace
 from tuner.run.load_ladder import LOWER_RUNGS, LoadLadder
 from tuner.run.trial_builder import TrialBuilder
-from tuner.seam import Engine, LaunchFailed, Measurement, Server
+from tuner.seam import Engine, FailureKind, LaunchFailed, Measurement, Server
 from tuner.search.fallback import SAFEST, LeastMemoryFallback
 from tuner.search.objective import Goal
 from tuner.search.optuna_study import StudyIndex
@@ -329,7 +329,8 @@ class Loop:
         boot_s, stopped = 0.0, ""
         try:
             server = self.engine.launch(draft.config, draft.number)
-            boot_s = server.info().boot_s
+            info = server.info()
+            boot_s, draft = info.boot_s, replace(draft, place=info.place)
             try:
                 stopped = self._climb(server, draft, to_beat, points)
             finally:
@@ -377,7 +378,7 @@ class Loop:
 
 def _stop_where_alike(before: TrialRecord | None, record: TrialRecord) -> None:
     """Raise AlikeFailures when both failed at their start, through no fault of their own, with the same words."""
-    if before is None or record.points or before.points:
+    if before is None or record.points or before.points or record.failure is FailureKind.NODE_LOST:
         return
     alike = record.outcome is before.outcome is TrialOutcome.FAILED and record.failure is before.failure is not None
     if alike and _words(record.reason) == _words(before.reason):

@@ -49,7 +49,8 @@ class TuneQuestion:
     space: SpaceFile | None = None
     fidelity: Fidelity = Fidelity.WHOLE
     cost_per_gpu_hour: float | None = None
-    parallel: int = 1
+    parallel: int | None = None
+    cluster: str | None = None
 
     @property
     def goal(self) -> Goal:
@@ -81,15 +82,18 @@ class TuneQuestion:
 
     def _check_parallel(self) -> None:
         """Raise InputError for launches side by side that this machine cannot hold, or slices beside them."""
-        if not 1 <= self.parallel <= MOST_PARALLEL:
-            raise InputError(f"--parallel is {self.parallel}; it must be between 1 and {MOST_PARALLEL}")
-        if self.parallel > 1 and self.engine not in SIMULATED_ENGINES:
+        slots = 1 if self.parallel is None else self.parallel
+        if not 1 <= slots <= MOST_PARALLEL:
+            raise InputError(f"--parallel is {slots}; it must be between 1 and {MOST_PARALLEL}")
+        if self.cluster is not None and self.engine not in (EngineName.LOCAL, EngineName.EMULATED):
+            raise InputError(f"--cluster starts servers: --engine local or emulated, not {self.engine}")
+        if slots > 1 and self.engine not in SIMULATED_ENGINES and self.cluster is None:
             raise InputError(
-                f"--parallel {self.parallel} with --engine {self.engine}: every launch takes all GPUs of this machine; "
-                "leave --parallel out (several launches at once need --engine simulated or emulated)"
+                f"--parallel {slots} with --engine {self.engine}: every launch takes all GPUs of this machine; "
+                "name other machines with --cluster, or leave --parallel out"
             )
-        if self.parallel > 1 and self.fidelity is Fidelity.SLICE:
-            raise InputError("--fidelity slice tries one configuration at a time: leave --parallel out")
+        if (slots > 1 or self.cluster is not None) and self.fidelity is Fidelity.SLICE:
+            raise InputError("--fidelity slice tries one configuration at a time: leave --parallel and --cluster out")
 
     def _check_objective(self) -> None:
         """Raise InputError where objective and load do not go together."""
@@ -122,6 +126,8 @@ class TuneQuestion:
         if self.engine is EngineName.EMULATED:
             check_emulator()
         program = {EngineName.LOCAL: self.python, EngineName.DOCKER: "docker"}.get(self.engine)
+        if self.cluster is not None:
+            program = None  # the interpreter is that of the nodes
         if program is not None and shutil.which(program) is None:
             flag = "--python" if self.engine is EngineName.LOCAL else "--engine docker"
             raise InputError(f"{flag}: no program '{program}' here that could be started")

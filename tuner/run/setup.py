@@ -15,6 +15,7 @@ from planner.plans.make import Plan, make_plan
 from planner.plans.seeds import recipe, sglang_default, spread_seeds
 from planner.plans.space import default_space
 from tuner.choices import SIMULATED_ENGINES, Fidelity, Objective, SamplerName
+from tuner.cluster.engine import ClusterEngine
 from tuner.engines.live import LiveEngine
 from tuner.evidence.flight import FlightLog
 from tuner.evidence.run_folder import FolderTaken, RunFolder
@@ -131,7 +132,7 @@ def open_loop(prepared: Prepared, reporter: Reporter) -> tuple[Loop, bool]:
         undo.callback(folder.release)
         proposer = Proposer(sampler=question.sampler, seed=question.seed, goal=question.goal)
         index = StudyIndex(folder.study_file, prepared.space, records, proposer)
-        engine = engine_of(question, plan.context, folder)
+        engine = engine_of(question, plan.context, folder.path)
         undo.pop_all()
     task = TuneTask(
         context=plan.context,
@@ -148,13 +149,15 @@ def open_loop(prepared: Prepared, reporter: Reporter) -> tuple[Loop, bool]:
     log = FlightLog(folder.path)
     return Loop(
         task=task, engine=engine, folder=folder, index=index, reporter=reporter, records=records, screen=screen,
-        log=log, airspace=_airspace(question.parallel, engine, log, records),
+        log=log, airspace=_airspace(question, engine, log, records),
     ), torn  # fmt: skip
 
 
-def _airspace(slots: int, engine: Engine, log: FlightLog, records: Sequence[TrialRecord]) -> Airspace:
+def _airspace(question: TuneQuestion, engine: Engine, log: FlightLog, records: Sequence[TrialRecord]) -> Airspace:
     """Return what carries the launches: threads for real servers side by side, else one after the other."""
-    if slots > 1 and isinstance(engine, LiveEngine):
+    nodes = len(engine.pool.nodes) if isinstance(engine, ClusterEngine) else 1
+    slots = nodes if question.parallel is None else question.parallel
+    if isinstance(engine, ClusterEngine) or (slots > 1 and isinstance(engine, LiveEngine)):
         return ThreadAirspace(slots, engine.abort)
     return VirtualAirspace(slots, log.flights, records)
 

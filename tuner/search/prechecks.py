@@ -15,6 +15,7 @@ from planner.plans.search import SAFE_FREE_GIB
 from planner.rules import Question, first_error
 from tuner.choices import Objective
 from tuner.evidence.trial import TrialOutcome, TrialRecord, best_of
+from tuner.seam import FailureKind
 from tuner.search.memory_belief import evidence, known_missing_gib
 from tuner.search.objective import Goal
 
@@ -44,7 +45,8 @@ def cannot_run(
 def quarantined(config: ServerConfig, records: Sequence[TrialRecord]) -> str | None:
     """Say that a configuration failed before, each time through the machine's fault, or None."""
     for record in records:
-        if record.outcome is TrialOutcome.FAILED and record.config == config:
+        lost = record.failure is FailureKind.NODE_LOST  # says nothing of the configuration
+        if record.outcome is TrialOutcome.FAILED and record.config == config and not lost:
             return f"quarantined: trial {record.number} failed twice ({record.failure or 'no usable measurement'})"
     return None
 

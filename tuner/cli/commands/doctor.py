@@ -14,12 +14,18 @@ if TYPE_CHECKING:
 
     from tuner.doctor import PartReport
 
-EXAMPLE = "Example: sgtune doctor --python /opt/sglang/bin/python"
+EXAMPLE = "Example: sgtune doctor --python /opt/sglang/bin/python; sgtune doctor --cluster auto"
 BROKEN = 1
 
 
-def doctor(python: options.Python = "python3", json: options.Json = False) -> None:
-    """Say what is installed, what is missing and how to add it. Exit 1 only if something is broken."""
+def doctor(python: options.Python = "python3", cluster: options.Cluster = None, json: options.Json = False) -> None:
+    """Say what is installed, what is missing and how to add it. Exit 1 only if something is broken.
+
+    With --cluster: what every node of a Ray cluster is, and what would falsify measurements there.
+    """
+    if cluster is not None:
+        _doctor_of_cluster(cluster, json=json)
+        return
     from tuner.doctor import PartState, examine
 
     findings = examine(python)
@@ -28,6 +34,23 @@ def doctor(python: options.Python = "python3", json: options.Json = False) -> No
     else:
         _show(findings)
     if any(finding.state is PartState.BROKEN for finding in findings):
+        raise typer.Exit(BROKEN)
+
+
+def _doctor_of_cluster(address: str, *, json: bool) -> None:
+    from rich.markup import escape
+
+    from tuner.cluster.check_up import examine_cluster
+
+    nodes = examine_cluster(address)
+    if json:
+        print_json({"nodes": nodes})
+    else:
+        for node in nodes:
+            console().print(escape(f"node {node.node}: {node.summary}"))
+            for complaint in node.complaints:
+                console().print(f"  [yellow]complaint[/]: {escape(complaint)}")
+    if any(node.broken for node in nodes):
         raise typer.Exit(BROKEN)
 
 

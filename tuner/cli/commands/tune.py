@@ -49,7 +49,8 @@ def tune(
     space: options.SpacePath = None,
     trials: options.Trials = 12,
     confirm: options.Confirm = 3,
-    parallel: options.Parallel = 1,
+    parallel: options.Parallel = None,
+    cluster: options.Cluster = None,
     budget: options.Budget = None,
     seed: options.Seed = 0,
     sampler: options.Sampler = None,
@@ -84,7 +85,7 @@ def tune(
     narrowed = read_space_file(space) if space else None
     question = TuneQuestion(
         plan=asked, objective=objective, engine=engine, world=load_world(world), trials=trials, confirm=confirm,
-        parallel=parallel,
+        parallel=parallel, cluster=cluster,
         space=narrowed, server_flags=(*(narrowed.flags if narrowed else ()), *(server_flags or ())),
         budget_s=parse_duration_s(budget) if budget else float("inf"), seed=seed, sampler=sampler or default_sampler(),
         smoke=smoke, fidelity=fidelity, run=run, runs=runs, resume=resume, python=python, image=image,

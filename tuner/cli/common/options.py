@@ -145,8 +145,12 @@ Confirm = Annotated[
     ),
 ]
 Parallel = Annotated[
-    int,
-    typer.Option("--parallel", help="Launches in flight at once (engines simulated and emulated)."),
+    int | None,
+    typer.Option("--parallel", help="Launches in flight at once; default: one, with --cluster one a node."),
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option("--cluster", help="Launch on the nodes of a Ray cluster: auto, or HOST:PORT (docs/cluster.md)."),
 ]
 SpacePath = Annotated[
     Path | None,

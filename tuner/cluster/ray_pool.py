@@ -1,0 +1,223 @@
+"""Seats as Ray actors: one a node, each with all GPUs of its node. The only module that imports ray.
+
+Ray's own retries stay off: a lost seat is a lost launch, and the tuner decides what follows. A thread beats for every
+seat; a beat that is not answered within the lease counts as a loss, and the seat ends itself by its own lease.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray._private import worker as ray_worker
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from hwprobe.errors import InputError
+from models.config import ServerConfig
+from models.workload import Workload
+from tuner.cluster.ledger import NodeLedger
+from tuner.cluster.node_report import NodeReport, report
+from tuner.cluster.pool import Node, NodeLost, RemoteSeat
+from tuner.cluster.seat import Build, Ended, Failed, Seat
+from tuner.seam import Measurement, ServerInfo
+
+BEATS_A_LEASE = 5
+START_S = 60.0
+CONNECT_S = 5.0
+STOP_S = 120.0
+WAIT_S = 1.0
+# Beats are answered while a launch or a measurement is under way.
+CALLS_AT_ONCE = 4
+
+
+def connect(address: str) -> None:
+    """Join a running Ray cluster: `auto`, or HOST:PORT of its head. Raises InputError where there is none."""
+    if ray.is_initialized():
+        return
+    # Ray prints what it notices of lost workers to our stdout, where a JSON document is to stand, and has no switch.
+    ray_worker.print_to_stdstream = lambda data, ignore_prefix: None
+    host, colon, port = address.rpartition(":")
+    try:
+        if colon:  # Ray itself waits minutes for a head that is not there
+            socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+    except (RayError, OSError, ValueError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"--cluster {address}: no Ray cluster answers ({first}); start one with `ray start --head`, on every other "
+            "node `ray start --address HEAD:6379`, and run sgtune on one of its nodes"
+        ) from error
+
+
+def disconnect() -> None:
+    """Leave the cluster."""
+    ray.shutdown()
+
+
+def nodes_of(gpus: int) -> list[Node]:
+    """Return the living nodes of the cluster that have so many GPUs, by name."""
+    found = [
+        Node(id=item["NodeID"], name=item["NodeName"], gpus=int(item["Resources"].get("GPU", 0)))
+        for item in ray.nodes()  # type: ignore[no-untyped-call]  # as ray ships it
+        if item["Alive"]
+    ]
+    return sorted((node for node in found if node.gpus >= gpus), key=lambda node: node.name)
+
+
+def survey() -> list[tuple[Node, NodeReport | str]]:
+    """Ask every node what it is: a report, or why there is none."""
+    asked = [(node, _on(node.id, ray.remote(report)).remote()) for node in nodes_of(0)]
+    found: list[tuple[Node, NodeReport | str]] = []
+    for node, answer in asked:
+        try:
+            found.append((node, ray.get(answer, timeout=START_S)))
+        except RayError as error:
+            found.append((node, str(error).strip().splitlines()[0]))
+    return found
+
+
+def _on(node: str, what: Any, **options: Any) -> Any:
+    return what.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node, soft=False), **options)
+
+
+class RayPool:
+    """One seat a node, for servers that take `gpus` GPUs of one."""
+
+    def __init__(self, *, gpus: int, build: Build, ledger: NodeLedger, lease_s: float) -> None:
+        """Raises InputError where no node has so many GPUs."""
+        self._gpus, self._build, self._ledger, self._lease_s = gpus, build, ledger, lease_s
+        self._free = threading.Condition()
+        self._taken: dict[str, RaySeat] = {}
+        if not nodes_of(gpus):
+            raise InputError(
+                f"no node of the Ray cluster has {gpus} GPUs; start its nodes with `ray start --num-gpus {gpus}`"
+            )
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        return [node for node in nodes_of(self._gpus) if node.name not in self._ledger.left_out]
+
+    def reserve(self, avoid: Sequence[str] = ()) -> RemoteSeat:
+        """Wait for a free node and take a seat there. Raises NodeLost where none is left, or the seat does not come."""
+        with self._free:
+            while True:
+                nodes = self.nodes
+                if not nodes:
+                    raise NodeLost(Node(id="", name="none", gpus=0), "no node of the cluster is left for a launch")
+                free = [node for node in nodes if node.id not in self._taken]
+                free.sort(key=lambda node: node.id in avoid)
+                if free:
+                    break
+                self._free.wait(WAIT_S)
+            seat = RaySeat(free[0], self)
+            self._taken[free[0].id] = seat
+        seat.start(self._build, self._gpus, self._lease_s)
+        return seat
+
+    def given_back(self, node: Node) -> None:
+        """Take a node back."""
+        with self._free:
+            self._taken.pop(node.id, None)
+            self._free.notify_all()
+
+    def abort(self) -> None:
+        for seat in list(self._taken.values()):
+            seat.end("the run ends")
+
+    def close(self) -> None:
+        self.abort()
+        disconnect()
+
+
+class RaySeat:
+    """A seat on a node, and the thread that beats for it."""
+
+    def __init__(self, node: Node, pool: RayPool) -> None:
+        self.node, self._pool = node, pool
+        self._actor: Any = None
+        self._why_lost = ""
+        self._over = threading.Event()
+
+    def start(self, build: Build, gpus: int, lease_s: float) -> None:
+        """Start the actor and wait until it answers. Raises NodeLost."""
+        made = _on(
+            self.node.id,
+            ray.remote(Seat),
+            num_gpus=gpus,
+            num_cpus=0,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=CALLS_AT_ONCE,
+        )
+        self._actor = made.remote(build, self.node.id, tuple(range(gpus)), lease_s)
+        try:
+            ray.get(self._actor.beat.remote(), timeout=START_S)
+        except RayError as error:
+            self.end(_words(error))
+            self._pool.given_back(self.node)
+            raise NodeLost(self.node, self._why_lost) from error
+        threading.Thread(target=self._beat, args=(lease_s,), name="beat", daemon=True).start()
+
+    def launch(self, config: ServerConfig, number: int) -> ServerInfo:
+        answer: ServerInfo = self._ask("launch", config, number)
+        return answer
+
+    def measure(self, workload: Workload) -> Measurement:
+        answer: Measurement = self._ask("measure", workload)
+        return answer
+
+    def stop(self, number: int) -> Ended:
+        answer: Ended = self._ask("stop", number)
+        return answer
+
+    def release(self) -> None:
+        if not self._over.is_set():
+            try:
+                ray.get(self._actor.close.remote(), timeout=STOP_S)
+            except RayError as error:
+                self._why_lost = self._why_lost or _words(error)
+            self.end("given back")
+        self._pool.given_back(self.node)
+
+    def end(self, why: str) -> None:
+        """End the seat's process, and its server with it."""
+        self._why_lost = self._why_lost or why
+        self._over.set()
+        if self._actor is not None:
+            ray.kill(self._actor, no_restart=True)
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the seat; return its answer. Raises NodeLost, or the LaunchFailed it answers with."""
+        call = getattr(self._actor, method).remote(*arguments)
+        try:
+            while not ray.wait([call], timeout=WAIT_S)[0]:
+                if self._over.is_set():
+                    raise NodeLost(self.node, self._why_lost)
+            answer = ray.get(call)
+        except RayError as error:
+            why = self._why_lost or _words(error)
+            self.end(why)
+            raise NodeLost(self.node, why) from error
+        if isinstance(answer, Failed):
+            raise answer.failure
+        return answer
+
+    def _beat(self, lease_s: float) -> None:
+        while not self._over.wait(lease_s / BEATS_A_LEASE):
+            try:
+                ray.get(self._actor.beat.remote(), timeout=lease_s)
+            except GetTimeoutError:
+                self.end(f"no answer for {lease_s:.0f} s")
+            except RayError as error:
+                self.end(_words(error))
+
+
+def _words(error: RayError) -> str:
+    """Return an error of Ray in a line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]

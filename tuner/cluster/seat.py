@@ -1,0 +1,111 @@
+"""What runs on a node: one engine, one server at a time, and a lease that ends both when nobody asks any more.
+
+No cluster library here: a pool calls these methods in a process of their own on the node. Whatever becomes of that
+process, its servers end with it, as they hang on its lifeline.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from models.config import ServerConfig
+from models.workload import Workload
+from tuner.seam import Engine, LaunchFailed, Measurement, Place, Server, ServerInfo
+
+# Files of a trial that are carried home, and of each file so much, of its end.
+CARRIED_BYTES = 4 << 20
+# Cluster frameworks set these for their own workers; servers must not inherit them.
+FOREIGN = ("OMP_NUM_THREADS",)
+
+Build = Callable[[Path], Engine]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A launch or measurement that failed, as a value: exceptions lose their type on the way between processes."""
+
+    failure: LaunchFailed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """What a stopped server leaves: the files of its trial by name."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+class Seat:
+    """Launches one configuration at a time with the engine that `build` makes in a scratch folder of the node.
+
+    Ends its process `lease_s` seconds after the last beat: whoever asked for it is gone, or cannot be heard.
+    """
+
+    def __init__(self, build: Build, node: str, gpus: tuple[int, ...], lease_s: float) -> None:
+        for name in FOREIGN:
+            os.environ.pop(name, None)
+        self._scratch = Path(tempfile.mkdtemp(prefix="sgtune-seat-"))
+        self._place = Place(node=node, host=socket.gethostname(), gpus=gpus)
+        self._engine = build(self._scratch)
+        self._server: Server | None = None
+        self._lease_s, self._beaten_s = lease_s, time.monotonic()
+        threading.Thread(target=self._watch, name="lease", daemon=True).start()
+
+    def beat(self) -> float:
+        """Renew the lease; return the node's clock."""
+        self._beaten_s = time.monotonic()
+        return time.time()
+
+    def launch(self, config: ServerConfig, number: int) -> ServerInfo | Failed:
+        """Start a configuration and wait until it is ready."""
+        try:
+            self._server = self._engine.launch(config, number)
+            info = self._server.info()
+        except LaunchFailed as failure:
+            return Failed(failure)
+        return ServerInfo(kv_tokens=info.kv_tokens, boot_s=info.boot_s, place=self._place)
+
+    def measure(self, workload: Workload) -> Measurement | Failed:
+        """Measure one load with a generator on this node."""
+        if self._server is None:
+            raise RuntimeError("measure before launch")
+        try:
+            return self._server.measure(workload)
+        except LaunchFailed as failure:
+            return Failed(failure)
+
+    def stop(self, number: int) -> Ended:
+        """Stop the server, if one runs; return the files of the trial, each with its last CARRIED_BYTES."""
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+        folder = self._scratch / "trials" / str(number)
+        files = {file.name: _end_of(file) for file in sorted(folder.glob("*")) if file.is_file()}
+        shutil.rmtree(folder, ignore_errors=True)
+        return Ended(files=files)
+
+    def close(self) -> None:
+        """Stop what runs and leave nothing on the node."""
+        if self._server is not None:
+            self._server.stop()
+        self._engine.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _watch(self) -> None:
+        while time.monotonic() - self._beaten_s < self._lease_s:
+            time.sleep(min(0.5, self._lease_s / 10))
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        os._exit(1)  # servers hang on this process's lifeline
+
+
+def _end_of(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - CARRIED_BYTES))
+        return stream.read()
