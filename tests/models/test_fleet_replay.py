@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -149,3 +150,10 @@ def test_ranks_of_deepep_wait_alike_however_many_a_rack_joins(context: MakeConte
         waits.append(of_role * max(1.0, np.log2(ranks)) / 3.0)
     assert waits[0] == pytest.approx(waits[1])
     assert waits[0] < rack.engine.parameters.ep_layer_us
+
+
+def test_a_replay_takes_microseconds_a_request(fleet: FleetModel) -> None:
+    """100,000 requests take at most 10 s: a tenth of them here, with time to spare for a slow machine."""
+    began = time.process_time()
+    run(replace(fleet, prefill_servers=4, decode_servers=12), 1000, waves=10)
+    assert time.process_time() - began < 3.0

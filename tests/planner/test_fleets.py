@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,3 +194,11 @@ def test_a_fleet_without_two_nodes_is_refused_with_the_reason(sgtune: Sgtune) ->
     ran = sgtune("plan", *asked)
     assert ran.code == 2
     assert "needs at least two nodes" in ran.err
+
+
+@pytest.mark.slow
+def test_sixteen_nodes_are_planned_in_seconds() -> None:
+    """All ratios and layouts of 128 GPUs: 2 s of a core where nothing else runs."""
+    began = time.process_time()
+    assert total(plan_fleet(question("16xh200x8", 8000, 1000, concurrency=2048))) > 0.0
+    assert time.process_time() - began < 8.0
