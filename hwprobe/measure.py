@@ -40,7 +40,7 @@ KEPT_STDERR = 65_536
 CHECKOUT = Path(__file__).resolve().parents[1]
 PER_GPU = (Step.MEMORY, Step.STREAM, Step.LAUNCH, Step.GEMM)
 TORCH_MISSING = (
-    "torch is not installed, so nothing was measured: in the checkout, pip install '.[gpu]' (or the torch build of "
+    "torch is not installed, so nothing was measured: in the checkout, pip install -e '.[gpu]' (or the torch build of "
     "your CUDA or ROCm, from pytorch.org) and probe again"
 )
 

@@ -98,7 +98,7 @@ def _extra(name: str, serves: str, packages: tuple[str, ...]) -> PartReport:
         state=PartState.MISSING if missing else PartState.OK,
         found=f"no {', '.join(missing)}" if missing else ", ".join(versions),
         serves=serves,
-        fix=f"in the checkout: pip install '.[{name}]'" if missing else "",
+        fix=f"in the checkout: pip install -e '.[{name}]'" if missing else "",
     )
 
 

@@ -162,7 +162,7 @@ def test_without_torch_the_inventory_stands_and_the_remedy_is_named(monkeypatch:
     probed = run(FakeNvml([H200] * 8), script)
     assert script.ran == []
     assert probed.failures == ()
-    assert any("pip install '.[gpu]'" in warning for warning in probed.profile.warnings)
+    assert any("pip install -e '.[gpu]'" in warning for warning in probed.profile.warnings)
     assert ".[gpu]" in run(FakeNvml([H200]), script, DeviceName.CUDA).failures[0]
     assert run(FakeNvml([H200]), script, DeviceName.CPU).profile.gpu_count == 1
 

@@ -192,5 +192,5 @@ def test_without_aiohttp_the_emulated_engine_names_the_extra_and_writes_nothing(
     monkeypatch.setattr("tuner.engines.build.find_spec", lambda name: None)
     question = ("--hardware", "h200x8", "--isl", "10", "--osl", "10", "--concurrency", "1")
     ran = sgtune("tune", *question, "--engine", "emulated", "--runs", str(tmp_path / "runs"))
-    assert (ran.code, "pip install '.[tune]'" in ran.err) == (2, True)
+    assert (ran.code, "pip install -e '.[tune]'" in ran.err) == (2, True)
     assert not (tmp_path / "runs").exists()

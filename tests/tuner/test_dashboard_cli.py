@@ -74,4 +74,4 @@ def test_without_streamlit_it_says_how_to_get_it(sgtune: Sgtune, monkeypatch: py
     monkeypatch.setattr(dashboard, "find_spec", lambda name: None if name == "streamlit" else object())
     ran = sgtune("dashboard")
     assert ran.code == 2
-    assert "the dashboard needs streamlit: in the checkout, pip install '.[dashboard]'" in ran.err
+    assert "the dashboard needs streamlit: in the checkout, pip install -e '.[dashboard]'" in ran.err

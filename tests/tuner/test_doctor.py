@@ -46,7 +46,7 @@ def test_a_missing_extra_says_how_to_add_it(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("tuner.doctor.EXTRAS", {"tune": ("the sampler", ("no-such-package",))})
     finding = look()["extra [tune]"]
     assert (finding.state, finding.found) == (PartState.MISSING, "no no-such-package")
-    assert "pip install '.[tune]'" in finding.fix
+    assert "pip install -e '.[tune]'" in finding.fix
 
 
 def test_the_command_prints_a_row_for_everything_and_breaks_only_for_what_is_broken(

@@ -90,7 +90,7 @@ def test_without_torch_the_inventory_is_written_and_the_exit_tells(
     out = tmp_path / "hardware.json"
     ran = sgtune("probe", "--device", "cpu", "--out", str(out))
     assert ran.code == 1
-    assert "pip install '.[gpu]'" in ran.err
+    assert "pip install -e '.[gpu]'" in ran.err
     assert read_profile(out).host is not None
 
 

@@ -103,10 +103,10 @@ def test_without_scikit_learn_tpe_proposes_and_asking_for_the_model_names_the_ex
     )  # fmt: skip
     silent = sgtune(*asked, "--run", "a", "--json")
     assert silent.code == 0, silent.err
-    assert "pip install '.[tune]'" in silent.err
+    assert "pip install -e '.[tune]'" in silent.err
     named = sgtune(*asked, "--run", "b", "--sampler", "model")
     assert named.code == 2
-    assert "pip install '.[tune]'" in named.err
+    assert "pip install -e '.[tune]'" in named.err
 
 
 def test_it_stops_by_itself_when_nothing_is_worth_a_launch(sgtune: Sgtune, tmp_path: Path) -> None:

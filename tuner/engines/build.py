@@ -72,7 +72,7 @@ def live_engine(runner: Runner, context: Context, live: LiveSettings) -> LiveEng
 def check_emulator() -> None:
     """Raise InputError where the emulated server could not start."""
     if find_spec("aiohttp") is None:
-        raise InputError("--engine emulated needs aiohttp: in the checkout, pip install '.[tune]'")
+        raise InputError("--engine emulated needs aiohttp: in the checkout, pip install -e '.[tune]'")
 
 
 def emulated_runner(where: Path, context: Context, world: World, seed: int) -> EmulatedRunner:

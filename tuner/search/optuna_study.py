@@ -239,7 +239,7 @@ def require_sklearn(option: str) -> None:
     """Raise InputError where the library behind an option is not installed."""
     if find_spec("sklearn") is None:
         raise InputError(
-            f"{option} needs scikit-learn: in the checkout, pip install '.[tune]', or choose --sampler tpe"
+            f"{option} needs scikit-learn: in the checkout, pip install -e '.[tune]', or choose --sampler tpe"
         )
 
 

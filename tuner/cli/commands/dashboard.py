@@ -32,7 +32,7 @@ def dashboard(
 
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
-        raise InputError(f"the dashboard needs {', '.join(missing)}: in the checkout, pip install '.[dashboard]'")
+        raise InputError(f"the dashboard needs {', '.join(missing)}: in the checkout, pip install -e '.[dashboard]'")
     if runs.exists() and not runs.is_dir():
         raise InputError(f"--runs is '{runs}'; it must be a folder of run folders")
     chosen = _free_port(port)

@@ -212,7 +212,7 @@ def default_sampler() -> SamplerName:
     if find_spec("sklearn") is not None:
         return SamplerName.MODEL
     typer.echo(
-        "note: without scikit-learn Optuna's TPE proposes; better, in the checkout: pip install '.[tune]'", err=True
+        "note: without scikit-learn Optuna's TPE proposes; better, in the checkout: pip install -e '.[tune]'", err=True
     )
     return SamplerName.TPE
 
