@@ -26,11 +26,13 @@ def captured_sizes(folder: Path, args: Any, memory_mib: float) -> list[int] | No
 
     hip = torch.version.hip is not None
     dp = args.dp_size if args.enable_dp_attention else 1
+    cp = getattr(args, "attn_cp_size", None) or 1
     names: dict[str, Any] = {
         "is_hip_": hip,
         "_is_hip": hip,
         "get_device_memory_capacity": lambda *_: memory_mib,
-        "get_attention_tp_size": lambda: args.tp_size // dp,
+        "get_attention_tp_size": lambda: args.tp_size // dp // cp,
+        "get_attention_cp_size": lambda: cp,
         "require_gathered_buffer": lambda _: bool(args.enable_dp_attention),
         "require_mlp_sync": lambda _: bool(args.enable_dp_attention),
         "is_tbo_enabled": lambda: bool(getattr(args, "enable_two_batch_overlap", False)),

@@ -57,12 +57,21 @@ def described(action: argparse.Action) -> dict[str, Any]:
         found["default"] = action.default
     if "Deprecated" in kind:
         found["deprecated"] = str(getattr(action, "new_flag", None) or getattr(action, "error_message", None) or "")
-        found["refused"] = bool(getattr(action, "error_message", None))
+        found["refused"] = bool(getattr(action, "error_message", None)) or _stops(action)
     if action.nargs == 0:
         found["const"] = not isinstance(action, argparse._StoreFalseAction)
     if action.required:
         found["required"] = True
     return found
+
+
+def _stops(action: argparse.Action) -> bool:
+    """Say whether an action of a release refuses to be called, as those for retired flags did to 0.5.3."""
+    try:
+        action(argparse.ArgumentParser(), argparse.Namespace(), None, action.option_strings[0])
+    except ValueError:
+        return True
+    return False
 
 
 if __name__ == "__main__":

@@ -229,7 +229,7 @@ RULES: tuple[Rule, ...] = (
         sentence="the served model name may not hold ':' (SGLang keeps it for LoRA adapters)",
         fix="give --served-model-name without a colon",
         source="validation_hook.py:213",
-        since="0.5.0",
+        since="0.5.4",
     ),
     Rule(
         id="int8-release",

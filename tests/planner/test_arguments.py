@@ -184,3 +184,9 @@ def test_a_hundred_misspelt_flags_are_answered_in_a_second() -> None:
     began = time.process_time()
     assert guessed_version(words, NEWEST) is None
     assert time.process_time() - began < 3.0
+
+
+def test_flags_that_053_retired_stop_it() -> None:
+    assert faults("--enable-ep-moe", "0.5.3").keys() == {"removed-flag"}
+    assert "--moe-a2a-backend deepep" in faults("--enable-deepep-moe", "0.5.3")["removed-flag"]
+    assert faults("--enable-ep-moe", "0.4.9.post6") == {}
