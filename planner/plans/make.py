@@ -34,7 +34,7 @@ SIZINGS = 2
 RESIZED = 1.15
 # Families replayed event by event under arrivals: each takes several times as long as a closed loop.
 OPEN_LOOP_FAMILIES = 6
-# Of the memory fractions every so many are tried while the mean in flight is bisected, of the chunks every second.
+# Of the memory fractions every so many are tried while clients are bisected, of the chunks every second.
 COARSE = 3
 # Families replayed per step while the number of clients is bisected: the leaders decide.
 FAMILIES_WHILE_BISECTING = 3
@@ -192,11 +192,11 @@ def _solve(question: PlanQuestion, context: Context, families: int) -> tuple[Fou
     def glance(concurrency: int, among: Space = space) -> Found:
         return search(context, among, question.workload(concurrency), slos, replayed=FAMILIES_WHILE_BISECTING)
 
+    coarse = replace(space, fractions=space.fractions[::COARSE], chunks=space.chunks[::2])
     if question.request_rate is not None:
-        coarse = replace(space, fractions=space.fractions[::COARSE], chunks=space.chunks[::2])
         return _solve_rate(question, context, space, lambda clients: glance(clients, coarse))
     if question.users is not None:
-        each = users_per_server(glance, question.users)
+        each = users_per_server(lambda clients: glance(clients, coarse), question.users)
         if each == 0:
             return at(1), 1, 1, False
         servers = -(-question.users // each)
