@@ -151,3 +151,19 @@ def test_check_answers_before_a_user_looks_up() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     assert min(seconds) < LIMIT_S
+
+
+def test_what_was_typed_by_an_older_name_is_not_called_sglangs_default(sgtune: Callable[..., Any]) -> None:
+    ran = sgtune(
+        "check", "--hardware", "h200x8", "--sglang-version", "0.4.9", "--", "python", "-m", "sglang.launch_server",
+        "--model-path", "r1", "--tp", "8", "--dp", "8", "--enable-dp-attention", "--cuda-graph-max-bs", "64",
+    )  # fmt: skip
+    rows = [line for line in ran.out.splitlines() if "attn_dp_size " in line or "cuda_graph_max_bs_decode " in line]
+    assert len(rows) == 2
+    assert not [row for row in rows if "default" in row]
+
+
+def test_nodes_that_cannot_find_each_other_are_in_the_first_line(sgtune: Callable[..., Any]) -> None:
+    line = ("python", "-m", "sglang.launch_server", "--model-path", "r1", "--tp", "16", "--nnodes", "2")
+    ran = sgtune("check", "--hardware", "2xh200x8", "--", *line)
+    assert ran.out.startswith("It runs, once its nodes find each other")

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from models.config import ServerConfig
 from models.costs.memory import MemoryLedger
 from planner.check.answer import CheckAnswer
 from planner.check.verdicts import ServerVerdict
@@ -22,6 +23,7 @@ VERDICTS = {
     "does not fit": "[bold red]It does not fit[/]",
 }
 ALONE = "[bold yellow]It runs, once its nodes find each other[/]"
+NOTHING = ServerConfig(tp_size=1)  # what differs from it was typed, by whatever name the release has
 BAR = 48
 SHOWN = (
     "mem_fraction_static", "chunked_prefill_size", "cuda_graph_max_bs_decode", "max_running_requests",
@@ -109,7 +111,8 @@ def _resolved_table(answer: CheckAnswer) -> Table:
         if value is None and name.startswith("speculative"):
             continue
         reason = resolved.reasons.get(name) or resolved.reasons.get("speculative" if "speculative" in name else name)
-        why = reason or ("typed" if name in typed else "SGLang's default")
+        given = name in typed or getattr(answer.checked.typed, name, None) not in (None, getattr(NOTHING, name, None))
+        why = reason or ("typed" if given else "SGLang's default")
         shown = "settled after loading" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
         table.add_row(name, escape(shown), escape(why))
     return table
