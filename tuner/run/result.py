@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def result_document(run: Path, manifest: Manifest, records: Sequence[TrialRecord
         "launches": sum(r.launched and r.repeats is None for r in records),
         "confirmations": sum(r.repeats is not None for r in records),
         "infeasible_launches": sum(r.launched and not r.feasible and r.repeats is None for r in records),
-        "trials": [_summary(r) for r in records],
+        "trials": [TrialSummary.of(record) for record in records],
         "learned": {
             "knobs": [{"sentence": effect.sentence, **asdict(effect)} for effect in knob_effects(records)],
             "measured_over_predicted": [asdict(residual) for residual in residuals(records)],
@@ -117,18 +118,33 @@ def _trial(standing: Standing, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _summary(record: TrialRecord) -> dict[str, Any]:
-    return {
-        "number": record.number,
-        "source": record.source,
-        "label": record.label,
-        "outcome": str(record.outcome),
-        "repeats": record.repeats,
-        "reason": record.reason,
-        "predicted_output_tok_s": record.predicted.get("output_tok_s"),
-        "measured_output_tok_s": record.target.output_tok_s if record.target else None,
-        "value": record.value,
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialSummary:
+    """One trial of a run in the document of its end; a run may have hundreds of thousands."""
+
+    number: int
+    source: str
+    label: str
+    outcome: str
+    repeats: int | None
+    reason: str
+    predicted_output_tok_s: float | None
+    measured_output_tok_s: float | None
+    value: float | None
+
+    @classmethod
+    def of(cls, record: TrialRecord) -> TrialSummary:
+        return cls(
+            number=record.number,
+            source=record.source,
+            label=sys.intern(record.label),
+            outcome=str(record.outcome),
+            repeats=record.repeats,
+            reason=record.reason,
+            predicted_output_tok_s=record.predicted.get("output_tok_s"),
+            measured_output_tok_s=record.target.output_tok_s if record.target else None,
+            value=record.value,
+        )
 
 
 def pareto_of(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
