@@ -19,7 +19,7 @@
 #   HARDWARE catalogue name of the GPU                                             (h200x1)
 #   OUT      folder for results                                                    (slices-on-gpu)
 #   LIMIT_S  ends each step after so many seconds                                  (600)
-#   DEPTHS   only these depths of 4, 5 and 6, as in DEPTHS='4'; less than all are not compared
+#   DEPTHS   only these depths of 4, 5 and 6, as in DEPTHS='4'; less than all are not compared, '' only installs
 set -euo pipefail
 
 HERE=$(cd "$(dirname "$0")/.." && pwd)
@@ -31,7 +31,7 @@ HARDWARE=${HARDWARE:-h200x1}
 OUT=${OUT:-slices-on-gpu}
 LIMIT_S=${LIMIT_S:-600}
 PINS=${PINS:-$HERE/tools/slice_wheels.txt}
-DEPTHS=${DEPTHS:-4 5 6}
+DEPTHS=${DEPTHS-4 5 6}
 DRY=${1:-}
 if [ $# -gt 1 ] || { [ -n "$DRY" ] && [ "$DRY" != --dry-run ]; }; then
   echo "slice_on_gpu.sh: error: unknown arguments '$*'; it takes --dry-run or nothing" >&2
@@ -62,10 +62,11 @@ if [ -n "$WHEELS" ] && [ ! -e "$OUT/installed-$RELEASE" ]; then
 fi
 
 echo "# 2. An interpreter with them first; no hub; kernels are compiled when first used, not all beforehand"
-SETTINGS=(PYTHONPATH="$OUT/site" HF_HUB_OFFLINE=1 SGLANG_JIT_DEEPGEMM_PRECOMPILE=0
+SETTINGS=(HF_HUB_OFFLINE=1 SGLANG_JIT_DEEPGEMM_PRECOMPILE=0
   CUDA_HOME="${CUDA_HOME:-/usr/local/cuda}")
 wrapper() {
-  printf '#!/bin/sh\nunset PYTHONSAFEPATH\nexec env %s %q "$@"\n' "$(printf '%q ' "${SETTINGS[@]}")" "$PYTHON" >"$1"
+  printf '#!/bin/sh\nunset PYTHONSAFEPATH\nPYTHONPATH=%q${PYTHONPATH:+:$PYTHONPATH} exec env %s %q "$@"\n' \
+    "$OUT/site" "$(printf '%q ' "${SETTINGS[@]}")" "$PYTHON" >"$1"
   chmod +x "$1"
 }
 run wrapper "$OUT/python"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hwprobe.kernels.bandwidth import ALIGNED_COLUMNS, CACHES, STREAM_MIB, stream_once
-from hwprobe.kernels.compute import FP8_LARGEST, GPU_SHAPES, Shape, gemm_rates
+from hwprobe.kernels.compute import CPU_SHAPES, FP8_LARGEST, GPU_SHAPES, Shape, gemm_rates
 from hwprobe.kernels.fits import timing_of
 from hwprobe.kernels.report import Emit, Report, duration_us, nowhere, rate
 from hwprobe.kernels.timing import CudaTimer, Timer, Work, random_tensor, time_work
@@ -25,8 +25,8 @@ def measure_ablation(
     timer: Timer,
     *,
     quick: bool,
-    stream_mib: tuple[int, ...] = STREAM_MIB,
-    shapes: tuple[Shape, ...] = SHORT_SHAPES,
+    stream_mib: tuple[int, ...] | None = None,
+    shapes: tuple[Shape, ...] | None = None,
     emit: Emit = nowhere,
 ) -> Report:
     """Measure, each as two figures that ought to agree, what could bend the probe's own.
@@ -35,6 +35,9 @@ def measure_ablation(
     columns and with the aligned one, with the kernels that ran; GEMMs of 256 rows queued or in a graph, with weights
     warm in the cache or cold; a GEMM of zeros.
     """
+    gpu = timer.device.type == "cuda"
+    stream_mib = stream_mib or (STREAM_MIB if gpu else STREAM_MIB[:2])
+    shapes = shapes or (SHORT_SHAPES if gpu else CPU_SHAPES[1:])
     found: dict[str, Quantity] = {}
     for name, quantity in _all(timer, quick, stream_mib, shapes):
         found[f"ablation_{name}"] = quantity
@@ -64,7 +67,8 @@ def _zeros(count: int, dtype: torch.dtype, device: torch.device) -> Any:
 
 def _queueing(timer: Timer, samples: int) -> Iterator[tuple[str, Quantity]]:
     """Yield the host's us to queue one mm, one _scaled_mm and one graph replay."""
-    small = random_tensor(256 * 256, torch.bfloat16, timer.device).view(256, 256)
+    width = 256 if timer.has_graphs else 64  # on a CPU a call is done when it returns
+    small = random_tensor(width * width, torch.bfloat16, timer.device).view(width, width)
     out = torch.empty_like(small)
     works: dict[str, Work] = {"mm": partial(torch.mm, small, small, out=out)}
     works["replay"] = timer.graph(works["mm"])
@@ -95,7 +99,8 @@ def _queue_s(timer: Timer, work: Work) -> float:
 
 
 def _alignment(timer: Timer, samples: int, sizes: tuple[int, ...]) -> Iterator[tuple[str, Quantity]]:
-    total = min(max(CACHES * timer.cache_bytes, 2 * max(sizes) * 2**20), timer.free_bytes() // 3)
+    caches = CACHES * timer.cache_bytes if timer.has_graphs else 0
+    total = min(max(caches, 2 * max(sizes) * 2**20), timer.free_bytes() // 3)
     weights = random_tensor(total // 2, torch.bfloat16, timer.device)
     for mib in sizes:
         for word, columns in (("as_asked", 1), ("aligned", ALIGNED_COLUMNS)):

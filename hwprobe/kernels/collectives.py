@@ -40,7 +40,7 @@ def measure_all_reduce(device: str, *, ranks: int, quick: bool, emit: Emit = now
     NCCL on GPUs, gloo on a CPU, in CUDA graphs. Ranks start some tens of ns apart within a graph; over 200 of them in a
     row that is lost. Raises RuntimeError (torch's) when a rank fails; what all ranks measured before was emitted.
     """
-    return _ranks(Asked(device=device, ranks=ranks, quick=quick, symmetric=False), emit)
+    return _ranks(RankTask(device=device, ranks=ranks, quick=quick, symmetric=False), emit)
 
 
 def measure_symmetric(device: str, *, ranks: int, quick: bool, emit: Emit = nowhere) -> Report:
@@ -50,11 +50,11 @@ def measure_symmetric(device: str, *, ranks: int, quick: bool, emit: Emit = nowh
     """
     if device != "cuda":
         return Report(missing=("symmetric memory: only GPUs have it",))
-    return _ranks(Asked(device=device, ranks=ranks, quick=quick, symmetric=True), emit)
+    return _ranks(RankTask(device=device, ranks=ranks, quick=quick, symmetric=True), emit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class RankTask:
     """What all ranks of one step are to do."""
 
     device: str
@@ -68,7 +68,7 @@ class Asked:
         return [TOKEN_BYTES * count for count in tokens]
 
 
-def _ranks(asked: Asked, emit: Emit) -> Report:
+def _ranks(asked: RankTask, emit: Emit) -> Report:
     """Run all ranks and emit every message the moment all of them have measured it."""
     with scratch_folder("allreduce") as folder:
         with _temporary_files_in(folder):
@@ -116,7 +116,7 @@ def _slowest(ranks: int, name: str, samples: Sequence[Sequence[float]]) -> AllRe
     return AllReduce(ranks=ranks, message_bytes=int(size), backend=backend, time_us=duration_us(timing, source))
 
 
-def _rank(rank: int, asked: Asked, folder: str) -> None:
+def _rank(rank: int, asked: RankTask, folder: str) -> None:
     """Be one rank: measure every size, append each one's samples to the rank's file at once."""
     timer = timer_for(asked.device, rank)
     if asked.device == "cuda":

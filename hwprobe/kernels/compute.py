@@ -70,7 +70,7 @@ def measure_sustained(
     timer: Timer,
     *,
     quick: bool,
-    shape: Shape = SUSTAINED_SHAPE,
+    shape: Shape | None = None,
     hold_s: float | None = None,
     emit: Emit = nowhere,
 ) -> Report:
@@ -80,6 +80,7 @@ def measure_sustained(
     of that time are the watch's to note (`hwprobe.watch`).
     """
     held = hold_s or (QUICK_HOLD_S if quick else HOLD_S)
+    shape = shape or (SUSTAINED_SHAPE if timer.device.type == "cuda" else CPU_SHAPES[0])
     types = [torch.bfloat16]
     missing: list[str] = []
     if timer.device.type == "cuda":

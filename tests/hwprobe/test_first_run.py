@@ -231,7 +231,7 @@ def test_ranks_name_their_device_and_have_two_minutes(monkeypatch: pytest.Monkey
     monkeypatch.setattr(distributed, "destroy_process_group", lambda: None)
     monkeypatch.setattr(collectives, "_plain", lambda timer, size: None)
     monkeypatch.setattr(collectives, "_samples", lambda timer, work, quick: [1e-5, 2e-5])
-    task = collectives.Asked(device="cuda", ranks=2, quick=True, symmetric=False)
+    task = collectives.RankTask(device="cuda", ranks=2, quick=True, symmetric=False)
     for rank in range(2):
         collectives._rank(rank, task, str(tmp_path))
         if rank == 0:  # one rank alone has measured nothing yet
