@@ -17,6 +17,7 @@ from hwprobe.kernels.timing import CudaTimer, Timer, Work, random_tensor, time_w
 from hwprobe.profile import Basis, Quantity
 
 QUEUED = 50
+QUEUED_ON_CPU = 3  # there a call is done when it returns
 SHORT_SHAPES: tuple[Shape, ...] = GPU_SHAPES[-2:]
 ZERO_SHAPE: Shape = (8192, 8192, 8192)
 
@@ -67,7 +68,7 @@ def _zeros(count: int, dtype: torch.dtype, device: torch.device) -> Any:
 
 def _queueing(timer: Timer, samples: int) -> Iterator[tuple[str, Quantity]]:
     """Yield the host's us to queue one mm, one _scaled_mm and one graph replay."""
-    width = 256 if timer.has_graphs else 64  # on a CPU a call is done when it returns
+    width = 256 if timer.has_graphs else 64
     small = random_tensor(width * width, torch.bfloat16, timer.device).view(width, width)
     out = torch.empty_like(small)
     works: dict[str, Work] = {"mm": partial(torch.mm, small, small, out=out)}
@@ -91,11 +92,12 @@ def _queueing(timer: Timer, samples: int) -> Iterator[tuple[str, Quantity]]:
 def _queue_s(timer: Timer, work: Work) -> float:
     timer.wait()
     begin = time.perf_counter()
-    for _ in range(QUEUED):
+    count = QUEUED if timer.has_graphs else QUEUED_ON_CPU
+    for _ in range(count):
         work()
     passed = time.perf_counter() - begin
     timer.wait()
-    return passed / QUEUED
+    return passed / count
 
 
 def _alignment(timer: Timer, samples: int, sizes: tuple[int, ...]) -> Iterator[tuple[str, Quantity]]:

@@ -366,8 +366,10 @@ def test_the_tool_lists_its_needs_and_refuses_a_machine_without_a_gpu(tmp_path: 
 
 @pytest.mark.slow
 def test_a_dry_run_prints_the_steps_and_measures_this_processor(tmp_path: Path) -> None:
-    ran = tool("--dry-run", "--out", str(tmp_path / "x"))
+    """Part C, the shortest; by hand all of it: `python tools/first_gpu.py --dry-run`."""
+    ran = tool("--dry-run", "--part", "C", "--out", str(tmp_path / "x"))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "B-ablation-ablation: first GPU: what the measuring itself does" in ran.stdout
     report = (tmp_path / "x-dry-run" / "report.md").read_text()
-    assert "10 items: 10 done" in report
+    assert "10 items: 2 done, 8 still to run" in report
+    assert (tmp_path / "x-dry-run" / "C-cpu-flash-mla.json").exists()
