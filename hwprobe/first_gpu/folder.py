@@ -15,7 +15,7 @@ from hwprobe.kernels.report import Report
 from hwprobe.profile import WorkingState
 
 
-class Ended(StrEnum):
+class ItemEnd(StrEnum):
     """How an item ended. `cut` ran out of the part's time and is run again; the others stand."""
 
     DONE = "done"
@@ -31,7 +31,7 @@ class ItemRecord:
 
     name: str
     title: str
-    ended: Ended
+    ended: ItemEnd
     gpus: tuple[int, ...] = ()
     reason: str = ""
     report: Report | None = None
@@ -41,7 +41,7 @@ class ItemRecord:
 
     @property
     def stands(self) -> bool:
-        return self.ended is not Ended.CUT
+        return self.ended is not ItemEnd.CUT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hwprobe.catalogue import gpu_from_catalogue, match_gpu
 from hwprobe.expected import EXPECTED
-from hwprobe.first_gpu.folder import Ended, ItemRecord
+from hwprobe.first_gpu.folder import ItemEnd, ItemRecord
 from hwprobe.inventory.nvml import Inventory, NvmlGpu
 from hwprobe.profile import Quantity
 
@@ -85,7 +85,7 @@ def _machine(seen: SeenItems) -> Iterator[Check]:
     for gpu in seen.inventory.gpus:
         yield from _card(gpu)
     looks = [record for name, record in seen.records.items() if "-look-" in name]
-    good = [record for record in looks if record.ended is Ended.DONE]
+    good = [record for record in looks if record.ended is ItemEnd.DONE]
     software = next((record.report.software for record in good if record.report), {})
     yield Check(
         what="torch starts on this driver, in a child of a bare checkout",
@@ -94,7 +94,7 @@ def _machine(seen: SeenItems) -> Iterator[Check]:
         holds=len(good) == len(looks) if looks else None,
         place="14, 15",
     )
-    refused = [record.reason for record in looks if record.ended is Ended.SKIPPED]
+    refused = [record.reason for record in looks if record.ended is ItemEnd.SKIPPED]
     yield Check(
         what="no idle card is refused as busy or for its fabric",
         expected="no refusal",
@@ -295,20 +295,20 @@ def _served(seen: SeenItems) -> Iterator[Check]:
     missing = "; ".join(record.report.missing) if record and record.report else ""
     yield Check(
         what="FlashMLA's decode", expected="runs", seen=shown or missing or "not run",
-        holds=bool(shown) if record and record.ended is not Ended.SKIPPED else None,
+        holds=bool(shown) if record and record.ended is not ItemEnd.SKIPPED else None,
     )  # fmt: skip
     boot = seen.records.get("C-boot")
     yield Check(
         what="four layers of R1 boot and are measured, the log kept",
         expected="done",
         seen=f"{boot.ended} {boot.reason}".strip() if boot else "not run",
-        holds=boot.ended is Ended.DONE if boot and boot.ended is not Ended.SKIPPED else None,
+        holds=boot.ended is ItemEnd.DONE if boot and boot.ended is not ItemEnd.SKIPPED else None,
         place="3, 4, 16",
     )
 
 
 def _failures(seen: SeenItems) -> Iterator[Check]:
-    failed = [record for record in seen.records.values() if record.ended in (Ended.FAILED, Ended.LATE)]
+    failed = [record for record in seen.records.values() if record.ended in (ItemEnd.FAILED, ItemEnd.LATE)]
     named = [record for record in failed if record.reason and "TORCH_USE_CUDA_DSA" not in record.reason]
     yield Check(
         what="every failure names its error",

@@ -10,7 +10,7 @@ from typing import Protocol
 from hwprobe.catalogue import gpu_from_catalogue, match_gpu
 from hwprobe.choices import DeviceName
 from hwprobe.expected import verdict
-from hwprobe.first_gpu.folder import Begun, Ended, Folder, ItemRecord
+from hwprobe.first_gpu.folder import Begun, Folder, ItemEnd, ItemRecord
 from hwprobe.first_gpu.items import Item, KitPart, On, of_part
 from hwprobe.inventory.looks import LookAt
 from hwprobe.inventory.nvml import NvmlGpu
@@ -78,7 +78,7 @@ class Kit:
         fresh = True
         for item in of_part(self.items, part):
             known = self.read(item.name)
-            if known is not None and known.stands and not (asked.again and known.ended is not Ended.DONE):
+            if known is not None and known.stands and not (asked.again and known.ended is not ItemEnd.DONE):
                 continue
             left = end - time.monotonic()
             if left < min(LEAST_S, asked.limit_s / 2):
@@ -97,7 +97,7 @@ class Kit:
     def _one(self, item: Item, asked: KitLimits, look: LookAt, time_left: tuple[float, bool]) -> ItemRecord:
         places, why = self._places(item, asked)
         if why:
-            return ItemRecord(name=item.name, title=item.title, ended=Ended.SKIPPED, gpus=places, reason=why)
+            return ItemRecord(name=item.name, title=item.title, ended=ItemEnd.SKIPPED, gpus=places, reason=why)
         limit = min(item.limit_s, time_left[0])
         # Cut off by the part's end it may do better next time, unless it had all of a part to itself.
         cut = limit < item.limit_s and not time_left[1]
@@ -133,7 +133,7 @@ class Kit:
     def _recipe(self, item: Item, places: tuple[int, ...], limit_s: float, cut: bool) -> ItemRecord:
         outcome = self._doing.recipe(item.depths or "", limit_s)
         if isinstance(outcome, str):
-            return ItemRecord(name=item.name, title=item.title, ended=Ended.SKIPPED, reason=outcome)
+            return ItemRecord(name=item.name, title=item.title, ended=ItemEnd.SKIPPED, reason=outcome)
         said = self.folder.say(item.name, outcome.stderr)
         return ItemRecord(
             name=item.name,
@@ -175,7 +175,7 @@ class Kit:
         if place in self.started.refused:
             return self.started.refused[place]
         seen = self.read(f"A-look-devices-gpu{place}")
-        if seen is not None and seen.stands and seen.ended is not Ended.DONE:
+        if seen is not None and seen.stands and seen.ended is not ItemEnd.DONE:
             return f"GPU {place} does not answer: {seen.reason}"
         return ""
 
@@ -210,15 +210,15 @@ class Kit:
         return replace(made, created=self.started.when, command="tools/first_gpu.py")
 
 
-FAILURES = (Ended.FAILED, Ended.LATE)
+FAILURES = (ItemEnd.FAILED, ItemEnd.LATE)
 _NO_REQUEST = MeasureRequest(step=Step.DEVICES, device=DeviceName.CUDA, quick=False)
 
 
-def _ended(outcome: TaskOutcome, cut: bool) -> Ended:
+def _ended(outcome: TaskOutcome, cut: bool) -> ItemEnd:
     if not outcome.failure:
-        return Ended.DONE
+        return ItemEnd.DONE
     late = outcome.failure.startswith("not done within")
-    return (Ended.CUT if cut else Ended.LATE) if late else Ended.FAILED
+    return (ItemEnd.CUT if cut else ItemEnd.LATE) if late else ItemEnd.FAILED
 
 
 def of_sheet(gpu: NvmlGpu, name: str, quantity: Quantity | None) -> float | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hwprobe.files import encode_json, write_atomic
 from hwprobe.first_gpu.constants import Constant, patch, proposals
-from hwprobe.first_gpu.folder import Ended, ItemRecord
+from hwprobe.first_gpu.folder import ItemEnd, ItemRecord
 from hwprobe.first_gpu.items import Item
 from hwprobe.first_gpu.judge import Check, SeenItems, checks
 from hwprobe.first_gpu.kit import Kit
@@ -42,7 +42,7 @@ def _report(
 ) -> Iterator[str]:
     yield "# The first half hour\n"
     yield from _summary(items, records, found)
-    failed = [record for record in records if record.ended is not Ended.DONE]
+    failed = [record for record in records if record.ended is not ItemEnd.DONE]
     if failed:
         yield "\n## What did not end well\n"
         yield from map(_failure, failed)
@@ -52,12 +52,15 @@ def _report(
     for check in found:
         mark = {True: "as expected", False: "OTHERWISE", None: "not seen"}[check.holds]
         yield f"| {check.place} | {check.what} | {check.expected} | {check.seen} | {mark} |"
+    yield "\n## Measured\n"
+    yield from (line for record in records for line in _measured(record))
     yield "\n## Constants\n"
     yield from _constants(constants)
+    yield from _served(records)
 
 
 def _summary(items: Sequence[Item], records: Sequence[ItemRecord], found: Sequence[Check]) -> Iterator[str]:
-    count = {ended: sum(record.ended is ended for record in records) for ended in Ended}
+    count = {ended: sum(record.ended is ended for record in records) for ended in ItemEnd}
     left = len(items) - sum(record.stands for record in records)
     said = ", ".join(f"{number} {ended}" for ended, number in count.items() if number)
     yield f"{len(items)} items: {said or 'none run'}{f', {left} still to run' if left else ''}."
@@ -74,6 +77,29 @@ def _failure(record: ItemRecord) -> str:
     before = f"; measured before: {', '.join(kept)}" if kept else ""
     said = f"; all it said: {record.said}" if record.said else ""
     return f"- {record.title}: {record.ended}: {record.reason or 'no reason'}{before}{said}"
+
+
+def _measured(record: ItemRecord) -> Iterator[str]:
+    """Yield the figures of one item, and what could not be measured by it."""
+    if record.report is None:
+        return
+    figures = [f"{name} {quantity.value:,.4g}" for name, quantity in record.report.quantities.items()]
+    figures += [f"{p.backend} {p.message_bytes:,} B {p.time_us.value:,.1f} us" for p in record.report.all_reduce]
+    figures += [f"not measured: {what}" for what in record.report.missing]
+    if figures:
+        yield f"- {record.title}: {'; '.join(figures)}"
+
+
+def _served(records: Sequence[ItemRecord]) -> Iterator[str]:
+    """Yield what R1's own FP8 kernel says of the FP8 rate that predictions use."""
+    for record in records:
+        block = record.report.quantities.get("fp8_block_tflops") if record.report else None
+        if block is not None and record.name.startswith("C-served"):
+            yield (
+                f"\nDeepGEMM, which R1 runs, reaches {block.value:,.0f} TFLOP/s. Predictions take the data sheet's FP8 rate "
+                "as the one that a healthy card measures per tensor; an engine profile fitted to that holds the rest "
+                "(eta_pf). No constant follows from it: compare before the prefill of another card is believed."
+            )
 
 
 def _constants(constants: Sequence[Constant]) -> Iterator[str]:

@@ -27,7 +27,7 @@ from scripted_kit import (
 
 from hwprobe.errors import InputError
 from hwprobe.first_gpu.doing import run_program
-from hwprobe.first_gpu.folder import Ended
+from hwprobe.first_gpu.folder import ItemEnd
 from hwprobe.first_gpu.items import KitPart, half_hour
 from hwprobe.first_gpu.judge import SeenItems, checks
 from hwprobe.first_gpu.kit import KitLimits
@@ -99,12 +99,12 @@ def test_the_limit_is_a_parts_and_what_is_cut_is_measured_again(
     assert not kit.run(KitPart.A, KitLimits(limit_s=200.0), busy_look, lambda text: None)
     assert max(doing.limits) <= 200.0
     last = kit.records()[-1]
-    assert (last.ended, last.stands) == (Ended.CUT, False)
+    assert (last.ended, last.stands) == (ItemEnd.CUT, False)
     runs = 1
     while not kit.run(KitPart.A, KitLimits(limit_s=200.0), busy_look, lambda text: None):
         runs += 1
         assert runs < 20
-    assert {record.ended for record in kit.records()} == {Ended.DONE}
+    assert {record.ended for record in kit.records()} == {ItemEnd.DONE}
 
 
 def test_an_item_longer_than_a_whole_part_is_late_and_does_not_block_it(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_an_item_longer_than_a_whole_part_is_late_and_does_not_block_it(tmp_path
         kit.run(KitPart.A, KitLimits(limit_s=100.0), busy_look, lambda text: None)
     record = kit.folder.read("A-full-sustained-gpu0")
     assert record is not None
-    assert record.ended is Ended.LATE
+    assert record.ended is ItemEnd.LATE
 
 
 class Killed(BaseException):
@@ -253,15 +253,15 @@ def test_an_injected_failure_is_named_and_nothing_else_is_lost(
     found = {record.name: record for record in kit.records()}
     assert len(found) == len(kit.items)  # every item has a file
     record = found[name]
-    assert record.ended in (Ended.FAILED, Ended.LATE), what
+    assert record.ended in (ItemEnd.FAILED, ItemEnd.LATE), what
     assert words in record.reason
     assert "TORCH_USE_CUDA_DSA" not in record.reason
     text = told(kit)["report.md"].decode()
     assert f"- {record.title}: {record.ended}: {record.reason}" in text
-    bad = [each for each in found.values() if each.ended not in (Ended.DONE, Ended.SKIPPED)]
+    bad = [each for each in found.values() if each.ended not in (ItemEnd.DONE, ItemEnd.SKIPPED)]
     steps = {each.name.split("-gpu")[0].split("-", 2)[2] for each in bad}
     assert len(steps) == 1, f"only what was injected failed: {steps}"
-    skipped = [each for each in found.values() if each.ended is Ended.SKIPPED]
+    skipped = [each for each in found.values() if each.ended is ItemEnd.SKIPPED]
     assert all(record.reason in each.reason for each in skipped), "what was left out says why"
     profile = load_profile(tmp_path / "hardware.json")
     assert profile.gpu_count == 8
@@ -300,8 +300,8 @@ def test_a_card_far_below_its_sheet_stops_the_half_hour_unless_told_to_go_on(tmp
     kit = kit_in(tmp_path, ScriptedDoing(inject=inject), gpus=1)
     run_all(kit)
     ended = {record.name: record for record in kit.records()}
-    assert ended["A-quick-gemm-gpu0"].ended is Ended.DONE
-    assert ended["A-full-memory-gpu0"].ended is Ended.SKIPPED
+    assert ended["A-quick-gemm-gpu0"].ended is ItemEnd.DONE
+    assert ended["A-full-memory-gpu0"].ended is ItemEnd.SKIPPED
     assert "hbm_copy_gb_s is 3,010, low: a healthy card reaches 83% or more" in ended["A-full-memory-gpu0"].reason
     doing = ScriptedDoing(inject=inject)
     again = kit_in(tmp_path, doing, gpus=1)
