@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--needs", action="store_true", help="print what a machine without a network needs")
     found.add_argument("--go-on", action="store_true", help="measure on though a GPU is far below its data sheet")
     found.add_argument("--again", action="store_true", help="run failed, late and skipped items again")
-    found.add_argument("--name", default="h200x1", help="name of the machine's file, and its catalogue name")
+    found.add_argument("--name", default="", help="name of the machine's file; default: as in h200x8")
     found.add_argument("--sglang-python", default="", help="interpreter with SGLang (part C)")
     found.add_argument("--wheels", default="", help="folder of wheels to install SGLang from (part C)")
     return found
@@ -76,6 +76,7 @@ def main(arguments: list[str]) -> int:
 
 def half_hour_of(asked: argparse.Namespace) -> int:
     """Run the parts that are asked for, and write the report whatever became of them."""
+    from hwprobe.catalogue import match_gpu
     from hwprobe.first_gpu.doing import RealDoing, nvidia_smi
     from hwprobe.first_gpu.folder import Folder
     from hwprobe.first_gpu.items import KitPart, half_hour
@@ -95,8 +96,10 @@ def half_hour_of(asked: argparse.Namespace) -> int:
         print(f"first_gpu.py: error: no GPU here: {inventory.absent}; --dry-run runs what a CPU can", file=sys.stderr)
         return 2
     folder = Folder(out)
+    gpu = next((match_gpu(gpu.name, gpu.memory_mib) for gpu in inventory.gpus), None) or "unknown"
+    name = asked.name or f"{gpu}x{len(inventory.gpus)}"
     doing = RealDoing(
-        checkout=ROOT, folder=out, sglang_python=asked.sglang_python, wheels=asked.wheels, hardware=asked.name
+        checkout=ROOT, folder=out, sglang_python=asked.sglang_python, wheels=asked.wheels, hardware=f"{gpu}x1"
     )
     kit = Kit(folder, folder.begin(inventory), half_hour(len(inventory.gpus), cpu=asked.dry_run), doing)
     parts = list(KitPart) if asked.part == "all" else [KitPart(asked.part)]
@@ -111,7 +114,7 @@ def half_hour_of(asked: argparse.Namespace) -> int:
                 if not complete:
                     break
         finally:
-            print(f"report: {write_report(kit, asked.name, ROOT)}")
+            print(f"report: {write_report(kit, name, ROOT)}")
     if not complete:
         return OUT_OF_TIME
     return 0 if kit.went_well() else 1

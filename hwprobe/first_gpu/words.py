@@ -96,9 +96,9 @@ def _served(records: Sequence[ItemRecord]) -> Iterator[str]:
         block = record.report.quantities.get("fp8_block_tflops") if record.report else None
         if block is not None and record.name.startswith("C-served"):
             yield (
-                f"\nDeepGEMM, which R1 runs, reaches {block.value:,.0f} TFLOP/s. Predictions take the data sheet's FP8 rate "
-                "as the one that a healthy card measures per tensor; an engine profile fitted to that holds the rest "
-                "(eta_pf). No constant follows from it: compare before the prefill of another card is believed."
+                f"\nDeepGEMM, which R1 runs, reaches {block.value:,.0f} TFLOP/s. Predictions take the data sheet's FP8 "
+                "rate as the one that a healthy card measures per tensor; an engine profile fitted to that holds the "
+                "rest (eta_pf). No constant follows from it: compare before the prefill of another card is believed."
             )
 
 

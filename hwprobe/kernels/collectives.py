@@ -75,11 +75,14 @@ def _ranks(asked: RankTask, emit: Emit) -> Report:
             arguments = (asked, str(folder))
             running = torch.multiprocessing.spawn(_rank, args=arguments, nprocs=asked.ranks, join=False)
             told = 0
-            while not running.join(timeout=LOOK_S):
-                so_far = _collected(folder, asked.ranks)
-                if len(so_far.all_reduce) > told:
-                    told = len(so_far.all_reduce)
-                    emit(so_far)
+            try:
+                while not running.join(timeout=LOOK_S):
+                    so_far = _collected(folder, asked.ranks)
+                    if len(so_far.all_reduce) > told:
+                        told = len(so_far.all_reduce)
+                        emit(so_far)
+            finally:  # a rank that fails raises here: what all had measured until then is told before
+                emit(_collected(folder, asked.ranks))
         return _collected(folder, asked.ranks)
 
 

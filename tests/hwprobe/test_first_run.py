@@ -307,3 +307,22 @@ def test_one_refused_gpu_does_not_end_the_script_and_python_is_the_users(tmp_pat
     assert "--compare" in asked[-1]
     assert not any("pip" in line for line in asked)
     assert script(tmp_path, 0)[0] == 0
+
+
+def test_what_all_ranks_had_measured_is_told_before_one_that_fails_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Place 12: the messages of a step whose later message fails are not lost with it."""
+
+    def spawn(rank: object, args: tuple[Any, str], nprocs: int, join: bool) -> Any:
+        for number in range(nprocs):
+            (Path(args[1]) / f"rank{number}.jsonl").write_text('{"name": "nccl 14336", "samples": [1e-05]}\n')
+
+        def fail(timeout: float) -> bool:
+            raise RuntimeError("-- Process 1 terminated with the following error")
+
+        return SimpleNamespace(join=fail)
+
+    monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)
+    parts: list[Report] = []
+    with pytest.raises(RuntimeError, match="Process 1 terminated"):
+        collectives.measure_all_reduce("cuda", ranks=2, quick=True, emit=parts.append)
+    assert [point.message_bytes for point in joined(parts).all_reduce] == [14336]
