@@ -6,9 +6,11 @@ The kernel lets go of a lock when its process ends, however it ends.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import shutil
+import signal
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +21,8 @@ from hwprobe.errors import InputError
 ALIVE = ".alive"
 SCRATCH = "sgtune-scratch-"
 MOST_SAID = 4096
+# Linux's prctl(2): the signal a process gets when the one that started it dies.
+PR_SET_PDEATHSIG = 1
 
 
 class Held(Exception):
@@ -125,3 +129,12 @@ def remove_abandoned() -> list[Path]:
             hold.release()
             removed.append(folder)
     return removed
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when the one that started it dies, however: a GPU must not stay busy.
+
+    Linux only; elsewhere nothing happens. It is the starting thread's death that counts.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)

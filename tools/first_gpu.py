@@ -6,7 +6,7 @@
     python tools/first_gpu.py --needs                     what to carry to a machine without a network
 
 Exit code 0: complete; 1: complete, and something failed or is not as expected (see report.md); 2: wrong usage;
-75: a part is out of time; run the same again.
+75: a part is out of time; run the same again; 130: stopped by hand.
 """
 
 from __future__ import annotations
@@ -69,6 +69,9 @@ def main(arguments: list[str]) -> int:
 
     try:
         return half_hour_of(asked)
+    except KeyboardInterrupt:
+        print("first_gpu.py: stopped; the same command goes on", file=sys.stderr)
+        return 130
     except SgtuneError as error:
         print(f"first_gpu.py: error: {error}", file=sys.stderr)
         return error.exit_code

@@ -5,9 +5,6 @@ Started by `hwprobe.measure` only. Whatever torch says or breaks stays in this p
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import signal
 import sys
 from dataclasses import replace
 
@@ -16,6 +13,7 @@ import torch
 from hwprobe.choices import DeviceName
 from hwprobe.errors import SgtuneError
 from hwprobe.files import decode_json, encode_json
+from hwprobe.holds import end_with_parent
 from hwprobe.kernels.ablation import measure_ablation
 from hwprobe.kernels.bandwidth import measure_memory, measure_stream
 from hwprobe.kernels.collectives import measure_all_reduce, measure_symmetric
@@ -24,9 +22,6 @@ from hwprobe.kernels.pairs import measure_p2p
 from hwprobe.kernels.report import CPU_BUILD, Emit, MeasureRequest, Report, Step, TorchDevice, nowhere
 from hwprobe.kernels.served import measure_deep_gemm, measure_flash_mla
 from hwprobe.kernels.timing import Timer, timer_for
-
-# Linux's prctl(2): the signal a process gets when its parent dies.
-PR_SET_PDEATHSIG = 1
 
 
 def answer(request: MeasureRequest, emit: Emit = nowhere) -> Report:
@@ -105,7 +100,7 @@ def _devices() -> tuple[TorchDevice, ...]:
 
 def main() -> int:
     """Answer the request in the first argument; stderr names the error that ended it."""
-    _end_with_parent()
+    end_with_parent()
     request = decode_json(sys.argv[1], MeasureRequest, "measuring child")
     _told(Report(software=_software()))
     try:
@@ -115,12 +110,6 @@ def main() -> int:
         return 1
     _told(report)
     return 0
-
-
-def _end_with_parent() -> None:
-    """Have the kernel kill this process when the one that started it is killed: a GPU must not stay busy."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
 def _told(part: Report) -> None:

@@ -26,7 +26,7 @@ from scripted_kit import (
 )
 
 from hwprobe.errors import InputError
-from hwprobe.first_gpu.doing import run_program
+from hwprobe.first_gpu.doing import nvidia_smi, run_program
 from hwprobe.first_gpu.folder import ItemEnd
 from hwprobe.first_gpu.items import KitPart, half_hour
 from hwprobe.first_gpu.judge import SeenItems, checks
@@ -373,3 +373,52 @@ def test_a_dry_run_prints_the_steps_and_measures_this_processor(tmp_path: Path) 
     report = (tmp_path / "x-dry-run" / "report.md").read_text()
     assert "10 items: 2 done, 8 still to run" in report
     assert (tmp_path / "x-dry-run" / "C-cpu-flash-mla.json").exists()
+
+
+CHILD = (
+    "from hwprobe.holds import end_with_parent; end_with_parent(); print('up', flush=True); import time; time.sleep(60)"
+)
+PARENT = """
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", {child!r}], stdout=subprocess.PIPE, text=True, start_new_session=True)
+child.stdout.readline()
+print(child.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_measuring_child_ends_with_a_kit_that_is_killed() -> None:
+    """Otherwise it computes on, and the kit that goes on finds its own GPU busy."""
+    words = [sys.executable, "-c", PARENT.format(child=CHILD)]
+    ran = subprocess.run(
+        words, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert ran.returncode == -signal.SIGKILL
+    stat = Path(f"/proc/{int(ran.stdout)}/stat")
+    for _ in range(100):
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    os.kill(int(ran.stdout), signal.SIGKILL)
+    pytest.fail("the child runs on")
+
+
+def test_what_nvidia_smi_says_is_kept_and_ended_with_the_kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "bin" / "nvidia-smi"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\nif [ $1 = -q ]; then echo Driver 580; exit; fi\necho '# gpu pwr'; exec sleep 60\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    begin = time.monotonic()
+    with nvidia_smi(tmp_path / "out") as unkept:
+        assert unkept == ""
+        for _ in range(100):
+            if (tmp_path / "out" / "nvidia-smi-dmon.txt").read_text():
+                break
+            time.sleep(0.05)
+    assert time.monotonic() - begin < 30
+    assert (tmp_path / "out" / "nvidia-smi-q.txt").read_text() == "Driver 580\n"
+    assert (tmp_path / "out" / "nvidia-smi-dmon.txt").read_text() == "# gpu pwr\n"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with nvidia_smi(tmp_path / "none") as unkept:
+        assert "no nvidia-smi" in unkept
