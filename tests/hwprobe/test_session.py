@@ -72,6 +72,7 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "AMD_DRIVER", Path("/nonexistent"))
     monkeypatch.setattr(session, "busy_host", lambda: None)
     monkeypatch.setattr(session, "torch_installed", lambda: True)
+    monkeypatch.setattr(session, "SETTLE_S", 0.0)
 
 
 def run(nvml: FakeNvml, script: Script, device: DeviceName = DeviceName.AUTO) -> Probed:
