@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from fake_nvml import H200, FakeNvml, fabric, link_counters
 from hwprobe.inventory.looks import open_eyes
 from hwprobe.inventory.nvml import read_inventory
 from hwprobe.inventory.nvml_links import fabric_health
-from hwprobe.kernels import collectives
+from hwprobe.kernels import collectives, pairs
 from hwprobe.kernels.bandwidth import STREAM_MIB, STREAM_WIDTH, measure_stream, stream_once
 from hwprobe.kernels.compute import gemm_rates, measure_sustained
 from hwprobe.kernels.fits import fit_line
@@ -326,3 +327,40 @@ def test_what_all_ranks_had_measured_is_told_before_one_that_fails_is(monkeypatc
     with pytest.raises(RuntimeError, match="Process 1 terminated"):
         collectives.measure_all_reduce("cuda", ranks=2, quick=True, emit=parts.append)
     assert [point.message_bytes for point in joined(parts).all_reduce] == [14336]
+
+
+def test_each_direction_has_streams_of_its_own_on_both_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On common streams torch's barriers make two directions wait for each other: no figure of both at once."""
+    made: list[tuple[int, Any]] = []
+    entered: list[tuple[int, Any]] = []
+
+    def stream(device: Any) -> tuple[int, Any]:
+        made.append((len(made), device))
+        return made[-1]
+
+    def enter(which: tuple[int, Any]) -> Any:
+        entered.append(which)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "Stream", stream)
+    monkeypatch.setattr(torch.cuda, "stream", enter)
+    timers: list[Any] = [SimpleNamespace(device=torch.device("cuda", index)) for index in range(2)]
+    there, back = pairs._lane(timers[0], timers[1]), pairs._lane(timers[1], timers[0])
+    for lane in (there, back):
+        with lane():
+            pass
+    assert len({number for number, _ in entered}) == 4
+    assert [device.index for _, device in entered] == [0, 1, 1, 0]
+
+
+def test_a_tasks_settings_reach_its_child() -> None:
+    from hwprobe.choices import DeviceName
+    from hwprobe.kernels.report import MeasureRequest
+
+    request = MeasureRequest(step=Step.ALL_REDUCE, device=DeviceName.CUDA, quick=True)
+    task = MeasureTask(request=request, gpus=(0, 1), visible=("GPU-a", "GPU-b"), settings=(("NCCL_NVLS_ENABLE", "0"),))
+    program = (
+        "import os, sys; sys.exit(f\"Error: {os.environ['NCCL_NVLS_ENABLE']} {os.environ['CUDA_VISIBLE_DEVICES']}\")"
+    )
+    assert run_child(task, command=(sys.executable, "-c", program)).failure == "Error: 0 GPU-a,GPU-b"
+    assert task.title == "2 GPUs: all-reduce NCCL_NVLS_ENABLE=0"
