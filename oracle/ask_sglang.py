@@ -5,8 +5,8 @@
 Each line of IN is one run, {"folder", "gpus": [{"name", "memory_mib", "capability"}, ...], "lines": [argv, ...]}, of
 the wheel unpacked in the folder, on GPUs of one kind; each line of OUT has for each GPU the list of its answers
 (nothing where the release does not run here), {"accepted", "resolved" or "stage", "error", "where"}.
-What old releases settle after the arguments, the sizes of decode graphs, is computed by their own function and added to
-`resolved` as `captured_bs`.
+What old releases settle or refuse after the arguments is run too, by their own code (settled.py); the sizes of their
+decode graphs are added to `resolved` as `captured_bs` (captured.py).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python is
 from captured import captured_sizes
 from loading import import_libraries, in_child, load
 from pretend import pretend_gpu
+from settled import settle
 
 # What SGLang raises when it refuses a launch; anything else is a defect of this script and ends it.
 REFUSALS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError,
@@ -85,6 +86,8 @@ def ask(argv: list[str], folder: Path, memory_mib: float) -> dict[str, Any]:
             args = resolve(argv)
             stage = "check"
             check(args)
+            stage = "start"
+            args = settle(folder, args)
             found = resolved(args)
             if found.get("cuda_graph_config") is None:
                 found["captured_bs"] = captured_sizes(folder, args, memory_mib)

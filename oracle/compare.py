@@ -16,6 +16,7 @@ from models.architecture import ModelArchitecture
 from models.machine import machine_of
 from planner.check.judge import Checked, check_arguments
 
+EARLIER_NAMES = {"flashinfer_mla": "flashinfer"}  # what 0.4.3 and 0.4.4 call it with --enable-flashinfer-mla
 # Field of sgtune's resolver -> where SGLang's resolved arguments hold it.
 FIELDS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "mem_fraction_static": lambda r: r.get("mem_fraction_static"),
@@ -26,15 +27,17 @@ FIELDS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "prefill_cuda_graph": lambda r: _graph(r, "prefill", "backend", None) != "disabled",
     "max_running_requests": lambda r: r.get("max_running_requests"),
     "page_size": lambda r: r.get("page_size"),
-    "attention_backend": lambda r: r.get("attention_backend"),
+    "attention_backend": lambda r: EARLIER_NAMES.get(r.get("attention_backend"), r.get("attention_backend")),
     "ep_size": lambda r: r.get("ep_size"),
     "attn_dp_size": lambda r: r.get("attn_dp_size", r["dp_size"] if r.get("enable_dp_attention") else 1),
     "moe_runner_backend": lambda r: r.get("moe_runner_backend"),
-    "speculative_num_draft_tokens": lambda r: r.get("speculative_num_draft_tokens"),
+    "speculative_num_draft_tokens": lambda r: (
+        r.get("speculative_num_draft_tokens") if r.get("speculative_algorithm") else None
+    ),
 }
 SKIPPED_BEFORE_PHASES = ("decode_cuda_graph", "prefill_cuda_graph", "cuda_graph_bs_decode")
-# Releases before 0.5.x settle these after their arguments, and leave them None there.
-SETTLED_LATER = ("attention_backend", "moe_runner_backend", "page_size")
+# Releases before 0.5.x settle these after their arguments and leave them None there; the graphs where they are off.
+SETTLED_LATER = ("attention_backend", "moe_runner_backend", "page_size", "cuda_graph_max_bs_decode")
 
 
 def _graph(resolved: Mapping[str, Any], phase: str, key: str, before: str | None) -> Any:
