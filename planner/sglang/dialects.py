@@ -220,7 +220,8 @@ def _scheduling(config: ServerConfig, known: FlagSet) -> list[TypedFlag]:
 
 def _kernels(config: ServerConfig, known: FlagSet) -> list[TypedFlag]:
     backend: list[TypedFlag]
-    if config.attention_backend in ("flashinfer", "flashmla") and f"enable_{_mla(config)}" in known.by_dest:
+    switch = known.by_dest.get(f"enable_{_mla(config)}")
+    if config.attention_backend in ("flashinfer", "flashmla") and switch is not None and not switch.refused:
         backend = [TypedFlag(f"--enable-{_mla(config).replace('_', '-')}")]
     else:
         backend = _given(known, "attention_backend", config.attention_backend)
