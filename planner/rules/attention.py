@@ -6,6 +6,7 @@ from planner.rules.core import NEWEST_FAMILY, Question, Rule, RuleOutcome
 
 REFUSED, FAILS, WORSE, CHANGED = RuleOutcome.REFUSED, RuleOutcome.FAILS, RuleOutcome.WORSE, RuleOutcome.CHANGED
 DETERMINISTIC = ("fa3", "fa4", "triton")
+DETERMINISTIC_053 = ("flashinfer", "fa3", "triton")
 TRTLLM_KV = ("fp8_e4m3", "bf16", "auto")
 
 
@@ -254,7 +255,19 @@ RULES: tuple[Rule, ...] = (
         sentence="deterministic inference does not run on {c.attention_backend}",
         fix="set --attention-backend fa3 or triton",
         source="overrides.py:1090",
+        since="0.5.4",
+    ),
+    Rule(
+        id="deterministic-backend-typed",
+        outcome=REFUSED,
+        broken=lambda q: (
+            bool(q.flag("enable_deterministic_inference")) and q.asked.attention_backend not in DETERMINISTIC_053
+        ),
+        sentence="deterministic inference wants its attention backend named in this release",
+        fix="set --attention-backend fa3 or triton",
+        source="server_args.py of 0.5.3 to 0.5.3.post3: it looks before the default is chosen",
         since="0.5.3",
+        before="0.5.4",
     ),
     Rule(
         id="cp-strategy",

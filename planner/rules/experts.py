@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from planner.rules.core import NEWEST_FAMILY, Question, Rule, RuleOutcome
-from planner.sglang.backends import SPANNING, a2a_backend
+from planner.sglang.backends import SPANNING, TRTLLM_RUNNER, a2a_backend, moe_runner
 
 REFUSED, FAILS, WORSE, CHANGED = RuleOutcome.REFUSED, RuleOutcome.FAILS, RuleOutcome.WORSE, RuleOutcome.CHANGED
 DEEPEP_TOKENS_PER_RANK = 128
@@ -20,10 +20,7 @@ def _a2a(q: Question) -> str:
 
 def _runner(q: Question) -> str:
     """The MoE runner as resolved: on Blackwell `auto` becomes flashinfer_trtllm without an all-to-all backend."""
-    given = q.config.moe_runner_backend or "auto"
-    if given == "auto" and q.machine.is_blackwell and q.config.moe_a2a_backend == "none":
-        return "flashinfer_trtllm"
-    return given
+    return moe_runner(q.config, q.version, blackwell=q.machine.is_blackwell)
 
 
 def _typed_ep_ignored(q: Question) -> bool:
@@ -257,7 +254,7 @@ RULES: tuple[Rule, ...] = (
         sentence="on Blackwell SGLang takes quantization fp8 and the MoE runner flashinfer_trtllm for this model",
         fix="nothing to do",
         source="overrides.py:764",
-        since="0.5.0",
+        since=TRTLLM_RUNNER,
     ),
     Rule(
         id="megamoe-model",

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from planner.rules.core import NEWEST_FAMILY, Question, Rule, RuleOutcome
+from planner.sglang.captured import (
+    SETTLED_WITH_ARGUMENTS,
+    captured_sizes,
+    graphs_captured,
+)
 
 REFUSED, FAILS, WORSE, CHANGED = RuleOutcome.REFUSED, RuleOutcome.FAILS, RuleOutcome.WORSE, RuleOutcome.CHANGED
 PRIORITY_POLICIES = ("fcfs", "lof")
@@ -48,6 +53,16 @@ RULES: tuple[Rule, ...] = (
         sentence="cuda_graph_max_bs_decode {c.cuda_graph_max_bs_decode} captures nothing",
         fix="give at least 1",
         source="unchecked by SGLang",
+    ),
+    Rule(
+        id="graphs-none-left",
+        outcome=REFUSED,
+        broken=lambda q: graphs_captured(q.config) and not captured_sizes(q.asked, q.machine, q.version),
+        sentence="no decode graph size is left to capture: {version} drops those above --cuda-graph-max-bs and, "
+        "from 0.4.9.post6 on, those attention TP does not divide",
+        fix="leave --cuda-graph-bs out, or list sizes that remain",
+        source="cuda_graph_runner.py: get_batch_sizes_to_capture takes the largest of an empty list",
+        before=SETTLED_WITH_ARGUMENTS,
     ),
     Rule(
         id="context-positive",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from models.version import at_least
 from planner.rules.core import NEWEST_FAMILY, Question, Rule, RuleOutcome
 from planner.sglang.dialects import DRAFT_EXPORT, DRAFT_IN_CHECKPOINT
 
 REFUSED, FAILS, WORSE, CHANGED = RuleOutcome.REFUSED, RuleOutcome.FAILS, RuleOutcome.WORSE, RuleOutcome.CHANGED
 NUMBERS = ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")
 TREE_BACKENDS = ("flashinfer", "fa3", "triton")
+TREE_BACKENDS_SINCE = (("0.5.13", TREE_BACKENDS), ("0.5.6", ("flashinfer", "fa3")), ("0.5.3", ("flashinfer",)))
 MIXED_CHUNK = ("EAGLE", "EAGLE3", "DFLASH", "DSPARK")
 EAGLE_LIKE = ("EAGLE", "EAGLE3", "STANDALONE")
 
@@ -34,7 +36,8 @@ def _tree_on_pages(q: Question) -> bool:
     spec = q.config.speculative
     topk = spec.eagle_topk if spec else int(q.flag("speculative_eagle_topk") or 1)
     paged = (q.config.page_size or 1) > 1
-    return q.algorithm in EAGLE_LIKE and topk > 1 and paged and q.config.attention_backend not in TREE_BACKENDS
+    able = next((names for since, names in TREE_BACKENDS_SINCE if at_least(q.version, since)), ())
+    return q.algorithm in EAGLE_LIKE and topk > 1 and paged and q.config.attention_backend not in able
 
 
 RULES: tuple[Rule, ...] = (
@@ -112,17 +115,17 @@ RULES: tuple[Rule, ...] = (
         sentence="with topk 1 the draft tokens are steps + 1 = {c.speculative.num_draft_tokens}, "
         "not {a.speculative.num_draft_tokens}",
         fix="give --speculative-num-draft-tokens {c.speculative.num_draft_tokens}",
-        source="speculative_hook.py:1255",
-        since="0.5.0",
+        source="speculative_hook.py:1255; server_args.py of 0.4.5.post3",
+        since="0.4.5.post3",
     ),
     Rule(
         id="tree-on-pages",
         outcome=REFUSED,
         broken=_tree_on_pages,
         sentence="topk above 1 does not run on {c.attention_backend} with page_size {c.page_size}",
-        fix="use --speculative-eagle-topk 1, or fa3, triton or flashinfer",
-        source="speculative_hook.py:1271",
-        since=NEWEST_FAMILY,
+        fix="use --speculative-eagle-topk 1, or --attention-backend flashinfer",
+        source="speculative_hook.py:1271; server_args.py of 0.5.3 to 0.5.12",
+        since="0.5.3",
     ),
     Rule(
         id="tree-without-overlap",

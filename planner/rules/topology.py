@@ -217,7 +217,6 @@ RULES: tuple[Rule, ...] = (
         sentence="gpu_id_step {f.gpu_id_step} must be at least 1",
         fix="leave --gpu-id-step out",
         source="validation_hook.py:205",
-        since="0.4.4",
     ),
     Rule(
         id="served-model-name",

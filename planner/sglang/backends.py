@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from packaging.version import Version
+
 from models.config import ServerConfig
+from models.version import at_least
 
 # moe_a2a_backend values that stretch expert parallelism over the whole TP group (overrides.py:1578).
 SPANNING = frozenset({
@@ -10,6 +13,8 @@ SPANNING = frozenset({
     "mori", "pplx",
 })  # fmt: skip
 PAGED_64 = ("flashmla",)
+# From here on SGLang takes the checkpoint's quantization and its own MoE runner on Blackwell (server_args.py of 0.5.5).
+TRTLLM_RUNNER = "0.5.5"
 PAGED_32_64 = ("trtllm_mla", "cutedsl_mla")
 
 
@@ -19,6 +24,13 @@ def attention_pair(config: ServerConfig) -> tuple[str, str]:
     decode = str(config.flag("decode_attention_backend") or both)
     only_decodes = "cutedsl_mla" in (both, decode)
     return str(config.flag("prefill_attention_backend") or ("trtllm_mla" if only_decodes else both)), decode
+
+
+def moe_runner(config: ServerConfig, version: Version, *, blackwell: bool) -> str:
+    """Return the MoE runner of FP8 R1: on Blackwell `auto` becomes flashinfer_trtllm, from 0.5.5 on."""
+    given = config.moe_runner_backend or "auto"
+    alone = config.moe_a2a_backend == "none" and at_least(version, TRTLLM_RUNNER)
+    return "flashinfer_trtllm" if given == "auto" and blackwell and alone else given
 
 
 def a2a_backend(config: ServerConfig) -> str:

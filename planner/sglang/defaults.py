@@ -33,6 +33,12 @@ SMALL_MIB = 25_000
 LISTED_BEFORE = 160  # the largest batch the graph runner lists by itself before 0.5.3
 LARGEST_PREFILL_GRAPH = 8192
 LARGEST_LISTED = 2**20  # a typed size beyond this is listed no further
+# Flags beside which 0.5.10-0.5.13 capture no piecewise prefill graphs.
+NO_PIECEWISE_GRAPHS = (
+    "disable_piecewise_cuda_graph", "enable_torch_compile", "lora_paths", "enable_lora", "cpu_offload_gb",
+    "enable_hierarchical_cache", "enable_deterministic_inference", "enable_symm_mem", "enable_eplb",
+    "expert_distribution_recorder_mode", "debug_cuda_graph",
+)  # fmt: skip
 PREFILL_SIZES = (
     *range(4, 33, 4), *range(48, 257, 16), *range(288, 513, 32), *range(576, 1025, 64), *range(1280, 4097, 256),
 )  # fmt: skip
@@ -108,7 +114,7 @@ def default_fraction(config: ServerConfig, machine: Machine, version: Version) -
     if at_least(version, "0.5.16"):
         parts = reserve_mib(config, mib)
     elif at_least(version, "0.5.3"):
-        parts = _reserve_mib_by_size(config, mib, version)
+        parts = _reserve_mib_by_size(config, machine, version)
     else:
         parts = {"by card and ranks": _reserve_mib_by_card(config, mib)}
     reserve = sum(parts.values())
@@ -182,12 +188,13 @@ def _active_tokens(config: ServerConfig, mode: str) -> int:
     return max(chunk if chunk > 0 else config.max_prefill_tokens or DEFAULT_PREFILL_TOKENS, SMALLEST_ACTIVE_TOKENS)
 
 
-def _reserve_mib_by_size(config: ServerConfig, mib: float, version: Version) -> dict[str, float]:
+def _reserve_mib_by_size(config: ServerConfig, machine: Machine, version: Version) -> dict[str, float]:
     """SGLang 0.5.3-0.5.15: chunks and graphs, whether captured or not; drafts until 0.5.13."""
+    mib = machine.memory_gib * 1024
     graph = config.cuda_graph_max_bs_decode or 0
     chunk = config.chunked_prefill_size or 0
     active = max(chunk if chunk > 0 else config.max_prefill_tokens or DEFAULT_PREFILL_TOKENS, SMALLEST_ACTIVE_TOKENS)
-    prefill = at_least(version, "0.5.10") and not config.flag("disable_piecewise_cuda_graph")
+    prefill = at_least(version, "0.5.10") and _piecewise_graphs(config, machine, version)
     if at_least(version, "0.5.14"):
         prefill = prefill_graphs(config) is not None
     parts = {
@@ -196,7 +203,7 @@ def _reserve_mib_by_size(config: ServerConfig, mib: float, version: Version) -> 
         "ranks": 1024 * config.tp_size * config.pp_size / 8,
         "decode graphs": 2.0 * graph,
         "attention-DP padding": graph * config.attn_dp_size * (4.5 if graph > 300 else 3.0)
-        if config.attn_dp_size > 1
+        if _dp_attention(config)
         else 0.0,
         "prefill graphs": 1536.0 if prefill else 0.0,
     }
@@ -205,6 +212,25 @@ def _reserve_mib_by_size(config: ServerConfig, mib: float, version: Version) -> 
     if not at_least(version, "0.5.14"):
         parts["drafts"] = _draft_mib(config, 4096.0 if at_least(version, "0.5.10") else 2048.0)
     return parts
+
+
+def _dp_attention(config: ServerConfig) -> bool:
+    """Say whether attention DP was asked for: the memory step comes before a degree of 1 turns it off."""
+    return config.attn_dp_size > 1 or bool(config.flag("enable_dp_attention"))
+
+
+def _piecewise_graphs(config: ServerConfig, machine: Machine, version: Version) -> bool:
+    """Say whether 0.5.10-0.5.13 keep room for prefill graphs (server_args.py: _handle_piecewise_cuda_graph).
+
+    The memory step asks for them even where graphs are off.
+    """
+    if config.flag("enforce_piecewise_cuda_graph"):
+        return True
+    spoilt = _dp_attention(config) or config.pp_size > 1 or config.moe_a2a_backend != "none" or machine.is_amd
+    drafts = speculates(config) and not at_least(version, "0.5.12")
+    split = int(config.flag("attn_cp_size", 1)) > 1 or config.flag("disaggregation_mode", "null") != "null"
+    switches = any(config.flag(name) for name in NO_PIECEWISE_GRAPHS)
+    return not (spoilt or drafts or split or switches)
 
 
 def _draft_mib(config: ServerConfig, eagle_mib: float) -> float:
@@ -223,5 +249,5 @@ def _reserve_mib_by_card(config: ServerConfig, mib: float) -> float:
     elif mib >= 35 * 1024:
         gib = (9.5 if mib < 90 * 1024 else 12.0) + ranks / 2
     gib += 2.0 if speculates(config) else 0.0
-    gib += 4.0 if config.attn_dp_size > 1 else 0.0
+    gib += 4.0 if _dp_attention(config) else 0.0
     return gib * 1024

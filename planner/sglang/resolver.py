@@ -20,6 +20,13 @@ from planner.sglang.backends import (
     SPANNING,
     a2a_backend,
     attention_pair,
+    moe_runner,
+)
+from planner.sglang.captured import (
+    SETTLED_WITH_ARGUMENTS,
+    TABLE,
+    captured_sizes,
+    graphs_captured,
 )
 from planner.sglang.defaults import (
     LARGEST_PREFILL_GRAPH,
@@ -38,7 +45,18 @@ DEFAULT_REQUESTS_PER_RANK = 2048
 DP_CONSERVATIVENESS = 0.3
 NGRAM_BREADTH, NGRAM_DRAFTS = 10, 12
 LARGEST_GRAPH = 8192  # a typed size beyond this is listed no further
+TRTLLM_MLA_DEFAULT = "0.5.3.post2"  # on Blackwell; flashinfer before, from 0.4.7 on
 MTP_NUMBERS = ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What was resolved: the typed configuration, the model, the machine and the release."""
+
+    typed: ServerConfig
+    arch: ModelArchitecture
+    machine: Machine
+    version: Version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +91,8 @@ def resolve(config: ServerConfig, arch: ModelArchitecture, machine: Machine, ver
     chunk, graph = memory_defaults(config, machine, version)
     fill("chunked_prefill_size", chunk, f"SGLang {version} chooses it by GPU memory ({machine.memory_gib:.0f} GiB)")
     sizes = _decode_sizes(config)
+    if sizes and not at_least(version, TABLE):
+        sizes = captured_sizes(typed, machine, version) or sizes
     if sizes:
         config = replace(config, cuda_graph_max_bs_decode=max(sizes))
         reasons["cuda_graph_max_bs_decode"] = "the largest of the sizes listed"
@@ -97,7 +117,8 @@ def resolve(config: ServerConfig, arch: ModelArchitecture, machine: Machine, ver
     fill("stream_interval", 1, "SGLang's default")
     fill("context_length", arch.max_position_embeddings, "the model's longest context")
     config = _adjusted(config, version, reasons)
-    return Resolved(config=config, reasons=reasons, read_fields=partial(_fields, typed, config, machine, arch, settled))
+    question = _Asked(typed=typed, arch=arch, machine=machine, version=version)
+    return Resolved(config=config, reasons=reasons, read_fields=partial(_fields, question, config, settled))
 
 
 def _layout(config: ServerConfig, version: Version, reasons: dict[str, str]) -> ServerConfig:
@@ -119,12 +140,20 @@ def _speculation(config: ServerConfig, version: Version, reasons: dict[str, str]
             reasons["speculative"] = f"SGLang {version}'s choice for this model when no number is given"
         elif isinstance(steps, int) and isinstance(topk, int) and topk == 1 and drafts is None:
             spec = Speculative.chain(steps)
-    if spec is not None and spec.eagle_topk == 1 and at_least(version, "0.4.7"):
+    if spec is not None and (config.page_size or 1) > 1 and _flattens_trees(version):
+        spec = replace(spec, eagle_topk=1)
+        reasons["speculative"] = f"SGLang {version} sets topk to 1 on pages"
+    if spec is not None and spec.eagle_topk == 1 and at_least(version, "0.4.5.post3"):
         forced = Speculative.chain(spec.num_steps)
         if forced != spec:
             reasons["speculative"] = "with topk 1 SGLang sets the draft tokens to steps + 1"
         spec = forced
     return config if spec == config.speculative else replace(config, speculative=spec)
+
+
+def _flattens_trees(version: Version) -> bool:
+    """Say whether topk becomes 1 where the page size is above 1: 0.4.5.post3 to 0.4.8."""
+    return at_least(version, "0.4.5.post3") and not at_least(version, "0.4.9")
 
 
 def _own_numbers(version: Version) -> Speculative:
@@ -162,10 +191,12 @@ def _attention(config: ServerConfig, machine: Machine, version: Version, reasons
 
 def _default_attention(config: ServerConfig, machine: Machine, version: Version, *, split: bool) -> str:
     deterministic = bool(config.flag("enable_deterministic_inference"))
-    if machine.is_blackwell and at_least(version, "0.5.0"):
+    if machine.is_blackwell and at_least(version, TRTLLM_MLA_DEFAULT):
         if not split:
             return "trtllm_mla"  # the model's own override comes before the deterministic one
         return "triton" if deterministic else "flashinfer"
+    if machine.is_blackwell and at_least(version, "0.4.7"):
+        return "flashinfer"
     return "fa3" if machine.is_hopper and at_least(version, "0.4.5.post1") else "triton"
 
 
@@ -207,17 +238,11 @@ def _adjusted(config: ServerConfig, version: Version, reasons: dict[str, str]) -
 def _decode_sizes(config: ServerConfig) -> list[int]:
     """Return the decode graph sizes listed one by one, if they are."""
     settings = dict(dict(config.flag("cuda_graph_config") or {}).get("decode") or {})
-    listed = settings.get("bs") or config.flag("cuda_graph_bs_decode") or ()
+    listed = settings.get("bs") or config.flag("cuda_graph_bs_decode") or config.flag("cuda_graph_bs") or ()
     return [size for size in listed if isinstance(size, int)]
 
 
-def _fields(
-    typed: ServerConfig,
-    config: ServerConfig,
-    machine: Machine,
-    arch: ModelArchitecture,
-    settled_requests: int | None,
-) -> dict[str, Any]:
+def _fields(asked: _Asked, config: ServerConfig, settled_requests: int | None) -> dict[str, Any]:
     """Return SGLang's own fields after resolution: what its server_info would print."""
     chunk = config.chunked_prefill_size or 0
     rank_chunk = chunk // max(1, config.attn_dp_size)
@@ -232,11 +257,11 @@ def _fields(
     return {
         **{name: getattr(config, name) for name in same},
         "dp_size": int(config.flag("dp_size", 1)),
-        "moe_runner_backend": _runner(typed, machine, arch),
+        "moe_runner_backend": _runner(asked),
         "chunked_prefill_size": rank_chunk,
         "max_prefill_tokens": config.max_prefill_tokens or 16384,
         "max_running_requests": settled_requests,
-        "cuda_graph_max_bs_decode": config.cuda_graph_max_bs_decode or 0,
+        "cuda_graph_max_bs_decode": _largest_captured(asked, config),
         "cuda_graph_bs_decode": _captured_sizes(config),
         "decode_cuda_graph": decode_graphs(config) and not eager,
         "cuda_graph_bs_prefill": _prefill_sizes(config, chunk, rank_chunk),
@@ -247,11 +272,17 @@ def _fields(
     }
 
 
-def _runner(typed: ServerConfig, machine: Machine, arch: ModelArchitecture) -> str:
-    """The MoE runner: on Blackwell `auto` becomes flashinfer_trtllm where no all-to-all backend is set."""
-    given = typed.moe_runner_backend or "auto"
-    alone = typed.moe_a2a_backend == "none" and not typed.flag("enable_prefill_cp")
-    return "flashinfer_trtllm" if given == "auto" and machine.is_blackwell and arch.is_fp8 and alone else given
+def _runner(asked: _Asked) -> str:
+    """The MoE runner by what was typed; prefill context parallelism comes with an all-to-all backend."""
+    own = asked.arch.is_fp8 and not asked.typed.flag("enable_prefill_cp")
+    return moe_runner(asked.typed, asked.version, blackwell=asked.machine.is_blackwell and own)
+
+
+def _largest_captured(asked: _Asked, config: ServerConfig) -> int:
+    """The largest decode graph; releases before 0.5.13 settle it in the graph runner."""
+    if at_least(asked.version, SETTLED_WITH_ARGUMENTS) or not graphs_captured(config):
+        return config.cuda_graph_max_bs_decode or 0
+    return max(captured_sizes(asked.typed, asked.machine, asked.version), default=0)
 
 
 def _captured_sizes(config: ServerConfig) -> list[int]:

@@ -178,6 +178,14 @@ CASES = {
     "fraction-range": ("--mem-fraction-static 1.2", "--mem-fraction-static 0.9"),
     "requests-positive": ("--max-running-requests 0", "--max-running-requests 1"),
     "graph-size-positive": ("--cuda-graph-max-bs-decode 0", "--cuda-graph-max-bs-decode 1"),
+    "graphs-none-left": (
+        "--cuda-graph-bs 64 --cuda-graph-max-bs 32 ~0.4.9.post6",
+        "--cuda-graph-bs 64 --cuda-graph-max-bs 64 ~0.4.9.post6",
+    ),
+    "deterministic-backend-typed": (
+        "--enable-deterministic-inference ~0.5.3",
+        "--enable-deterministic-inference --attention-backend fa3 ~0.5.3",
+    ),
     "context-positive": ("--context-length 0", "--context-length 4096"),
     "context-beyond-model": ("--context-length 200000", "--context-length 163840"),
     "padding-with-compile": ("--disable-cuda-graph-padding --enable-torch-compile", "--enable-torch-compile"),
