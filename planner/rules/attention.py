@@ -51,7 +51,7 @@ RULES: tuple[Rule, ...] = (
         sentence="--enable-dp-lm-head is dropped: there is one attention-DP rank",
         fix="leave it out",
         source="overrides.py:1367",
-        since="0.4.6",
+        since="0.5.2",
     ),
     Rule(
         id="dp-lm-head-on-replicas",
@@ -60,7 +60,17 @@ RULES: tuple[Rule, ...] = (
         sentence="--enable-dp-lm-head needs attention DP; --dp-size {f.dp_size} asks for replicas",
         fix="use --attn-dp-size, or leave --enable-dp-lm-head out",
         source="overrides.py:1425",
-        since=NEWEST_FAMILY,
+        since="0.5.2",
+    ),
+    Rule(
+        id="dp-lm-head-without-dp",
+        outcome=REFUSED,
+        broken=lambda q: q.config.enable_dp_lm_head and q.config.attn_dp_size == 1,
+        sentence="--enable-dp-lm-head needs attention DP in this release: it stops with an assertion",
+        fix="leave it out, or add --enable-dp-attention and its --dp-size",
+        source="server_args.py of 0.4.6.post4 to 0.5.1.post3 (assert)",
+        since="0.4.6.post4",
+        before="0.5.2",
     ),
     Rule(
         id="lm-head-all-to-all",

@@ -182,8 +182,8 @@ RULES: tuple[Rule, ...] = (
         broken=lambda q: bool(q.flag("enable_eplb")) and q.config.ep_size <= 1,
         sentence="--enable-eplb needs ep_size above 1",
         fix="set --ep-size or an all-to-all backend",
-        source="parallel_hook.py:791 (bare assert)",
-        since="0.4.6",
+        source="parallel_hook.py:791 (bare assert); server_args.py of 0.4.9.post6, not of 0.4.9",
+        since="0.4.9.post6",
     ),
     Rule(
         id="eplb-settings",

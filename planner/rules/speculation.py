@@ -32,12 +32,17 @@ def _incomplete(q: Question) -> bool:
     return not {"speculative_num_steps", "speculative_eagle_topk"} <= set(given)
 
 
+def _backend(q: Question) -> str | None:
+    """The attention backend these checks see: until 0.5.4 the model runner chose its default after them."""
+    return (q.config if at_least(q.version, "0.5.5") else q.asked).attention_backend
+
+
 def _tree_on_pages(q: Question) -> bool:
     spec = q.config.speculative
     topk = spec.eagle_topk if spec else int(q.flag("speculative_eagle_topk") or 1)
     paged = (q.config.page_size or 1) > 1
     able = next((names for since, names in TREE_BACKENDS_SINCE if at_least(q.version, since)), ())
-    return q.algorithm in EAGLE_LIKE and topk > 1 and paged and q.config.attention_backend not in able
+    return q.algorithm in EAGLE_LIKE and topk > 1 and paged and _backend(q) not in able
 
 
 RULES: tuple[Rule, ...] = (
@@ -167,7 +172,7 @@ RULES: tuple[Rule, ...] = (
             q.algorithm == "NGRAM"
             and (q.config.page_size or 1) > 1
             and int(q.flag("speculative_ngram_max_bfs_breadth", 10)) > 1
-            and q.config.attention_backend != "flashinfer"
+            and _backend(q) != "flashinfer"
         ),
         sentence="NGRAM speculation does not run on {c.attention_backend} with page_size {c.page_size}",
         fix="use --attention-backend flashinfer or triton with --page-size 1",

@@ -192,6 +192,16 @@ RULES: tuple[Rule, ...] = (
         source="validation_hook.py:119",
     ),
     Rule(
+        id="pp-with-mixed-chunk",
+        outcome=REFUSED,
+        broken=lambda q: q.config.pp_size > 1 and q.config.enable_mixed_chunk,
+        sentence="pipeline parallelism does not go with --enable-mixed-chunk in this release",
+        fix="leave --enable-mixed-chunk out",
+        source="server_args.py of 0.4.6.post2 to 0.5.10 (assert)",
+        since="0.4.6.post2",
+        before="0.5.11",
+    ),
+    Rule(
         id="moe-dense-tp",
         outcome=REFUSED,
         broken=lambda q: (

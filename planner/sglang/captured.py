@@ -67,11 +67,11 @@ def _largest_argument(typed: ServerConfig, machine: Machine, version: Version) -
 
 def _listed_with_arguments(typed: ServerConfig, largest: int, version: Version) -> list[int]:
     padding = not typed.flag("disable_cuda_graph_padding")
-    sizes = decode_graph_sizes(largest, speculative=speculates(typed), padding=padding)
     if at_least(version, "0.5.4") or not padding:
-        return sizes
-    dropped = {64} if speculates(typed) else set()  # its list ended before 64, and at no size that was asked for
-    return [size for size in sizes if size not in dropped and (size != largest or size % 8 == 0)]
+        return decode_graph_sizes(largest, speculative=speculates(typed), padding=padding)
+    sizes = decode_graph_sizes(2 * LARGEST_LISTED, speculative=speculates(typed), padding=True)
+    dropped = {64} if speculates(typed) else set()  # its list ended before 64, and did not end at what was asked for
+    return [size for size in sizes if size <= largest and size not in dropped]
 
 
 def _listed_by_runner(typed: ServerConfig, machine: Machine, version: Version) -> list[int]:
@@ -85,7 +85,8 @@ def _listed_by_runner(typed: ServerConfig, machine: Machine, version: Version) -
     else:
         sizes = [1, 2, 4, 8, *range(16, 161, 8)]
     most = memory_defaults(typed, machine, version)[1]  # what the card's memory adds to the list
-    return [*sizes, *range(LISTED_BEFORE, min(most, 256) + 1, 8), *range(256, most + 1, STEP)]
+    more = [*range(LISTED_BEFORE, min(most, 256) + 1, 8), *range(256, most + 1, STEP)]
+    return [*sizes, *(more if most > LISTED_BEFORE else ())]
 
 
 def _multiple(typed: ServerConfig, version: Version) -> int:

@@ -30,6 +30,8 @@ def checked(words: str, version: str, hardware: str = "h200x8") -> Checked:
         ("0.4.9.post6", "--cuda-graph-bs 1 16 32", "h100x8", 32),
         ("0.5.3", "--cuda-graph-max-bs 64 --cuda-graph-bs 1 2 4 8", "b200x8", 8),
         ("0.5.12", "", "h200x8", 512),
+        ("0.5.3", "--cuda-graph-max-bs 1", "h200x8", 1),
+        ("0.4.6.post5", "--disable-cuda-graph-padding", "h100x8", 152),
     ],
 )
 def test_the_largest_graph_is_that_of_the_wheel(version: str, words: str, hardware: str, largest: int) -> None:

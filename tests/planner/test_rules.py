@@ -178,6 +178,14 @@ CASES = {
     "fraction-range": ("--mem-fraction-static 1.2", "--mem-fraction-static 0.9"),
     "requests-positive": ("--max-running-requests 0", "--max-running-requests 1"),
     "graph-size-positive": ("--cuda-graph-max-bs-decode 0", "--cuda-graph-max-bs-decode 1"),
+    "dp-lm-head-without-dp": (
+        "--enable-dp-lm-head ~0.4.9.post6",
+        f"{DP8_OLD} --enable-dp-lm-head ~0.4.9.post6",
+    ),
+    "pp-with-mixed-chunk": (
+        "--pp-size 2 --nnodes 2 --enable-mixed-chunk ~0.5.3",
+        "--pp-size 2 --nnodes 2 --enable-mixed-chunk ~0.5.12",
+    ),
     "graphs-none-left": (
         "--cuda-graph-bs 64 --cuda-graph-max-bs 32 ~0.4.9.post6",
         "--cuda-graph-bs 64 --cuda-graph-max-bs 64 ~0.4.9.post6",
