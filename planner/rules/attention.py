@@ -309,7 +309,7 @@ RULES: tuple[Rule, ...] = (
         sentence="attn_cp_size {f.attn_cp_size} x attention DP does not divide tp_size {c.tp_size}",
         fix="leave --attn-cp-size out",
         source="parallel_hook.py:158",
-        since=NEWEST_FAMILY,
+        since="0.5.9",
     ),
     Rule(
         id="dcp-with-cp",

@@ -177,6 +177,16 @@ RULES: tuple[Rule, ...] = (
         since=NEWEST_FAMILY,
     ),
     Rule(
+        id="trtllm-runner-quantization",
+        outcome=REFUSED,
+        broken=lambda q: q.asked.moe_runner_backend == "flashinfer_trtllm" and q.quantization != "fp8",
+        sentence="the MoE runner flashinfer_trtllm wants its quantization named in this release",
+        fix="add --quantization fp8, or leave --moe-runner-backend out",
+        source="server_args.py of 0.5.3 to 0.5.6 (assert)",
+        since="0.5.3",
+        before="0.5.7",
+    ),
+    Rule(
         id="eplb-needs-ep",
         outcome=REFUSED,
         broken=lambda q: bool(q.flag("enable_eplb")) and q.config.ep_size <= 1,
@@ -209,8 +219,8 @@ RULES: tuple[Rule, ...] = (
         broken=lambda q: bool(q.flag("enable_two_batch_overlap")) and _a2a(q) == "none" and q.config.attn_dp_size == 1,
         sentence="two-batch overlap without an all-to-all backend needs attention DP",
         fix="set --attn-dp-size, or leave it out",
-        source="validation_hook.py:756",
-        since="0.4.7",
+        source="validation_hook.py:756; server_args.py of 0.5.7, not of 0.5.6",
+        since="0.5.7",
     ),
     Rule(
         id="tbo-prefill-graphs",

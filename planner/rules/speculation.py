@@ -29,7 +29,16 @@ def _incomplete(q: Question) -> bool:
     given = _given(q)
     if not given or q.config.speculative is not None:
         return False
+    if "speculative_num_steps" in given and not at_least(q.version, "0.5.3"):
+        paged = (q.asked.page_size or 1) > 1 and not at_least(q.version, "0.4.9")
+        return paged and "speculative_eagle_topk" not in given
     return not {"speculative_num_steps", "speculative_eagle_topk"} <= set(given)
+
+
+def _no_topk(q: Question) -> bool:
+    """Steps without topk, where no check of the release meets them."""
+    steps = q.algorithm in EAGLE_LIKE and q.flag("speculative_num_steps") is not None
+    return steps and q.flag("speculative_eagle_topk") is None and not _incomplete(q)
 
 
 def _backend(q: Question) -> str | None:
@@ -108,6 +117,16 @@ RULES: tuple[Rule, ...] = (
         "(3, 1, 4 is SGLang's choice for this model)",
         source="speculative_hook.py:1159 (bare assert or TypeError)",
         since="0.4.5",
+    ),
+    Rule(
+        id="speculative-topk-missing",
+        outcome=FAILS,
+        broken=_no_topk,
+        sentence="this release takes steps without a topk, and its draft worker has none to draft with",
+        fix="add --speculative-eagle-topk and --speculative-num-draft-tokens, or leave the steps out",
+        source="server_args.py of 0.4.5 to 0.5.2: only the steps are looked at; speculative/eagle_worker.py",
+        since="0.4.5",
+        before="0.5.3",
     ),
     Rule(
         id="draft-tokens-follow-steps",

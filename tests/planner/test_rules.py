@@ -186,6 +186,14 @@ CASES = {
         "--pp-size 2 --nnodes 2 --enable-mixed-chunk ~0.5.3",
         "--pp-size 2 --nnodes 2 --enable-mixed-chunk ~0.5.12",
     ),
+    "speculative-topk-missing": (
+        f"{MTP} --speculative-num-steps 3 ~0.4.9.post6",
+        f"{MTP} --speculative-num-steps 3 --speculative-eagle-topk 1 ~0.4.9.post6",
+    ),
+    "trtllm-runner-quantization": (
+        "--moe-runner-backend flashinfer_trtllm ~0.5.3",
+        "--moe-runner-backend flashinfer_trtllm --quantization fp8 ~0.5.3",
+    ),
     "graphs-none-left": (
         "--cuda-graph-bs 64 --cuda-graph-max-bs 32 ~0.4.9.post6",
         "--cuda-graph-bs 64 --cuda-graph-max-bs 64 ~0.4.9.post6",
