@@ -39,7 +39,7 @@ class Hold:
     def __init__(self, path: Path, saying: str = "") -> None:
         """Take it and write `saying` into the file. Raises Held, or OSError where the file cannot be opened.
 
-        The file is opened without following a link and readable by this user alone: nobody can make us write
+        The file is opened without following a link and readable by this user alone: so no other user can make us write
         elsewhere.
         """
         self.path = path

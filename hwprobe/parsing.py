@@ -57,7 +57,7 @@ def load_yaml(text: str, where: str) -> list[Any]:
 
 
 def check_yaml(text: str, where: str) -> None:
-    """Raise InputError for a YAML text that is none, or larger than any of ours once every alias is in its place.
+    """Raise InputError for a text that is not YAML, or larger than any of ours once every alias is in its place.
 
     The depth is counted before anything is built.
     """

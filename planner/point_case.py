@@ -118,7 +118,7 @@ def _served(point: Point, given: ModelArchitecture | None, version: Version, gue
     if served.arch.weights == "INT8":
         raise InputError("the speed of INT8 weights is not modelled, their memory is")
     if served.assumed is not None and (named["model_path"] or "model_path" in flags):
-        guesses.said.append(f"the model's name is none that is known: {served.assumed} assumed")
+        guesses.said.append(f"unknown model name: {served.assumed} assumed")
     return served.arch if given is not None else replace(served.arch, name=deepseek_r1().name)
 
 

@@ -138,7 +138,7 @@ def run_names(root: Path) -> list[str]:
 
 
 def read_run(root: Path, name: str) -> RunView:
-    """Read a run. Raises InputError, in a sentence for a reader, if it is gone or is none."""
+    """Read a run. Raises InputError, in a sentence for a reader, if it is gone or holds no run."""
     path = root / name
     if not _is_run(path):
         raise InputError(f"run '{name}' is no longer in '{root}'")

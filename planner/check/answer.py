@@ -40,7 +40,7 @@ class CheckQuestion:
     """A launch line and what it is to run on.
 
     `arch` is the model of --model, None to read it from the line; `free_before_load_gib` is what a log printed;
-    `hardware_assumed` that nobody named the machine.
+    `hardware_assumed` that no --hardware was given.
     """
 
     launch: LaunchLine

@@ -1,4 +1,4 @@
-"""The servers of one launch file, each with its answer or the reason why there is none; the worst decides."""
+"""The servers of one launch file, each with its answer, or why it has no answer; the worst decides."""
 
 from __future__ import annotations
 

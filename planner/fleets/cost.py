@@ -23,7 +23,7 @@ class Prices:
     api_output: float | None = None
 
     def checked(self) -> Prices:
-        """Raise InputError naming the option whose price is none; return the prices otherwise."""
+        """Raise InputError naming the option whose price is not a positive number; return the prices otherwise."""
         named = {"--cost-per-gpu-hour": self.gpu_hour, "--api-price-input": self.api_input,
                  "--api-price-output": self.api_output}  # fmt: skip
         for option, price in named.items():

@@ -53,14 +53,14 @@ def template_text(name: str, values: dict[str, Any]) -> str:
 
 
 def template_values(target: Target, spec: LaunchSpec, parameters: Parameters, provenance: Provenance) -> dict[str, Any]:
-    """Return what every template of a target may use. Raises InputError for a setting whose name is none."""
+    """Return what every template of a target may use. Raises InputError for a setting whose name is not a valid one."""
     return _values(target, spec, parameters, provenance)
 
 
 def _values(target: Target, spec: LaunchSpec, parameters: Parameters, provenance: Provenance) -> dict[str, Any]:
     """Return what the templates may use; quoting is left to their filters.
 
-    Raises InputError for a setting whose name is none.
+    Raises InputError for a setting whose name is not a valid one.
     """
     for name in spec.environment:
         if not ENVIRONMENT_NAME.fullmatch(name):

@@ -49,7 +49,7 @@ _HUB = re.compile(r"[a-z0-9][\w.-]*/[\w.-]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedCheckpoint:
-    """What a path's name says. `is_other`: it names a model that is none of DeepSeek-R1, V3 and V3.1.
+    """What a path's name says. `is_other`: it names a model other than DeepSeek-R1, V3 and V3.1.
 
     `model` is the part that names the model, None when no part does; `label` and `method` say what the weights are
     (`method` as in quantization_config, None: BF16), `label` None when the name says nothing of them.

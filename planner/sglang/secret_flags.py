@@ -1,4 +1,4 @@
-"""SGLang flags whose value nobody may read in a file, and command lines without them."""
+"""SGLang flags whose value must never stand in a file, and command lines without them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def without_secrets(words: Sequence[str]) -> list[str]:
 
 
 def clean_command(command: str) -> str:
-    """Return a command line without its secrets, '' for one that is none."""
+    """Return a command line without its secrets, '' where there is no such line."""
     try:
         return shlex.join(without_secrets(shlex.split(command)))
     except ValueError:

@@ -58,7 +58,7 @@ class Address:
 def asked(
     address: Address, method: str, path: str, *, key: str | None = None, timeout_s: float = ANSWER_S
 ) -> tuple[int, Any]:
-    """Return status and answer (JSON where it is JSON). Raises one of NO_ANSWER when there is none."""
+    """Return status and answer (JSON where it is JSON). Raises one of NO_ANSWER when the server gives no answer."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     request = HttpRequest(
         host=address.host, port=address.port, secure=address.secure, method=method, path=path, headers=headers

@@ -74,7 +74,7 @@ def recorded_lengths(path: Path) -> tuple[tuple[int, int], ...]:
 def dataset_prompts(path: Path) -> tuple[str, ...]:
     """Read prompts of a ShareGPT-style file: a JSON list of conversations, or lines with `prompt` or `text`.
 
-    Of a conversation the first turn is taken. Raises InputError when there is none.
+    Of a conversation the first turn is taken. Raises InputError when a conversation has no turn.
     """
     text = read_bytes(path, "dataset", most_bytes=MOST_RECORD_BYTES).decode(errors="replace")
     try:

@@ -36,7 +36,7 @@ CALLS_AT_ONCE = 4
 
 
 def connect(address: str) -> None:
-    """Join a running Ray cluster: `auto`, or HOST:PORT of its head. Raises InputError where there is none."""
+    """Join a running Ray cluster: `auto`, or HOST:PORT of its head. Raises InputError where no cluster answers."""
     if ray.is_initialized():
         return
     # Ray prints what it notices of lost workers to our stdout, where a JSON document is to stand, and has no switch.
@@ -70,7 +70,7 @@ def nodes_of(gpus: int) -> list[Node]:
 
 
 def survey() -> list[tuple[Node, NodeReport | str]]:
-    """Ask every node what it is: a report, or why there is none."""
+    """Ask every node what it is: a report, or why it gave no report."""
     asked = [(node, _on(node.id, ray.remote(report)).remote()) for node in nodes_of(0)]
     found: list[tuple[Node, NodeReport | str]] = []
     for node, answer in asked:

@@ -169,7 +169,7 @@ def _held(path: Path) -> Hold:
 
 
 def holder_of(path: Path) -> str:
-    """Return what the holder of a run folder wrote into its lock, '' for nobody."""
+    """Return what the holder of a run folder wrote into its lock, '' where the folder is free."""
     try:
         return read_bytes(path / LOCK, "lock").decode(errors="replace").strip()
     except InputError:
@@ -194,7 +194,7 @@ def _check_question(path: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read run.toml. Raises InputError naming what is wrong in it, or the runs there are where this is none."""
+    """Read run.toml. Raises InputError naming what is wrong in it, or the runs there are instead."""
     file = path / "run.toml"
     if not file.exists():
         runs = [other.parent.name for other in path.parent.glob("*/run.toml")]

@@ -60,7 +60,7 @@ class Exportable:
 
 
 def chosen_trial(records: Sequence[TrialRecord], number: int | None, run: Path) -> TrialRecord:
-    """Return the trial of that number, or the winner's first launch. Raises InputError when there is none."""
+    """Return the trial of that number, or the winner's first launch. Raises InputError when there is no such trial."""
     if number is not None:
         found = next((record for record in records if record.number == number), None)
         if found is None:

@@ -1,7 +1,7 @@
 """What of a received launch file may be started: nothing that reads, runs or mounts more than it says on its face.
 
 A file's flags and environment are somebody else's words. Those that only say how fast and how large are taken; those
-that name files, code or addresses, and environment that nobody asked for, must be granted on the command line.
+that name files, code or addresses, and environment beyond the allow-list, must be granted on the command line.
 """
 
 from __future__ import annotations

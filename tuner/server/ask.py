@@ -82,7 +82,7 @@ def ask(request: HttpRequest, timeout_s: float) -> tuple[int, bytes]:
 
 
 def json_answer(text: bytes) -> Any:
-    """Return an answer as JSON, {} for an empty one. Raises ValueError for what is none."""
+    """Return an answer as JSON, {} for an empty one. Raises ValueError for anything else."""
     if not text.strip():
         return {}
     try:

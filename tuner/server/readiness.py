@@ -140,7 +140,7 @@ def _too_slow(process: ServerProcess, phase: Phase, log: str) -> LaunchFailed:
 
 
 def _healthy(port: int) -> dict[str, Any] | None:
-    """Return what a healthy server says of itself, None while there is none."""
+    """Return what a healthy server says of itself, None while no server answers."""
     try:
         _ask(port, "GET", "/health", REQUEST_S)
         return _ask(port, "GET", "/server_info", INFO_S)

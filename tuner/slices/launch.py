@@ -42,7 +42,7 @@ def override_text(arch: ModelArchitecture) -> str:
 
 
 def slice_of(whole: ModelArchitecture, text: str) -> ModelArchitecture:
-    """Return the slice that a text of --json-model-override-args leaves. Raises InputError for one that is none."""
+    """Return the slice that a text of --json-model-override-args leaves. Raises InputError where it leaves no slice."""
     try:
         asked = msgspec.json.decode(text, type=_Override)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:

@@ -176,7 +176,7 @@ def _verdicts(words: list[str], settings: list[str], asked: _Asked) -> list[Serv
 
 
 def _settings(texts: list[str]) -> dict[str, str]:
-    """Return the NAME=VALUE texts of --set. Raises InputError for what is none."""
+    """Return the NAME=VALUE texts of --set. Raises InputError for anything else."""
     from hwprobe.errors import InputError
 
     found = {}
