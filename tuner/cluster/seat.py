@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hwprobe.holds import scratch_folder
 from models.config import ServerConfig
 from models.workload import Workload
 from tuner.seam import Engine, LaunchFailed, Measurement, Place, Server, ServerInfo
@@ -51,7 +52,8 @@ class Seat:
     def __init__(self, build: Build, node: str, gpus: tuple[int, ...], lease_s: float) -> None:
         for name in FOREIGN:
             os.environ.pop(name, None)
-        self._scratch = Path(tempfile.mkdtemp(prefix="sgtune-seat-"))
+        self._held = ExitStack()
+        self._scratch = self._held.enter_context(scratch_folder("seat"))
         self._place = Place(node=node, host=socket.gethostname(), gpus=gpus)
         self._engine = build(self._scratch)
         self._server: Server | None = None
@@ -96,12 +98,12 @@ class Seat:
         if self._server is not None:
             self._server.stop()
         self._engine.close()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._held.close()
 
     def _watch(self) -> None:
         while time.monotonic() - self._beaten_s < self._lease_s:
             time.sleep(min(0.5, self._lease_s / 10))
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._held.close()
         os._exit(1)  # servers hang on this process's lifeline
 
 
