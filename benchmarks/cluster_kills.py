@@ -80,7 +80,7 @@ def _strike(part: str, tuner: int, nodes: ThreeNodes, dice: random.Random) -> bo
     if part == "raylet":
         if not nodes.raylets:
             return False
-        nodes.cluster.remove_node(nodes.raylets.pop(), allow_graceful=False)
+        nodes.end_a_raylet()
         return True
     until = time.monotonic() + 60.0
     while not (found := seats()) and time.monotonic() < until:

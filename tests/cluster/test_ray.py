@@ -108,7 +108,7 @@ def test_a_raylet_that_dies_takes_no_trial_with_it(tmp_path: Path, nodes: ThreeN
     """The last test of this cluster: it has two nodes afterwards."""
     process = start_sgtune(*asked(tmp_path, nodes))
     wait_until(lambda: len(seats()) == 3)
-    nodes.cluster.remove_node(nodes.raylets[-1], allow_graceful=False)
+    nodes.end_a_raylet()
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert {record.outcome for record in whole(tmp_path, out)} == {"measured"}

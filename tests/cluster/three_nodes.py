@@ -1,46 +1,76 @@
-"""A real Ray cluster on this machine: three raylets with eight logical GPUs each."""
+"""A real Ray cluster on this machine: three raylets with eight logical GPUs each, in a process of its own.
+
+Ray must not be loaded where other tests run. As a script: prints the cluster's address, ends a raylet for every line it
+reads, and the cluster at the end of its input.
+"""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-
-from ray.cluster_utils import Cluster
+from dataclasses import dataclass
+from pathlib import Path
 
 ENVIRONMENT = {
     "RAY_worker_niceness": "0", "RAY_worker_oom_score_adjustment": "0", "RAY_memory_monitor_refresh_ms": "0",
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1",
 }  # fmt: skip
 GPUS = 8
+READY = "cluster at "
 
 
 @dataclass(slots=True)
 class ThreeNodes:
-    """The cluster, its address, and the raylets beside the head."""
+    """The cluster's address, and how many raylets it has beside the head."""
 
-    cluster: Cluster
-    raylets: list[object] = field(default_factory=list)
+    address: str
+    process: subprocess.Popen[str]
+    raylets: int = 2
 
-    @property
-    def address(self) -> str:
-        return str(self.cluster.address)
+    def end_a_raylet(self) -> None:
+        """Kill the youngest raylet; returns when it is gone."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("end\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline().strip() == "ended"
+        self.raylets -= 1
 
 
 @contextmanager
 def three_nodes() -> Iterator[ThreeNodes]:
-    before = {name: os.environ.get(name) for name in ENVIRONMENT}
-    os.environ.update(ENVIRONMENT)
+    environment = os.environ | ENVIRONMENT
+    command = [sys.executable, str(Path(__file__))]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        line = next(line for line in process.stdout if line.startswith(READY))
+        try:
+            yield ThreeNodes(line.removeprefix(READY).strip(), process)
+        finally:
+            process.stdin.close()
+            process.wait(timeout=60)
+
+
+def main() -> None:
+    from ray.cluster_utils import Cluster
+
     small = {"num_cpus": 4, "num_gpus": GPUS, "object_store_memory": 80 << 20}
     cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False, "node_name": "n1"})
-    try:
-        raylets = [cluster.add_node(**small, node_name=name) for name in ("n2", "n3")]
-        yield ThreeNodes(cluster, raylets)
-    finally:
-        cluster.shutdown()
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    raylets = [cluster.add_node(**small, node_name=name) for name in ("n2", "n3")]
+    sys.stdout.write(f"{READY}{cluster.address}\n")
+    sys.stdout.flush()
+    for _ in sys.stdin:
+        cluster.remove_node(raylets.pop(), allow_graceful=False)
+        sys.stdout.write("ended\n")
+        sys.stdout.flush()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()
