@@ -90,7 +90,7 @@ def test_a_spoiled_line_of_a_parallel_run_is_repaired_under_its_number(
     ("more", "said"),
     [
         (("--parallel", "0"), "--parallel is 0; it must be between 1 and 64"),
-        (("--parallel", "2", "--fidelity", "slice"), "leave --parallel out"),
+        (("--parallel", "2", "--fidelity", "slice"), "--fidelity slice tries one configuration at a time"),
         (("--parallel", "2", "--engine", "local"), "--parallel 2 with --engine local"),
     ],
 )
