@@ -16,6 +16,8 @@ from planner.sglang.flags import FlagSet, first_release_of, flags_of
 
 CONFIG_FILE = "0.5.0"
 SPECULATIVE = ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")
+# Fields that releases before 0.5.13 parse by a longer name than the one they keep.
+LONG_NAMES = {"attention_context_parallel_size": "attn_cp_size", "moe_data_parallel_size": "moe_dp_size"}
 OWN_DRAFT = ("EAGLE", "NEXTN")
 # From here on --dp-size is the degree of attention DP; before, SGLang set it to tp_size by itself.
 FREE_ATTENTION_DP = "0.4.4.post1"
@@ -238,7 +240,8 @@ def _mla(config: ServerConfig) -> str:
 
 
 def _extra(config: ServerConfig, known: FlagSet) -> list[TypedFlag]:
-    return [flag for dest, value in config.extra for flag in _given(known, dest, value)]
+    earlier = {name: old for old, name in LONG_NAMES.items() if old in known.by_dest}
+    return [flag for dest, value in config.extra for flag in _given(known, earlier.get(dest, dest), value)]
 
 
 def from_values(values: Mapping[str, Any], version: Version) -> ServerConfig:
@@ -256,6 +259,9 @@ def from_values(values: Mapping[str, Any], version: Version) -> ServerConfig:
     for old, backend in (("enable_flashinfer_mla", "flashinfer"), ("enable_flashmla", "flashmla")):
         if left.pop(old, False):
             known["attention_backend"] = backend
+    for old, name in LONG_NAMES.items():
+        if old in left:
+            left.setdefault(name, left.pop(old))
     known["cuda_graph_max_bs_decode"] = left.pop("cuda_graph_max_bs_decode", left.pop("cuda_graph_max_bs", None))
     known["disable_cuda_graph"] = _graphs_off(left)
     known["speculative"] = _speculation(left)

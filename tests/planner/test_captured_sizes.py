@@ -76,3 +76,11 @@ def test_a_tree_on_pages_is_refused_from_0_5_3_and_flattened_before_0_4_9() -> N
     flat = checked(tree, "0.4.6.post5")
     assert flat.accepted
     assert flat.resolved.fields["speculative_num_draft_tokens"] == 3
+
+
+def test_context_parallelism_is_read_by_the_name_its_release_keeps() -> None:
+    refused = checked("--dp-size 8 --enable-dp-attention --attn-cp-size 2", "0.5.12")
+    assert "cp-divides-tp" in {violation.rule for violation in refused.violations}
+    config = from_values({"tp_size": 8, "attention_context_parallel_size": 2}, Version("0.5.12"))
+    written = to_argv(config, Version("0.5.12"))
+    assert written == ["--tp-size", "8", "--attention-context-parallel-size", "2"]
