@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "sglang_cpu")]
+sys.path += [str(ROOT / "benchmarks"), str(ROOT / "sglang_cpu")]  # behind the packages, whose names they may share
 
 import slices  # noqa: E402
 

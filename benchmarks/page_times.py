@@ -1,4 +1,4 @@
-"""How fast the dashboard answers and how much memory it takes: python benchmarks/dashboard.py [--trials 300]
+"""How fast the dashboard answers and how much memory it takes: python benchmarks/page_times.py [--trials 300]
 
 Tunes a small question on the simulated engine for so many launches, serves the run, and visits it with Chromium
 (Debian's, apt-get install chromium). Prints per page the seconds from asking for its address to its heading and to
