@@ -31,6 +31,8 @@ DEFAULT_ACCEPTANCE = 0.7
 SPEC_V2 = "0.5.11"
 # Warm-up and measured requests per client of a replay, and the most requests replayed.
 REPLAY_WAVES = 4
+# One wave of a large crowd is 2 % off the rate of a long replay: what it waits for comes and goes in waves too.
+LEAST_WAVES = 2
 # Where lengths vary a mean or p99 rests on at least so many requests.
 LEAST_OF_LENGTHS = 400
 # Clients that start together still send one after the other: the first request is prefilled alone, and requests of one
@@ -212,7 +214,7 @@ def replay_workload(
     clients = min(workload.concurrency, max(MOST_CLIENTS, int(2 * runnable)))
     varied = workload.isl.range_ratio < 1.0 or workload.osl.range_ratio < 1.0
     wanted = max(REPLAY_WAVES, -(-LEAST_OF_LENGTHS // clients)) if varied else REPLAY_WAVES
-    waves = max(1, min(wanted, LONGEST_REPLAY // clients))
+    waves = max(LEAST_WAVES, min(wanted, LONGEST_REPLAY // clients))
     last = clients * (1 + waves)
     count = last + clients  # nobody stops sending before the end: the last answers come from a full server
     rng = np.random.default_rng(seed)

@@ -125,7 +125,7 @@ word = st.one_of(
     st.sampled_from(["0.4.3", "0.4.6", "0.5.5", "0.5.12", "0.5.14", "0.5.23"]),
     st.sampled_from(["h200x8", "h20x8", "b200x8", "a100x8"]),
 )
-@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=2000, suppress_health_check=[HealthCheck.too_slow])
 def test_no_line_ever_ends_in_a_traceback(words: list[str], version: str, hardware: str) -> None:
     ran = run_sgtune(
         "check", "--json", "--hardware", hardware, "--sglang-version", version, "--",

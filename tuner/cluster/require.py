@@ -11,7 +11,7 @@ from hwprobe.errors import InputError
 def require_ray() -> ModuleType:
     """Return `tuner.cluster.ray_pool`. Raises InputError where Ray is not installed."""
     if find_spec("ray") is None:
-        raise InputError("--cluster needs ray: in the checkout, pip install '.[cluster]'")
+        raise InputError("--cluster needs ray: in the checkout, pip install -e '.[cluster]'")
     from tuner.cluster import ray_pool
 
     return ray_pool

@@ -65,8 +65,11 @@ def _cluster_engine(question: TuneQuestion, context: Context, folder: Path) -> C
 
 
 def preflight(question: TuneQuestion) -> None:
-    """Raise InputError where every launch on a real engine would fail alike."""
-    if question.engine in SIMULATED_ENGINES or question.cluster is not None:
+    """Raise InputError where every launch on a real engine would fail alike, before anything is written."""
+    if question.cluster is not None:
+        require_ray().connect(question.cluster)
+        return
+    if question.engine in SIMULATED_ENGINES:
         return
     plan = question.plan
     Preflight(
