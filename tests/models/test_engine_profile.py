@@ -101,7 +101,17 @@ def test_file_round_trip_and_errors(tmp_path: Path) -> None:
         load_engine_profile(path)
 
 
-@pytest.mark.parametrize(("text", "complaint"), [("nightly", "is not an SGLang version"), ("0.3.0", "older than")])
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("nightly", "is not an SGLang version"),
+        ("0.3.0", "older than"),
+        pytest.param("9" * 400, "is not an SGLang version", id="no float holds it"),
+        pytest.param("9" * 5000, r"\(5000 characters\)", id="no int() reads it"),
+        pytest.param("0.5.3.post" + "9" * 40, "is not an SGLang version", id="post release"),
+        pytest.param("1!0.5.3", "is not an SGLang version", id="epoch"),
+    ],
+)
 def test_versions_that_cannot_be(text: str, complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
         parse_version(text)
