@@ -44,15 +44,15 @@ class Constant:
         return abs(self.seen - self.now) > self.error
 
 
-def proposals(seen: SeenItems, profile: HardwareProfile, checkout: Path) -> tuple[Constant, ...]:
+def proposals(items: SeenItems, profile: HardwareProfile, checkout: Path) -> tuple[Constant, ...]:
     """Return every constant that this machine speaks of. Only the reference card (H200) speaks of any."""
-    return tuple(_proposals(profile, checkout)) if seen.is_reference else ()
+    return tuple(_proposals(profile, checkout)) if items.is_reference else ()
 
 
 def _proposals(profile: HardwareProfile, checkout: Path) -> Iterator[Constant]:
     for name, expected in EXPECTED.items():
-        found = [_fraction(profile, place, name) for place in range(len(profile.gpus))]
-        shares = [share for share in found if share is not None]
+        fractions = [_fraction(profile, place, name) for place in range(len(profile.gpus))]
+        shares = [share for share in fractions if share is not None]
         if shares:
             yield Constant(
                 file=EXPECTED_FILE,

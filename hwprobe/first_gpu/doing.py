@@ -98,8 +98,8 @@ def nvidia_smi(folder: Path) -> Iterator[str]:
         return
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        told = subprocess.run([program, "-q"], capture_output=True, text=True, timeout=60, check=False)
-        (folder / "nvidia-smi-q.txt").write_text(told.stdout + told.stderr, encoding="utf-8")
+        query = subprocess.run([program, "-q"], capture_output=True, text=True, timeout=60, check=False)
+        (folder / "nvidia-smi-q.txt").write_text(query.stdout + query.stderr, encoding="utf-8")
     with (folder / "nvidia-smi-dmon.txt").open("a", encoding="utf-8") as stream:
         monitor = subprocess.Popen([program, "dmon", "-s", "pucvmet", "-o", "DT"], stdout=stream, stderr=stream)
         try:

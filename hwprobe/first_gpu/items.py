@@ -47,20 +47,20 @@ def half_hour(gpus: int, *, cpu: bool = False) -> tuple[Item, ...]:
     """Return all items for a machine of so many GPUs; with `cpu` those that a processor can stand in for."""
     places = [0] if cpu else list(range(gpus))
     on = On.HOST if cpu else On.ONE
-    found = [_of(KitPart.A, "look", Step.DEVICES, on, place) for place in places]
-    found += [_of(KitPart.A, "quick", step, on, place, quick=True) for place in places for step in PER_GPU]
+    items = [_of(KitPart.A, "look", Step.DEVICES, on, place) for place in places]
+    items += [_of(KitPart.A, "quick", step, on, place, quick=True) for place in places for step in PER_GPU]
     if cpu:
-        return (*found, *_on_cpu())
+        return (*items, *_on_cpu())
     steps = (*PER_GPU, Step.SUSTAINED)
-    found += [_of(KitPart.A, "full", step, On.ONE, place) for place in places for step in steps]
-    found += [_of(KitPart.A, "repeat", step, On.FIRST) for step in PER_GPU]
-    found += [
+    items += [_of(KitPart.A, "full", step, On.ONE, place) for place in places for step in steps]
+    items += [_of(KitPart.A, "repeat", step, On.FIRST) for step in PER_GPU]
+    items += [
         _of(KitPart.B, "ablation", Step.ABLATION, On.FIRST),
         _of(KitPart.B, "drift", Step.MEMORY, On.FIRST, quick=True),
     ]
     if gpus > 1:
-        found += [_of(KitPart.B, "together", step, On.ALL) for step in (Step.P2P, Step.ALL_REDUCE, Step.SYMMETRIC)]
-    return (*found, *_served())
+        items += [_of(KitPart.B, "together", step, On.ALL) for step in (Step.P2P, Step.ALL_REDUCE, Step.SYMMETRIC)]
+    return (*items, *_served())
 
 
 def _on_cpu() -> list[Item]:
@@ -97,7 +97,7 @@ def _served() -> list[Item]:
 WORDS = {step: step.name.lower().replace("_", "-") for step in Step}
 
 
-def _of(part: KitPart, why: str, step: Step, on: On, place: int = 0, **given: bool | float) -> Item:
+def _of(part: KitPart, why: str, step: Step, on: On, place: int = 0, **settings: bool | float) -> Item:
     name = f"{part}-{why}-{WORDS[step]}" + (f"-gpu{place}" if on is On.ONE else "")
     where = f"GPU {place}" if on is On.ONE else {On.FIRST: "first GPU", On.ALL: "all GPUs", On.HOST: "host"}[on]
     return Item(
@@ -107,9 +107,9 @@ def _of(part: KitPart, why: str, step: Step, on: On, place: int = 0, **given: bo
         on=on,
         step=step,
         place=place,
-        quick=bool(given.get("quick", False)),
-        served=bool(given.get("served", False)),
-        limit_s=float(given.get("limit_s", DEADLINE_S[step])),
+        quick=bool(settings.get("quick", False)),
+        served=bool(settings.get("served", False)),
+        limit_s=float(settings.get("limit_s", DEADLINE_S[step])),
     )
 
 

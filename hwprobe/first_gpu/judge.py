@@ -56,9 +56,9 @@ class SeenItems:
     def get(self, record: str, name: str) -> Quantity | None:
         """Return a quantity of a record that starts with `record` and is for the first GPU, None if none."""
         for full in (record, f"{record}-gpu{self.first}"):
-            found = self.records.get(full)
-            if found is not None and found.report is not None and name in found.report.quantities:
-                return found.report.quantities[name]
+            item = self.records.get(full)
+            if item is not None and item.report is not None and name in item.report.quantities:
+                return item.report.quantities[name]
         return None
 
     def value(self, record: str, name: str) -> float | None:
@@ -66,12 +66,12 @@ class SeenItems:
         return None if quantity is None else quantity.value
 
 
-def checks(seen: SeenItems) -> tuple[Check, ...]:
+def checks(items: SeenItems) -> tuple[Check, ...]:
     """Return every check, in the order of the half hour."""
-    found: list[Check] = []
+    results: list[Check] = []
     for part in (_machine, _quick, _repeats, _working, _measuring, _together, _served, _failures):
-        found.extend(part(seen))
-    return tuple(found)
+        results.extend(part(items))
+    return tuple(results)
 
 
 def _range(what: str, value: float | None, span: tuple[float, float], unit: str, place: str = "") -> Check:
@@ -81,10 +81,10 @@ def _range(what: str, value: float | None, span: tuple[float, float], unit: str,
     return Check(what=what, expected=f"{low:,.4g} to {high:,.4g} {unit}", seen=shown, holds=holds, place=place)
 
 
-def _machine(seen: SeenItems) -> Iterator[Check]:
-    for gpu in seen.inventory.gpus:
+def _machine(items: SeenItems) -> Iterator[Check]:
+    for gpu in items.inventory.gpus:
         yield from _card(gpu)
-    looks = [record for name, record in seen.records.items() if "-look-" in name]
+    looks = [record for name, record in items.records.items() if "-look-" in name]
     good = [record for record in looks if record.ended is ItemEnd.DONE]
     software = next((record.report.software for record in good if record.report), {})
     yield Check(
@@ -111,33 +111,37 @@ def _card(gpu: NvmlGpu) -> Iterator[Check]:
         return
     sheet, state = gpu_from_catalogue(key), gpu.state
     sms = sheet.sm_count.value if sheet.sm_count else None
-    wanted: dict[str, float | None] = {
+    sheet_figures: dict[str, float | None] = {
         "MiB": round(sheet.memory_mib.value),
         "SMs": None if sms is None else round(sms),
         "ECC": True,
     }
-    have: dict[str, float | None] = {"MiB": round(gpu.memory_mib), "SMs": gpu.sm_count, "ECC": state.ecc}
+    card_figures: dict[str, float | None] = {"MiB": round(gpu.memory_mib), "SMs": gpu.sm_count, "ECC": state.ecc}
     if key == REFERENCE:
-        wanted |= {"bit": BUS_BITS, "W": POWER_W}
-        have |= {"bit": state.memory_bus_bits, "W": state.power_limit_w}
-    known = {name: value for name, value in have.items() if value is not None and wanted[name] is not None}
+        sheet_figures |= {"bit": BUS_BITS, "W": POWER_W}
+        card_figures |= {"bit": state.memory_bus_bits, "W": state.power_limit_w}
+    comparable = {
+        name: value for name, value in card_figures.items() if value is not None and sheet_figures[name] is not None
+    }
     yield Check(
         what=f"GPU {gpu.index} is the card its name says",
-        expected=", ".join(f"{name} {value}" for name, value in wanted.items()),
-        seen=", ".join(f"{name} {value}" for name, value in have.items()),
-        holds=all(value == wanted[name] for name, value in known.items()) if len(known) == len(wanted) else None,
+        expected=", ".join(f"{name} {value}" for name, value in sheet_figures.items()),
+        seen=", ".join(f"{name} {value}" for name, value in card_figures.items()),
+        holds=all(value == sheet_figures[name] for name, value in comparable.items())
+        if len(comparable) == len(sheet_figures)
+        else None,
     )
 
 
-def _quick(seen: SeenItems) -> Iterator[Check]:
+def _quick(items: SeenItems) -> Iterator[Check]:
     steps = {"hbm_copy_gb_s": "memory", "bf16_tflops": "gemm", "fp8_tflops": "gemm"}
     for name, step in steps.items():
         unit = "GB/s" if name.endswith("gb_s") else "TFLOP/s"
-        for place, gpu in enumerate(seen.inventory.gpus):
-            record = seen.records.get(f"A-quick-{step}-gpu{place}")
+        for place, gpu in enumerate(items.inventory.gpus):
+            record = items.records.get(f"A-quick-{step}-gpu{place}")
             value = record.report.quantities.get(name) if record and record.report else None
             low, high = QUICK[name]
-            if not seen.is_reference:
+            if not items.is_reference:
                 key = match_gpu(gpu.name, gpu.memory_mib)
                 sheet = getattr(gpu_from_catalogue(key), name.replace("copy_", ""), None) if key else None
                 if sheet is None:
@@ -146,13 +150,13 @@ def _quick(seen: SeenItems) -> Iterator[Check]:
             yield _range(f"GPU {place}: quick {name}", None if value is None else value.value, (low, high), unit)
 
 
-def _repeats(seen: SeenItems) -> Iterator[Check]:
+def _repeats(items: SeenItems) -> Iterator[Check]:
     steps = dict.fromkeys(("hbm_gb_s", "hbm_copy_gb_s"), "memory") | dict.fromkeys(
         ("bf16_tflops", "fp8_tflops"), "gemm"
     )
     steps |= {"stream_gb_s": "stream", "graph_node_us": "launch"}
     for name in REPEATED:
-        once, again = (seen.value(f"A-{why}-{steps[name]}", name) for why in ("full", "repeat"))
+        once, again = (items.value(f"A-{why}-{steps[name]}", name) for why in ("full", "repeat"))
         change = None if once is None or again is None else again / once - 1.0
         yield Check(
             what=f"{name} measured twice",
@@ -160,8 +164,8 @@ def _repeats(seen: SeenItems) -> Iterator[Check]:
             seen="not measured twice" if change is None else f"{once:,.4g} and {again:,.4g} ({change:+.1%})",
             holds=None if change is None else abs(change) <= REPEAT_TOLERANCE,
         )
-    yield _range("one node of a CUDA graph", seen.value("A-full-launch", "graph_node_us"), (1.0, 2.0), "us")
-    drift = [seen.value(record, "hbm_copy_gb_s") for record in ("A-quick-memory", "B-drift-memory")]
+    yield _range("one node of a CUDA graph", items.value("A-full-launch", "graph_node_us"), (1.0, 2.0), "us")
+    drift = [items.value(record, "hbm_copy_gb_s") for record in ("A-quick-memory", "B-drift-memory")]
     change = drift[1] / drift[0] - 1.0 if drift[0] and drift[1] else None
     yield Check(
         what="the copy again, with the card hot",
@@ -171,36 +175,36 @@ def _repeats(seen: SeenItems) -> Iterator[Check]:
     )
 
 
-def _working(seen: SeenItems) -> Iterator[Check]:
+def _working(items: SeenItems) -> Iterator[Check]:
     for name in ("bf16", "fp8"):
-        burst = seen.value("A-full-gemm", f"{name}_tflops")
-        held = seen.value("A-full-sustained", f"{name}_sustained_tflops")
-        share = held / burst if held and burst else None
+        burst = items.value("A-full-gemm", f"{name}_tflops")
+        sustained = items.value("A-full-sustained", f"{name}_sustained_tflops")
+        share = sustained / burst if sustained and burst else None
         yield _range(f"{name} for ten seconds over the burst", share, (0.85, 1.02), "times")
-    record = seen.records.get(f"A-full-sustained-gpu{seen.first}")
+    record = items.records.get(f"A-full-sustained-gpu{items.first}")
     states = list(record.working.values()) if record else []
-    told = [state for state in states if state.sm_clock_mhz and state.power_w]
-    shown = ", ".join(f"{state.sm_clock_mhz:,.0f} MHz at {state.power_w:,.0f} W" for state in told)
+    complete = [state for state in states if state.sm_clock_mhz and state.power_w]
+    shown = ", ".join(f"{state.sm_clock_mhz:,.0f} MHz at {state.power_w:,.0f} W" for state in complete)
     yield Check(
         what="clock and power beside the sustained rate",
         expected="both noted",
         seen=shown or "not noted",
-        holds=bool(told) if record else None,
+        holds=bool(complete) if record else None,
         place="17",
     )
 
 
-def _measuring(seen: SeenItems) -> Iterator[Check]:
+def _measuring(items: SeenItems) -> Iterator[Check]:
     of = "B-ablation-ablation"
-    yield _range("cycles of the spin kernel", seen.value(of, "ablation_spin_mhz"), (1000.0, 2100.0), "MHz", "8")
+    yield _range("cycles of the spin kernel", items.value(of, "ablation_spin_mhz"), (1000.0, 2100.0), "MHz", "8")
     for name in ("mm", "scaled_mm", "replay"):
-        yield _range(f"queueing one {name}", seen.value(of, f"ablation_queue_{name}_us"), (0.1, 50.0), "us", "8")
-    best = seen.get("A-full-memory", "hbm_gb_s")
+        yield _range(f"queueing one {name}", items.value(of, f"ablation_queue_{name}_us"), (0.1, 50.0), "us", "8")
+    best = items.get("A-full-memory", "hbm_gb_s")
     sheet = EXPECTED["hbm_gb_s"]
-    reads = {name: seen.value("A-full-memory", f"hbm_read_{name}_gb_s") for name in ("sum", "mv", "amax")}
-    reads["aligned GEMM"] = seen.value("A-full-stream", "stream_256mib_gb_s")
+    reads = {name: items.value("A-full-memory", f"hbm_read_{name}_gb_s") for name in ("sum", "mv", "amax")}
+    reads["aligned GEMM"] = items.value("A-full-stream", "stream_256mib_gb_s")
     rates = {name: value for name, value in reads.items() if value}
-    of_sheet = _of_sheet(seen, "hbm_gb_s", best.value if best else None)
+    of_sheet = _of_sheet(items, "hbm_gb_s", best.value if best else None)
     yield Check(
         what="reading, by four kernels",
         expected=f"the best reaches {sheet.fraction:.2f} +- {sheet.error:.2f} of the sheet",
@@ -210,7 +214,7 @@ def _measuring(seen: SeenItems) -> Iterator[Check]:
         place="7",
     )
     for mib in (4, 16, 64, 256):
-        pair = [seen.get(of, f"ablation_stream_{mib}mib_{word}_gb_s") for word in ("as_asked", "aligned")]
+        pair = [items.get(of, f"ablation_stream_{mib}mib_{word}_gb_s") for word in ("as_asked", "aligned")]
         ratio = pair[1].value / pair[0].value if pair[0] and pair[1] else None
         kernels = " | ".join(quantity.source.partition("kernels ")[2] for quantity in pair if quantity)
         yield Check(
@@ -220,47 +224,47 @@ def _measuring(seen: SeenItems) -> Iterator[Check]:
             holds=None if ratio is None else ratio >= 0.98,
             place="1",
         )
-    yield from _short(seen, of)
+    yield from _short(items, of)
 
 
-def _of_sheet(seen: SeenItems, name: str, value: float | None) -> float | None:
-    gpus = seen.inventory.gpus
+def _of_sheet(items: SeenItems, name: str, value: float | None) -> float | None:
+    gpus = items.inventory.gpus
     key = match_gpu(gpus[0].name, gpus[0].memory_mib) if gpus else None
     sheet = getattr(gpu_from_catalogue(key), name, None) if key else None
     return value / sheet.value if sheet is not None and value else None
 
 
-def _short(seen: SeenItems, of: str) -> Iterator[Check]:
-    record = seen.records.get(of)
+def _short(items: SeenItems, of: str) -> Iterator[Check]:
+    record = items.records.get(of)
     names = record.report.quantities if record and record.report else {}
     shapes = sorted({match[1] for name in names if (match := re.match(r"ablation_gemm_(\w+)_graph_cold_us", name))})
     for shape in shapes or ["256 rows"]:
         time = {
-            (how, cache): seen.value(of, f"ablation_gemm_{shape}_{how}_{cache}_us")
+            (how, cache): items.value(of, f"ablation_gemm_{shape}_{how}_{cache}_us")
             for how in ("eager", "graph")
             for cache in ("warm", "cold")
         }
-        for what, above, below, place in (
+        for comparison, above, below, place in (
             ("cold weights over warm", ("graph", "cold"), ("graph", "warm"), "9"),
             ("queued over in a graph", ("eager", "cold"), ("graph", "cold"), "8"),
         ):
             a, b = time[above], time[below]
             ratio = a / b if a and b else None
-            yield _range(f"GEMM {shape}, {what}", ratio, (0.97, 4.0), "times", place)
-    zeros, random = seen.value(of, "ablation_bf16_zeros_tflops"), seen.value("A-full-gemm", "bf16_tflops")
+            yield _range(f"GEMM {shape}, {comparison}", ratio, (0.97, 4.0), "times", place)
+    zeros, random = items.value(of, "ablation_bf16_zeros_tflops"), items.value("A-full-gemm", "bf16_tflops")
     yield _range("BF16 of zeros over random data", zeros / random if zeros and random else None, (0.99, 1.2), "times")
 
 
-def _together(seen: SeenItems) -> Iterator[Check]:
-    if len(seen.inventory.gpus) < 2:
+def _together(items: SeenItems) -> Iterator[Check]:
+    if len(items.inventory.gpus) < 2:
         return
-    record = seen.records.get("B-together-p2p")
+    record = items.records.get("B-together-p2p")
     report = record.report if record else None
     one_way = [rate for row in (report.p2p_gb_s if report else None) or () for rate in row if rate]
     both = [rate for row in (report.p2p_both_gb_s if report else None) or () for rate in row if rate]
     small = [time for row in (report.p2p_latency_us if report else None) or () for time in row if time]
     link = EXPECTED["nvlink_gb_s"]
-    share = _of_sheet(seen, "nvlink_gb_s", min(one_way, default=0.0) or None)
+    share = _of_sheet(items, "nvlink_gb_s", min(one_way, default=0.0) or None)
     yield _range("slowest pair over the sheet's link", share, (link.low, 1.0), "times", "10")
     yield _range(
         "both ways at once over one", min(both) / min(one_way) if both and one_way else None, (1.6, 2.05), "times"
@@ -270,7 +274,7 @@ def _together(seen: SeenItems) -> Iterator[Check]:
         "all to all over one pair", everyone / min(one_way) if everyone and one_way else None, (0.6, 1.1), "times"
     )
     yield _range("torch's copy of 4 KiB, barrier and all", min(small, default=None), (2.0, 40.0), "us", "10")
-    nccl = seen.records.get("B-together-all-reduce")
+    nccl = items.records.get("B-together-all-reduce")
     points = nccl.report.all_reduce if nccl and nccl.report else ()
     yield Check(
         what="NCCL's figures, whatever becomes of symmetric memory",
@@ -281,23 +285,23 @@ def _together(seen: SeenItems) -> Iterator[Check]:
     )
 
 
-def _served(seen: SeenItems) -> Iterator[Check]:
-    block, tensor = seen.value("C-served-deep-gemm", "fp8_block_tflops"), seen.value("A-full-gemm", "fp8_tflops")
+def _served(items: SeenItems) -> Iterator[Check]:
+    block, tensor = items.value("C-served-deep-gemm", "fp8_block_tflops"), items.value("A-full-gemm", "fp8_tflops")
     yield _range(
         "DeepGEMM's block-scaled FP8 over per-tensor",
         block / tensor if block and tensor else None,
         (0.5, 1.05),
         "times",
     )
-    record = seen.records.get("C-served-flash-mla")
-    found = record.report.quantities if record and record.report else {}
-    shown = ", ".join(f"{name} {q.value:,.1f}" for name, q in found.items())
+    record = items.records.get("C-served-flash-mla")
+    quantities = record.report.quantities if record and record.report else {}
+    shown = ", ".join(f"{name} {q.value:,.1f}" for name, q in quantities.items())
     missing = "; ".join(record.report.missing) if record and record.report else ""
     yield Check(
         what="FlashMLA's decode", expected="runs", seen=shown or missing or "not run",
         holds=bool(shown) if record and record.ended is not ItemEnd.SKIPPED else None,
     )  # fmt: skip
-    boot = seen.records.get("C-boot")
+    boot = items.records.get("C-boot")
     yield Check(
         what="four layers of R1 boot and are measured, the log kept",
         expected="done",
@@ -307,8 +311,8 @@ def _served(seen: SeenItems) -> Iterator[Check]:
     )
 
 
-def _failures(seen: SeenItems) -> Iterator[Check]:
-    failed = [record for record in seen.records.values() if record.ended in (ItemEnd.FAILED, ItemEnd.LATE)]
+def _failures(items: SeenItems) -> Iterator[Check]:
+    failed = [record for record in items.records.values() if record.ended in (ItemEnd.FAILED, ItemEnd.LATE)]
     named = [record for record in failed if record.reason and "TORCH_USE_CUDA_DSA" not in record.reason]
     yield Check(
         what="every failure names its error",

@@ -60,8 +60,8 @@ class Kit:
 
     def read(self, name: str) -> ItemRecord | None:
         """Return an item's record, None for one that was not run."""
-        if name not in self._known and (found := self.folder.read(name)) is not None:
-            self._known[name] = found
+        if name not in self._known and (record := self.folder.read(name)) is not None:
+            self._known[name] = record
         return self._known.get(name)
 
     def records(self) -> list[ItemRecord]:
@@ -72,20 +72,20 @@ class Kit:
         """Return whether everything that ran is done; what could not run here (no SGLang) is no failure."""
         return not any(record.ended in FAILURES for record in self.records())
 
-    def run(self, part: KitPart, asked: KitLimits, look: LookAt, shown: Shown) -> bool:
+    def run(self, part: KitPart, limits: KitLimits, look: LookAt, shown: Shown) -> bool:
         """Run what is left of a part; return whether it is complete, False when its time is over before."""
-        end = time.monotonic() + asked.limit_s
+        end = time.monotonic() + limits.limit_s
         fresh = True
         for item in of_part(self.items, part):
-            known = self.read(item.name)
-            if known is not None and known.stands and not (asked.again and known.ended is not ItemEnd.DONE):
+            earlier = self.read(item.name)
+            if earlier is not None and earlier.stands and not (limits.again and earlier.ended is not ItemEnd.DONE):
                 continue
-            left = end - time.monotonic()
-            if left < min(LEAST_S, asked.limit_s / 2):
+            left_s = end - time.monotonic()
+            if left_s < min(LEAST_S, limits.limit_s / 2):
                 shown(f"part {part}: out of time before '{item.title}'; run it again to go on")
                 return False
             shown(f"{item.name}: {item.title} ...")
-            record = self._one(item, asked, look, (left, fresh))
+            record = self._one(item, limits, look, (left_s, fresh))
             self.folder.write(record)
             self._known[record.name] = record
             fresh = False
@@ -94,8 +94,8 @@ class Kit:
                 return False
         return True
 
-    def _one(self, item: Item, asked: KitLimits, look: LookAt, time_left: tuple[float, bool]) -> ItemRecord:
-        places, why = self._places(item, asked)
+    def _one(self, item: Item, limits: KitLimits, look: LookAt, time_left: tuple[float, bool]) -> ItemRecord:
+        places, why = self._places(item, limits)
         if why:
             return ItemRecord(name=item.name, title=item.title, ended=ItemEnd.SKIPPED, gpus=places, reason=why)
         limit = min(item.limit_s, time_left[0])
@@ -134,14 +134,14 @@ class Kit:
         outcome = self._doing.recipe(item.depths or "", limit_s)
         if isinstance(outcome, str):
             return ItemRecord(name=item.name, title=item.title, ended=ItemEnd.SKIPPED, reason=outcome)
-        said = self.folder.say(item.name, outcome.stderr)
+        log = self.folder.say(item.name, outcome.stderr)
         return ItemRecord(
             name=item.name,
             title=item.title,
             ended=_ended(outcome, cut),
             gpus=places,
             reason=outcome.failure or "",
-            said=said,
+            said=log,
         )
 
     def _task(self, item: Item, places: tuple[int, ...]) -> MeasureTask:
@@ -154,7 +154,7 @@ class Kit:
             visible=tuple(gpus[place].uuid or str(gpus[place].index) for place in places),
         )
 
-    def _places(self, item: Item, asked: KitLimits) -> tuple[tuple[int, ...], str]:
+    def _places(self, item: Item, limits: KitLimits) -> tuple[tuple[int, ...], str]:
         """Return the GPUs of an item, and why it is left out ('' for one that runs)."""
         if item.on is On.HOST:
             return (), ""
@@ -162,27 +162,27 @@ class Kit:
             if item.step is Step.DEVICES:
                 return (item.place,), self.started.refused.get(item.place, "")
             quick = item.name.startswith("A-quick")
-            return (item.place,), self.unsound(item.place) if quick else self.left_out(item.place, asked)
-        sound = [place for place in range(len(self.started.inventory.gpus)) if not self.left_out(place, asked)]
+            return (item.place,), self.unsound(item.place) if quick else self.left_out(item.place, limits)
+        sound = [place for place in range(len(self.started.inventory.gpus)) if not self.left_out(place, limits)]
         if item.on is On.ALL and len(sound) < 2:
             return tuple(sound), "fewer than two sound GPUs"
         if not sound:
-            return (), "no sound GPU: " + self.left_out(0, asked)
+            return (), "no sound GPU: " + self.left_out(0, limits)
         return tuple(sound if item.on is On.ALL else sound[:1]), ""
 
     def unsound(self, place: int) -> str:
         """Return why a GPU must not or cannot be measured, '' for one that can."""
         if place in self.started.refused:
             return self.started.refused[place]
-        seen = self.read(f"A-look-devices-gpu{place}")
-        if seen is not None and seen.stands and seen.ended is not ItemEnd.DONE:
-            return f"GPU {place} does not answer: {seen.reason}"
+        look = self.read(f"A-look-devices-gpu{place}")
+        if look is not None and look.stands and look.ended is not ItemEnd.DONE:
+            return f"GPU {place} does not answer: {look.reason}"
         return ""
 
-    def left_out(self, place: int, asked: KitLimits) -> str:
+    def left_out(self, place: int, limits: KitLimits) -> str:
         """Return why a GPU is left out after its quick probe: unsound, or far from its data sheet."""
         why = self.unsound(place)
-        if why or asked.go_on:
+        if why or limits.go_on:
             return why
         for name, step in GATE.items():
             record = self.read(f"A-quick-{step}-gpu{place}")
@@ -206,8 +206,8 @@ class Kit:
             for place in range(len(self.started.inventory.gpus))
         }
         remarks = (*failed, *(remark for record in records for remark in record.remarks), *measured.remarks)
-        made = assemble(self.started.inventory, replace(measured, remarks=remarks, working=working))
-        return replace(made, created=self.started.when, command="tools/first_gpu.py")
+        profile = assemble(self.started.inventory, replace(measured, remarks=remarks, working=working))
+        return replace(profile, created=self.started.when, command="tools/first_gpu.py")
 
 
 FAILURES = (ItemEnd.FAILED, ItemEnd.LATE)

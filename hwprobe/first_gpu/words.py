@@ -24,24 +24,24 @@ def write_report(kit: Kit, name: str, checkout: Path) -> Path:
     Nothing but the records goes into them: a kit that was killed and went on ends with the same files.
     """
     records = kit.records()
-    seen = SeenItems(kit.started.inventory, records)
+    items = SeenItems(kit.started.inventory, records)
     profile = kit.profile([record for record in records if record.name.startswith(FULL)])
     save_profile(profile, kit.folder.path / "hardware.json")
-    constants = proposals(seen, profile, checkout)
+    constants = proposals(items, profile, checkout)
     write_atomic(kit.folder.path / PATCH, patch(constants, profile, name, checkout))
-    found = checks(seen)
-    write_atomic(kit.folder.path / "checks.json", encode_json(found) + "\n")
-    text = "\n".join(_report(kit.items, records, found, constants))
+    results = checks(items)
+    write_atomic(kit.folder.path / "checks.json", encode_json(results) + "\n")
+    text = "\n".join(_report(kit.items, records, results, constants))
     path = kit.folder.path / "report.md"
     write_atomic(path, text + "\n")
     return path
 
 
 def _report(
-    items: Sequence[Item], records: Sequence[ItemRecord], found: Sequence[Check], constants: Sequence[Constant]
+    items: Sequence[Item], records: Sequence[ItemRecord], results: Sequence[Check], constants: Sequence[Constant]
 ) -> Iterator[str]:
     yield "# The first half hour\n"
-    yield from _summary(items, records, found)
+    yield from _summary(items, records, results)
     failed = [record for record in records if record.ended is not ItemEnd.DONE]
     if failed:
         yield "\n## What did not end well\n"
@@ -49,7 +49,7 @@ def _report(
     yield "\n## Expected and seen\n"
     yield "Places are those of the reading before the first run; 'not seen' waits for the next run.\n"
     yield "| place | what | expected | seen | |\n|---|---|---|---|---|"
-    for check in found:
+    for check in results:
         mark = {True: "as expected", False: "OTHERWISE", None: "not seen"}[check.holds]
         yield f"| {check.place} | {check.what} | {check.expected} | {check.seen} | {mark} |"
     yield "\n## Measured\n"
@@ -59,24 +59,24 @@ def _report(
     yield from _served(records)
 
 
-def _summary(items: Sequence[Item], records: Sequence[ItemRecord], found: Sequence[Check]) -> Iterator[str]:
+def _summary(items: Sequence[Item], records: Sequence[ItemRecord], results: Sequence[Check]) -> Iterator[str]:
     count = {ended: sum(record.ended is ended for record in records) for ended in ItemEnd}
-    left = len(items) - sum(record.stands for record in records)
-    said = ", ".join(f"{number} {ended}" for ended, number in count.items() if number)
-    yield f"{len(items)} items: {said or 'none run'}{f', {left} still to run' if left else ''}."
-    otherwise = [check for check in found if check.holds is False]
-    good = sum(check.holds is True for check in found)
-    yield f"{good} of {len(found)} checks as expected, {len(otherwise)} otherwise."
+    to_run = len(items) - sum(record.stands for record in records)
+    endings = ", ".join(f"{number} {ended}" for ended, number in count.items() if number)
+    yield f"{len(items)} items: {endings or 'none run'}{f', {to_run} still to run' if to_run else ''}."
+    otherwise = [check for check in results if check.holds is False]
+    good = sum(check.holds is True for check in results)
+    yield f"{good} of {len(results)} checks as expected, {len(otherwise)} otherwise."
 
 
 def _failure(record: ItemRecord) -> str:
-    kept = []
+    measured = []
     if record.report is not None:
-        kept = [*record.report.quantities, *(["pairs"] if record.report.p2p_gb_s else [])]
-        kept += [f"{point.backend} {point.message_bytes} B" for point in record.report.all_reduce]
-    before = f"; measured before: {', '.join(kept)}" if kept else ""
-    said = f"; all it said: {record.said}" if record.said else ""
-    return f"- {record.title}: {record.ended}: {record.reason or 'no reason'}{before}{said}"
+        measured = [*record.report.quantities, *(["pairs"] if record.report.p2p_gb_s else [])]
+        measured += [f"{point.backend} {point.message_bytes} B" for point in record.report.all_reduce]
+    before = f"; measured before: {', '.join(measured)}" if measured else ""
+    log = f"; all it said: {record.said}" if record.said else ""
+    return f"- {record.title}: {record.ended}: {record.reason or 'no reason'}{before}{log}"
 
 
 def _measured(record: ItemRecord) -> Iterator[str]:
