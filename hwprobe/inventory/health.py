@@ -50,13 +50,18 @@ def _named(holder: Holder) -> str:
 
 def warnings(inventory: Inventory) -> tuple[str, ...]:
     """Return what a reader of this inventory must know, the same remark about several GPUs once."""
-    said: dict[str, list[int]] = {}
+    gpus_of: dict[str, list[int]] = {}
     for gpu in inventory.gpus:
         for remark in _remarks(gpu):
-            said.setdefault(remark, []).append(gpu.index)
+            gpus_of.setdefault(remark, []).append(gpu.index)
     absent = [f"no GPU: {inventory.absent}"] if inventory.absent else []
     lost = [f"{what}; left out: it needs a reset or a reboot" for what in inventory.lost]
-    return (*absent, *lost, *(f"{_gpus(where)}: {remark}" for remark, where in said.items()), *_uneven(inventory.gpus))
+    return (
+        *absent,
+        *lost,
+        *(f"{_gpus(where)}: {remark}" for remark, where in gpus_of.items()),
+        *_uneven(inventory.gpus),
+    )
 
 
 def _gpus(indices: Sequence[int]) -> str:

@@ -60,7 +60,7 @@ def open_eyes(nvml: Any | None = None) -> Iterator[LookAt]:
 def read_throttles(uuids: Sequence[str], nvml: Any | None = None) -> dict[str, tuple[str, ...]]:
     """Return what holds the clocks of these GPUs down right now; a GPU NVML does not know is left out."""
     with open_eyes(nvml) as look:
-        return {uuid: seen.throttled for uuid, seen in look(uuids).items()}
+        return {uuid: state.throttled for uuid, state in look(uuids).items()}
 
 
 def _look(nvml: Any, handle: Any) -> Look:

@@ -81,9 +81,9 @@ class Refusals:
         try:
             return call()
         except (self._errors, AttributeError) as error:
-            said = f"{what}: {error}"
-            if said not in self.missing:
-                self.missing.append(said)
+            message = f"{what}: {error}"
+            if message not in self.missing:
+                self.missing.append(message)
             return None
 
 
@@ -110,7 +110,7 @@ def read_inventory(nvml: Any | None = None) -> Inventory:
 
 
 def _read_all(nvml: Any) -> Inventory:
-    found: list[tuple[Any, NvmlGpu]] = []
+    readable: list[tuple[Any, NvmlGpu]] = []
     lost: list[str] = []
     for index in range(nvml.nvmlDeviceGetCount()):
         try:
@@ -119,11 +119,11 @@ def _read_all(nvml: Any) -> Inventory:
         except nvml.NVMLError as error:
             lost.append(f"GPU {index}: {error}")
             continue
-        found.append((handle, _read_gpu(nvml, index, handle, memory)))
-    handles = [handle for handle, _ in found]
+        readable.append((handle, _read_gpu(nvml, index, handle, memory)))
+    handles = [handle for handle, _ in readable]
     return Inventory(
-        gpus=tuple(gpu for _, gpu in found),
-        absent=None if found else "the NVIDIA driver reports no usable GPU",
+        gpus=tuple(gpu for _, gpu in readable),
+        absent=None if readable else "the NVIDIA driver reports no usable GPU",
         software=_software(nvml),
         lost=tuple(lost),
         topology=topology_matrix(nvml, handles),
@@ -228,14 +228,14 @@ def throttles(nvml: Any, reasons: int | None) -> tuple[str, ...]:
 
 
 def _holders(nvml: Any, handle: Any, ask: Ask) -> tuple[Holder, ...]:
-    found = ask("compute processes", lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle)) or ()
+    processes = ask("compute processes", lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle)) or ()
     return tuple(
         Holder(
             pid=process.pid,
             name=process_name(process.pid),
             used_mib=process.usedGpuMemory / 2**20 if process.usedGpuMemory else None,
         )
-        for process in found
+        for process in processes
     )
 
 

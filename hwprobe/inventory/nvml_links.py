@@ -111,22 +111,22 @@ def read_fabric(nvml: Any, handle: Any) -> Fabric:
 
 def fabric_health(mask: int) -> tuple[str, ...]:
     """Return in words what a fabric's health mask says is wrong; nothing for a healthy or an older one (0)."""
-    found = [words for shift, words in _UNHEALTHY.items() if mask >> shift & 0b11 == 1]
+    faults = [words for shift, words in _UNHEALTHY.items() if mask >> shift & 0b11 == 1]
     configuration = mask >> _CONFIGURATION_SHIFT & _CONFIGURATION_MASK
-    return (*found, *filter(None, [_MISCONFIGURED.get(configuration)]))
+    return (*faults, *filter(None, [_MISCONFIGURED.get(configuration)]))
 
 
 def link_errors(nvml: Any, handle: Any, links: int) -> dict[str, int] | None:
     """Return the NVLink error counters above 0, summed over `links`; {} where all are 0, None where NVML has none."""
-    asked = [(number, link) for link in range(links) for number in LINK_ERRORS]
-    if not asked:
+    fields = [(number, link) for link in range(links) for number in LINK_ERRORS]
+    if not fields:
         return None
-    known = [value for value in nvml.nvmlDeviceGetFieldValues(handle, asked) if value.nvmlReturn == 0]
+    readings = [value for value in nvml.nvmlDeviceGetFieldValues(handle, fields) if value.nvmlReturn == 0]
     counts: dict[str, int] = {}
-    for value in known:
+    for value in readings:
         name = LINK_ERRORS[value.fieldId]
         counts[name] = counts.get(name, 0) + int(value.value.ullVal)
-    return {name: count for name, count in counts.items() if count} if known else None
+    return {name: count for name, count in counts.items() if count} if readings else None
 
 
 def topology_matrix(nvml: Any, handles: Sequence[Any]) -> Words | None:

@@ -39,11 +39,11 @@ def measure_ablation(
     gpu = timer.device.type == "cuda"
     stream_mib = stream_mib or (STREAM_MIB if gpu else STREAM_MIB[:2])
     shapes = shapes or (SHORT_SHAPES if gpu else CPU_SHAPES[1:])
-    found: dict[str, Quantity] = {}
+    quantities: dict[str, Quantity] = {}
     for name, quantity in _all(timer, quick, stream_mib, shapes):
-        found[f"ablation_{name}"] = quantity
-        emit(Report(quantities=dict(found)))
-    return Report(quantities=found)
+        quantities[f"ablation_{name}"] = quantity
+        emit(Report(quantities=dict(quantities)))
+    return Report(quantities=quantities)
 
 
 def _all(
@@ -119,10 +119,10 @@ def kernels_of(timer: Timer, work: Work) -> str:
     try:
         from torch.profiler import ProfilerActivity, profile
 
-        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        with profile(activities=[ProfilerActivity.CUDA]) as trace:
             work()
             timer.wait()
-        names = {str(event.key)[:80] for event in seen.key_averages()}
+        names = {str(event.key)[:80] for event in trace.key_averages()}
     except (ImportError, RuntimeError):
         return ""
     skip = ("mem", "cuda", "elementwise", "distribution", "spin")

@@ -67,8 +67,8 @@ def measure_memory(timer: Timer, *, quick: bool, buffer_bytes: int | None = None
 
 def _buffer_bytes(timer: Timer, quick: bool) -> int:
     gpu = QUICK_GPU_BUFFER_BYTES if quick else GPU_BUFFER_BYTES
-    wanted = max(CACHES * timer.cache_bytes, gpu if timer.device.type == "cuda" else CPU_BUFFER_BYTES)
-    return min(wanted, timer.free_bytes() // 5)
+    buffer_bytes = max(CACHES * timer.cache_bytes, gpu if timer.device.type == "cuda" else CPU_BUFFER_BYTES)
+    return min(buffer_bytes, timer.free_bytes() // 5)
 
 
 def measure_stream(
@@ -103,9 +103,9 @@ def measure_stream(
         return Report(quantities=quantities, missing=(f"weight streaming rate: {error}",))
     source = f"line through {min(sizes)} to {max(sizes)} MiB; {what}"
     for mib, (size, timing) in points.items():
-        held = quantities[f"stream_{mib}mib_gb_s"]
+        quantity = quantities[f"stream_{mib}mib_gb_s"]
         off = f"{100 * line.residual(size, timing.seconds):+.1f} % off the line"
-        quantities[f"stream_{mib}mib_gb_s"] = replace(held, source=f"{held.source}; {off}")
+        quantities[f"stream_{mib}mib_gb_s"] = replace(quantity, source=f"{quantity.source}; {off}")
     spread = max(timing.spread for _, timing in points.values())
     quantities["stream_gb_s"] = Quantity(
         value=line.bytes_per_s / 1e9, basis=Basis.MEASURED, source=source, spread=round(spread, 5)

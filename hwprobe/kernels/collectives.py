@@ -68,22 +68,22 @@ class RankTask:
         return [TOKEN_BYTES * count for count in tokens]
 
 
-def _ranks(asked: RankTask, emit: Emit) -> Report:
+def _ranks(ranks_task: RankTask, emit: Emit) -> Report:
     """Run all ranks and emit every message the moment all of them have measured it."""
     with scratch_folder("allreduce") as folder:
         with _temporary_files_in(folder):
-            arguments = (asked, str(folder))
-            running = torch.multiprocessing.spawn(_rank, args=arguments, nprocs=asked.ranks, join=False)
-            told = 0
+            arguments = (ranks_task, str(folder))
+            running = torch.multiprocessing.spawn(_rank, args=arguments, nprocs=ranks_task.ranks, join=False)
+            emitted = 0
             try:
                 while not running.join(timeout=LOOK_S):
-                    so_far = _collected(folder, asked.ranks)
-                    if len(so_far.all_reduce) > told:
-                        told = len(so_far.all_reduce)
+                    so_far = _collected(folder, ranks_task.ranks)
+                    if len(so_far.all_reduce) > emitted:
+                        emitted = len(so_far.all_reduce)
                         emit(so_far)
             finally:  # a rank that fails raises here: what all had measured until then is told before
-                emit(_collected(folder, asked.ranks))
-        return _collected(folder, asked.ranks)
+                emit(_collected(folder, ranks_task.ranks))
+        return _collected(folder, ranks_task.ranks)
 
 
 def _collected(folder: Path, ranks: int) -> Report:
@@ -96,8 +96,8 @@ def _collected(folder: Path, ranks: int) -> Report:
         records = [json.loads(line) for line in lines]
         answers.append({record["name"]: record["samples"] for record in records if "name" in record})
         missing += [record["missing"] for record in records if rank == 0 and "missing" in record]
-    done = [name for name in answers[0] if all(name in answer for answer in answers)]
-    points = tuple(_slowest(ranks, name, [answer[name] for answer in answers]) for name in done)
+    complete = [name for name in answers[0] if all(name in answer for answer in answers)]
+    points = tuple(_slowest(ranks, name, [answer[name] for answer in answers]) for name in complete)
     return Report(all_reduce=points, missing=tuple(dict.fromkeys(missing)))
 
 
@@ -119,33 +119,33 @@ def _slowest(ranks: int, name: str, samples: Sequence[Sequence[float]]) -> AllRe
     return AllReduce(ranks=ranks, message_bytes=int(size), backend=backend, time_us=duration_us(timing, source))
 
 
-def _rank(rank: int, asked: RankTask, folder: str) -> None:
+def _rank(rank: int, ranks_task: RankTask, folder: str) -> None:
     """Be one rank: measure every size, append each one's samples to the rank's file at once."""
-    timer = timer_for(asked.device, rank)
-    if asked.device == "cuda":
+    timer = timer_for(ranks_task.device, rank)
+    if ranks_task.device == "cuda":
         torch.cuda.set_device(rank)
-    backend = "nccl" if asked.device == "cuda" else "gloo"
+    backend = "nccl" if ranks_task.device == "cuda" else "gloo"
     torch.distributed.init_process_group(
         backend,
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
-        world_size=asked.ranks,
+        world_size=ranks_task.ranks,
         timeout=RENDEZVOUS,
         # Named, the device has its communicator now, and not within the first collective's time.
-        device_id=timer.device if asked.device == "cuda" else None,
+        device_id=timer.device if ranks_task.device == "cuda" else None,
     )
     path = Path(folder) / f"rank{rank}.jsonl"
 
     def note(**record: Any) -> None:
         append_line(path, json.dumps(record) + "\n", durable=False)
 
-    for size in asked.sizes:
-        if not asked.symmetric:
-            note(name=f"{backend} {size}", samples=_samples(timer, _plain(timer, size), asked.quick))
+    for size in ranks_task.sizes:
+        if not ranks_task.symmetric:
+            note(name=f"{backend} {size}", samples=_samples(timer, _plain(timer, size), ranks_task.quick))
             continue
         for name, work in _symmetric(timer, size, note):
             try:
-                note(name=f"{name} {size}", samples=_samples(timer, work, asked.quick))
+                note(name=f"{name} {size}", samples=_samples(timer, work, ranks_task.quick))
             except RuntimeError as error:  # a kernel this GPU or fabric lacks, on every rank alike
                 if "CUDA error" in str(error):
                     raise
@@ -176,17 +176,17 @@ def _symmetric(timer: Timer, size: int, note: Callable[..., None]) -> Iterator[t
         data = symmetric.empty(size // 2, dtype=torch.bfloat16, device=timer.device)
         handle = symmetric.rendezvous(data, group)
         kernels = torch.ops.symm_mem
-        found: list[tuple[str, Callable[[Any, str, str], Any]]] = [
+        named_kernels: list[tuple[str, Callable[[Any, str, str], Any]]] = [
             ("symm_mem one-shot", kernels.one_shot_all_reduce),
             ("symm_mem two-shot", kernels.two_shot_all_reduce_),
         ]
         if handle.multicast_ptr:
-            found.append(("symm_mem multimem", kernels.multimem_all_reduce_))
+            named_kernels.append(("symm_mem multimem", kernels.multimem_all_reduce_))
     except (ImportError, AttributeError, RuntimeError) as error:
         note(missing=f"symmetric memory: {str(error).splitlines()[0]}")
         return
     fresh = random_tensor(size // 2, torch.bfloat16, timer.device).mul_(SMALL_NUMBERS)
-    for name, kernel in found:
+    for name, kernel in named_kernels:
 
         def work(kernel: Callable[[Any, str, str], Any] = kernel) -> None:
             data.copy_(fresh)
@@ -203,9 +203,9 @@ def _samples(timer: Timer, work: Work, quick: bool) -> list[float]:
     torch.distributed.barrier()
     # Ranks start some tens of us apart: over several replays that is lost.
     calls = REPLAYS if timer.has_graphs else 1
-    found = []
+    samples_s = []
     for _ in range(5 if quick else 15):
         timer.wait()
         torch.distributed.barrier()
-        found.append(timer.seconds(ready, calls) / PER_GRAPH)
-    return found
+        samples_s.append(timer.seconds(ready, calls) / PER_GRAPH)
+    return samples_s

@@ -79,7 +79,7 @@ def measure_sustained(
     The median of the second half counts; how far the first half second lies above it is in the source. Clock and power
     of that time are the watch's to note (`hwprobe.watch`).
     """
-    held = hold_s or (QUICK_HOLD_S if quick else HOLD_S)
+    duration_s = hold_s or (QUICK_HOLD_S if quick else HOLD_S)
     shape = shape or (SUSTAINED_SHAPE if timer.device.type == "cuda" else CPU_SHAPES[0])
     types = [torch.bfloat16]
     missing: list[str] = []
@@ -87,14 +87,14 @@ def measure_sustained(
         reason = _without_fp8(timer)
         types += [] if reason else [fp8_type(timer)]
         missing += [f"FP8, sustained: {reason}"] if reason else []
-    found: dict[str, Quantity] = {}
+    quantities: dict[str, Quantity] = {}
     for dtype in types:
         try:
-            found[f"{_name(dtype)}_sustained_tflops"] = _held(timer, dtype, shape, held)
+            quantities[f"{_name(dtype)}_sustained_tflops"] = _held(timer, dtype, shape, duration_s)
         except RuntimeError as error:
             missing.append(f"{_name(dtype).upper()}, sustained: {_refusal(error)}")
-        emit(Report(quantities=dict(found)))
-    return Report(quantities=found, missing=tuple(missing))
+        emit(Report(quantities=dict(quantities)))
+    return Report(quantities=quantities, missing=tuple(missing))
 
 
 def _held(timer: Timer, dtype: torch.dtype, shape: Shape, held_s: float) -> Quantity:
@@ -140,7 +140,7 @@ def gemm_rates(
     of the block-scaled kernels that R1 runs. `data` draws the operands.
     """
     name = _name(dtype)
-    found: dict[str, Quantity] = {}
+    rates: dict[str, Quantity] = {}
     for m, n, k in shapes:
         works = [_product(timer, dtype, (m, n, k), data) for _ in range(_rotation(timer, n * k * dtype.itemsize))]
 
@@ -151,8 +151,8 @@ def gemm_rates(
         whole = time_work(timer, timer.graph(work), samples=5 if quick else 11)
         one = replace(whole, seconds=whole.seconds / len(works))
         source = f"{name.upper()} {m}x{n}x{k}, random data, {len(works)} weights in rotation"
-        found[f"{name}_{m}x{n}x{k}_tflops" if found else f"{name}_tflops"] = rate(2.0 * m * n * k / 1e12, one, source)
-    return found
+        rates[f"{name}_{m}x{n}x{k}_tflops" if rates else f"{name}_tflops"] = rate(2.0 * m * n * k / 1e12, one, source)
+    return rates
 
 
 def fp8_type(timer: Timer) -> torch.dtype:

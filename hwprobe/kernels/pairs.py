@@ -67,8 +67,8 @@ def measure_p2p(
     cells = _Cells(len(timers))
 
     def copy(pair: Pair, first: int, count: int) -> Work:
-        here, there = buffers[pair[0]][first : first + count], targets[pair[1]][first : first + count]
-        return partial(there.copy_, here, non_blocking=True)
+        source_slice, target_slice = buffers[pair[0]][first : first + count], targets[pair[1]][first : first + count]
+        return partial(target_slice.copy_, source_slice, non_blocking=True)
 
     def alone(pair: Pair, count: int) -> float:
         return time_work(timers[pair[0]], copy(pair, 0, count), samples=samples, warm_s=PAIR_WARM_S).seconds
@@ -105,7 +105,7 @@ def _reaches(source: Timer, target: Timer) -> bool:
 def _together(timers: Sequence[Timer], works: dict[Pair, Work], samples: int) -> list[float]:
     """Return seconds of one round of copies that run at the same time; the first sample, a warm-up, is left out."""
     lanes = [(work, _lane(timers[pair[0]], timers[pair[1]])) for pair, work in works.items()]
-    found = []
+    rounds_s = []
     for _ in range(samples + 1):
         for timer in timers:
             timer.wait()
@@ -116,8 +116,8 @@ def _together(timers: Sequence[Timer], works: dict[Pair, Work], samples: int) ->
                     work()
         for timer in timers:
             timer.wait()
-        found.append((time.perf_counter() - begin) / ROUNDS)
-    return found[1:]
+        rounds_s.append((time.perf_counter() - begin) / ROUNDS)
+    return rounds_s[1:]
 
 
 def _lane(source: Timer, target: Timer) -> Lane:

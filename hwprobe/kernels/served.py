@@ -47,7 +47,7 @@ def measure_deep_gemm(timer: Timer, *, quick: bool, shapes: tuple[Shape, ...] = 
         return Report(missing=(f"DeepGEMM: {_first_line(error)}",))
     if not wrong <= LARGEST_ERROR:
         return Report(missing=(f"DeepGEMM: its product is {wrong:.0%} off that of FP32; no figure",))
-    found: dict[str, Quantity] = {}
+    quantities: dict[str, Quantity] = {}
     missing: list[str] = []
     for m, n, k in shapes[:1] if quick else shapes:
         try:
@@ -56,9 +56,9 @@ def measure_deep_gemm(timer: Timer, *, quick: bool, shapes: tuple[Shape, ...] = 
             missing.append(f"DeepGEMM {m}x{n}x{k}: {_first_line(error)}")
             continue
         source = f"DeepGEMM fp8_gemm_nt {m}x{n}x{k}, scales of 1x128 and 128x128, {number} weights in rotation"
-        name = f"fp8_block_{m}x{n}x{k}_tflops" if found else "fp8_block_tflops"
-        found[name] = rate(2.0 * m * n * k / 1e12, timing, source)
-    return Report(quantities=found, missing=tuple(missing))
+        name = f"fp8_block_{m}x{n}x{k}_tflops" if quantities else "fp8_block_tflops"
+        quantities[name] = rate(2.0 * m * n * k / 1e12, timing, source)
+    return Report(quantities=quantities, missing=tuple(missing))
 
 
 def _deep_gemm(timer: Timer, using: tuple[Any, Any], shape: Shape, *, samples: int) -> tuple[Any, int]:
@@ -86,9 +86,9 @@ def _relative_error(timer: Timer, kernel: Callable[..., Any], layout: Callable[.
     rhs = _by_block(random_tensor(n * k, torch.bfloat16, timer.device).view(n, k))
     out = torch.empty(m, n, dtype=torch.bfloat16, device=timer.device)
     kernel((lhs[0], layout(lhs[1])), rhs, out)
-    left = lhs[0].float() * lhs[1].repeat_interleave(BLOCK, 1)
-    right = rhs[0].float() * rhs[1].repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
-    exact = left @ right.t()
+    lhs_exact = lhs[0].float() * lhs[1].repeat_interleave(BLOCK, 1)
+    rhs_exact = rhs[0].float() * rhs[1].repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
+    exact = lhs_exact @ rhs_exact.t()
     return float((out.float() - exact).norm() / exact.norm())
 
 
@@ -124,7 +124,7 @@ def measure_flash_mla(
         module = _flash_mla()
     except UNUSABLE as error:
         return Report(missing=(f"FlashMLA: {_first_line(error)}",))
-    found: dict[str, Quantity] = {}
+    quantities: dict[str, Quantity] = {}
     missing: list[str] = []
     for count in heads[:1] if quick else heads:
         for requests, tokens in contexts:
@@ -137,10 +137,10 @@ def measure_flash_mla(
                 continue
             read = requests * tokens * (LATENT + ROPE) * 2
             source = f"FlashMLA decode, BF16 KV cache of {read / 2**20:.0f} MiB, {requests} requests of {tokens} tokens"
-            found[f"{name}_us"] = duration_us(timing, source)
+            quantities[f"{name}_us"] = duration_us(timing, source)
             if read > CACHES * timer.cache_bytes / 5:  # a smaller one is still in the cache from the run before
-                found[f"{name}_gb_s"] = rate(read / 1e9, timing, source)
-    return Report(quantities=found, missing=tuple(missing))
+                quantities[f"{name}_gb_s"] = rate(read / 1e9, timing, source)
+    return Report(quantities=quantities, missing=tuple(missing))
 
 
 def _flash_mla() -> Any:

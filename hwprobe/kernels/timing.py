@@ -101,26 +101,26 @@ class CudaTimer:
 
     def seconds(self, work: Work, calls: int) -> float:
         with torch.cuda.device(self.device):
-            found = 0.0
+            device_s = 0.0
             for _ in range(QUEUE_TRIES):
                 spin_s = min(LONGEST_SPIN_S, calls * self._queue_s)
-                found, queue_s = self._queued(work, calls, spin_s)
+                device_s, queue_s = self._queued(work, calls, spin_s)
                 if queue_s <= spin_s or spin_s >= LONGEST_SPIN_S:
                     break
                 self._queue_s = 1.5 * queue_s / calls
-            return found / calls
+            return device_s / calls
 
     def _queued(self, work: Work, calls: int, spin_s: float) -> tuple[float, float]:
         """Return the device's seconds for `calls` calls behind a spin, and the host's seconds to queue them."""
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         cycles = int(spin_s * self.spin_hz())
-        asked = time.perf_counter()
+        begin_s = time.perf_counter()
         torch.cuda._sleep(cycles)
         begin.record()
         for _ in range(calls):
             work()
         end.record()
-        queue_s = time.perf_counter() - asked
+        queue_s = time.perf_counter() - begin_s
         end.synchronize()
         return float(begin.elapsed_time(end)) / 1e3, queue_s
 

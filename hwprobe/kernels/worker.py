@@ -79,14 +79,14 @@ def _software() -> dict[str, str]:
 
 
 def _devices() -> tuple[TorchDevice, ...]:
-    found = []
+    devices = []
     for index in range(torch.cuda.device_count()):
         # A kernel: the properties of a dead card can still be read.
         torch.zeros(1, device=torch.device("cuda", index)).add_(1.0).item()
         properties = torch.cuda.get_device_properties(index)
         uuid = getattr(properties, "uuid", None)
         capability = f"{properties.major}.{properties.minor}" if torch.version.hip is None else None
-        found.append(
+        devices.append(
             TorchDevice(
                 name=properties.name,
                 memory_mib=properties.total_memory / 2**20,
@@ -95,7 +95,7 @@ def _devices() -> tuple[TorchDevice, ...]:
                 uuid=f"GPU-{uuid}" if uuid else None,
             )
         )
-    return tuple(found)
+    return tuple(devices)
 
 
 def main() -> int:
