@@ -79,61 +79,61 @@ def gpu_from_catalogue(key: str) -> GpuProfile:
 
 def hardware_from_catalogue(name: str) -> HardwareProfile:
     """Return the machine called `name`. Raises InputError naming the nearest known names."""
-    wanted = re.sub(r"\s*[x*]\s*(?=\d)|(?<=\d)\s*[x*]\s+", "x", name.strip().lower().replace("\u00d7", "x"))
-    wanted = re.sub(r"[\s_]+", "-", re.sub(r"\b(nvidia|amd|instinct)[\s_-]+", "", wanted))
-    found = _read(wanted, name)
-    if not 1 <= found.count <= LARGEST_NODE:
-        raise InputError(f"hardware '{name}': {found.count} GPUs in a node; 1 to {LARGEST_NODE} are possible")
-    if not 1 <= found.nodes <= LARGEST_CLUSTER:
-        raise InputError(f"hardware '{name}': {found.nodes} nodes; 1 to {LARGEST_CLUSTER} are possible")
-    entry = _table("gpus.toml")[found.gpu]
-    server = _table("servers.toml").get(found.server or "", {})
-    plain = f"{found.gpu}x{found.count}" if found.server is None or "nodes" in server else found.server
+    normalized = re.sub(r"\s*[x*]\s*(?=\d)|(?<=\d)\s*[x*]\s+", "x", name.strip().lower().replace("\u00d7", "x"))
+    normalized = re.sub(r"[\s_]+", "-", re.sub(r"\b(nvidia|amd|instinct)[\s_-]+", "", normalized))
+    machine = _read(normalized, name)
+    if not 1 <= machine.count <= LARGEST_NODE:
+        raise InputError(f"hardware '{name}': {machine.count} GPUs in a node; 1 to {LARGEST_NODE} are possible")
+    if not 1 <= machine.nodes <= LARGEST_CLUSTER:
+        raise InputError(f"hardware '{name}': {machine.nodes} nodes; 1 to {LARGEST_CLUSTER} are possible")
+    entry = _table("gpus.toml")[machine.gpu]
+    server = _table("servers.toml").get(machine.server or "", {})
+    plain = f"{machine.gpu}x{machine.count}" if machine.server is None or "nodes" in server else machine.server
     return HardwareProfile(
-        name=plain if found.nodes == 1 else f"{found.nodes}x{plain}",
-        gpus=(gpu_from_catalogue(found.gpu),) * found.count,
-        nodes=found.nodes,
-        internode_gb_s=_internode(entry, found.nodes),
-        published_as=server.get("published_as") if found.nodes == 1 else None,
-        warnings=tuple(text for text in (server.get("warning"), entry.get("warning"), found.said) if text),
+        name=plain if machine.nodes == 1 else f"{machine.nodes}x{plain}",
+        gpus=(gpu_from_catalogue(machine.gpu),) * machine.count,
+        nodes=machine.nodes,
+        internode_gb_s=_internode(entry, machine.nodes),
+        published_as=server.get("published_as") if machine.nodes == 1 else None,
+        warnings=tuple(text for text in (server.get("warning"), entry.get("warning"), machine.said) if text),
     )
 
 
-def _read(wanted: str, typed: str) -> _Named:
+def _read(normalized: str, typed: str) -> _Named:
     """Read a name. Raises InputError naming the nearest known names and what a hardware.json needs."""
-    counted = _NODES_OF_COUNTED.fullmatch(wanted)
+    counted = _NODES_OF_COUNTED.fullmatch(normalized)
     if counted and (gpu := _gpu_key(counted["gpu"])):
         return _Named(gpu=gpu, count=int(counted["count"]), nodes=int(counted["nodes"]))
-    alone = _server(wanted, 1)
+    alone = _server(normalized, 1)
     if alone is not None:
         return alone
-    cluster = _NODES_OF_SERVER.fullmatch(wanted)
+    cluster = _NODES_OF_SERVER.fullmatch(normalized)
     if cluster and (gpu := _gpu_key(cluster["server"])):
         return _of_gpus(gpu, int(cluster["nodes"]), typed)
     several = _server(cluster["server"], int(cluster["nodes"])) if cluster else None
     if several is None:
-        near = did_you_mean(wanted, hardware_names())
+        near = did_you_mean(normalized, hardware_names())
         raise InputError(f"unknown hardware '{typed[:80]}': {near.rstrip('?')}; {_OWN_FILE}")
     return several
 
 
-def _server(wanted: str, nodes: int) -> _Named | None:
+def _server(normalized: str, nodes: int) -> _Named | None:
     """Return `nodes` of a named server, of a counted GPU, or of a GPU's usual node."""
-    entry = _table("servers.toml").get(wanted)
+    entry = _table("servers.toml").get(normalized)
     if entry is not None:
-        return _Named(gpu=entry["gpu"], count=entry["gpus"], nodes=nodes * entry.get("nodes", 1), server=wanted)
-    gpu = _gpu_key(wanted)
+        return _Named(gpu=entry["gpu"], count=entry["gpus"], nodes=nodes * entry.get("nodes", 1), server=normalized)
+    gpu = _gpu_key(normalized)
     if gpu is not None:
         usual = _table("gpus.toml")[gpu].get("node", USUAL_NODE)
-        return _Named(gpu=gpu, count=usual, nodes=nodes, said=f"one node of {wanted} is taken as {usual} GPUs")
-    counted = _COUNTED.fullmatch(wanted)
+        return _Named(gpu=gpu, count=usual, nodes=nodes, said=f"one node of {normalized} is taken as {usual} GPUs")
+    counted = _COUNTED.fullmatch(normalized)
     gpu = _gpu_key(counted["gpu"]) if counted else None
     if counted is None or gpu is None:
         return None
     count, tray = int(counted["count"]), _table("gpus.toml")[gpu].get("node", 0)
     if tray and count > tray and count % tray == 0:
-        said = f"{wanted} is taken as {count // tray} trays of {tray} GPUs"
-        return _Named(gpu=gpu, count=tray, nodes=nodes * count // tray, said=said)
+        assumption = f"{normalized} is taken as {count // tray} trays of {tray} GPUs"
+        return _Named(gpu=gpu, count=tray, nodes=nodes * count // tray, said=assumption)
     return _Named(gpu=gpu, count=count, nodes=nodes)
 
 
@@ -141,10 +141,10 @@ def _of_gpus(gpu: str, count: int, typed: str) -> _Named:
     """Return `count` GPUs ('8xH100', '16xH200') as whole nodes where they are more than one holds."""
     usual = _table("gpus.toml")[gpu].get("node", USUAL_NODE)
     if count > usual and count % usual == 0:
-        said = f"'{typed}' is taken as {count} GPUs in {count // usual} nodes of {usual}"
-        return _Named(gpu=gpu, count=usual, nodes=count // usual, said=said)
-    said = f"'{typed}' is taken as {count} GPUs in one node; nodes of {usual} are '{count}x{gpu}x{usual}'"
-    return _Named(gpu=gpu, count=count, said=said if count < usual else None)
+        assumption = f"'{typed}' is taken as {count} GPUs in {count // usual} nodes of {usual}"
+        return _Named(gpu=gpu, count=usual, nodes=count // usual, said=assumption)
+    assumption = f"'{typed}' is taken as {count} GPUs in one node; nodes of {usual} are '{count}x{gpu}x{usual}'"
+    return _Named(gpu=gpu, count=count, said=assumption if count < usual else None)
 
 
 def _gpu_key(text: str) -> str | None:

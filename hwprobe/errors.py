@@ -29,9 +29,9 @@ class UnsupportedModel(InputError):
     """The model config describes an architecture sgtune has no equations for."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, valid_words: Iterable[str]) -> str:
     """Return a sentence fragment naming the nearest known word, or the whole list if none is near."""
-    names = sorted(known)
+    names = sorted(valid_words)
     near = difflib.get_close_matches(word.lower(), names, n=2, cutoff=0.5)
     near = near or [name for name in names if word and word.lower() in name][:2]
     if near:

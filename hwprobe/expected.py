@@ -53,9 +53,9 @@ def verdict(quantity: str, fraction: float | None) -> str:
 
 def stragglers(values: Sequence[float | None]) -> dict[int, float]:
     """Return the positions that lie more than SIBLING_TOLERANCE below the median, and by how much."""
-    known = [value for value in values if value is not None]
-    if len(known) < 2:
+    measured = [value for value in values if value is not None]
+    if len(measured) < 2:
         return {}
-    middle = median(known)
+    middle = median(measured)
     below = {place: 1.0 - value / middle for place, value in enumerate(values) if value is not None}
     return {place: gap for place, gap in below.items() if gap > SIBLING_TOLERANCE}

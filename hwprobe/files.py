@@ -165,8 +165,8 @@ def _replace(target: Path, before: os.stat_result | None, data: bytes, manner: _
 def _keep_owner_and_mode(handle: int, before: os.stat_result, manner: _Manner) -> None:
     with contextlib.suppress(OSError):  # another's file in our folder: it becomes ours, as with any editor
         os.fchown(handle, before.st_uid, before.st_gid)
-    kept = stat.S_IMODE(before.st_mode) & (0o700 if manner.private else 0o777)
-    os.fchmod(handle, kept | (0o111 & (kept >> 2) if manner.executable else 0))
+    mode = stat.S_IMODE(before.st_mode) & (0o700 if manner.private else 0o777)
+    os.fchmod(handle, mode | (0o111 & (mode >> 2) if manner.executable else 0))
 
 
 def append_line(path: Path, text: str, *, durable: bool = True, private: bool = False) -> None:

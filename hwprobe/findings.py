@@ -67,13 +67,13 @@ class ProbeFinding:
 
 def findings(profile: HardwareProfile) -> tuple[ProbeFinding, ...]:
     """Return everything measured in a profile, the host first, well-known quantities before others."""
-    found: list[ProbeFinding] = []
+    everything: list[ProbeFinding] = []
     if profile.host:
-        found.extend(_findings("host", [profile.host.measured]))
+        everything.extend(_findings("host", [profile.host.measured]))
     if profile.gpus:
         where = f"{len(profile.gpus)} GPUs" if len(profile.gpus) > 1 else "GPU"
-        found.extend(_findings(where, [_measured(profile, index) for index in range(len(profile.gpus))]))
-    return (*found, *map(_collective, profile.all_reduce))
+        everything.extend(_findings(where, [_measured(profile, index) for index in range(len(profile.gpus))]))
+    return (*everything, *map(_collective, profile.all_reduce))
 
 
 def _measured(profile: HardwareProfile, index: int) -> Mapping[str, Quantity]:
@@ -86,8 +86,8 @@ def _findings(where: str, devices: Sequence[Mapping[str, Quantity]]) -> Iterator
     names = list(dict.fromkeys([*LABELS, *(name for device in devices for name in device)]))
     for name in names:
         values = [device.get(name) for device in devices]
-        known = [value for value in values if value is not None]
-        if not known:
+        quantities = [value for value in values if value is not None]
+        if not quantities:
             continue
         is_time = name.endswith("_us")
         numbers = [None if value is None else value.value for value in values]
@@ -95,10 +95,10 @@ def _findings(where: str, devices: Sequence[Mapping[str, Quantity]]) -> Iterator
             where=where,
             quantity=name,
             label=LABELS.get(name, name),
-            value=median(value.value for value in known),
-            worst=(max if is_time else min)(value.value for value in known),
-            sheet=next((value.sheet for value in known if value.sheet), None),
-            spread=max((value.spread for value in known if value.spread is not None), default=None),
+            value=median(value.value for value in quantities),
+            worst=(max if is_time else min)(value.value for value in quantities),
+            sheet=next((value.sheet for value in quantities if value.sheet), None),
+            spread=max((value.spread for value in quantities if value.spread is not None), default=None),
             lagging={} if is_time else stragglers(numbers),
         )
 
@@ -137,9 +137,9 @@ class Change:
 
 def compare(a: HardwareProfile, b: HardwareProfile) -> tuple[Change, ...]:
     """Return every measured quantity of two profiles side by side; a change within noise is called so."""
-    left = {_key(finding): finding for finding in findings(a)}
-    right = {_key(finding): finding for finding in findings(b)}
-    return tuple(_change(left.get(key), right.get(key)) for key in dict.fromkeys([*left, *right]))
+    a_findings = {_key(finding): finding for finding in findings(a)}
+    b_findings = {_key(finding): finding for finding in findings(b)}
+    return tuple(_change(a_findings.get(key), b_findings.get(key)) for key in dict.fromkeys([*a_findings, *b_findings]))
 
 
 def _key(finding: ProbeFinding) -> tuple[str, str]:

@@ -28,9 +28,9 @@ PR_SET_PDEATHSIG = 1
 class Held(Exception):
     """Another process holds it; `said` is what that process wrote into the lock file."""
 
-    def __init__(self, said: str) -> None:
-        super().__init__(said)
-        self.said = said
+    def __init__(self, holder: str) -> None:
+        super().__init__(holder)
+        self.said = holder
 
 
 class Hold:
@@ -50,9 +50,9 @@ class Hold:
                     raise OSError(0, "it is no regular file", str(path))
                 fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                said = os.pread(self._handle, MOST_SAID, 0).decode(errors="replace").strip()
+                holder = os.pread(self._handle, MOST_SAID, 0).decode(errors="replace").strip()
                 os.close(self._handle)
-                raise Held(said) from None
+                raise Held(holder) from None
             except OSError:
                 os.close(self._handle)
                 raise
@@ -67,10 +67,10 @@ class Hold:
     def in_place(self) -> bool:
         """Whether the file at the path is still the one that is held."""
         try:
-            there, ours = self.path.lstat(), os.fstat(self._handle)
+            at_path, ours = self.path.lstat(), os.fstat(self._handle)
         except OSError:
             return False
-        return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+        return (at_path.st_dev, at_path.st_ino) == (ours.st_dev, ours.st_ino)
 
     def release(self) -> None:
         """Let go; more than once does no harm."""
@@ -92,12 +92,12 @@ def own_folder(name: str) -> Path:
     try:
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
-        seen = folder.lstat()
+        entry = folder.lstat()
     except OSError as error:
         raise InputError(f"cannot make '{folder}': {error.strerror or error}; set XDG_RUNTIME_DIR") from error
-    if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.getuid() or seen.st_mode & 0o077:
+    if not stat.S_ISDIR(entry.st_mode) or entry.st_uid != os.getuid() or entry.st_mode & 0o077:
         raise InputError(
-            f"'{folder}' is not a folder of yours alone (owner {seen.st_uid}, mode {stat.S_IMODE(seen.st_mode):o}): "
+            f"'{folder}' is not a folder of yours alone (owner {entry.st_uid}, mode {stat.S_IMODE(entry.st_mode):o}): "
             "remove it, or set XDG_RUNTIME_DIR to a folder that is"
         )
     return folder
@@ -121,8 +121,8 @@ def remove_abandoned() -> list[Path]:
     removed = []
     for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
         with contextlib.suppress(OSError, Held):
-            seen = folder.lstat()
-            if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.getuid() or not (folder / ALIVE).exists():
+            status = folder.lstat()
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or not (folder / ALIVE).exists():
                 continue
             hold = Hold(folder / ALIVE)
             shutil.rmtree(folder, ignore_errors=True)

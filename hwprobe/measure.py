@@ -150,8 +150,8 @@ def run_child(
         out, err = _end(child)
     finally:  # nor may an interrupt leave a child computing on the GPU
         _end(child)
-    found = _outcome(task, (child.returncode, out, err), late)
-    return replace(found, seconds=time.monotonic() - begin)
+    outcome = _outcome(task, (child.returncode, out, err), late)
+    return replace(outcome, seconds=time.monotonic() - begin)
 
 
 def _outcome(task: MeasureTask, ended: tuple[int, str, str], late: str) -> TaskOutcome:
@@ -166,9 +166,13 @@ def _outcome(task: MeasureTask, ended: tuple[int, str, str], late: str) -> TaskO
         except InputError as error:  # a library's own words, unless they are the last
             wrong = f"unreadable: {error}"
     failure = late or (reason(code, err) if code or not out.strip() else wrong) or None
-    said = err if len(err) <= KEPT_STDERR else f"{err[: KEPT_STDERR // 2]}\n[...]\n{err[-KEPT_STDERR // 2 :]}"
+    excerpt = err if len(err) <= KEPT_STDERR else f"{err[: KEPT_STDERR // 2]}\n[...]\n{err[-KEPT_STDERR // 2 :]}"
     return TaskOutcome(
-        task=task, seconds=0.0, report=joined(parts) if parts else None, failure=failure, stderr=said if failure else ""
+        task=task,
+        seconds=0.0,
+        report=joined(parts) if parts else None,
+        failure=failure,
+        stderr=excerpt if failure else "",
     )
 
 
@@ -210,10 +214,10 @@ _RANK = re.compile(r"-- Process (\d+) terminated with the following error")
 
 def reason(code: int, err: str) -> str:
     """Return what a failed child died of: the last line that names an error, with its rank; or what ended it."""
-    said = [line.strip() for line in err.splitlines() if line.strip()]
-    named = [line for line in said if _NAMED.match(line)] or [line for line in said if "Error" in line]
-    last = (named or said or [""])[-1].removeprefix("SgtuneError: ")
-    driver = next((line for line in reversed(said) if line.startswith("Cuda failure")), "")
+    lines = [line.strip() for line in err.splitlines() if line.strip()]
+    named = [line for line in lines if _NAMED.match(line)] or [line for line in lines if "Error" in line]
+    last = (named or lines or [""])[-1].removeprefix("SgtuneError: ")
+    driver = next((line for line in reversed(lines) if line.startswith("Cuda failure")), "")
     last = f"{last} ({driver})" if driver and driver not in last else last
     ranks = _RANK.findall(err)
     last = f"rank {ranks[-1]}: {last}" if ranks and last else last

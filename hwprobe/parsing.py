@@ -26,23 +26,23 @@ def load_toml(data: bytes, where: str) -> dict[str, Any]:
         text = data.decode()
         if max(piece.count(".") for piece in re.split(r"[,=\[\]{}\n]", text)) > DEEPEST:
             raise InputError(f"{where}: not valid TOML for sgtune: a key of more than {DEEPEST} parts")
-        found = tomllib.loads(text)
+        document = tomllib.loads(text)
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: not a text file ({error.reason})") from error
     except ODD as error:
         raise InputError(f"{where}: not valid TOML ({said(error)})") from error
-    bounded(found, where)
-    return found
+    bounded(document, where)
+    return document
 
 
 def load_json(text: str | bytes, where: str) -> Any:
     """Return a JSON value of any form; NaN and Infinity are read as SGLang's tools write them. Raises InputError."""
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except ODD as error:
         raise InputError(f"{where}: not valid JSON ({said(error)})") from error
-    bounded(found, where)
-    return found
+    bounded(value, where)
+    return value
 
 
 def load_yaml(text: str, where: str) -> list[Any]:
@@ -82,8 +82,8 @@ def bounded(value: Any, where: str) -> None:
     """Raise InputError for a value nested deeper than any of ours; walks without recursion."""
     waiting: list[tuple[Any, int]] = [(value, 0)]
     while waiting:
-        found, depth = waiting.pop()
-        children = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+        node, depth = waiting.pop()
+        children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
         if depth > DEEPEST:
             raise InputError(f"{where}: nested more than {DEEPEST} deep")
         waiting += [(child, depth + 1) for child in children if isinstance(child, dict | list)]
@@ -117,14 +117,14 @@ def _spend(node: Any, budget: list[int], where: str) -> None:
     """Count a node and all below it, aliases as often as they are used. Raises InputError beyond the budget."""
     sizes: dict[int, int] = {}
 
-    def size(found: Any, above: tuple[int, ...]) -> int:
-        if id(found) in above:
+    def size(branch: Any, above: tuple[int, ...]) -> int:
+        if id(branch) in above:
             raise InputError(f"'{where}' is no valid YAML for sgtune: an alias that holds itself")
-        if id(found) not in sizes:
-            children = found.value if isinstance(found.value, list) else ()
+        if id(branch) not in sizes:
+            children = branch.value if isinstance(branch.value, list) else ()
             flat = [item for child in children for item in (child if isinstance(child, tuple) else (child,))]
-            sizes[id(found)] = 1 + sum(size(child, (*above, id(found))) for child in flat)
-        return sizes[id(found)]
+            sizes[id(branch)] = 1 + sum(size(child, (*above, id(branch))) for child in flat)
+        return sizes[id(branch)]
 
     budget[0] -= size(node, ())
     if budget[0] < 0:

@@ -47,14 +47,14 @@ def probe_machine(nvml: Any | None = None) -> HardwareProfile:
 
 def assemble(inventory: Inventory, measured: Measured) -> HardwareProfile:
     """Return the profile: measured where measured, NVML's where NVML tells, else the data sheet's."""
-    known = [
+    profiles = [
         _known_gpu(gpu, measured.gpus.get(place, {}), measured.working.get(place, {}))
         for place, gpu in enumerate(inventory.gpus)
     ]
-    kept = [place for place, gpu in enumerate(known) if gpu is not None]
+    places = [place for place, gpu in enumerate(profiles) if gpu is not None]
     matrices = (measured.p2p_gb_s, measured.p2p_latency_us, measured.p2p_both_gb_s)
-    gbs, latency, both = (_spread_out(matrix, measured.places, kept) for matrix in matrices)
-    gpus = tuple(_with_link(gpu, gbs, row) for row, gpu in enumerate(gpu for gpu in known if gpu is not None))
+    gbs, latency, both = (_spread_out(matrix, measured.places, places) for matrix in matrices)
+    gpus = tuple(_with_link(gpu, gbs, row) for row, gpu in enumerate(gpu for gpu in profiles if gpu is not None))
     host = read_host()
     profile = HardwareProfile(
         name=_machine_name(gpus),
@@ -62,8 +62,8 @@ def assemble(inventory: Inventory, measured: Measured) -> HardwareProfile:
         internode_gb_s=assumed_internode() if gpus else None,
         host=replace(host, measured=dict(measured.host)),
         software=inventory.software | dict(measured.software),
-        topology=_words(inventory.topology, kept),
-        p2p=_words(inventory.p2p, kept),
+        topology=_words(inventory.topology, places),
+        p2p=_words(inventory.p2p, places),
         p2p_gb_s=gbs,
         p2p_latency_us=latency,
         p2p_both_gb_s=both,
@@ -72,7 +72,7 @@ def assemble(inventory: Inventory, measured: Measured) -> HardwareProfile:
         warnings=(
             *warnings(inventory),
             *_mismatches(inventory.gpus),
-            *_unknown(inventory.gpus, known),
+            *_unknown(inventory.gpus, profiles),
             *measured.remarks,
         ),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -85,18 +85,18 @@ def visible_only(inventory: Inventory, environment: Mapping[str, str] = os.envir
     text = environment.get("CUDA_VISIBLE_DEVICES")
     if text is None or not inventory.gpus:
         return inventory
-    wanted = [part.strip() for part in text.split(",") if part.strip()]
-    kept = [
+    visible = [part.strip() for part in text.split(",") if part.strip()]
+    places = [
         place
         for place, gpu in enumerate(inventory.gpus)
-        if any(part == str(gpu.index) or (gpu.uuid or "").startswith(part) for part in wanted)
+        if any(part == str(gpu.index) or (gpu.uuid or "").startswith(part) for part in visible)
     ]
     return replace(
         inventory,
-        gpus=tuple(inventory.gpus[place] for place in kept),
-        absent=inventory.absent if kept else f"CUDA_VISIBLE_DEVICES='{text}' hides every GPU",
-        topology=_words(inventory.topology, kept),
-        p2p=_words(inventory.p2p, kept),
+        gpus=tuple(inventory.gpus[place] for place in places),
+        absent=inventory.absent if places else f"CUDA_VISIBLE_DEVICES='{text}' hides every GPU",
+        topology=_words(inventory.topology, places),
+        p2p=_words(inventory.p2p, places),
     )
 
 
@@ -104,33 +104,33 @@ def _machine_name(gpus: Sequence[GpuProfile]) -> str:
     return f"{len(gpus)}x {gpus[0].name}" if gpus else "no GPU"
 
 
-def _unknown(seen: Sequence[NvmlGpu], known: Sequence[GpuProfile | None]) -> list[str]:
+def _unknown(gpus: Sequence[NvmlGpu], profiles: Sequence[GpuProfile | None]) -> list[str]:
     return [
         f"GPU {gpu.index} ({gpu.name}, {gpu.memory_mib:.0f} MiB) is not in the catalogue: its bandwidth and "
         "rates are unknown until it is measured, so it is left out; write them into hardware.json to plan with it"
-        for gpu, found in zip(seen, known, strict=True)
-        if found is None
+        for gpu, profile in zip(gpus, profiles, strict=True)
+        if profile is None
     ]
 
 
 def _mismatches(gpus: Sequence[NvmlGpu]) -> list[str]:
     sheets = [(gpu, match_gpu(gpu.name, gpu.memory_mib)) for gpu in gpus]
-    said = [sheet_mismatch(gpu, gpu_from_catalogue(key).hbm_gb_s.value) for gpu, key in sheets if key]
-    return [sentence for sentence in said if sentence]
+    remarks = [sheet_mismatch(gpu, gpu_from_catalogue(key).hbm_gb_s.value) for gpu, key in sheets if key]
+    return [sentence for sentence in remarks if sentence]
 
 
 def _judged(profile: HardwareProfile) -> list[str]:
     """Return what the measurements say is wrong, in words."""
-    said = []
-    for found in findings(profile):
-        bad = verdict(found.quantity, found.fraction)
-        if found.fraction is not None and bad not in ("", "normal"):
-            of = f"{found.value:,.1f} of {found.sheet:,.0f} {found.unit}, {found.fraction:.0%}"
-            said.append(f"{LABELS[found.quantity]} {of}: {bad}")
-        said.extend(
-            f"GPU {place}: {found.label} is {gap:.0%} below its siblings" for place, gap in found.lagging.items()
+    remarks = []
+    for finding in findings(profile):
+        bad = verdict(finding.quantity, finding.fraction)
+        if finding.fraction is not None and bad not in ("", "normal"):
+            of = f"{finding.value:,.1f} of {finding.sheet:,.0f} {finding.unit}, {finding.fraction:.0%}"
+            remarks.append(f"{LABELS[finding.quantity]} {of}: {bad}")
+        remarks.extend(
+            f"GPU {place}: {finding.label} is {gap:.0%} below its siblings" for place, gap in finding.lagging.items()
         )
-    return said
+    return remarks
 
 
 def _known_gpu(
@@ -189,14 +189,14 @@ def _with_link(gpu: GpuProfile, p2p_gb_s: Matrix | None, row: int) -> GpuProfile
     return replace(gpu, nvlink_gb_s=_best(slowest, gpu.nvlink_gb_s))
 
 
-def _words(matrix: tuple[tuple[str, ...], ...] | None, kept: Sequence[int]) -> tuple[tuple[str, ...], ...] | None:
-    if matrix is None or len(kept) < 2:
+def _words(matrix: tuple[tuple[str, ...], ...] | None, places: Sequence[int]) -> tuple[tuple[str, ...], ...] | None:
+    if matrix is None or len(places) < 2:
         return None
-    return tuple(tuple(matrix[row][column] for column in kept) for row in kept)
+    return tuple(tuple(matrix[row][column] for column in places) for row in places)
 
 
-def _spread_out(matrix: Matrix | None, places: Sequence[int], kept: Sequence[int]) -> Matrix | None:
-    """Return a matrix over `places` as one over `kept`, empty where a GPU was not measured."""
+def _spread_out(matrix: Matrix | None, places: Sequence[int], known_places: Sequence[int]) -> Matrix | None:
+    """Return a matrix over `places` as one over `known_places`, empty where a GPU was not measured."""
     if matrix is None:
         return None
     where = {place: position for position, place in enumerate(places)}
@@ -204,4 +204,4 @@ def _spread_out(matrix: Matrix | None, places: Sequence[int], kept: Sequence[int
     def cell(row: int, column: int) -> float | None:
         return matrix[where[row]][where[column]] if row in where and column in where else None
 
-    return tuple(tuple(cell(row, column) for column in kept) for row in kept)
+    return tuple(tuple(cell(row, column) for column in known_places) for row in known_places)

@@ -232,8 +232,8 @@ def _check_bounds(profile: HardwareProfile, where: str) -> None:
         _check_quantities(reduced, where, place)
         check_fields(reduced, {name: MACHINE[name] for name in ("ranks", "message_bytes")}, where, place)
     if profile.host is not None:
-        kept = {name: MACHINE[name] for name in ("memory_gib", "shm_gib", "logical_cpus")}
-        check_fields(profile.host, kept, where, "host.")
+        bounds = {name: MACHINE[name] for name in ("memory_gib", "shm_gib", "logical_cpus")}
+        check_fields(profile.host, bounds, where, "host.")
     for name in ("p2p_gb_s", "p2p_latency_us", "p2p_both_gb_s"):
         for row in getattr(profile, name) or ():
             for value in row:
@@ -269,12 +269,12 @@ def save_profile(profile: HardwareProfile, path: Path) -> None:
 
 def hardware_hash(profile: HardwareProfile) -> str:
     """Return a short hash of the machine's figures, not of when or how they were written down."""
-    told = msgspec.to_builtins(replace(profile, created=None))
+    content = msgspec.to_builtins(replace(profile, created=None))
     # Fields that came later are left out where they are empty: a machine keeps the hash that older files hold.
-    states = [gpu["state"] for gpu in told["gpus"] if gpu["state"]]
-    for records, names in (([told], LATER), (told["gpus"], LATER_OF_GPU), (states, LATER_OF_STATE)):
+    states = [gpu["state"] for gpu in content["gpus"] if gpu["state"]]
+    for records, names in (([content], LATER), (content["gpus"], LATER_OF_GPU), (states, LATER_OF_STATE)):
         for record in records:
             for name in names:
                 if not record[name]:
                     del record[name]
-    return content_hash(told)
+    return content_hash(content)

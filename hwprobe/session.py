@@ -82,16 +82,16 @@ def run_probe(
     Failures are also among the profile's warnings: whoever reads the file later must know why a figure is not measured.
     """
     inventory = settled(nvml)
-    wanted = _wanted(device, inventory)
-    if wanted is None:
+    measured_device = _wanted(device, inventory)
+    if measured_device is None:
         return Probed(profile=assemble(inventory, Measured(remarks=(NOTHING_TO_MEASURE,))))
     if not torch_installed():
         failures = () if device is DeviceName.AUTO else (TORCH_MISSING,)
         return Probed(profile=assemble(inventory, Measured(remarks=(TORCH_MISSING,))), failures=failures)
-    if wanted is DeviceName.CPU:
+    if measured_device is DeviceName.CPU:
         busy = busy_host()
-        made = _Session(inventory=inventory, remarks=(busy,) if busy else ())
-        return made.run(host_tasks(quick=quick), runner, telling)
+        session = _Session(inventory=inventory, remarks=(busy,) if busy else ())
+        return session.run(host_tasks(quick=quick), runner, telling)
     with open_eyes(nvml) as look:
         watch = ThrottleWatch(runner, look)
         return _probe_gpus(inventory, quick, watch, telling or Telling())
@@ -141,16 +141,16 @@ class _Session:
     def probed(self) -> Probed:
         """Return what is known now."""
         failed = {outcome.task.title: outcome for outcome in self.outcomes if outcome.failure}
-        told = tuple(f"{title}: {outcome.failure}" for title, outcome in failed.items())
+        messages = tuple(f"{title}: {outcome.failure}" for title, outcome in failed.items())
         measured = merge(self.outcomes)
-        measured = replace(measured, remarks=(*self.remarks, *self.failures, *told, *measured.remarks))
+        measured = replace(measured, remarks=(*self.remarks, *self.failures, *messages, *measured.remarks))
         if self.watch is not None:
             places = range(len(self.inventory.gpus))
             noted = (*measured.remarks, *self.watch.remarks())
             working = {place: self.watch.working(place) for place in places}
             measured = replace(measured, remarks=noted, working=working)
-        said = {title: outcome.stderr for title, outcome in failed.items() if outcome.stderr}
-        return Probed(profile=assemble(self.inventory, measured), failures=(*self.failures, *told), said=said)
+        stderr_of = {title: outcome.stderr for title, outcome in failed.items() if outcome.stderr}
+        return Probed(profile=assemble(self.inventory, measured), failures=(*self.failures, *messages), said=stderr_of)
 
 
 def _probe_gpus(inventory: Inventory, quick: bool, watch: ThrottleWatch, telling: Telling) -> Probed:
@@ -158,38 +158,38 @@ def _probe_gpus(inventory: Inventory, quick: bool, watch: ThrottleWatch, telling
     free = [(place, gpu.uuid or str(gpu.index)) for place, gpu in enumerate(inventory.gpus) if refusal(gpu) is None]
     if refused and not free:
         return Probed(profile=assemble(inventory, Measured(remarks=refused)), failures=refused)
-    made = _Session(inventory=inventory, failures=refused, watch=watch)
-    made.run([_look_task(free, quick)], watch, telling)
-    failed = made.outcomes[-1].failure or ""
+    session = _Session(inventory=inventory, failures=refused, watch=watch)
+    session.run([_look_task(free, quick)], watch, telling)
+    failed = session.outcomes[-1].failure or ""
     if failed and CPU_BUILD not in failed and len(free) > 1:  # one bad card spoils the look at all of them
-        made.outcomes.clear()
+        session.outcomes.clear()
         for each in free:
-            made.run([_look_task([each], quick)], watch, telling)
-        free = [each for each, outcome in zip(free, made.outcomes, strict=True) if not outcome.failure]
-    seen = [outcome.report for outcome in made.outcomes if not outcome.failure and outcome.report]
-    if not seen:
-        failed = made.outcomes[-1].failure or failed
+            session.run([_look_task([each], quick)], watch, telling)
+        free = [each for each, outcome in zip(free, session.outcomes, strict=True) if not outcome.failure]
+    reports = [outcome.report for outcome in session.outcomes if not outcome.failure and outcome.report]
+    if not reports:
+        failed = session.outcomes[-1].failure or failed
         fabric = {gpu.state.fabric for gpu in inventory.gpus if gpu.state.fabric in NOT_READY}
         why = f" (the NVSwitch fabric is {', '.join(map(str, fabric))}: nvidia-fabricmanager)" if fabric else ""
-        said = (*refused, f"nothing was measured on GPUs: {failed}{why}")
-        known = made.probed().said
-        return Probed(profile=assemble(inventory, Measured(remarks=said)), failures=said, said=known)
+        messages = (*refused, f"nothing was measured on GPUs: {failed}{why}")
+        stderr_of = session.probed().said
+        return Probed(profile=assemble(inventory, Measured(remarks=messages)), failures=messages, said=stderr_of)
     if not inventory.gpus:
-        made.inventory = _from_torch(inventory, seen[0].devices)
-        free = [(place, str(gpu.index)) for place, gpu in enumerate(made.inventory.gpus)]
-    made.run(gpu_tasks(free, quick=quick), partial(_again_without_nvls, watch, made), telling)
-    return made.probed()
+        session.inventory = _from_torch(inventory, reports[0].devices)
+        free = [(place, str(gpu.index)) for place, gpu in enumerate(session.inventory.gpus)]
+    session.run(gpu_tasks(free, quick=quick), partial(_again_without_nvls, watch, session), telling)
+    return session.probed()
 
 
-def _again_without_nvls(runner: Runner, made: _Session, task: MeasureTask) -> TaskOutcome:
+def _again_without_nvls(runner: Runner, session: _Session, task: MeasureTask) -> TaskOutcome:
     """Run a task; an all-reduce that failed runs once more without NVLink SHARP, which a fabric fault may fail."""
     outcome = runner(task)
     if task.request.step is not Step.ALL_REDUCE or not outcome.failure:
         return outcome
-    made.outcomes.append(outcome)
+    session.outcomes.append(outcome)
     second = runner(replace(task, settings=(NVLS_OFF,)))
     if not second.failure:
-        made.remarks += (f"all-reduce works with {NVLS_OFF[0]}={NVLS_OFF[1]} only: these figures are without NVLS",)
+        session.remarks += (f"all-reduce works with {NVLS_OFF[0]}={NVLS_OFF[1]} only: these figures are without NVLS",)
     return second
 
 
@@ -203,7 +203,7 @@ def _look_task(free: Sequence[tuple[int, str]], quick: bool) -> MeasureTask:
 
 def _from_torch(inventory: Inventory, devices: Sequence[TorchDevice]) -> Inventory:
     """Return an inventory of what torch sees, for GPUs NVML does not know (ROCm)."""
-    said = f"{visible_variable()} order; clocks, ECC, links and processes are NVML's to tell, and there is none"
+    remark = f"{visible_variable()} order; clocks, ECC, links and processes are NVML's to tell, and there is none"
     gpus = tuple(
         NvmlGpu(
             index=index,
@@ -212,7 +212,7 @@ def _from_torch(inventory: Inventory, devices: Sequence[TorchDevice]) -> Invento
             memory_mib=device.memory_mib,
             sm_count=device.sm_count,
             compute_capability=device.compute_capability,
-            state=GpuState(missing=(said,)),
+            state=GpuState(missing=(remark,)),
         )
         for index, device in enumerate(devices)
     )

@@ -25,19 +25,19 @@ class ThrottleWatch:
 
     def __call__(self, task: MeasureTask) -> TaskOutcome:
         """Run the task, looking at its GPUs every quarter of a second."""
-        done = threading.Event()
-        watcher = threading.Thread(target=self._watch, args=(task, done), daemon=True)
+        finished = threading.Event()
+        watcher = threading.Thread(target=self._watch, args=(task, finished), daemon=True)
         watcher.start()
         try:
             return self._runner(task)
         finally:
-            done.set()
+            finished.set()
             watcher.join()
 
-    def _watch(self, task: MeasureTask, done: threading.Event) -> None:
+    def _watch(self, task: MeasureTask, finished: threading.Event) -> None:
         while True:
             self._note(task, self._look_at(task.visible))
-            if done.wait(EVERY_S):
+            if finished.wait(EVERY_S):
                 return
 
     def _note(self, task: MeasureTask, looks: dict[str, Look]) -> None:
