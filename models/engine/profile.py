@@ -161,12 +161,12 @@ def save_engine_profile(profile: EngineProfile, path: Path) -> None:
 def shipped_profiles(family: str = HOPPER) -> tuple[EngineProfile, ...]:
     """Return the shipped profiles of a GPU family, oldest version first."""
     folder = files("models").joinpath("profiles", family)
-    found = [
+    profiles = [
         checked(decode_json(item.read_bytes(), EngineProfile, item.name), item.name)
         for item in folder.iterdir()
         if item.name.startswith("sglang-")
     ]
-    return tuple(sorted(found, key=lambda profile: Version(profile.sglang_version)))
+    return tuple(sorted(profiles, key=lambda profile: Version(profile.sglang_version)))
 
 
 @cache

@@ -82,21 +82,21 @@ def profile_on(hardware: HardwareProfile, version: Version) -> EngineProfile:
     """
     gpu = hardware.gpus[0]
     shipped = profile_for(version, family_of(gpu.name, gpu.compute_capability))
-    found = min(
+    transferred = min(
         (transfer(shipped.parameters, each) for each in hardware.gpus),
         key=lambda moved: (moved.parameters.eta_w, -moved.parameters.tau_us),
     )
-    if not found.notes:
+    if not transferred.notes:
         return shipped
     covariance = np.array(shipped.covariance)
     place = FITTED.index("eta_w")
-    covariance[place, place] += found.eta_w_error**2
+    covariance[place, place] += transferred.eta_w_error**2
     return replace(
         shipped,
         name=f"{shipped.name}-on-{hardware.name}",
-        parameters=found.parameters,
+        parameters=transferred.parameters,
         covariance=as_matrix(covariance),
-        warnings=(*shipped.warnings, *(f"engine profile moved to this machine: {note}" for note in found.notes)),
+        warnings=(*shipped.warnings, *(f"engine profile moved to this machine: {note}" for note in transferred.notes)),
     )
 
 

@@ -40,11 +40,11 @@ def tuned_kernels() -> TunedKernels:
 @cache
 def ships_tuned_moe(version: Version, device: str, tp: int) -> bool:
     """Whether a release has a tuned fused-MoE kernel of R1 for this device at this TP degree (no EP)."""
-    known = tuned_kernels()
-    place = sum(Version(release) <= version for release in known.releases) - 1
-    shapes = known.devices.get(device.replace(" ", "_"), {})
-    wanted = (f"E={experts},N={WIDTH // tp}" for experts in (EXPERTS, EXPERTS + 1, EXPERTS + tp))
-    return any(first <= max(place, 0) <= last for shape in wanted for first, last in shapes.get(shape, ()))
+    tuned = tuned_kernels()
+    place = sum(Version(release) <= version for release in tuned.releases) - 1
+    shapes = tuned.devices.get(device.replace(" ", "_"), {})
+    shapes_run = (f"E={experts},N={WIDTH // tp}" for experts in (EXPERTS, EXPERTS + 1, EXPERTS + tp))
+    return any(first <= max(place, 0) <= last for shape in shapes_run for first, last in shapes.get(shape, ()))
 
 
 def moe_tile_rows(version: Version, family: str, device: str, tp: int) -> float:

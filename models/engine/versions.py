@@ -37,22 +37,22 @@ def profile_for(version: Version, family: str = HOPPER) -> EngineProfile:
     return profile_among(shipped_profiles(measured), shipped_drift(measured), version)
 
 
-def profile_among(known: tuple[EngineProfile, ...], drift: Drift, version: Version) -> EngineProfile:
-    """Return the profile of a version: one of `known` (oldest first), interpolated, or extrapolated; it says which.
+def profile_among(profiles: tuple[EngineProfile, ...], drift: Drift, version: Version) -> EngineProfile:
+    """Return the profile of a version: one of `profiles` (oldest first), interpolated, or extrapolated; it says which.
 
     Between two releases the logarithms of the parameters walk from one to the other, with the variance of a
     Brownian bridge; beyond the last they follow the trend for a few releases while the variance grows.
     """
-    positions = [release_number(Version(profile.sglang_version)) for profile in known]
-    wanted = release_number(version)
-    index = bisect_left(positions, wanted)
-    if index < len(known) and positions[index] == wanted:
-        return known[index]
+    positions = [release_number(Version(profile.sglang_version)) for profile in profiles]
+    number = release_number(version)
+    index = bisect_left(positions, number)
+    if index < len(profiles) and positions[index] == number:
+        return profiles[index]
     if index == 0:
-        return _extrapolated(known[0], drift, version, wanted - positions[0])
-    if index == len(known):
-        return _extrapolated(known[-1], drift, version, wanted - positions[-1])
-    return _interpolated(known[index - 1], known[index], drift, version)
+        return _extrapolated(profiles[0], drift, version, number - positions[0])
+    if index == len(profiles):
+        return _extrapolated(profiles[-1], drift, version, number - positions[-1])
+    return _interpolated(profiles[index - 1], profiles[index], drift, version)
 
 
 def release_number(version: Version) -> float:
@@ -74,11 +74,11 @@ def _interpolated(older: EngineProfile, newer: EngineProfile, drift: Drift, vers
     _, scale = drift_between(older.sglang_version, newer.sglang_version)
     bridge = (last - first) * share * (1.0 - share) * scale * np.array(drift.covariance)
     # Neighbours are fitted together, so their errors go together: they do not average out.
-    known = (1.0 - share) * np.array(older.covariance) + share * np.array(newer.covariance)
+    blended = (1.0 - share) * np.array(older.covariance) + share * np.array(newer.covariance)
     mean = (1.0 - share) * older.parameters.fitted() + share * newer.parameters.fitted()
-    said = f"SGLang {version}: engine profile interpolated between {older.sglang_version} and {newer.sglang_version}"
-    found = replace(newer, parameters=newer.parameters.moved(mean), covariance=as_matrix(known + bridge))
-    return _unmeasured(found, version, "interpolated", said)
+    warning = f"SGLang {version}: engine profile interpolated between {older.sglang_version} and {newer.sglang_version}"
+    moved_profile = replace(newer, parameters=newer.parameters.moved(mean), covariance=as_matrix(blended + bridge))
+    return _unmeasured(moved_profile, version, "interpolated", warning)
 
 
 def _extrapolated(nearest: EngineProfile, drift: Drift, version: Version, releases: float) -> EngineProfile:
@@ -86,16 +86,16 @@ def _extrapolated(nearest: EngineProfile, drift: Drift, version: Version, releas
     _, scale = drift_between(*sorted((nearest.sglang_version, str(version)), key=Version))
     spread = min(abs(releases), WIDEST_RELEASES) * scale * np.array(drift.covariance)
     mean = nearest.parameters.fitted() + along * np.array(drift.mean)
-    said = (
+    warning = (
         f"SGLang {version}: no measurements of this version; engine profile extrapolated from "
         f"{nearest.sglang_version}, {abs(releases):.0f} releases away, with a wider band"
     )
-    known = np.array(nearest.covariance) + spread
-    found = replace(nearest, parameters=nearest.parameters.moved(mean), covariance=as_matrix(known))
-    return _unmeasured(found, version, "extrapolated", said)
+    covariance = np.array(nearest.covariance) + spread
+    moved_profile = replace(nearest, parameters=nearest.parameters.moved(mean), covariance=as_matrix(covariance))
+    return _unmeasured(moved_profile, version, "extrapolated", warning)
 
 
-def _unmeasured(like: EngineProfile, version: Version, status: str, said: str) -> EngineProfile:
+def _unmeasured(like: EngineProfile, version: Version, status: str, warning: str) -> EngineProfile:
     """Return a profile in the name of a version without measurements, cleared of what measurements claim."""
     return replace(
         like,
@@ -106,5 +106,5 @@ def _unmeasured(like: EngineProfile, version: Version, status: str, said: str) -
         points=0,
         tpot_mape_percent=None,
         fitted_to=(),
-        warnings=(said,),
+        warnings=(warning,),
     )

@@ -145,24 +145,24 @@ def calibrate(
     sliced = len({case.context.arch.num_hidden_layers for case in usable}) > 1
     more = (FIXED if sliced else {}) | dict(further or {})
     names = (*FITTED, *more)
-    known = np.zeros((len(names), len(names)))
-    known[: len(FITTED), : len(FITTED)] = base.covariance
+    base_covariance = np.zeros((len(names), len(names)))
+    base_covariance[: len(FITTED), : len(FITTED)] = base.covariance
     machine = np.array([*spread, *more.values()])
     guess = next((case.context.acceptance for case in usable if not case.acceptance_known), MOST_ACCEPTED)
     prior = _Prior(
         names=names,
         middle=np.array([_logarithm(base.parameters, name, guess) for name in names]),
-        covariance=known + np.diag(machine**2),
+        covariance=base_covariance + np.diag(machine**2),
         free=np.array([name == "tau_us" or len(usable) > 1 for name in names]),
     )
     settled = _settle(usable, base.parameters, prior, prior.middle, ROUNDS)
     width = 1.0
     for wider in WIDTHS if sliced else ():
-        widened = replace(prior, covariance=known + np.diag((wider * machine) ** 2))
-        found = _settle(usable, base.parameters, widened, settled.place, ROUNDS_WIDE)
-        if found.log_evidence <= settled.log_evidence:
+        widened = replace(prior, covariance=base_covariance + np.diag((wider * machine) ** 2))
+        candidate = _settle(usable, base.parameters, widened, settled.place, ROUNDS_WIDE)
+        if candidate.log_evidence <= settled.log_evidence:
             break
-        prior, settled, width = widened, found, wider
+        prior, settled, width = widened, candidate, wider
     return _calibration(usable, base, prior, settled, width)
 
 
@@ -184,7 +184,7 @@ def _calibration(
         source=f"calibrated from {base.name} with {len(usable)} measured points",
         points=len(usable),
         fitted_to=tuple(case.id for case in usable),
-        warnings=tuple(said for said in base.warnings if base.status == "indicative"),
+        warnings=tuple(warning for warning in base.warnings if base.status == "indicative"),
     )
     moved = settled.place
     return Calibration(
@@ -212,12 +212,12 @@ def _settle(cases: Sequence[Case], like: EngineParameters, prior: _Prior, start:
     inside = prior.covariance[np.ix_(free, free)]
     precision = np.linalg.inv(inside)
     fit, slopes = linearised(cases, like, place, free, names)
-    for done in range(1, rounds + 1):
+    for round_number in range(1, rounds + 1):
         weight = fit.weights / fit.scatter**2
         gradient = slopes.T @ (weight * fit.residuals) + precision @ (place - prior.middle)[free]
         move = -np.linalg.solve(slopes.T @ (weight[:, None] * slopes) + precision, gradient)
         place[free] += np.clip(move, -LONGEST_MOVE, LONGEST_MOVE)
-        if done < ROUNDS_WITH_SLOPES or rounds > ROUNDS:
+        if round_number < ROUNDS_WITH_SLOPES or rounds > ROUNDS:
             fit, slopes = linearised(cases, like, place, free, names)
         else:
             fit = _fit_at(cases, like, place, names)
@@ -240,20 +240,20 @@ def linearised(
     names: tuple[str, ...] = FITTED,
 ) -> tuple[Fit, Array]:
     """Return residuals at a place and their slopes along the free parameters."""
-    here = _fit_at(cases, like, place, names)
+    fit = _fit_at(cases, like, place, names)
     unique = len({case.id for case in cases}) == len(cases)  # rows are found by their case's id
     columns = []
     for index in np.flatnonzero(free):
         aside = place.copy()
         aside[index] += STEP
         touched = [case for case in cases if not unique or _depends(case, names[index])]
-        column = np.zeros(len(here.residuals))
+        column = np.zeros(len(fit.residuals))
         if touched:
             own = {case.id for case in touched}
-            rows = np.array([owner in own for owner in here.owners])
-            column[rows] = (_fit_at(touched, like, aside, names).residuals - here.residuals[rows]) / STEP
+            rows = np.array([owner in own for owner in fit.owners])
+            column[rows] = (_fit_at(touched, like, aside, names).residuals - fit.residuals[rows]) / STEP
         columns.append(column)
-    return here, np.array(columns).T.reshape(len(here.residuals), int(free.sum()))
+    return fit, np.array(columns).T.reshape(len(fit.residuals), int(free.sum()))
 
 
 def _depends(case: Case, name: str) -> bool:
@@ -297,12 +297,12 @@ def residuals(cases: Sequence[Case], parameters: EngineParameters) -> Fit:
         question = _question(case)
         if question not in answers:  # repeats of a measurement ask the same again
             answers[question] = expected(case.with_parameters(parameters))
-        found = answers[question]
+        prediction = answers[question]
         for kind, names in FIGURES.items():
             logs = [
                 math.log(figure / case.measured[name])
                 for name in names
-                if name in case.measured and (figure := found.figure(name)) is not None
+                if name in case.measured and (figure := prediction.figure(name)) is not None
             ]
             if logs:
                 values.append(sum(logs) / len(logs))
@@ -334,6 +334,6 @@ def _question(case: Case) -> tuple[object, ...]:
 def _queues(case: Case) -> bool:
     """Whether requests may have waited for room in the KV cache or for their turn."""
     run = case.run
-    held = run.concurrency * (run.isl.mean + run.osl.mean)
-    crowded = held > QUEUED_SHARE * case.kv_tokens or run.concurrency > case.table.most_running[0]
+    demand_tokens = run.concurrency * (run.isl.mean + run.osl.mean)
+    crowded = demand_tokens > QUEUED_SHARE * case.kv_tokens or run.concurrency > case.table.most_running[0]
     return bool(crowded or run.request_rate is not None)

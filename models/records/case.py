@@ -134,8 +134,8 @@ class CasePrediction:
 
     def figure(self, metric: str) -> float | None:
         """Return a figure by its name in point records."""
-        found: float | None = getattr(self, metric)
-        return found
+        value: float | None = getattr(self, metric)
+        return value
 
 
 def expected(case: Case) -> CasePrediction:
@@ -184,8 +184,8 @@ def _errors(case: Case) -> Errors:
     kv_tokens = np.array([case.kv_tokens])
     demand = demand_of(case.context, case.run.workload)
     steady = closed_loop(system, demand, kv_tokens)
-    found = errors(case.context.engine, system, case.config, steady, case.run.osl.mean)
-    return found if case.config.speculative is None else found.with_acceptance(case.context.acceptance_spread)
+    relative = errors(case.context.engine, system, case.config, steady, case.run.osl.mean)
+    return relative if case.config.speculative is None else relative.with_acceptance(case.context.acceptance_spread)
 
 
 def _decode_step(case: Case) -> CasePrediction:

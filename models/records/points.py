@@ -73,8 +73,8 @@ class Point:
     @property
     def measured(self) -> dict[str, float]:
         """Return the metrics that were measured, by name."""
-        found = {name: getattr(self, name) for name in METRICS}
-        return {name: value for name, value in found.items() if value is not None and value > 0}
+        values = {name: getattr(self, name) for name in METRICS}
+        return {name: value for name, value in values.items() if value is not None and value > 0}
 
 
 _KNOWN = {item.name: item.type for item in fields(Point) if item.name != "extra"}
@@ -119,9 +119,9 @@ def _of_benchmark(record: dict[str, Any], number: int) -> dict[str, Any]:
     random = str(record.get("dataset_name") or "").startswith("random")
     mean = (1.0 + ratio) / 2.0 if random and isinstance(ratio, int | float) else 1.0
     sent, back = record.get("total_input_tokens"), record.get("total_output_tokens")
-    said = record.get("server_info")
-    server: dict[str, Any] = said if isinstance(said, dict) else {}
-    known = {
+    info = record.get("server_info")
+    server: dict[str, Any] = info if isinstance(info, dict) else {}
+    point = {
         "id": record.get("tag") or f"line-{number}",
         "isl": sent / completed / mean if sent and completed else record.get("random_input_len"),
         "osl": back / completed / mean if back and completed else record.get("random_output_len"),
@@ -142,8 +142,8 @@ def _of_benchmark(record: dict[str, Any], number: int) -> dict[str, Any]:
     }
     for name, theirs in (("ttft", "ttft_ms"), ("tpot", "tpot_ms")):
         for statistic in ("mean", "median"):
-            known[f"{name}_{statistic}_ms"] = record.get(f"{statistic}_{theirs}")
-    return {name: value for name, value in known.items() if value is not None}
+            point[f"{name}_{statistic}_ms"] = record.get(f"{statistic}_{theirs}")
+    return {name: value for name, value in point.items() if value is not None}
 
 
 def point_of(record: dict[str, Any], number: int = 1) -> Point:

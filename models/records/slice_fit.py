@@ -44,25 +44,27 @@ def not_from_slices(
 
     `config` is the layout that the slices ran with, `target` that of the whole model.
     """
-    said = [
+    caveats = [
         "weights and KV cache of the whole model: the ledger's, a slice holds neither",
         "expert routing: dummy weights send every token to the same experts; the profile's popularity stands for text",
         "MTP acceptance: as given, dummy weights accept drafts by chance",
         "first_wave_s: the base profile's, points are measured after a warm-up",
     ]
     if len({arch.num_hidden_layers for arch in slices}) == 1:
-        said.append("what a step costs apart from its layers: slices of one depth do not tell, the base profile does")
+        caveats.append(
+            "what a step costs apart from its layers: slices of one depth do not tell, the base profile does"
+        )
     dense = {arch.dense_layers for arch in slices}
     if len(dense) == 1 and dense != {whole.dense_layers}:
-        said.append(f"dense layers: every slice has {dense.pop()}, the model {whole.dense_layers}; by the equations")
+        caveats.append(f"dense layers: every slice has {dense.pop()}, the model {whole.dense_layers}; by the equations")
     if config.tp_size != target.tp_size:
-        said.append(
+        caveats.append(
             f"collectives of {target.layout}, and how its GPUs share weights: the equations and the machine's figures; "
             f"the slices ran on {config.layout}"
         )
     if target.attn_dp_size > config.attn_dp_size or target.ep_size > config.ep_size:
-        said.append("dispatch and rank synchronisation of attention DP and EP: constants shared by all versions")
-    return tuple(said)
+        caveats.append("dispatch and rank synchronisation of attention DP and EP: constants shared by all versions")
+    return tuple(caveats)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,24 +129,24 @@ def predict_whole(cases: Sequence[Case], whole: ModelArchitecture, engine: Engin
     for case in cases:
         context = replace(case.context, engine=engine)
         groups.setdefault((case.run, case.config), []).append(replace(case, context=context))
-    found = []
+    figures = []
     for members in groups.values():
         kv_tokens = min(members[0].kv_tokens, whole_kv_tokens(members[0], whole))
         for metric in FIGURES if kv_tokens >= 1.0 else ():
             by_slice = _measured(members, metric)
             if len(by_slice) > 1:
-                found.append(_foretell(members[0], metric, by_slice, whole, kv_tokens))
-    return tuple(found)
+                figures.append(_foretell(members[0], metric, by_slice, whole, kv_tokens))
+    return tuple(figures)
 
 
 def _measured(cases: Sequence[Case], metric: str) -> dict[tuple[int, int], list[float]]:
     """Return what every slice (MoE layers, dense layers) showed, repeats in a list."""
-    found: dict[tuple[int, int], list[float]] = {}
+    by_slice: dict[tuple[int, int], list[float]] = {}
     for case in cases:
         if metric in case.measured:
             arch = case.context.arch
-            found.setdefault((arch.moe_layers, arch.dense_layers), []).append(case.measured[metric])
-    return found
+            by_slice.setdefault((arch.moe_layers, arch.dense_layers), []).append(case.measured[metric])
+    return by_slice
 
 
 def _foretell(

@@ -52,13 +52,13 @@ class Score:
 def residuals_of(case: Case, predicted: CasePrediction, errors: Errors) -> list[Residual]:
     """Return the residual of every figure that was measured."""
     sigma = {"ttft": errors.ttft, "tpot": errors.tpot, "output": errors.output_tok_s}
-    found = []
+    residuals = []
     for metric in METRICS:
         measured, figure = case.measured.get(metric), predicted.figure(metric)
         if measured is None or figure is None or figure <= 0:
             continue
         away = abs(math.log(figure / measured))
-        found.append(
+        residuals.append(
             Residual(
                 id=case.id,
                 group=_group(case),
@@ -70,7 +70,7 @@ def residuals_of(case: Case, predicted: CasePrediction, errors: Errors) -> list[
                 fitted=case.id in case.context.engine.fitted_to,
             )
         )
-    return found
+    return residuals
 
 
 def scores(residuals: Sequence[Residual], *, by_concurrency: bool = False) -> list[Score]:
@@ -79,7 +79,7 @@ def scores(residuals: Sequence[Residual], *, by_concurrency: bool = False) -> li
     for residual in residuals:
         clients = str(residual.concurrency) if by_concurrency else "all"
         groups[(residual.group, clients, residual.metric)].append(residual)
-    return [_score(*key, found) for key, found in groups.items()]
+    return [_score(*key, members) for key, members in groups.items()]
 
 
 def overall(residuals: Sequence[Residual]) -> list[Score]:
@@ -91,18 +91,18 @@ def overall(residuals: Sequence[Residual]) -> list[Score]:
     ]
 
 
-def _score(group: str, clients: str, metric: str, found: list[Residual]) -> Score:
-    errors = [residual.percent for residual in found]
+def _score(group: str, clients: str, metric: str, members: list[Residual]) -> Score:
+    errors = [residual.percent for residual in members]
     return Score(
         group=group,
         concurrency=clients,
         metric=metric,
-        count=len(found),
+        count=len(members),
         mape=sum(map(abs, errors)) / len(errors),
         largest=max(errors, key=abs),
         bias=sum(errors) / len(errors),
-        in_band=100.0 * sum(residual.in_band for residual in found) / len(found),
-        kind=_kind([residual.fitted for residual in found]),
+        in_band=100.0 * sum(residual.in_band for residual in members) / len(members),
+        kind=_kind([residual.fitted for residual in members]),
     )
 
 
