@@ -37,8 +37,8 @@ class ServedModel:
     violations: tuple[Violation, ...] = ()
 
 
-def served_model(values: Mapping[str, Any], given: ModelArchitecture | None) -> ServedModel:
-    """Return what a line with these flags (by SGLang's field names) serves; `given` is that of --model.
+def served_model(values: Mapping[str, Any], own_model: ModelArchitecture | None) -> ServedModel:
+    """Return what a line with these flags (by SGLang's field names) serves; `own_model` is that of --model.
 
     Raises UnsupportedModel for a checkpoint that is not modelled: nothing may be said of its memory or speed.
     """
@@ -48,32 +48,34 @@ def served_model(values: Mapping[str, Any], given: ModelArchitecture | None) -> 
             raise _not_modelled(path, f"{name} {values[flag]} gives weights of another kind")
     if values.get("dtype") in ("float", "float32"):
         raise _not_modelled(path, f"--dtype {values['dtype']} computes and stores in 32 bits")
-    found = _by_config(given, values) if given is not None else _by_line(path, values)
-    return replace(found, arch=_overridden(found.arch, values.get("json_model_override_args"), path))
+    served = _by_config(own_model, values) if own_model is not None else _by_line(path, values)
+    return replace(served, arch=_overridden(served.arch, values.get("json_model_override_args"), path))
 
 
-def _by_config(given: ModelArchitecture, values: Mapping[str, Any]) -> ServedModel:
+def _by_config(own_model: ModelArchitecture, values: Mapping[str, Any]) -> ServedModel:
     """Return the model of --model; a --quantization that says otherwise is refused by SGLang."""
-    method = given.quantization_config.quant_method if given.quantization_config else None
-    asked = values.get("quantization")
-    basis = f"{given.weights} weights, from --model"
-    if asked in (None, "unquant", method):
-        return ServedModel(arch=given, basis=basis)
-    if method is None and QUANTIZATION.get(asked) in ("w8a8_int8", "blockwise_int8"):
+    method = own_model.quantization_config.quant_method if own_model.quantization_config else None
+    quantization = values.get("quantization")
+    basis = f"{own_model.weights} weights, from --model"
+    if quantization in (None, "unquant", method):
+        return ServedModel(arch=own_model, basis=basis)
+    if method is None and QUANTIZATION.get(quantization) in ("w8a8_int8", "blockwise_int8"):
         return ServedModel(
-            arch=given.quantised(QUANTIZATION[asked]),
-            basis=f"shapes from --model, INT8 weights from --quantization {asked}",
+            arch=own_model.quantised(QUANTIZATION[quantization]),
+            basis=f"shapes from --model, INT8 weights from --quantization {quantization}",
         )
     if method is None:
-        raise _not_modelled(given.name, f"its config.json has no quantization_config, and --quantization is {asked}")
+        raise _not_modelled(
+            own_model.name, f"its config.json has no quantization_config, and --quantization is {quantization}"
+        )
     fault = Violation(
         rule="quantization-mismatch",
         severity=Severity.ERROR,
-        message=f"--quantization {asked} is not what the checkpoint's config.json says ({method})",
+        message=f"--quantization {quantization} is not what the checkpoint's config.json says ({method})",
         fix="leave --quantization out: SGLang reads it from the checkpoint",
         refused=True,
     )
-    return ServedModel(arch=given, basis=basis, violations=(fault,))
+    return ServedModel(arch=own_model, basis=basis, violations=(fault,))
 
 
 def _by_line(path: str, values: Mapping[str, Any]) -> ServedModel:
@@ -91,8 +93,8 @@ def _by_line(path: str, values: Mapping[str, Any]) -> ServedModel:
             f"'{shown[:100]}' names no DeepSeek-R1, V3 or V3.1 and is not modelled: no verdict on memory or speed; "
             "if it is one of these under another name, give its config.json with --model"
         )
-    asked = values.get("quantization")
-    method, basis = _weights(shown, named, None if asked == "unquant" else asked)
+    quantization = values.get("quantization")
+    method, basis = _weights(shown, named, None if quantization == "unquant" else quantization)
     arch = deepseek_r1() if method == "fp8" else deepseek_r1().quantised(method)
     basis = f"{arch.weights} weights, {basis.replace(NAME, flag)}"
     if named.model is not None:
@@ -100,23 +102,23 @@ def _by_line(path: str, values: Mapping[str, Any]) -> ServedModel:
     return ServedModel(arch=arch, basis=basis, assumed=f"DeepSeek-R1 with {arch.weights} weights")
 
 
-def _weights(path: str, named: NamedCheckpoint, asked: str | None) -> tuple[str | None, str]:
+def _weights(path: str, named: NamedCheckpoint, quantization: str | None) -> tuple[str | None, str]:
     """Return the quant_method of the weights (None: BF16) and how it is known: --quantization before the name."""
-    if asked is not None and asked not in QUANTIZATION:
-        bits = "4 bits" if asked in FOUR_BITS else f"'{asked}'"
-        raise _not_modelled(path, f"its weights are quantised to {bits}, by --quantization {asked}")
+    if quantization is not None and quantization not in QUANTIZATION:
+        bits = "4 bits" if quantization in FOUR_BITS else f"'{quantization}'"
+        raise _not_modelled(path, f"its weights are quantised to {bits}, by --quantization {quantization}")
     if named.label is not None and named.method not in (None, *MODELLED_WEIGHTS):
         raise _not_modelled(path, f"its weights are {named.label}, by its name")
-    if asked is None:
+    if quantization is None:
         if named.label is None:
             return "fp8", "as DeepSeek publishes it"
         return named.method, f"from {NAME}"
-    method = QUANTIZATION[asked]
+    method = QUANTIZATION[quantization]
     if named.label is not None and named.method is None and method == "fp8":
         raise _not_modelled(path, "its name says BF16 and --quantization fp8 converts it while loading")
     if named.method == "blockwise_int8" and method == "w8a8_int8":
         raise _not_modelled(path, "its name says block INT8 and --quantization w8a8_int8 reads one scale a channel")
-    return method, f"from --quantization {asked}"
+    return method, f"from --quantization {quantization}"
 
 
 def _overridden(arch: ModelArchitecture, text: Any, path: str) -> ModelArchitecture:
@@ -124,13 +126,13 @@ def _overridden(arch: ModelArchitecture, text: Any, path: str) -> ModelArchitect
     if not text:
         return arch
     try:
-        wanted = json.loads(text) if isinstance(text, str) else text
+        overrides = json.loads(text) if isinstance(text, str) else text
     except ValueError:
-        wanted = None
-    if not isinstance(wanted, dict):
+        overrides = None
+    if not isinstance(overrides, dict):
         return arch  # a violation of its own: SGLang stops at the text
     changed = arch
-    for key, value in wanted.items():
+    for key, value in overrides.items():
         whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
         if key == "num_hidden_layers" and whole and value <= arch.num_hidden_layers:
             changed = changed.sliced(value)

@@ -21,13 +21,13 @@ _TEMPLATE = re.compile(
 def split_words(raw: str) -> list[str]:
     """Split a text as a shell splits words, without expanding anything; unknown places stay whole."""
     places = re.findall(r"\0[^\0]*\0", raw)
-    held = re.sub(r"\0[^\0]*\0", "\x01", raw)
+    masked = re.sub(r"\0[^\0]*\0", "\x01", raw)
     try:
-        words = shlex.split(held)
+        words = shlex.split(masked)
     except ValueError:
-        words = held.split()
-    left = iter(places)
-    return [re.sub("\x01", lambda _: next(left, ""), word) for word in words]
+        words = masked.split()
+    unknowns = iter(places)
+    return [re.sub("\x01", lambda _: next(unknowns, ""), word) for word in words]
 
 
 def compose_text(text: str, scope: Scope) -> Text:
@@ -45,13 +45,13 @@ def _compose_variable(match: re.Match[str], outer: Scope) -> Text:
         return Text("$")
     name, operator, rest = match["braced"] or match["bare"], match["op"] or "", match["rest"] or ""
     value = outer.look(name)
-    found = value if isinstance(value, Text) else None
-    empty = found is None or (operator.startswith(":") and found.raw == "")
+    known_text = value if isinstance(value, Text) else None
+    empty = known_text is None or (operator.startswith(":") and known_text.raw == "")
     if operator.endswith("+"):
         return Text("") if empty else Text(rest)
     if empty and operator.endswith("-"):
         return Text(rest).taking(Assumption(name=name, value=rest, why="its default in the file"))
-    return unknown(match[0], unset=True) if found is None else found
+    return unknown(match[0], unset=True) if known_text is None else known_text
 
 
 def kubernetes_text(text: str, scope: Scope, *, keep: bool = False) -> Text:

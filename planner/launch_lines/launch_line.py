@@ -53,27 +53,27 @@ class _Reading:
     unknown: list[UnknownValue] = field(default_factory=list)
 
 
-def launch_line(found: FoundServer) -> LaunchLine:
+def launch_line(server: FoundServer) -> LaunchLine:
     """Return a found server as a launch line; values that are not known are asked for, assumed or left out."""
-    reading = _Reading(notes=list(found.notes))
-    arguments = _own_flags(found, reading)
+    reading = _Reading(notes=list(server.notes))
+    arguments = _own_flags(server, reading)
     for flag, values in _groups(arguments):
         _take(flag, values, reading)
-    version = IMAGE_VERSION.search(found.image or "")
+    version = IMAGE_VERSION.search(server.image or "")
     modes = [reading.words[i + 1] for i, word in enumerate(reading.words[:-1]) if word == "--disaggregation-mode"]
     mode = next((mode for mode in reversed(modes) if mode in ("prefill", "decode")), None)
     return LaunchLine(
         words=tuple(reading.words),
-        environment=found.scope.environment(),
-        image=found.image,
+        environment=server.scope.environment(),
+        image=server.image,
         image_version=version["version"] if version else None,
         notes=tuple(dict.fromkeys(reading.notes)),
         left_out=tuple(reading.left_out),
-        assumed=merged([reading.assumed, found.scope.doubts.values()]),
-        doubted=tuple(found.scope.doubts),
+        assumed=merged([reading.assumed, server.scope.doubts.values()]),
+        doubted=tuple(server.scope.doubts),
         unknown=tuple(dict.fromkeys(reading.unknown)),
-        role=mode or found.role or "server",
-        line=found.line,
+        role=mode or server.role or "server",
+        line=server.line,
     )
 
 
@@ -89,26 +89,30 @@ def how_to_give(values: Iterable[UnknownValue], doubted: Container[str] = ()) ->
         else:
             others.append(f"write the value in the place of {text[:40]}")
     roots = [name for name in sets if name in doubted]
-    given = " ".join(dict.fromkeys(f"--set {name}=..." for name in roots or sets))
+    settings = " ".join(dict.fromkeys(f"--set {name}=..." for name in roots or sets))
     rest = ", which others may follow from" if roots and len(roots) < len(sets) else ""
-    return ", ".join(dict.fromkeys([*([f"give it with {given}{rest}"] if given else []), *others]))
+    return ", ".join(dict.fromkeys([*([f"give it with {settings}{rest}"] if settings else []), *others]))
 
 
-def _own_flags(found: FoundServer, reading: _Reading) -> Sequence[Text]:
+def _own_flags(server: FoundServer, reading: _Reading) -> Sequence[Text]:
     """Leave out the flags that Dynamo or the router keep for themselves, and say so."""
-    if not found.kind:
-        return found.arguments
-    known = flags_by_name()
-    kept: list[Text] = []
-    for flag, values in _groups(found.arguments):
+    if not server.kind:
+        return server.arguments
+    sglang_flags = flags_by_name()
+    arguments: list[Text] = []
+    for flag, values in _groups(server.arguments):
         name = flag.raw.partition("=")[0] if flag is not None else ""
-        own = name.startswith("--") and name not in known and not any(other.startswith(name) for other in known)
+        own = (
+            name.startswith("--")
+            and name not in sglang_flags
+            and not any(other.startswith(name) for other in sglang_flags)
+        )
         if own:
             shown = " ".join(text.source for text in (flag, *values) if text is not None)
-            reading.notes.append(f"'{shown[:80]}' is {found.kind}'s own and left out")
+            reading.notes.append(f"'{shown[:80]}' is {server.kind}'s own and left out")
         else:
-            kept += [*([flag] if flag is not None else []), *values]
-    return kept
+            arguments += [*([flag] if flag is not None else []), *values]
+    return arguments
 
 
 def _groups(words: Sequence[Text]) -> Iterator[tuple[Text | None, list[Text]]]:
@@ -132,8 +136,8 @@ def _take(flag: Text | None, values: list[Text], reading: _Reading) -> None:
     if flag is not None and not Text(name).known:
         _ask(flag, reading)
         return
-    given = [Text(glued, flag.assumed), *values] if flag is not None and equals else values
-    own = _own_values(name, given, reading)
+    value_texts = [Text(glued, flag.assumed), *values] if flag is not None and equals else values
+    own = _own_values(name, value_texts, reading)
     if not all(text.known for text in own):
         _unknown_value(name, own, reading)
         return
@@ -142,12 +146,12 @@ def _take(flag: Text | None, values: list[Text], reading: _Reading) -> None:
     reading.assumed += merged([flag.assumed if flag is not None else (), *(text.assumed for text in own)])
 
 
-def _own_values(name: str, given: list[Text], reading: _Reading) -> list[Text]:
+def _own_values(name: str, texts: list[Text], reading: _Reading) -> list[Text]:
     """Return what belongs to the flag; a loose variable is no word where it is set nowhere, else it is asked for."""
     flag = flags_by_name().get(_spelled(name))
     takes = bool(name) and not (flag is not None and flag.is_switch)
     own: list[Text] = []
-    for place, text in enumerate(given):
+    for place, text in enumerate(texts):
         if text.raw in _DOTS:
             reading.notes.append(f"'{text.raw}' is left out: what it stands for is not in the file")
         elif text.known or (takes and place == 0):
@@ -188,8 +192,8 @@ def _ask(text: Text, reading: _Reading) -> None:
 
 def _spelled(name: str) -> str:
     """Return the name itself, or the one it is an unambiguous beginning of."""
-    known = flags_by_name()
-    if name in known:
+    flags = flags_by_name()
+    if name in flags:
         return name
-    near = [other for other in known if other.startswith(name)]
+    near = [other for other in flags if other.startswith(name)]
     return near[0] if len(near) == 1 else name

@@ -51,16 +51,16 @@ def servers_of_manifest(text: str, scope: Scope, line: int = 1, name: str = "the
     """Return the servers of a YAML text, in order. Raises InputError for what is no YAML."""
     documents = read_yaml(text, name, line)
     config_maps = _config_maps(documents)
-    found: list[FoundServer] = []
+    servers: list[FoundServer] = []
     for document in documents:
         kind = _kind(document)
         inner = scope.copy()
         inner.caller = scope.caller if kind == "compose" else {}  # no other platform passes the caller's on
         place = _Place(kind=kind, scope=inner, document=document, names=config_maps)
-        found += _walk(document, place)
+        servers += _walk(document, place)
     images = {match[0].strip() for match in IMAGE_VERSION.finditer(text)} | set(_chart_images(documents))
     only = images.pop() if len(images) == 1 else None
-    return [server if server.image else replace(server, image=only) for server in found]
+    return [server if server.image else replace(server, image=only) for server in servers]
 
 
 def _kind(document: Any) -> str:
@@ -71,13 +71,13 @@ def _kind(document: Any) -> str:
 
 def _config_maps(documents: list[Any]) -> dict[str, dict[str, str]]:
     """Return the data of the ConfigMaps of the same file, by name."""
-    found = {}
+    data_by_name = {}
     for document in documents:
         if isinstance(document, dict) and document.get("kind") == "ConfigMap":
             data, meta = document.get("data"), document.get("metadata")
             if isinstance(data, dict) and isinstance(meta, dict):
-                found[str(meta.get("name"))] = {str(key): str(value) for key, value in data.items()}
-    return found
+                data_by_name[str(meta.get("name"))] = {str(key): str(value) for key, value in data.items()}
+    return data_by_name
 
 
 def _walk(node: Any, place: _Place) -> Iterator[FoundServer]:
@@ -86,16 +86,16 @@ def _walk(node: Any, place: _Place) -> Iterator[FoundServer]:
         return
     if isinstance(node, dict):
         place = _entered(node, place)
-        taken: set[Any] = set()
+        read_keys: set[Any] = set()
         if any(key in node for key in COMMAND_KEYS):
             servers = list(_of_container(node, place))
-            taken = set(COMMAND_KEYS) if servers else set()
+            read_keys = set(COMMAND_KEYS) if servers else set()
             yield from servers
         elif is_settings(node):
             yield _of_settings(node, place)
             return
         for key, child in node.items():
-            if key not in taken:
+            if key not in read_keys:
                 yield from _walk(child, place.below(key))
     elif isinstance(node, list):
         for child in node:
@@ -106,13 +106,13 @@ def _walk(node: Any, place: _Place) -> Iterator[FoundServer]:
 
 def _entered(node: dict[Any, Any], place: _Place) -> _Place:
     """Return the place inside a mapping: what its platform sets there, its environment and its image."""
-    known = variables_of(node)
+    platform_variables = variables_of(node)
     image = _image(node, place)
     settings = _environment(node, place)
-    if not known and not settings and image == place.image:
+    if not platform_variables and not settings and image == place.image:
         return place
     scope = place.scope.copy()
-    scope.variables |= dict(known.items())
+    scope.variables |= dict(platform_variables.items())
     scope.variables |= settings
     scope.exported |= settings.keys()
     return replace(place, scope=scope, image=str(image) if image is not None else None)
@@ -120,15 +120,15 @@ def _entered(node: dict[Any, Any], place: _Place) -> _Place:
 
 def _image(node: dict[Any, Any], place: _Place) -> str | None:
     """Return the image of a container, or the one a recipe names beside its model."""
-    given = node.get("image")
+    image = node.get("image")
     model = node.get("model")
-    if given is None and isinstance(model, dict):
-        given = model.get("container")
-    if isinstance(given, dict) and given.get("repository"):  # a chart's values
-        given = f"{given['repository']}:{given.get('tag', '')}"
-    if not isinstance(given, str):
+    if image is None and isinstance(model, dict):
+        image = model.get("container")
+    if isinstance(image, dict) and image.get("repository"):  # a chart's values
+        image = f"{image['repository']}:{image.get('tag', '')}"
+    if not isinstance(image, str):
         return place.image
-    return _value(given, place).source
+    return _value(image, place).source
 
 
 def _chart_images(node: Any, depth: int = 0) -> Iterator[str]:
@@ -146,18 +146,20 @@ def _environment(node: dict[Any, Any], place: _Place) -> dict[str, Text]:
 
     What is passed on without a value (from the caller's environment, from a secret) is left out.
     """
-    found: dict[str, Text] = {}
+    environment: dict[str, Text] = {}
     for key in ("environment", "env", "envs"):
-        given = node.get(key)
-        if isinstance(given, dict):
-            found |= {str(n): _value(str(v), place) for n, v in given.items() if v is not None and not _nested(v)}
-        for item in given if isinstance(given, list) else ():
-            found |= _environment_item(item, place)
+        entries = node.get(key)
+        if isinstance(entries, dict):
+            environment |= {
+                str(n): _value(str(v), place) for n, v in entries.items() if v is not None and not _nested(v)
+            }
+        for item in entries if isinstance(entries, list) else ():
+            environment |= _environment_item(item, place)
     for source in node.get("envFrom") or () if isinstance(node.get("envFrom"), list) else ():
         reference = source.get("configMapRef") if isinstance(source, dict) else None
         name = reference.get("name") if isinstance(reference, dict) else None
-        found |= {key: Text(value) for key, value in place.names.get(str(name), {}).items()}
-    return found
+        environment |= {key: Text(value) for key, value in place.names.get(str(name), {}).items()}
+    return environment
 
 
 def _nested(value: Any) -> bool:
@@ -168,14 +170,14 @@ def _environment_item(item: Any, place: _Place) -> dict[str, Text]:
     if not isinstance(item, dict):
         name, equals, value = str(item).partition("=")
         return {name: _value(value, place)} if equals else {}
-    name, given, source = str(item.get("name")), item.get("value"), item.get("valueFrom")
-    if given is not None:
-        return {name: _value(_scalar(given), place)}
+    name, literal, source = str(item.get("name")), item.get("value"), item.get("valueFrom")
+    if literal is not None:
+        return {name: _value(_scalar(literal), place)}
     reference = source.get("configMapKeyRef") if isinstance(source, dict) else None
     if not isinstance(reference, dict):
         return {}
-    held = place.names.get(str(reference.get("name")), {}).get(str(reference.get("key")))
-    return {} if held is None else {name: Text(held)}
+    config_value = place.names.get(str(reference.get("name")), {}).get(str(reference.get("key")))
+    return {} if config_value is None else {name: Text(config_value)}
 
 
 def _scalar(value: Any) -> str:
@@ -253,8 +255,8 @@ def _of_settings(node: dict[Any, Any], place: _Place) -> FoundServer:
     if role in ("prefill", "decode") and "--disaggregation-mode" not in names:
         words += [Text("--disaggregation-mode"), Text(str(role))]
     lines = [key.line for key in node if isinstance(key, Placed)]
-    found = FoundServer(arguments=tuple(words), scope=place.scope, line=min(lines, default=1), role=role)
-    return _at_place(found, place, nodes=(f"NODES_{role}", "LWS_GROUP_SIZE"))
+    server = FoundServer(arguments=tuple(words), scope=place.scope, line=min(lines, default=1), role=role)
+    return _at_place(server, place, nodes=(f"NODES_{role}", "LWS_GROUP_SIZE"))
 
 
 def _model_of(document: Any, depth: int = 0) -> Text | None:
@@ -265,16 +267,16 @@ def _model_of(document: Any, depth: int = 0) -> Text | None:
     path = model.get("path") if isinstance(model, dict) else model
     if isinstance(path, str) and path:
         precision = str(model.get("precision") or "").lower() if isinstance(model, dict) else ""
-        said = not precision or precision in path.lower() or named_checkpoint(path).label is not None
-        return Text(str(path) if said else f"{path}-{precision}")
-    found = (_model_of(child, depth + 1) for child in document.values())
-    return next((model for model in found if model is not None), None)
+        names_precision = not precision or precision in path.lower() or named_checkpoint(path).label is not None
+        return Text(str(path) if names_precision else f"{path}-{precision}")
+    inner_models = (_model_of(child, depth + 1) for child in document.values())
+    return next((model for model in inner_models if model is not None), None)
 
 
 def _at_place(server: FoundServer, place: _Place, nodes: Sequence[str] = ("NODES_dynamo",)) -> FoundServer:
     """Return a server with the role and image of its place, and the nodes that its platform starts by itself."""
     role = next((name for name in reversed(place.path) if name in ("prefill", "decode", "leader", "worker")), None)
-    count = next((found for name in nodes if (found := place.scope.look(name)) is not None), None)
+    count = next((nodes_text for name in nodes if (nodes_text := place.scope.look(name)) is not None), None)
     arguments, words = server.arguments, {word.raw for word in server.arguments}
     if isinstance(count, Text) and "--nnodes" not in words and count.raw != "1":
         why = "the platform of the file starts so many nodes"

@@ -24,14 +24,14 @@ def read_yaml(text: str, name: str, first_line: int = 1) -> list[Any]:
     """Return the documents of a YAML text, every text a Placed. Raises InputError for what is no YAML."""
     import yaml  # late: most launches come without YAML, and it takes its time
 
-    held: list[str] = []
-    plain = _templates_held(text, held)
+    templates: list[str] = []
+    plain = _templates_held(text, templates)
 
     class Loader(yaml.SafeLoader):
         """SafeLoader whose texts know their line."""
 
     def construct(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Placed:
-        return _placed(loader.construct_scalar(node), node, held, first_line)
+        return _placed(loader.construct_scalar(node), node, templates, first_line)
 
     Loader.add_constructor("tag:yaml.org,2002:str", construct)
     Loader.add_multi_constructor("!", lambda loader, suffix, node: None)
@@ -42,21 +42,21 @@ def read_yaml(text: str, name: str, first_line: int = 1) -> list[Any]:
         raise InputError(f"'{name}' is no valid YAML: {said(error)}") from None
 
 
-def _placed(value: Any, node: Any, held: list[str], first_line: int) -> Placed:
-    restored = _HELD.sub(lambda match: held[int(match[1])], str(value))
+def _placed(value: Any, node: Any, templates: list[str], first_line: int) -> Placed:
+    restored = _HELD.sub(lambda match: templates[int(match[1])], str(value))
     placed = Placed(restored)
     placed.line = first_line + node.start_mark.line + (1 if node.style in ("|", ">") else 0)
     return placed
 
 
-def _templates_held(text: str, held: list[str]) -> str:
+def _templates_held(text: str, templates: list[str]) -> str:
     """Replace every {{ ... }} by a plain word; lines that hold only control structures are left empty."""
     if "{{" not in text:
         return text
 
     def hold(match: re.Match[str]) -> str:
-        held.append(match[0])
-        return f"__TEMPLATE_{len(held) - 1}__"
+        templates.append(match[0])
+        return f"__TEMPLATE_{len(templates) - 1}__"
 
     rows = []
     for row in text.split("\n"):

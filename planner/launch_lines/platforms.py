@@ -11,27 +11,27 @@ from planner.shell.values import Text
 def variables_of(node: dict[Any, Any]) -> dict[str, Text]:
     """Return the variables that a mapping's platform gives the servers below it; empty where it is of none."""
     for read in (_leader_worker_set, _skypilot, _ome, _dynamo, _srt_slurm):
-        found = read(node)
-        if found:
-            return {name: Text(str(value)) for name, value in found.items()}
+        variables = read(node)
+        if variables:
+            return {name: Text(str(value)) for name, value in variables.items()}
     return {}
 
 
 def slurm_variables(text: str) -> dict[str, Text]:
     """Return what Slurm sets by the #SBATCH lines of a batch script."""
-    found: dict[str, str] = {}
+    variables: dict[str, str] = {}
     for option, value in re.findall(r"^#SBATCH\s+(--?[\w-]+)(?:[= ]\s*(\S+))?", text, re.MULTILINE):
         number = re.match(r"\d+$", value) and value
         if option in ("-N", "--nodes") and number:
-            found |= {"SLURM_NNODES": value, "SLURM_JOB_NUM_NODES": value}
+            variables |= {"SLURM_NNODES": value, "SLURM_JOB_NUM_NODES": value}
         elif option == "--ntasks-per-node" and number:
-            found["SLURM_NTASKS_PER_NODE"] = value
+            variables["SLURM_NTASKS_PER_NODE"] = value
         elif option in ("-n", "--ntasks") and number:
-            found |= {"SLURM_NTASKS": value, "SLURM_NPROCS": value}
+            variables |= {"SLURM_NTASKS": value, "SLURM_NPROCS": value}
         elif option in ("--gres", "--gpus-per-node") and re.search(r"(\d+)$", value):
             gpus = re.search(r"(\d+)$", value)
-            found["SLURM_GPUS_ON_NODE"] = found["SLURM_GPUS_PER_NODE"] = gpus[1] if gpus else value
-    return {name: Text(value) for name, value in found.items()}
+            variables["SLURM_GPUS_ON_NODE"] = variables["SLURM_GPUS_PER_NODE"] = gpus[1] if gpus else value
+    return {name: Text(value) for name, value in variables.items()}
 
 
 def _leader_worker_set(node: dict[Any, Any]) -> dict[str, Any]:
@@ -45,13 +45,19 @@ def _skypilot(node: dict[Any, Any]) -> dict[str, Any]:
     if not isinstance(node.get("run"), str):
         return {}
     resources = node.get("resources")
-    wanted = resources.get("accelerators") if isinstance(resources, dict) else None
-    names = list(wanted.items()) if isinstance(wanted, dict) else [wanted] if isinstance(wanted, str) else wanted or []
+    accelerators = resources.get("accelerators") if isinstance(resources, dict) else None
+    names = (
+        list(accelerators.items())
+        if isinstance(accelerators, dict)
+        else [accelerators]
+        if isinstance(accelerators, str)
+        else accelerators or []
+    )
     counts = {_accelerators(item) for item in names}
-    found: dict[str, Any] = {"SKYPILOT_NUM_NODES": node.get("num_nodes") or 1}
+    variables: dict[str, Any] = {"SKYPILOT_NUM_NODES": node.get("num_nodes") or 1}
     if len(counts) == 1:
-        found["SKYPILOT_NUM_GPUS_PER_NODE"] = counts.pop()
-    return found
+        variables["SKYPILOT_NUM_GPUS_PER_NODE"] = counts.pop()
+    return variables
 
 
 def _accelerators(item: Any) -> int:
@@ -81,9 +87,9 @@ def _srt_slurm(node: dict[Any, Any]) -> dict[str, Any]:
     resources, backend = node.get("resources"), node.get("backend")
     if not isinstance(resources, dict) or not isinstance(backend, dict):
         return {}
-    found = {}
+    nodes_by_role = {}
     for role, prefix in (("prefill", "prefill"), ("decode", "decode"), ("aggregated", "agg")):
         nodes, workers = resources.get(f"{prefix}_nodes"), resources.get(f"{prefix}_workers") or 1
         if isinstance(nodes, int) and isinstance(workers, int) and nodes >= workers > 0 and nodes % workers == 0:
-            found[f"NODES_{role}"] = nodes // workers
-    return found
+            nodes_by_role[f"NODES_{role}"] = nodes // workers
+    return nodes_by_role

@@ -57,11 +57,11 @@ class Given:
         return [name for name in self.values if name not in self.used]
 
 
-def launches_of_words(words: Sequence[str], given: Given | None = None) -> list[LaunchLine]:
+def launches_of_words(words: Sequence[str], inputs: Given | None = None) -> list[LaunchLine]:
     """Read a command given as words. Raises InputError when no SGLang server is started in it."""
-    scope = (given or Given()).scope()
+    scope = (inputs or Given()).scope()
     if len(words) == 1 and re.search(r"\s", words[0]) and not words[0].startswith("-"):
-        found = servers_of_script(words[0], scope)
+        servers = servers_of_script(words[0], scope)
     else:
         for word in words:
             name, equals, value = word.partition("=")
@@ -73,11 +73,11 @@ def launches_of_words(words: Sequence[str], given: Given | None = None) -> list[
         settings = [_argument(word, scope) for word in words[:cut]]
         if words and words[0].startswith("-"):
             settings = [Text("-m"), Text("sglang.launch_server"), *settings]
-        found = list(servers_of_command(Started(words=tuple(settings), line=1, scope=scope)))
-    if not found:
+        servers = list(servers_of_command(Started(words=tuple(settings), line=1, scope=scope)))
+    if not servers:
         shown = " ".join(words)[:80]
         raise InputError(f"no SGLang server in '{shown}'; give {FORMS}, or the server's flags alone")
-    return [replace(line, pinned_version=_pinned(" ".join(words))) for line in _distinct(found)]
+    return [replace(line, pinned_version=_pinned(" ".join(words))) for line in _distinct(servers)]
 
 
 def _pinned(text: str) -> str | None:
@@ -92,36 +92,36 @@ def _argument(word: str, scope: Scope) -> Text:
     return expand_text(Word(parts_of_text(word, escapable="")), scope)
 
 
-def launches_of_file(path: Path, given: Given | None = None) -> list[LaunchLine]:
+def launches_of_file(path: Path, inputs: Given | None = None) -> list[LaunchLine]:
     """Read all servers of a file. Raises InputError naming the file where it starts none or cannot be read."""
     data = read_bytes(path, "launch file", most_bytes=LAUNCH_FILE_BYTES)
     text = data.decode("utf-8", errors="replace").removeprefix("\ufeff").replace("\0", "")
-    scope = (given or Given()).scope()
+    scope = (inputs or Given()).scope()
     suffix = path.suffix.lower()
     if suffix == ".service":
-        found = servers_of_unit(text, Scope(given=scope.given, used=scope.used))
+        servers = servers_of_unit(text, Scope(given=scope.given, used=scope.used))
     elif suffix in (".yaml", ".yml", ".json") or path.name.endswith((".yaml.j2", ".yml.j2", ".yaml.tpl")):
-        found = servers_of_manifest(text, _with_env_file(scope, path, text), name=str(path))
+        servers = servers_of_manifest(text, _with_env_file(scope, path, text), name=str(path))
     elif suffix in (".md", ".markdown", ".rst"):
-        found = _of_notes(text, scope)
+        servers = _of_notes(text, scope)
     elif path.name.lower().startswith(("dockerfile", "containerfile")) or suffix == ".dockerfile":
-        found = _of_dockerfile(text, Scope(given=scope.given, used=scope.used))
+        servers = _of_dockerfile(text, Scope(given=scope.given, used=scope.used))
     else:
-        found = _of_script(text, scope)
-    if not found:
+        servers = _of_script(text, scope)
+    if not servers:
         raise InputError(f"'{path}' starts no SGLang server that could be found; it should hold {FORMS}")
-    return [replace(line, pinned_version=_pinned(text)) for line in _distinct(found)]
+    return [replace(line, pinned_version=_pinned(text)) for line in _distinct(servers)]
 
 
-def launches_of_folder(folder: Path, given: Given | None = None) -> list[LaunchLine]:
+def launches_of_folder(folder: Path, inputs: Given | None = None) -> list[LaunchLine]:
     """Read all servers of a folder's scripts, manifests and units, each once. Raises InputError where it has none."""
     lines: dict[tuple[str, ...], LaunchLine] = {}
     for path in sorted(path for path in folder.iterdir() if path.suffix in FOLDER_SUFFIXES and path.is_file()):
         try:
-            found = launches_of_file(path, given)
+            file_lines = launches_of_file(path, inputs)
         except InputError:
             continue  # data beside the launch files, or the router's script
-        for line in found:
+        for line in file_lines:
             lines.setdefault(tuple(sorted(_groups_of(_common(line.words)))), line)
     if not lines:
         raise InputError(f"'{folder}' holds no file that starts a SGLang server: {', '.join(FOLDER_SUFFIXES)} are read")
@@ -149,10 +149,10 @@ def launch_of_file(path: Path) -> LaunchLine:
     return launches_of_file(path)[0]
 
 
-def _distinct(found: Sequence[FoundServer]) -> list[LaunchLine]:
+def _distinct(servers: Sequence[FoundServer]) -> list[LaunchLine]:
     """Return the launch lines, those that differ only in what one node of the same server differs in once."""
     lines: dict[tuple[str, ...], LaunchLine] = {}
-    listed = sorted((launch_line(server) for server in found), key=lambda line: line.line)
+    listed = sorted((launch_line(server) for server in servers), key=lambda line: line.line)
     with_flags = [line for line in listed if line.words or line.unknown or line.left_out] or listed
     for line in with_flags:
         lines.setdefault((*_common(line.words), *(u.flag + u.text for u in line.unknown)), line)
@@ -160,7 +160,7 @@ def _distinct(found: Sequence[FoundServer]) -> list[LaunchLine]:
 
 
 def _common(words: Sequence[str]) -> list[str]:
-    kept: list[str] = []
+    shared_words: list[str] = []
     skip = False
     for word in words:
         if skip:
@@ -168,8 +168,8 @@ def _common(words: Sequence[str]) -> list[str]:
         elif word in OF_ONE_NODE:
             skip = True
         elif word.partition("=")[0] not in OF_ONE_NODE:
-            kept.append(word)
-    return kept
+            shared_words.append(word)
+    return shared_words
 
 
 def _of_script(text: str, scope: Scope) -> list[FoundServer]:
@@ -179,20 +179,20 @@ def _of_script(text: str, scope: Scope) -> list[FoundServer]:
     stripped = text.strip()
     if stripped.startswith("-") and not stripped.startswith("---"):
         return servers_of_script("python -m sglang.launch_server " + stripped, scope)
-    found = servers_of_script(text, scope)
-    if found or not re.search(r"^\s*(?:apiVersion|services|kind|[\w-]*model[-_]path)\s*:", text, re.MULTILINE):
-        return found
+    servers = servers_of_script(text, scope)
+    if servers or not re.search(r"^\s*(?:apiVersion|services|kind|[\w-]*model[-_]path)\s*:", text, re.MULTILINE):
+        return servers
     return servers_of_manifest(text, scope)
 
 
 def _of_notes(text: str, scope: Scope) -> list[FoundServer]:
     """Read the code blocks of a Markdown text; each may be a script of its own."""
-    found: list[FoundServer] = []
+    servers: list[FoundServer] = []
     for match in _FENCE.finditer(text):
         if MENTION.search(match[1]):
             line = text.count("\n", 0, match.start(1)) + 1
-            found += servers_of_script(re.sub(r"^\s*\$ ", "", match[1], flags=re.MULTILINE), scope.copy(), line)
-    return found or servers_of_script(text, scope)
+            servers += servers_of_script(re.sub(r"^\s*\$ ", "", match[1], flags=re.MULTILINE), scope.copy(), line)
+    return servers or servers_of_script(text, scope)
 
 
 def _of_dockerfile(text: str, scope: Scope) -> list[FoundServer]:
@@ -229,5 +229,5 @@ def _with_env_file(scope: Scope, path: Path, text: str) -> Scope:
         return scope
     rows = read_bytes(beside, ".env file", most_bytes=LAUNCH_FILE_BYTES).decode("utf-8", errors="replace").splitlines()
     pairs = (row.partition("=") for row in rows if "=" in row and not row.lstrip().startswith("#"))
-    found = {name.strip().removeprefix("export "): value.strip().strip("\"'") for name, _, value in pairs}
-    return Scope(given=scope.given, caller={**found, **scope.caller}, used=scope.used)
+    environment = {name.strip().removeprefix("export "): value.strip().strip("\"'") for name, _, value in pairs}
+    return Scope(given=scope.given, caller={**environment, **scope.caller}, used=scope.used)

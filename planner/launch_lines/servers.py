@@ -54,9 +54,9 @@ def servers_of_script(text: str, scope: Scope, line: int = 1) -> list[FoundServe
     """Return the servers a script starts. Where none is started, those that it only writes or prints count."""
     commands = commands_of_script(text, scope, line)
     for talkers in (False, True):
-        found = [server for command in commands for server in servers_of_command(command, talkers=talkers)]
-        if found:
-            return _with_torn_off(found, commands)
+        servers = [server for command in commands for server in servers_of_command(command, talkers=talkers)]
+        if servers:
+            return _with_torn_off(servers, commands)
     return []
 
 
@@ -78,14 +78,14 @@ def _nested(text: str, scope: Scope, line: int, depth: int, *, talkers: bool) ->
     commands = commands_of_script(text, scope, line)
     same = [command for command in commands if [word.source for word in command.words] == [text]]
     inside = [command for command in commands if command not in same] if same else commands
-    found = [server for command in inside for server in servers_of_command(command, depth + 1, talkers=talkers)]
-    return _with_torn_off(found, commands)
+    servers = [server for command in inside for server in servers_of_command(command, depth + 1, talkers=talkers)]
+    return _with_torn_off(servers, commands)
 
 
 def _in_text(text: str, scope: Scope, line: int, depth: int, *, talkers: bool) -> Iterator[FoundServer]:
-    found = _nested(text, scope.copy(), line, depth, talkers=talkers)
-    if found or not _MANIFEST.search(text):
-        yield from found
+    servers = _nested(text, scope.copy(), line, depth, talkers=talkers)
+    if servers or not _MANIFEST.search(text):
+        yield from servers
         return
     from planner.launch_lines.manifest import servers_of_manifest
 
@@ -106,11 +106,11 @@ def _in_words(command: Started, depth: int, *, talkers: bool) -> Iterator[FoundS
             return
         if MENTION.search(word.source) and re.search(r"\s", word.source):
             inner = _inside(command, words[:index])
-            found = _nested(word.source, inner, command.line, depth, talkers=talkers)
+            servers = _nested(word.source, inner, command.line, depth, talkers=talkers)
             image = _image_before(words[:index])
-            for server in found:
+            for server in servers:
                 yield server if server.image or image is None else replace(server, image=image)
-            if found:
+            if servers:
                 return
 
 
@@ -161,10 +161,10 @@ def _image_before(words: Sequence[Text]) -> str | None:
 IMAGE = re.compile(r"(?:[\w.-]+(?::\d+)?/)*[\w.-]*(?:sglang|sgl-dev)[\w.-]*(?::[\w.${}:-]+)?(?:@sha256:\w+)?")
 
 
-def _with_torn_off(found: list[FoundServer], commands: Sequence[Started]) -> list[FoundServer]:
+def _with_torn_off(servers: list[FoundServer], commands: Sequence[Started]) -> list[FoundServer]:
     """Say of flags that stand alone after a server that the shell does not give them to it."""
     torn = [command for command in commands if command.words and re.match(r"--[a-z]", command.words[0].raw)]
-    if not found or not torn:
-        return found
-    said = f"line {torn[0].line}: '{torn[0].words[0].source}' stands alone: a comment or a missing backslash cut it off"
-    return [replace(found[0], notes=(*found[0].notes, said)), *found[1:]]
+    if not servers or not torn:
+        return servers
+    note = f"line {torn[0].line}: '{torn[0].words[0].source}' stands alone: a comment or a missing backslash cut it off"
+    return [replace(servers[0], notes=(*servers[0].notes, note)), *servers[1:]]

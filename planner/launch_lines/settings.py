@@ -20,8 +20,8 @@ LEAST_SHARE = 0.7
 def is_settings(node: dict[Any, Any]) -> bool:
     """Return whether a mapping's keys are SGLang's flags."""
     names = [flag_of(key) for key in node]
-    known = [name for name in names if name in flags_by_name()]
-    return bool(TELLING & set(names)) and len(known) >= LEAST_SHARE * len(names)
+    flags = [name for name in names if name in flags_by_name()]
+    return bool(TELLING & set(names)) and len(flags) >= LEAST_SHARE * len(names)
 
 
 def flag_of(key: Any) -> str:

@@ -22,7 +22,7 @@ def servers_of_supervisor(text: str, scope: Scope) -> list[FoundServer]:
         parser.read_string(text)
     except configparser.Error:
         return []
-    found: list[FoundServer] = []
+    servers: list[FoundServer] = []
     for section in parser.sections():
         command = parser.get(section, "command", fallback="")
         if not section.startswith("program:") or not command:
@@ -33,5 +33,5 @@ def servers_of_supervisor(text: str, scope: Scope) -> list[FoundServer]:
             inside.exported.add(name)
         line = text.count("\n", 0, max(0, text.find(f"[{section}]"))) + 1
         script = _EXPANSION.sub(r"${\1}", command).replace("%%", "%").replace("\n", " ")
-        found += servers_of_script(script, inside, line)
-    return found
+        servers += servers_of_script(script, inside, line)
+    return servers

@@ -26,11 +26,11 @@ def servers_of_unit(text: str, scope: Scope) -> list[FoundServer]:
         elif key == "ExecStart":
             commands.append(unit_words(re.sub(r"^[-@:+!]+", "", value), command=True))
     row = next((n for n, line in enumerate(text.splitlines(), 1) if line.startswith("ExecStart=")), 1)
-    found: list[FoundServer] = []
+    servers: list[FoundServer] = []
     for words in commands:
         texts = tuple(piece for word in words for piece in _expanded(word, scope))
-        found += servers_of_command(Started(words=texts, line=row, scope=scope))
-    return found
+        servers += servers_of_command(Started(words=texts, line=row, scope=scope))
+    return servers
 
 
 def _expanded(word: str, scope: Scope) -> list[Text]:
@@ -38,8 +38,8 @@ def _expanded(word: str, scope: Scope) -> list[Text]:
     alone = _VARIABLE.fullmatch(word)
     if alone is not None and alone[2]:
         value = scope.look(alone[2])
-        found = value if isinstance(value, Text) else unknown(word, unset=True)
-        return [Text(piece, found.assumed) for piece in found.raw.split()] if found.known else [found]
+        text = value if isinstance(value, Text) else unknown(word, unset=True)
+        return [Text(piece, text.assumed) for piece in text.raw.split()] if text.known else [text]
     pieces, at = [], 0
     for match in _VARIABLE.finditer(word):
         value = scope.look(match[1] or match[2])
