@@ -31,10 +31,10 @@ def evaluate(text: str, values: dict[str, int]) -> int | None:
     if len(plain) > 500:
         return None
     try:
-        found = _value(ast.parse(plain, mode="eval").body, values)
+        result = _value(ast.parse(plain, mode="eval").body, values)
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
         return None
-    return found if found is not None and abs(found) <= LARGEST else None
+    return result if result is not None and abs(result) <= LARGEST else None
 
 
 def _value(node: ast.expr, values: dict[str, int]) -> int | None:
@@ -46,15 +46,17 @@ def _value(node: ast.expr, values: dict[str, int]) -> int | None:
         inner = _value(node.operand, values)
         return None if inner is None else _unary(node.op, inner)
     if isinstance(node, ast.BoolOp):
-        found = [_value(item, values) for item in node.values]
-        known = [bool(item) for item in found if item is not None]
-        return None if len(known) < len(found) else int(all(known) if isinstance(node.op, ast.And) else any(known))
+        operands = [_value(item, values) for item in node.values]
+        truths = [bool(item) for item in operands if item is not None]
+        return (
+            None if len(truths) < len(operands) else int(all(truths) if isinstance(node.op, ast.And) else any(truths))
+        )
     if isinstance(node, ast.BinOp):
-        left, right = _value(node.left, values), _value(node.right, values)
-        return None if left is None or right is None else _binary(node.op, left, right)
+        lhs, rhs = _value(node.left, values), _value(node.right, values)
+        return None if lhs is None or rhs is None else _binary(node.op, lhs, rhs)
     if isinstance(node, ast.Compare) and len(node.ops) == 1:
-        left, right = _value(node.left, values), _value(node.comparators[0], values)
-        return None if left is None or right is None else int(_COMPARISONS[type(node.ops[0])](left, right))
+        lhs, rhs = _value(node.left, values), _value(node.comparators[0], values)
+        return None if lhs is None or rhs is None else int(_COMPARISONS[type(node.ops[0])](lhs, rhs))
     return None
 
 
@@ -64,18 +66,18 @@ def _unary(operation: ast.unaryop, inner: int) -> int | None:
     return inner if isinstance(operation, ast.UAdd) else None
 
 
-def _binary(operation: ast.operator, left: int, right: int) -> int | None:
+def _binary(operation: ast.operator, lhs: int, rhs: int) -> int | None:
     """Apply an operator as C does: division and remainder go towards zero."""
-    if abs(left) > LARGEST or abs(right) > LARGEST:
+    if abs(lhs) > LARGEST or abs(rhs) > LARGEST:
         return None
     if isinstance(operation, ast.FloorDiv):
-        return abs(left) // abs(right) * (1 if (left < 0) == (right < 0) else -1)
+        return abs(lhs) // abs(rhs) * (1 if (lhs < 0) == (rhs < 0) else -1)
     if isinstance(operation, ast.Mod):
-        return abs(left) % abs(right) * (1 if left >= 0 else -1)
+        return abs(lhs) % abs(rhs) * (1 if lhs >= 0 else -1)
     if isinstance(operation, ast.Pow):
-        return left**right if 0 <= right <= 60 and abs(left) <= 1000 else None
+        return lhs**rhs if 0 <= rhs <= 60 and abs(lhs) <= 1000 else None
     if isinstance(operation, ast.LShift | ast.RShift):
-        shifted = 0 <= right <= 60
-        return (left << right if isinstance(operation, ast.LShift) else left >> right) if shifted else None
+        shifted = 0 <= rhs <= 60
+        return (lhs << rhs if isinstance(operation, ast.LShift) else lhs >> rhs) if shifted else None
     plain = _OPERATORS.get(type(operation))
-    return None if plain is None else plain(left, right)
+    return None if plain is None else plain(lhs, rhs)

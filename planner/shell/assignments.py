@@ -29,8 +29,8 @@ def assign(assignment: Assignment, scope: Scope) -> None:
     if assignment.index is not None:
         scope.variables[name] = unknown(f"${name}")
     elif assignment.append and before is None:
-        found = scope.look(name)
-        scope.variables[name] = joined([found, text]) if isinstance(found, Text) else text
+        inherited = scope.look(name)
+        scope.variables[name] = joined([inherited, text]) if isinstance(inherited, Text) else text
     elif assignment.append and isinstance(before, list):
         scope.variables[name] = [joined([before[0], text]), *before[1:]] if before else [text]
     else:

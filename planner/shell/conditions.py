@@ -30,14 +30,14 @@ def _either(words: list[Text]) -> bool | None:
     parts = _split(words, ("||", "-o"))
     if len(parts) == 1:
         return _all(parts[0])
-    found = [_all(part) for part in parts]
-    return True if True in found else None if None in found else False
+    truths = [_all(part) for part in parts]
+    return True if True in truths else None if None in truths else False
 
 
 def _all(words: list[Text]) -> bool | None:
     parts = _split(words, ("&&", "-a"))
-    found = [_one(part) for part in parts]
-    return False if False in found else None if None in found else True
+    truths = [_one(part) for part in parts]
+    return False if False in truths else None if None in truths else True
 
 
 def _split(words: list[Text], operators: tuple[str, ...]) -> list[list[Text]]:
@@ -65,13 +65,13 @@ def _one(words: list[Text]) -> bool | None:
 
 
 def _compared(words: list[Text]) -> bool | None:
-    left, sign, right = (word.raw for word in words)
+    lhs, sign, rhs = (word.raw for word in words)
     if sign in _NUMBERS:
-        left, right = left.strip() or "0", right.strip() or "0"
-        whole = re.fullmatch(r"-?\d{1,15}", left) and re.fullmatch(r"-?\d{1,15}", right)
-        return bool(_NUMBERS[sign](int(left), int(right))) if whole else None
+        lhs, rhs = lhs.strip() or "0", rhs.strip() or "0"
+        whole = re.fullmatch(r"-?\d{1,15}", lhs) and re.fullmatch(r"-?\d{1,15}", rhs)
+        return bool(_NUMBERS[sign](int(lhs), int(rhs))) if whole else None
     if sign in ("=", "=="):
-        return fnmatch.fnmatchcase(left, right)
+        return fnmatch.fnmatchcase(lhs, rhs)
     if sign == "!=":
-        return not fnmatch.fnmatchcase(left, right)
+        return not fnmatch.fnmatchcase(lhs, rhs)
     return None

@@ -45,8 +45,8 @@ def expand(word: Word, scope: Scope) -> list[Text]:
             current = _split(value, fields, current)
     if current is not None:
         fields.append(current)
-    found = [joined(pieces) for pieces in fields]
-    return [piece for text in found for piece in _braces(text)][:MOST_WORDS] if bare else found[:MOST_WORDS]
+    words = [joined(pieces) for pieces in fields]
+    return [piece for text in words for piece in _braces(text)][:MOST_WORDS] if bare else words[:MOST_WORDS]
 
 
 def expand_text(word: Word | None, scope: Scope) -> Text:
@@ -191,15 +191,15 @@ def _defaulted(part: Variable, value: Text | None, scope: Scope) -> Iterator[Tex
     if not empty and value is not None:
         yield value
         return
-    found = [
+    default_words = [
         text.taking(Assumption(name=part.name, value=text.raw, why=f"its default in line {part.line}"))
         if text.known
         else text
         for text in expand(part.operand or Word(()), scope)
     ]
     if part.operator.endswith("="):
-        scope.variables[part.name] = joined(found, " ")
-    yield from found
+        scope.variables[part.name] = joined(default_words, " ")
+    yield from default_words
 
 
 def _changed(value: Text, part: Variable, scope: Scope) -> Text:
@@ -246,7 +246,7 @@ def arithmetic(text: str, scope: Scope, source: str) -> Text:
     plain = joined(Text(part.text) if isinstance(part, Literal) else joined(_values(part, scope)) for part in parts)
     if not plain.known:
         return unknown(source)
-    values, found = {}, [plain]
+    values, used_texts = {}, [plain]
     for name in names_in(plain.raw):
         value = scope.look(name)
         if isinstance(value, list):
@@ -257,9 +257,9 @@ def arithmetic(text: str, scope: Scope, source: str) -> Text:
         if number is None:
             return unknown(source)
         values[name] = number
-        found.append(value)
+        used_texts.append(value)
     result = evaluate(plain.raw, values)
-    return unknown(source) if result is None else Text(str(result), joined(found).assumed)
+    return unknown(source) if result is None else Text(str(result), joined(used_texts).assumed)
 
 
 def _braces(text: Text) -> list[Text]:

@@ -99,8 +99,8 @@ class ShellParser(WordReader):
             if self.peek(2) == "\\\n":
                 self.at += 2
             elif torn is not None:
-                said = f"line {self.line}: a blank follows the backslash, where a shell ends the command: read on"
-                self.notes.append(said)
+                note = f"line {self.line}: a blank follows the backslash, where a shell ends the command: read on"
+                self.notes.append(note)
                 self.at = torn.end()
             elif char in " \t":
                 self.at += 1
@@ -117,8 +117,8 @@ class ShellParser(WordReader):
 
     def _list(self) -> Node | None:
         """Read pipelines joined by && and ||."""
-        left = self._pipeline()
-        while left is not None:
+        node = self._pipeline()
+        while node is not None:
             self._blanks()
             operator = self.peek(2)
             if operator not in ("&&", "||"):
@@ -128,8 +128,8 @@ class ShellParser(WordReader):
             right = self._pipeline()
             if right is None:
                 break
-            left = Both(left, operator, right)
-        return left
+            node = Both(node, operator, right)
+        return node
 
     def _pipeline(self) -> Node | None:
         if self._reserved() == "!":
@@ -138,8 +138,8 @@ class ShellParser(WordReader):
             inner = self._pipeline()
             return None if inner is None else Not(inner)
         first = self._command()
-        found = [] if first is None else [first]
-        while found:
+        commands = [] if first is None else [first]
+        while commands:
             self._blanks()
             if self.peek() != "|" or self.peek(2) == "||":
                 break
@@ -148,8 +148,8 @@ class ShellParser(WordReader):
             following = self._command()
             if following is None:
                 break
-            found.append(following)
-        return None if not found else found[0] if len(found) == 1 else Pipe(tuple(found))
+            commands.append(following)
+        return None if not commands else commands[0] if len(commands) == 1 else Pipe(tuple(commands))
 
     def _command(self) -> Node | None:
         self._blanks()
@@ -257,18 +257,18 @@ class ShellParser(WordReader):
         return CaseOf(subject, tuple(branches))
 
     def _patterns(self) -> tuple[Word, ...]:
-        found: list[Word] = []
+        patterns: list[Word] = []
         while not self.done():
             self._blanks()
             word = self.word()
             if word is not None:
-                found.append(word)
+                patterns.append(word)
             if self.peek() == "|":
                 self.at += 1
             elif self.peek() == ")" or word is None:
                 self.at += 1
                 break
-        return tuple(found)
+        return tuple(patterns)
 
     def _function(self, name: str) -> Node:
         self._blanks()
@@ -280,7 +280,7 @@ class ShellParser(WordReader):
 
     def _simple(self) -> Node | None:
         """Read assignments, words and redirections up to an operator or the end of the line."""
-        line, said = self.line, len(self.notes)
+        line, notes_before = self.line, len(self.notes)
         words: list[Word] = []
         assignments: list[Assignment] = []
         texts: list[Word] = []
@@ -305,26 +305,26 @@ class ShellParser(WordReader):
             return None
         return Simple(
             words=tuple(words), line=line, assignments=tuple(assignments), texts=texts,
-            notes=tuple(self.notes[said:]),
+            notes=tuple(self.notes[notes_before:]),
         )  # fmt: skip
 
     def _test_words(self, closing: str) -> list[Word]:
         """Read what stands in `[[ ... ]]`, where operators are words."""
-        found: list[Word] = []
+        words: list[Word] = []
         while not self.done() and self.peek() != "\n":
             self._blanks()
             operator = _TEST_OPERATOR.match(self.text, self.at)
             if operator is not None:
                 self.at = operator.end()
-                found.append(Word((Literal(operator[0]),), self.line))
+                words.append(Word((Literal(operator[0]),), self.line))
                 continue
             word = self.word()
             if word is None:
                 break
-            found.append(word)
+            words.append(word)
             if _plain(word) == closing:
                 break
-        return found
+        return words
 
     def _assignment(self) -> Assignment | None:
         match = _ASSIGNED.match(self.text, self.at)

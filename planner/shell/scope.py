@@ -79,5 +79,5 @@ class Scope:
 
     def environment(self) -> dict[str, str]:
         """Return what the commands find in their environment, as far as it is known."""
-        found = {name: self.variables.get(name) for name in self.exported}
-        return {name: value.raw for name, value in found.items() if isinstance(value, Text) and value.known}
+        exported = {name: self.variables.get(name) for name in self.exported}
+        return {name: value.raw for name, value in exported.items() if isinstance(value, Text) and value.known}

@@ -156,17 +156,17 @@ def _group(node: Group, scope: Scope, run: _Run) -> bool | None:
 
 def _both(node: Both, scope: Scope, run: _Run) -> bool | None:
     doubts = run.doubted
-    left = _run(node.left, scope, run)
-    if left is None:
+    first_status = _run(node.left, scope, run)
+    if first_status is None:
         if node.operator == "&&":
             return _run(node.right, scope, run)
         _branches([partial(_block_on, (node.right,), run), _nothing], scope)
         return None
-    if left is (node.operator == "&&"):
+    if first_status is (node.operator == "&&"):
         return _run(node.right, scope, run)
     if run.doubted > doubts:
         scope.variables |= _look_into([(node.right,)], scope, run)
-    return left
+    return first_status
 
 
 def _look_into(bodies: Sequence[Block], scope: Scope, run: _Run) -> dict[str, Text]:
@@ -192,7 +192,7 @@ def _test(words: Sequence[Text], scope: Scope, run: _Run) -> bool | None:
     for word in words:
         if word.unset_only:
             scope.doubt(word.name)
-        scope.doubts |= {taken.name: taken for taken in word.assumed}
+        scope.doubts |= {assumption.name: assumption for assumption in word.assumed}
         run.doubted += word.unset_only or bool(word.assumed)
         plain.append(Text("") if word.unset_only else word)
     return holds(plain)
@@ -283,8 +283,8 @@ def _turns(node: For, scope: Scope) -> list[Text] | None:
         return [Text(str(number)) for number in range(int(ends[0].raw), last)[:MOST_TURNS]]
     if node.words is None:
         return list(scope.positional or ())
-    found = [text for word in node.words for text in expand(word, scope)]
-    return found if all(text.known for text in found) else None
+    values = [text for word in node.words for text in expand(word, scope)]
+    return values if all(text.known for text in values) else None
 
 
 def _while(node: While, scope: Scope, run: _Run) -> bool | None:
@@ -302,7 +302,7 @@ def _case(node: CaseOf, scope: Scope, run: _Run) -> bool | None:
         subject = Text("")
         layouts = _look_into([body for _, body in node.branches], scope, run)
     elif subject.assumed:
-        scope.doubts |= {taken.name: taken for taken in subject.assumed}
+        scope.doubts |= {assumption.name: assumption for assumption in subject.assumed}
         layouts = _look_into([body for _, body in node.branches], scope, run)
     paths: list[Block] = []
     for patterns, body in node.branches:

@@ -199,19 +199,19 @@ class WordReader:
 
     def _ansi(self) -> str:
         """Read `'...'` with C escapes; the quote is at `at`."""
-        found, self.at = "", self.at + 1
+        text, self.at = "", self.at + 1
         while self.peek() != "'":
             if self.done():
                 raise ShellSyntaxError("a quote stays open")
             if self.peek() == "\\":
                 following = self.text[self.at + 1 : self.at + 2]
-                found += _ANSI.get(following, following)
+                text += _ANSI.get(following, following)
                 self.at += 2
             else:
-                found += self.peek()
+                text += self.peek()
                 self.at += 1
         self.at += 1
-        return found
+        return text
 
     def _enclosed(self, opening: str, closing: str) -> str:
         """Return what stands between brackets; the opening one is at `at`. Quotes and nested brackets count."""
@@ -271,12 +271,12 @@ class WordReader:
 
 def _glued(parts: list[Part]) -> list[Part]:
     """Join neighbouring literals of the same kind."""
-    found: list[Part] = []
+    merged_parts: list[Part] = []
     pieces: list[str] = []
 
     def flush(quoted: bool) -> None:
         if pieces:
-            found.append(Literal("".join(pieces), quoted=quoted))
+            merged_parts.append(Literal("".join(pieces), quoted=quoted))
             pieces.clear()
 
     kind = False
@@ -288,9 +288,9 @@ def _glued(parts: list[Part]) -> list[Part]:
             pieces.append(part.text)
         else:
             flush(kind)
-            found.append(part)
+            merged_parts.append(part)
     flush(kind)
-    return found
+    return merged_parts
 
 
 def parts_of_text(text: str, line: int = 1, depth: int = 0, *, escapable: str) -> tuple[Part, ...]:
