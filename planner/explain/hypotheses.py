@@ -85,24 +85,25 @@ def hypotheses(points: Sequence[Point]) -> Iterator[Hypothesis]:
     whole = sum(CANDIDATES.get(gpu, 1.0) for gpu in gpus)
     for gpu, layout, mtp, reading in product(gpus, _layouts(points), _mtp(points, version), readings):
         (tp, attn_dp, ep), bet = layout
-        for said, (kernels, share) in product(_settings(points, gpu), _kernels(gpu, version, tp, ep)):
+        for setting, (kernels, share) in product(_settings(points, gpu), _kernels(gpu, version, tp, ep)):
             yield Hypothesis(
                 gpu=gpu, tp=tp, attn_dp=attn_dp, ep=ep, mtp_steps=mtp[0], kernels=kernels, reading=reading[0],
-                settings=said[0], prior=bet * mtp[1] * said[1] * reading[1] * share * CANDIDATES.get(gpu, 1.0) / whole,
+                settings=setting[0],
+                prior=bet * mtp[1] * setting[1] * reading[1] * share * CANDIDATES.get(gpu, 1.0) / whole,
             )  # fmt: skip
 
 
 def _settings(points: Sequence[Point], gpu: str) -> list[tuple[str, float]]:
     """Flags beside the layout: what the records give is given; else the defaults, everything at its most, FP8 KV."""
-    found = [("", DEFAULT_SETTINGS)]
+    weighted_flags = [("", DEFAULT_SETTINGS)]
     if not any(p.launch_args or p.mem_fraction_static for p in points):
-        found.append((WIDE, WIDE_SETTINGS))
+        weighted_flags.append((WIDE, WIDE_SETTINGS))
     chip = gpu_from_catalogue(gpu_name(gpu))
     cache_known = any(p.launch_args or p.kv_dtype for p in points)
     if not cache_known and family_of(chip.name, chip.compute_capability) in FP8_KV_FAMILIES:
-        found.append((FP8_KV, FP8_CACHE))
-    total = sum(weight for _, weight in found)
-    return [(flags, weight / total) for flags, weight in found]
+        weighted_flags.append((FP8_KV, FP8_CACHE))
+    total = sum(weight for _, weight in weighted_flags)
+    return [(flags, weight / total) for flags, weight in weighted_flags]
 
 
 def matching_gpus(text: object) -> list[str]:
@@ -111,13 +112,13 @@ def matching_gpus(text: object) -> list[str]:
     if described is None:
         return [str(text)] if text else list(CANDIDATES)
     gigabytes, bandwidth = float(described["gb"]), 1000.0 * float(described["tbs"])
-    found = []
+    gpus = []
     for name in CANDIDATES:
         gpu = gpu_from_catalogue(name)
         size = gpu.memory_mib.value / 1024.0
         same = abs(size / gigabytes - 1.0) < SAME_SIZE and abs(gpu.hbm_gb_s.value / bandwidth - 1.0) < SAME_BANDWIDTH
-        found += [name] if same else []
-    return found or list(CANDIDATES)
+        gpus += [name] if same else []
+    return gpus or list(CANDIDATES)
 
 
 def _given(points: Sequence[Point], name: str) -> object:
@@ -134,22 +135,22 @@ def _layouts(points: Sequence[Point]) -> list[tuple[tuple[int, int, int], float]
     tp, attn_dp, ep = (_given(points, name) for name in ("tp", "attn_dp", "ep"))
     whole = int(str(tp)) if tp else gpus
     bets = [((1, 1), TP_ALONE), ((whole, 1), WITH_DP), ((1, whole), WITH_EP), ((whole, whole), WITH_BOTH)]
-    kept = [
+    consistent = [
         ((whole, d, e), bet) for (d, e), bet in bets
         if (attn_dp is None or int(str(attn_dp)) == d) and (ep is None or int(str(ep)) == e)
     ]  # fmt: skip
-    return kept or [((whole, int(str(attn_dp or 1)), int(str(ep or 1))), 1.0)]
+    return consistent or [((whole, int(str(attn_dp or 1)), int(str(ep or 1))), 1.0)]
 
 
 def _mtp(points: Sequence[Point], version: Version) -> list[tuple[int, float]]:
-    said = [p.mtp for p in points if p.mtp is not None]
+    mtp_flags = [p.mtp for p in points if p.mtp is not None]
     steps = _given(points, "mtp_steps")
-    if steps is not None and any(said):
+    if steps is not None and any(mtp_flags):
         return [(int(str(steps)), 1.0)]
     depths = [(depth, PER_MTP_DEPTH) for depth in (1, 2, 3)]
-    if any(said):
+    if any(mtp_flags):
         return depths
-    if said or not at_least(version, NEXTN):
+    if mtp_flags or not at_least(version, NEXTN):
         return [(0, 1.0)]
     return [(0, NO_MTP), *depths]
 

@@ -60,11 +60,11 @@ class Explanation:
     @property
     def residuals(self) -> dict[str, float]:
         """Measured over predicted in percent by record: of several figures of one, the one furthest off."""
-        found: dict[str, float] = {}
+        furthest: dict[str, float] = {}
         for figure in self.figures:
-            if abs(figure.percent) >= abs(found.get(figure.id, 0.0)):
-                found[figure.id] = figure.percent
-        return found
+            if abs(figure.percent) >= abs(furthest.get(figure.id, 0.0)):
+                furthest[figure.id] = figure.percent
+        return furthest
 
 
 def explain(points: Sequence[Point]) -> list[Explanation]:
@@ -81,13 +81,13 @@ def explain(points: Sequence[Point]) -> list[Explanation]:
     failed: InputError | None = None
     for hypothesis in hypotheses(measured):
         try:
-            found = _weigh(cheap_first, hypothesis, best)
+            scored = _weigh(cheap_first, hypothesis, best)
         except InputError as error:
             failed = error
             continue
-        if found is not None:
-            weighed.append((found[0], hypothesis, found[1]))
-            best = max(best, found[0])
+        if scored is not None:
+            weighed.append((scored[0], hypothesis, scored[1]))
+            best = max(best, scored[0])
     if not weighed:
         raise failed or InputError("no hypothesis about these records can be predicted")
     weights = np.exp(np.array([score for score, _, _ in weighed]) - best)

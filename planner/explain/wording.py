@@ -13,10 +13,10 @@ AGAINST = 1.645
 RIVAL = 0.05
 
 
-def explain_document(found: Sequence[Explanation]) -> dict[str, Any]:
+def explain_document(explanations: Sequence[Explanation]) -> dict[str, Any]:
     """Return the document of `sgtune explain --json`: every hypothesis that has any weight, best first."""
-    kept = [each for each in found if each.weight >= NEGLIGIBLE] or list(found[:1])
-    total = sum(each.weight for each in kept)
+    weighty = [each for each in explanations if each.weight >= NEGLIGIBLE] or list(explanations[:1])
+    total = sum(each.weight for each in weighty)
     return {
         "hypotheses": [
             {
@@ -28,26 +28,26 @@ def explain_document(found: Sequence[Explanation]) -> dict[str, Any]:
                 "weight": each.weight / total,
                 "residuals": {name: round(value, 1) for name, value in each.residuals.items()},
             }
-            for each in kept
+            for each in weighty
         ],
-        "evidence": evidence(found),
+        "evidence": evidence(explanations),
     }
 
 
-def evidence(found: Sequence[Explanation]) -> list[str]:
+def evidence(explanations: Sequence[Explanation]) -> list[str]:
     """Say in sentences what speaks for the best hypothesis, and what sets it apart from the next."""
-    best = found[0]
-    said = [_own(best)]
+    best = explanations[0]
+    sentences = [_own(best)]
     named: set[tuple[str, ...]] = set()
-    for rival in found[1:]:
+    for rival in explanations[1:]:
         apart = _apart(best, rival)
         if len(apart) != 1 or tuple(apart) in named:
             continue
         named.add(tuple(apart))
-        (what,) = apart
-        mine, theirs = getattr(best.hypothesis, what), getattr(rival.hypothesis, what)
-        said.append(f"{what} {mine} rather than {theirs}: {_odds(best, rival)}{_worst(rival)}")
-    return said
+        (field,) = apart
+        mine, theirs = getattr(best.hypothesis, field), getattr(rival.hypothesis, field)
+        sentences.append(f"{field} {mine} rather than {theirs}: {_odds(best, rival)}{_worst(rival)}")
+    return sentences
 
 
 def _own(best: Explanation) -> str:
