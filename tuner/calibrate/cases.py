@@ -122,12 +122,12 @@ def teaching_points(records: Sequence[TrialRecord]) -> list[tuple[TrialRecord, M
     first = [record for record in priced if record.repeats is None]
     best = sorted(first, key=lambda record: -record.objective)
     chosen = {record.number for record in (*first[:MOST_FIRST], *best[:MOST_BEST])}
-    found = []
+    teaching = []
     for record in priced:
         if record.number in chosen or record.repeats in chosen:
             points = usable_points(record)
-            found += [(record, point) for point in points if point is points[0] or point == record.target]
-    return found
+            teaching += [(record, point) for point in points if point is points[0] or point == record.target]
+    return teaching
 
 
 def usable_points(record: TrialRecord) -> list[Measurement]:

@@ -33,10 +33,10 @@ def learn(cases: Sequence[Case], base: EngineProfile, *, simulated: bool = False
     What a layer costs under attention DP and under EP is learned where the cases have both sides. Raises InputError
     where nothing can be learned, and with the reason where more than MOST_DISCOUNTED of the cases were discounted.
     """
-    found = calibrate(cases, base, further=_further(cases))
-    _refuse_what_does_not_fit(found, cases)
-    profile = replace(found.profile, mtp_acceptance=found.acceptance)
-    return replace(found, profile=_stamped(profile) if simulated else profile)
+    calibration = calibrate(cases, base, further=_further(cases))
+    _refuse_what_does_not_fit(calibration, cases)
+    profile = replace(calibration.profile, mtp_acceptance=calibration.acceptance)
+    return replace(calibration, profile=_stamped(profile) if simulated else profile)
 
 
 def learn_from_run(records: Sequence[TrialRecord], workload: Workload, context: Context) -> Calibration | None:
@@ -47,14 +47,14 @@ def learn_from_run(records: Sequence[TrialRecord], workload: Workload, context: 
     return learn(cases, context.engine, simulated=any(record.simulated for record in records))
 
 
-def sentence(found: Calibration) -> str:
+def sentence(calibration: Calibration) -> str:
     """Return what moved, in words."""
     moved = [
         f"{item.name} {item.value_before:.3g} -> {item.value_after:.3g}"
-        for item in found.parameters
+        for item in calibration.parameters
         if item.by_data and item.name != ACCEPTANCE
     ]
-    accepted = "" if found.acceptance is None else f"; {found.acceptance:.2f} of drafted tokens accepted"
+    accepted = "" if calibration.acceptance is None else f"; {calibration.acceptance:.2f} of drafted tokens accepted"
     return ("; ".join(moved) or "no figure of the machine was determined") + accepted
 
 
@@ -62,17 +62,17 @@ def _further(cases: Sequence[Case]) -> dict[str, float]:
     """Return what the cases can tell beside the engine's fitted parameters, with its spread."""
     if len({case.context.arch.num_hidden_layers for case in cases}) > 1:
         return {}  # slices tell a step's fixed cost instead
-    told = {
+    determined = {
         ACCEPTANCE: any(not case.acceptance_known for case in cases),
         "dp_layer_us": len({case.config.attn_dp_size > 1 for case in cases}) > 1,
         "ep_layer_us": len({case.config.ep_size > 1 for case in cases}) > 1,
     }
-    return {name: SPREAD[name] for name, is_told in told.items() if is_told}
+    return {name: SPREAD[name] for name, is_determined in determined.items() if is_determined}
 
 
-def _refuse_what_does_not_fit(found: Calibration, cases: Sequence[Case]) -> None:
+def _refuse_what_does_not_fit(calibration: Calibration, cases: Sequence[Case]) -> None:
     """Raise InputError where the profile would be a compromise; one point that is off is an outlier."""
-    off = [case for case in cases if case.id in found.outliers]
+    off = [case for case in cases if case.id in calibration.outliers]
     if len(cases) < FEWEST_JUDGED or len(off) <= max(ALWAYS_ALLOWED, MOST_DISCOUNTED * len(cases)):
         return
     families = Counter(case.config.label for case in off).most_common(MOST_NAMED)
@@ -85,5 +85,5 @@ def _refuse_what_does_not_fit(found: Calibration, cases: Sequence[Case]) -> None
 
 
 def _stamped(profile: EngineProfile) -> EngineProfile:
-    said = f"{SIMULATED}: the profile was learned in a world that was played, it describes no machine"
-    return replace(profile, source=f"{SIMULATED}: {profile.source}", warnings=(*profile.warnings, said))
+    warning = f"{SIMULATED}: the profile was learned in a world that was played, it describes no machine"
+    return replace(profile, source=f"{SIMULATED}: {profile.source}", warnings=(*profile.warnings, warning))

@@ -21,13 +21,13 @@ def predict_cases(cases: Sequence[Case]) -> list[Foreseen]:
     different = dict(zip(keys, cases, strict=True))
     processes = min(MOST_PROCESSES, os.cpu_count() or 1)
     if len(different) < WORTH_PROCESSES or processes < 2 or "fork" not in multiprocessing.get_all_start_methods():
-        known = {key: predict_case(case) for key, case in different.items()}
+        predictions = {key: predict_case(case) for key, case in different.items()}
     else:
         longest_first = sorted(different, key=lambda key: -different[key].run.requests)
         with multiprocessing.get_context("fork").Pool(processes) as pool:
             answers = pool.map(predict_case, [different[key] for key in longest_first], chunksize=1)
-        known = dict(zip(longest_first, answers, strict=True))
-    return [known[key] for key in keys]
+        predictions = dict(zip(longest_first, answers, strict=True))
+    return [predictions[key] for key in keys]
 
 
 def _question(case: Case) -> tuple[object, ...]:

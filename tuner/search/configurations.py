@@ -80,7 +80,7 @@ def rows_of(space: TuningSpace, chosen: Sequence[tuple[dict[str, Any], ServerCon
 @lru_cache(maxsize=4)
 def candidates_of(space: TuningSpace) -> Candidates:
     """Return the allowed part of the space, each configuration once."""
-    seen: dict[ServerConfig, dict[str, Any]] = {}
+    params_of: dict[ServerConfig, dict[str, Any]] = {}
     resolved: dict[tuple[Any, ...], ServerConfig] = {}
     for params in _allowed(space):
         fraction = params[FRACTION]
@@ -91,14 +91,14 @@ def candidates_of(space: TuningSpace) -> Candidates:
             if key not in resolved:
                 resolved[key] = space.config(params)
             config = replace(resolved[key], mem_fraction_static=fraction)
-        seen.setdefault(config, params)
-    configs = list(seen)
+        params_of.setdefault(config, params)
+    configs = list(params_of)
     if not configs:
         raise InputError("the rules forbid every configuration of the space; widen --space")
-    kept = fitting(rows_of(space, [(seen[config], config) for config in configs]))
-    if not kept.configs:
+    candidates = fitting(rows_of(space, [(params_of[config], config) for config in configs]))
+    if not candidates.configs:
         raise InputError("no configuration of the space fits this machine and holds one request; widen --space")
-    return kept
+    return candidates
 
 
 def fitting(rows: Candidates) -> Candidates:
@@ -119,17 +119,17 @@ def undominated(rows: Candidates, belief: Array, excess: Array) -> npt.NDArray[n
     groups: dict[ServerConfig, list[int]] = {}
     for index, config in enumerate(rows.configs):
         groups.setdefault(replace(config, mem_fraction_static=None), []).append(index)
-    kept: list[int] = []
+    survivors: list[int] = []
     for members in groups.values():
         members.sort(key=lambda i: -float(rows.memory.free[i]))
-        chosen: list[int] = []
+        unbeaten: list[int] = []
         for i in members:
             if not any(
-                belief[j] >= belief[i] - SAME and excess[j] <= excess[i] + SAME and room[j] >= room[i] for j in chosen
+                belief[j] >= belief[i] - SAME and excess[j] <= excess[i] + SAME and room[j] >= room[i] for j in unbeaten
             ):
-                chosen.append(i)
-        kept += chosen
-    return np.array(sorted(kept), dtype=np.intp)
+                unbeaten.append(i)
+        survivors += unbeaten
+    return np.array(sorted(survivors), dtype=np.intp)
 
 
 def _allowed(space: TuningSpace) -> Iterator[dict[str, Any]]:
@@ -171,13 +171,13 @@ def departed(belief: Context, parameter_shift_sigmas: Array) -> Context:
 
 def slopes(rows: Candidates, parameter_shift_sigmas: Array, figure: Figure) -> tuple[Array, Array]:
     """Return a figure of every row, and its change per standard deviation of each of PHYSICS (rows x PHYSICS)."""
-    here = figure(rows, parameter_shift_sigmas)
+    base = figure(rows, parameter_shift_sigmas)
     columns = []
     for index in range(len(PHYSICS)):
         aside = parameter_shift_sigmas.copy()
         aside[index] += STEP
-        columns.append((figure(rows, aside) - here) / STEP)
-    return here, np.stack(columns, axis=1)
+        columns.append((figure(rows, aside) - base) / STEP)
+    return base, np.stack(columns, axis=1)
 
 
 # One standard deviation of what a knob, or two together, may do beyond the physics above.

@@ -84,23 +84,23 @@ def learn(
     inputs = _Inputs.of_rows(train, query, common)
     sizes = inputs.sizes
     parameter_shift_sigmas = np.zeros(len(PHYSICS))
-    here, by = _slopes(X_train, parameter_shift_sigmas, figure)
+    y_model, by = _slopes(X_train, parameter_shift_sigmas, figure)
     for _ in range(ROUNDS if count else 0):
-        fits, weight = _fits(inputs, by, y_train - here + by @ parameter_shift_sigmas)
+        fits, weight = _fits(inputs, by, y_train - y_model + by @ parameter_shift_sigmas)
         moved = [at.figures * (gp.X_train_.T @ gp.alpha_)[: len(PHYSICS)] for gp, at in zip(fits, sizes, strict=True)]
         parameter_shift_sigmas = np.clip(weight @ np.array(moved), -FARTHEST, FARTHEST)
-        here, by = _slopes(X_train, parameter_shift_sigmas, figure)
-    fits, weight = _fits(inputs, by, y_train - here + by @ parameter_shift_sigmas)
+        y_model, by = _slopes(X_train, parameter_shift_sigmas, figure)
+    fits, weight = _fits(inputs, by, y_train - y_model + by @ parameter_shift_sigmas)
     base, slope = slopes(query, parameter_shift_sigmas, figure)
     base = base - slope @ parameter_shift_sigmas
     rows = [inputs.columns(slope, slice(count, None), size) for size in sizes]
     if against is not None:
-        base = base - (here - by @ parameter_shift_sigmas)[against]
+        base = base - (y_model - by @ parameter_shift_sigmas)[against]
         rows = [x - gp.X_train_[against] for x, gp in zip(rows, fits, strict=True)]
-    found = [gp.predict(x, return_std=True) for x, gp in zip(rows, fits, strict=True)]
-    deviation = np.maximum(np.array([spread for _, spread in found]), LEAST_DEVIATION)
+    predictions = [gp.predict(x, return_std=True) for x, gp in zip(rows, fits, strict=True)]
+    deviation = np.maximum(np.array([spread for _, spread in predictions]), LEAST_DEVIATION)
     carry = float(weight @ np.array([size.carry for size in sizes]))
-    return Posterior(base + np.array([mean for mean, _ in found]), deviation, weight, carry)
+    return Posterior(base + np.array([mean for mean, _ in predictions]), deviation, weight, carry)
 
 
 def _slopes(rows: Sequence[Candidates], parameter_shift_sigmas: Array, figure: Figure) -> tuple[Array, Array]:
@@ -108,7 +108,7 @@ def _slopes(rows: Sequence[Candidates], parameter_shift_sigmas: Array, figure: F
     parts = [slopes(part, parameter_shift_sigmas, figure) for part in rows if part.configs]
     if not parts:
         return np.zeros(0), np.zeros((0, len(PHYSICS)))
-    return np.concatenate([here for here, _ in parts]), np.concatenate([by for _, by in parts])
+    return np.concatenate([values for values, _ in parts]), np.concatenate([by for _, by in parts])
 
 
 @dataclass(frozen=True, slots=True)

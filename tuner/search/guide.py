@@ -111,9 +111,9 @@ class Guide:
         excess = np.zeros(len(belief))
         for slo in self._goal.constraining if self._goal.objective is not Objective.USERS else ():
             excess = np.maximum(excess, of_point(str(slo.metric))(rows, nothing) - math.log(slo.limit_ms))
-        kept = undominated(rows, belief, excess)
-        order = np.argsort(MISS_WEIGHT * excess[kept] - belief[kept], kind="stable")
-        return rows.take(kept[order])
+        survivors = undominated(rows, belief, excess)
+        order = np.argsort(MISS_WEIGHT * excess[survivors] - belief[survivors], kind="stable")
+        return rows.take(survivors[order])
 
     def observe(self, record: TrialRecord) -> None:
         """Take a finished trial into account."""
@@ -227,12 +227,12 @@ class Guide:
     def _objective(self, rows: Candidates, replayed: bool) -> Posterior:
         """Return what is known of the rows' objective, less the best's where there is one."""
         measured, goal = self._measured(), self._goal
-        known = [self._sign * r.objective - goal.shift(r.config) for r in measured]
+        log_measured = [self._sign * r.objective - goal.shift(r.config) for r in measured]
         best = best_of(measured)
         against = next((i for i, record in enumerate(measured) if record is best), None)
         key = "tpot" if goal.objective is Objective.TPOT else "output_tok_s"
         figure = LearnedFigure(key=key, figure=self._figure, read=_objective_of(goal), common=COMMON)
-        raw = self._learn(rows, np.array(known), figure, replayed=replayed, against=against)
+        raw = self._learn(rows, np.array(log_measured), figure, replayed=replayed, against=against)
         self.carry = raw.carry
         shift = np.array([goal.shift(config) for config in rows.configs]) - (goal.shift(best.config) if best else 0.0)
         return Posterior(self._sign * raw.mean + shift, raw.deviation, raw.weight)
@@ -293,10 +293,10 @@ class Guide:
     def _limited(self, rows: Candidates, slo: Slo, replayed: bool) -> Posterior:
         """Return what is known of the figure that a limit is about."""
         key = f"slo {slo}"
-        known = [record.constraints[key] + math.log(slo.limit_ms) for record in self._measured()]
+        log_measured = [record.constraints[key] + math.log(slo.limit_ms) for record in self._measured()]
         figure = of_point(str(slo.metric))
         quantity = LearnedFigure(key=key, figure=figure, read=slo.value_ms, common=COMMON_SLO)
-        return self._learn(rows, np.array(known), quantity, replayed=replayed)
+        return self._learn(rows, np.array(log_measured), quantity, replayed=replayed)
 
 
 def _objective_of(goal: Goal) -> Read:

@@ -33,23 +33,23 @@ def _unused_activations(record: TrialRecord) -> float:
     return 1.0 if record.failure is FailureKind.OOM_GRAPHS else 0.0
 
 
-def chance_it_holds(free_gib: Array, seen: Sequence[tuple[float, bool]]) -> Array:
+def chance_it_holds(free_gib: Array, launches: Sequence[tuple[float, bool]]) -> Array:
     """Return the probability that each amount of free memory (GiB per GPU) suffices, after what was seen.
 
     The offset is normal around the ledger beforehand; every launch bounds it from one side, softly.
     """
     weight = np.exp(-0.5 * np.square(GRID_GIB / PRIOR_GIB))
-    for free, held in seen:
-        weight = weight * np.maximum(_held(free - GRID_GIB) if held else 1.0 - _held(free - GRID_GIB), 1e-9)
+    for free, fitted in launches:
+        weight = weight * np.maximum(_held(free - GRID_GIB) if fitted else 1.0 - _held(free - GRID_GIB), 1e-9)
     weight = weight / weight.sum()
     below = np.cumsum(weight)
     chance: Array = np.interp(free_gib - EDGE_GIB, GRID_GIB, below, left=0.0, right=1.0)
     return chance
 
 
-def known_missing_gib(seen: Sequence[tuple[float, bool]]) -> float:
+def known_missing_gib(launches: Sequence[tuple[float, bool]]) -> float:
     """Return the GiB per GPU that a failed launch proves to be missing: nothing with less free can hold."""
-    return max((free for free, held in seen if not held), default=0.0)
+    return max((free for free, fitted in launches if not fitted), default=0.0)
 
 
 def _held(margin: Array) -> Array:

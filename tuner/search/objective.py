@@ -111,9 +111,9 @@ class Goal:
             return max(decision.goodput_req_s or 0.0, LEAST_SHARE * rate)
         return self.rated(config, decision.output_tok_s, decision.tpot_ms["mean"])
 
-    def worst_excess(self, seen: Latencies) -> float:
+    def worst_excess(self, latencies: Latencies) -> float:
         """Return the largest log(latency / limit) over the limits; negative where all are kept."""
-        return max((slo.excess(seen) for slo in self.limits), default=-math.inf)
+        return max((slo.excess(latencies) for slo in self.limits), default=-math.inf)
 
 
 def users_within_slo(points: Sequence[Measurement], limits: Sequence[Slo]) -> float:
@@ -139,5 +139,5 @@ def crossing(log_clients: Array, excess: Array) -> Array:
     share = np.clip(-low / np.where(high > low, high - low, 1.0), 0.0, 1.0)
     within = log_clients[before] + share * (log_clients[inside] - log_clients[before])
     below = log_clients[0] - excess[:, 0] / ELASTICITY
-    found: Array = np.where(first == 0, below, np.where(first == excess.shape[1], log_clients[-1], within))
-    return found
+    log_crossing: Array = np.where(first == 0, below, np.where(first == excess.shape[1], log_clients[-1], within))
+    return log_crossing

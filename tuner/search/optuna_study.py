@@ -76,9 +76,9 @@ class StudyFile:
                 self._study.add_trial(trial)
 
     def _connection(self) -> sqlite3.Connection:
-        made = sqlite3.connect(self._file, check_same_thread=False)
-        made.execute("PRAGMA synchronous=OFF")
-        return made
+        connection = sqlite3.connect(self._file, check_same_thread=False)
+        connection.execute("PRAGMA synchronous=OFF")
+        return connection
 
     @contextmanager
     def _or_without_it(self) -> Iterator[None]:

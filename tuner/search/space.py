@@ -38,8 +38,8 @@ class TuningSpace:
         layout = self.layouts[params["layout"]]
         steps = int(params["mtp_steps"])
         running = params["max_running"]
-        wanted = running if isinstance(running, int) else self.workload.concurrency
-        per_rank = min(DEFAULT_REQUESTS_PER_RANK, -(-wanted // layout.attn_dp_size))
+        clients = running if isinstance(running, int) else self.workload.concurrency
+        per_rank = min(DEFAULT_REQUESTS_PER_RANK, -(-clients // layout.attn_dp_size))
         unpriced = {name: params[name] for name in UNMODELLED if params.get(name, DEFAULT) != DEFAULT}
         typed = replace(
             layout,
@@ -79,9 +79,9 @@ class TuningSpace:
     def _running(self, config: ServerConfig) -> Choice:
         """Return the choice of running requests nearest to a planner's candidate."""
         counts = [value for value in self.choices["max_running"] if isinstance(value, int)]
-        asked, running = self.workload.concurrency, config.max_running_requests or 0
-        nearest = min(counts, key=lambda value: abs(value - running), default=asked)
-        return CLIENTS if abs(asked - running) <= abs(nearest - running) else nearest
+        clients, running = self.workload.concurrency, config.max_running_requests or 0
+        nearest = min(counts, key=lambda value: abs(value - running), default=clients)
+        return CLIENTS if abs(clients - running) <= abs(nearest - running) else nearest
 
     def default_params(self, layout: ServerConfig) -> dict[str, Any]:
         """Return the parameters of a layout with every other flag left to SGLang."""

@@ -35,12 +35,12 @@ class SpaceFile:
 
     def narrow(self, space: TuningSpace) -> TuningSpace:
         """Return the space with this file's choices. Raises InputError for a layout this machine does not have."""
-        known = list(space.layouts)
+        layouts = list(space.layouts)
         for layout in self.choices.get("layout", ()):
-            if layout not in known:
+            if layout not in layouts:
                 raise InputError(
                     f"{self.name}: space.layout has '{layout}', which is not possible here; "
-                    f"{did_you_mean(str(layout), known)}"
+                    f"{did_you_mean(str(layout), layouts)}"
                 )
         known_flags = flags_of(space.context.version).by_dest
         for name in UNMODELLED:

@@ -31,8 +31,8 @@ class UnmodelledKnobs:
     def carried_over(self, rows: Iterable[dict[str, Any]], leader: dict[str, Any]) -> Candidates:
         """Return the rows with the unpriced knobs as the leader has them."""
         choices = self._space.choices
-        taken = {name: leader[name] for name in self._space.defaults if leader.get(name) in choices[name]}
-        return self._rows(params | taken for params in rows)
+        of_leader = {name: leader[name] for name in self._space.defaults if leader.get(name) in choices[name]}
+        return self._rows(params | of_leader for params in rows)
 
     def _from(self, base: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for name in self._space.defaults:
@@ -53,14 +53,14 @@ class UnmodelledKnobs:
     def _others(self, name: str, base: dict[str, Any]) -> list[Choice]:
         return [value for value in self._space.choices[name] if value != base.get(name, self._space.defaults[name])]
 
-    def _rows(self, wanted: Iterable[dict[str, Any]]) -> Candidates:
-        found: dict[ServerConfig, dict[str, Any]] = {}
-        for params in wanted:
+    def _rows(self, choices: Iterable[dict[str, Any]]) -> Candidates:
+        params_of: dict[ServerConfig, dict[str, Any]] = {}
+        for params in choices:
             config = self._config(params)
             if config is not None:
-                found.setdefault(config, params)
-        rows = rows_of(self._space, [(params, config) for config, params in found.items()])
-        return fitting(rows) if found else rows
+                params_of.setdefault(config, params)
+        rows = rows_of(self._space, [(params, config) for config, params in params_of.items()])
+        return fitting(rows) if params_of else rows
 
     def _config(self, params: dict[str, Any]) -> ServerConfig | None:
         """Return the configuration of allowed parameters, None for others."""

@@ -44,11 +44,11 @@ def override_text(arch: ModelArchitecture) -> str:
 def slice_of(whole: ModelArchitecture, text: str) -> ModelArchitecture:
     """Return the slice that a text of --json-model-override-args leaves. Raises InputError where it leaves no slice."""
     try:
-        asked = msgspec.json.decode(text, type=_Override)
+        override = msgspec.json.decode(text, type=_Override)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise InputError(f"--json-model-override-args: {error}") from error
-    layers = whole.num_hidden_layers if asked.num_hidden_layers is None else asked.num_hidden_layers
-    return whole.sliced(layers, asked.first_k_dense_replace)
+    layers = whole.num_hidden_layers if override.num_hidden_layers is None else override.num_hidden_layers
+    return whole.sliced(layers, override.first_k_dense_replace)
 
 
 def slices_of(whole: ModelArchitecture, text: str, dense: int | None) -> tuple[ModelArchitecture, ...]:
@@ -61,13 +61,13 @@ def slices_of(whole: ModelArchitecture, text: str, dense: int | None) -> tuple[M
         raise InputError(f"--slice is '{text}'; two depths are needed to tell layers from the fixed cost: --slice 4,8")
     if depths[-1] > whole.num_hidden_layers or depths[0] < 1:
         raise InputError(f"--slice is '{text}'; {whole.name} has {whole.num_hidden_layers} layers")
-    found = tuple(whole.sliced(depth, dense) for depth in depths)
-    if found[0].moe_layers == 0 and whole.moe_layers:
+    slices = tuple(whole.sliced(depth, dense) for depth in depths)
+    if slices[0].moe_layers == 0 and whole.moe_layers:
         raise InputError(
-            f"--slice {depths[0]} has no MoE layer: the first {found[0].dense_layers} layers of {whole.name} are "
-            f"dense; take {found[0].dense_layers + 1} or more, or fewer dense ones with --slice-dense"
+            f"--slice {depths[0]} has no MoE layer: the first {slices[0].dense_layers} layers of {whole.name} are "
+            f"dense; take {slices[0].dense_layers + 1} or more, or fewer dense ones with --slice-dense"
         )
-    return found
+    return slices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -137,12 +137,12 @@ def layout_of(context: Context, words: Sequence[str]) -> Layout:
     return Layout(context=context, words=tuple(words), config=config)
 
 
-def launch_words(here: Layout, arch: ModelArchitecture, model_path: str, most_kv_tokens: float) -> list[str]:
+def launch_words(layout: Layout, arch: ModelArchitecture, model_path: str, most_kv_tokens: float) -> list[str]:
     """Return the flags that start a slice: the layout's own first, the slice's after them."""
-    words = ["--model-path", model_path, "--trust-remote-code", *here.words]
-    if "load_format" not in read_arguments(here.words, here.context.version).values:
+    words = ["--model-path", model_path, "--trust-remote-code", *layout.words]
+    if "load_format" not in read_arguments(layout.words, layout.context.version).values:
         words += ["--load-format", "dummy"]
-    if math.isfinite(most_kv_tokens) and "--max-total-tokens" not in here.words:
+    if math.isfinite(most_kv_tokens) and "--max-total-tokens" not in layout.words:
         words += ["--max-total-tokens", str(int(most_kv_tokens))]
     return [*words, "--json-model-override-args", override_text(arch)]
 
@@ -175,13 +175,13 @@ def measure_loads(
                 yield about | _measured(arch, load, measured, f"{boot.number}.{repeat}")
 
 
-def _about(here: Layout, arch: ModelArchitecture, kv_tokens: int) -> dict[str, Any]:
+def _about(layout: Layout, arch: ModelArchitecture, kv_tokens: int) -> dict[str, Any]:
     """Return what a point's record says of the machine and the launch, as `calibrate --points` reads it."""
-    config = here.config
+    config = layout.config
     return {
         "metric_kind": "steady",
-        "hardware": here.context.machine.name,
-        "engine_version": str(here.context.version),
+        "hardware": layout.context.machine.name,
+        "engine_version": str(layout.context.version),
         "tp": config.tp_size,
         "attn_dp": config.attn_dp_size,
         "ep": config.ep_size,
@@ -191,7 +191,7 @@ def _about(here: Layout, arch: ModelArchitecture, kv_tokens: int) -> dict[str, A
         "first_k_dense_replace": arch.first_k_dense_replace,
         "load_format": "dummy",
         "dataset": "random",
-        "launch_args": " ".join(here.words),
+        "launch_args": " ".join(layout.words),
     }
 
 

@@ -83,7 +83,7 @@ def _foreseen_on(target: Layout, cases: Sequence[Case], engine: EngineProfile) -
             kv_tokens=target.kv_tokens,
             kv_known=False,
         )
-        answers.append(OnTarget(case=case, expected=(found := predict_case(case))[0], errors=found[1]))
+        answers.append(OnTarget(case=case, expected=(prediction := predict_case(case))[0], errors=prediction[1]))
     return tuple(answers)
 
 
@@ -105,16 +105,16 @@ def _figure(figure: WholeFigure) -> dict[str, Any]:
 
 
 def _on_target(answer: OnTarget) -> dict[str, Any]:
-    found, run = answer.expected, answer.case.run
-    band = answer.errors.around(found.ttft_mean_ms or 1.0, found.tpot_mean_ms, found.output_tok_s)
+    expected, run = answer.expected, answer.case.run
+    band = answer.errors.around(expected.ttft_mean_ms or 1.0, expected.tpot_mean_ms, expected.output_tok_s)
     return {
         "isl": run.isl.nominal,
         "osl": run.osl.nominal,
         "concurrency": run.concurrency,
         "layout": answer.case.config.layout,
         "machine": answer.case.context.machine.name,
-        "ttft_mean_ms": found.ttft_mean_ms,
-        "tpot_mean_ms": found.tpot_mean_ms,
-        "output_tok_s": found.output_tok_s,
+        "ttft_mean_ms": expected.ttft_mean_ms,
+        "tpot_mean_ms": expected.tpot_mean_ms,
+        "output_tok_s": expected.output_tok_s,
         "band": {name: list(interval) for name, interval in band.items()},
     }

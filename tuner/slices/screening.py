@@ -75,9 +75,9 @@ class SliceScreening:
             if record.repeats is None:
                 self._guide.observe(record)
         self._observed = len(records)
-        chosen = sum(record.launched and record.source == SLICED for record in records)
+        sliced = sum(record.launched and record.source == SLICED for record in records)
         others = sum(record.launched and record.source == SAMPLER for record in records)
-        if chosen >= IN_A_ROW * (others + 1):
+        if sliced >= IN_A_ROW * (others + 1):
             return None
         while True:
             leaders = self._guide.leaders(unfit={record.config for record in self.file.records if record.unfit})
@@ -88,8 +88,8 @@ class SliceScreening:
             if first.config in tried or self._guide.carry < LEAST_CARRY:
                 return dict(first.params)
             if sum(record.after == len(records) for record in self.file.records) >= self._most_slices(records):
-                known = [leader for leader in leaders if leader.config in tried]
-                return dict((known or leaders)[0].params)
+                launched_leaders = [leader for leader in leaders if leader.config in tried]
+                return dict((launched_leaders or leaders)[0].params)
             self._try(first.params, first.config, len(records))
 
     def _most_slices(self, records: Sequence[TrialRecord]) -> int:
@@ -155,11 +155,11 @@ class SliceScreening:
         self.shown(f"slice {len(self.file.records)} {config.label}: {_said(record, self.metric)}")
 
     def _figures(self, measured: Measurement) -> dict[str, float]:
-        found = {"output_tok_s": math.log(measured.output_tok_s)}
+        logs = {"output_tok_s": math.log(measured.output_tok_s)}
         if measured.tpot_ms["mean"] > 0.0:
-            found["tpot"] = math.log(measured.tpot_ms["mean"])
+            logs["tpot"] = math.log(measured.tpot_ms["mean"])
         limits = {f"slo {slo}": slo.excess(measured) + math.log(slo.limit_ms) for slo in self._goal.constraining}
-        return found | limits
+        return logs | limits
 
 
 def _said(record: SliceRecord, metric: str) -> str:
