@@ -45,7 +45,7 @@ class TrialResidual:
 
 def knob_effects(records: Sequence[TrialRecord]) -> list[KnobEffect]:
     """Return the effects that two measured trials show, the MOST_EFFECTS largest; the earlier trial is `before`."""
-    found = (
+    effects = (
         KnobEffect(
             knob="parallelism" if knob == LAYOUT else knob,
             before=_value(a, knob),
@@ -56,7 +56,7 @@ def knob_effects(records: Sequence[TrialRecord]) -> list[KnobEffect]:
         for knob, a, b in _neighbours(_measured(records))
         if (change := _change(a, b))
     )
-    return heapq.nlargest(MOST_EFFECTS, found, key=lambda effect: max(abs(value) for value in effect.change.values()))
+    return heapq.nlargest(MOST_EFFECTS, effects, key=lambda effect: max(abs(value) for value in effect.change.values()))
 
 
 def residuals(records: Sequence[TrialRecord]) -> list[TrialResidual]:
@@ -64,11 +64,11 @@ def residuals(records: Sequence[TrialRecord]) -> list[TrialResidual]:
     families: dict[str, list[float]] = {}
     for record in _measured(records):
         families.setdefault(record.label, []).append(math.log(max(record.over_predicted, 1e-9)))
-    found = [
+    by_family = [
         TrialResidual(family=family, mean=math.expm1(sum(logs) / len(logs)), trials=len(logs))
         for family, logs in families.items()
     ]
-    return sorted(found, key=lambda residual: -abs(residual.mean))
+    return sorted(by_family, key=lambda residual: -abs(residual.mean))
 
 
 def _measured(records: Sequence[TrialRecord]) -> list[TrialRecord]:

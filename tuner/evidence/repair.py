@@ -49,12 +49,12 @@ def repair(run: Path) -> Repair:
         raise_unwritable(run / ".lock", error)
     try:
         torn = cut_torn_line(file)
-        done = _Lines(run, file).sorted_out()
+        outcome = _Lines(run, file).sorted_out()
         if torn:
-            done.left_out.append("the incomplete last line")
-        if done.left_out or done.recovered or not _unbroken(run, file):
-            _write(run, file, done)
-        return done
+            outcome.left_out.append("the incomplete last line")
+        if outcome.left_out or outcome.recovered or not _unbroken(run, file):
+            _write(run, file, outcome)
+        return outcome
     finally:
         hold.release()
 
@@ -87,32 +87,32 @@ class _Lines:
 
     def sorted_out(self) -> Repair:
         """Return what is sound, in the order of the trials."""
-        done = Repair()
+        outcome = Repair()
         order = self._order()
         for place, number in enumerate(order):
             before = order[place - 1] if place else -1
             following = order[place + 1] if place + 1 < len(order) else number + 1
-            found = self._of(number, done, before=before, following=following)
-            if found is None:
-                done.left_out.append(f"trial {number}: nothing vouches for what is left of it")
+            record = self._of(number, outcome, before=before, following=following)
+            if record is None:
+                outcome.left_out.append(f"trial {number}: nothing vouches for what is left of it")
             else:
-                done.kept[number] = found
-        spare = sum(len(found) - 1 for found in self._by_number.values() if found)
+                outcome.kept[number] = record
+        spare = sum(len(lines) - 1 for lines in self._by_number.values() if lines)
         if spare:
-            done.left_out.append(f"{spare} line(s) that repeat a trial or were changed")
+            outcome.left_out.append(f"{spare} line(s) that repeat a trial or were changed")
         if self._unreadable:
-            done.left_out.append(f"{self._unreadable} line(s) that are no records any more")
-        return done
+            outcome.left_out.append(f"{self._unreadable} line(s) that are no records any more")
+        return outcome
 
     def _order(self) -> list[int]:
         """Return the numbers of the trials there were, in the order in which they were written."""
         numbers = [number for number in self._by_number if 0 <= number < 2 * self._most]
         if not self._in_order:
             return numbers
-        kept = [number for number in numbers if number < self._most]
-        return list(range(max([*kept, (self._head.records if self._head else 0) - 1], default=-1) + 1))
+        plausible = [number for number in numbers if number < self._most]
+        return list(range(max([*plausible, (self._head.records if self._head else 0) - 1], default=-1) + 1))
 
-    def _of(self, number: int, done: Repair, *, before: int, following: int) -> TrialRecord | None:
+    def _of(self, number: int, outcome: Repair, *, before: int, following: int) -> TrialRecord | None:
         """Return the record of a trial that something vouches for."""
         lines = self._by_number[number]
         if self._unmarked:  # written before lines were marked: there is nothing to hold them against
@@ -127,7 +127,7 @@ class _Lines:
                 chain = after(stood, body)
                 if self._vouched(number, chain, following):
                     self._chains[number] = {chain}
-                    done.recovered.append(number)
+                    outcome.recovered.append(number)
                     return record
         same = next((link for link, record in lines if own is not None and record == own[1]), None)
         if same is None or own is None:
@@ -162,41 +162,41 @@ def _unbroken(run: Path, file: Path) -> bool:
     return head is None or head.records <= len(lines)
 
 
-def _write(run: Path, file: Path, done: Repair) -> None:
+def _write(run: Path, file: Path, outcome: Repair) -> None:
     """Put the spoiled file aside and write the sound records, numbered without gaps. Raises SgtuneError."""
-    records = _numbered(done, gaps=(run / FLIGHT_FILE).exists())
-    done.aside = next(
+    records = _numbered(outcome, gaps=(run / FLIGHT_FILE).exists())
+    outcome.aside = next(
         name for n in range(1, 10_000) if not (name := file.with_name(f"{file.name}.spoiled-{n}")).exists()
     )
     try:
-        shutil.copyfile(file, done.aside)
-        _move_folders(run, done, records)
+        shutil.copyfile(file, outcome.aside)
+        _move_folders(run, outcome, records)
         write_trials(file, records)
         (run / "study.db").unlink(missing_ok=True)
     except OSError as error:
         raise_unwritable(file, error)
 
 
-def _numbered(done: Repair, *, gaps: bool) -> Sequence[TrialRecord]:
+def _numbered(outcome: Repair, *, gaps: bool) -> Sequence[TrialRecord]:
     """Return the kept records, numbered anew; a second launch of a trial that is lost goes with it.
 
     Launches that flew side by side keep their numbers: others may still be in the air.
     """
-    for number, record in list(done.kept.items()):
-        if record.repeats is not None and record.repeats not in done.kept:
-            del done.kept[number]
-            done.left_out.append(f"trial {number}: the trial it launched again is lost")
-    new = {old: old if gaps else place for place, old in enumerate(done.kept)}
+    for number, record in list(outcome.kept.items()):
+        if record.repeats is not None and record.repeats not in outcome.kept:
+            del outcome.kept[number]
+            outcome.left_out.append(f"trial {number}: the trial it launched again is lost")
+    new = {old: old if gaps else place for place, old in enumerate(outcome.kept)}
     return [
         replace(record, number=new[old], repeats=None if record.repeats is None else new[record.repeats])
-        for old, record in done.kept.items()
+        for old, record in outcome.kept.items()
     ]
 
 
-def _move_folders(run: Path, done: Repair, records: Sequence[TrialRecord]) -> None:
+def _move_folders(run: Path, outcome: Repair, records: Sequence[TrialRecord]) -> None:
     """Let every trial's folder have its record's number; those of lost trials are put aside."""
     trials = run / "trials"
-    places = {old: record.number for old, record in zip(done.kept, records, strict=True)}
+    places = {old: record.number for old, record in zip(outcome.kept, records, strict=True)}
     if not trials.is_dir() or all(old == new for old, new in places.items()):
         return
     for folder in sorted((f for f in trials.iterdir() if f.name.isdecimal()), key=lambda f: int(f.name)):
@@ -206,5 +206,5 @@ def _move_folders(run: Path, done: Repair, records: Sequence[TrialRecord]) -> No
             with contextlib.suppress(FileExistsError):
                 folder.rename(trials / name)
             if old in places:
-                record = replace(done.kept[old], number=places[old])
+                record = replace(outcome.kept[old], number=places[old])
                 write_own(trials / name / "result.json", encode_json(record) + "\n")

@@ -64,9 +64,9 @@ class RunFolder:
             if folder.trials_file.exists():
                 raise FolderTaken(f"'{path}' holds trials but no run.toml: name another folder with --run")
             write_atomic(path / "hardware.json", encode_json(hardware) + "\n")
-            asked = {name: value for name, value in msgspec.to_builtins(manifest).items() if value is not None}
+            answers = {name: value for name, value in msgspec.to_builtins(manifest).items() if value is not None}
             stamp = f"# {SIMULATED}: played in a world, on no machine\n" if manifest.simulated else ""
-            write_atomic(path / "run.toml", stamp + tomli_w.dumps(asked), private=True)
+            write_atomic(path / "run.toml", stamp + tomli_w.dumps(answers), private=True)
             folder._chain = start_of(path)
         except BaseException:  # interrupted or not: the lock goes, the error stays
             folder.release()
@@ -104,7 +104,7 @@ class RunFolder:
         Raises SgtuneError where the disk or the folder is at fault: what was recorded before stays.
         """
         self.check_in_place()
-        kept, body = readable(record)
+        written, body = readable(record)
         line, chain = sealed(body, self._chain)
         try:
             append_line(self.trials_file, line.decode() + "\n")
@@ -113,7 +113,7 @@ class RunFolder:
         except SgtuneError as error:
             why = str(error).partition(";")[0]
             raise SgtuneError(f"trial {record.number} is not recorded: {why}; {GO_ON}") from error
-        return kept
+        return written
 
     def check_in_place(self) -> None:
         """Raise SgtuneError when the folder was removed or replaced while we held it."""
@@ -198,8 +198,8 @@ def read_manifest(path: Path) -> Manifest:
     file = path / "run.toml"
     if not file.exists():
         runs = [other.parent.name for other in path.parent.glob("*/run.toml")]
-        there = did_you_mean(path.name, runs) if runs else "there is none; --runs DIR names another folder"
-        raise InputError(f"no run '{path.name}' in '{path.parent}': {there}")
+        hint = did_you_mean(path.name, runs) if runs else "there is none; --runs DIR names another folder"
+        raise InputError(f"no run '{path.name}' in '{path.parent}': {hint}")
     try:
         return msgspec.convert(load_toml(read_bytes(file, "run manifest"), str(file)), Manifest)
     except msgspec.ValidationError as error:

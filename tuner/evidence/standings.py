@@ -88,11 +88,11 @@ def to_confirm(records: Sequence[TrialRecord], count: int) -> list[TrialRecord]:
     """Return the `count` best feasible trials and, where there are any, the baseline; none launched again already."""
     again = {record.repeats for record in records}
     feasible = sorted((r for r in records if r.feasible and r.repeats is None), key=lambda r: -r.objective)
-    wanted = feasible[:count]
-    if not wanted:
+    best = feasible[:count]
+    if not best:
         return []
-    wanted += [r for r in records if r.source == BASELINE and r.target is not None and r not in wanted]
-    return [record for record in wanted if record.number not in again]
+    best += [r for r in records if r.source == BASELINE and r.target is not None and r not in best]
+    return [record for record in best if record.number not in again]
 
 
 def standings(records: Sequence[TrialRecord]) -> list[Standing]:

@@ -73,12 +73,12 @@ class Shared:
         )
 
     def _one(self, value: T) -> T:
-        found: T = self._seen.setdefault((type(value), value), value)
-        return found
+        shared: T = self._seen.setdefault((type(value), value), value)
+        return shared
 
     def _same(self, values: dict[str, float]) -> dict[str, float]:
-        found: dict[str, float] = self._seen.setdefault(tuple(values.items()), values)
-        return found
+        shared: dict[str, float] = self._seen.setdefault(tuple(values.items()), values)
+        return shared
 
 
 def read_evidence(file: Path) -> Evidence:
@@ -189,8 +189,8 @@ def _after_last_newline(handle: int, size: int, step: int = 1 << 16) -> int:
     end = size
     while end > 0:
         start = max(0, end - step)
-        found = os.pread(handle, end - start, start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
+        newline_at = os.pread(handle, end - start, start).rfind(b"\n")
+        if newline_at >= 0:
+            return start + newline_at + 1
         end = start
     return 0

@@ -91,21 +91,21 @@ def json_answer(text: bytes) -> Any:
         raise ValueError(str(error)) from error
 
 
-def mapping(found: Any) -> dict[str, Any]:
+def mapping(value: Any) -> dict[str, Any]:
     """Return what a server gave as an object, {} for anything else."""
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
-def items(found: Any) -> list[dict[str, Any]]:
+def items(value: Any) -> list[dict[str, Any]]:
     """Return the objects of what a server gave as a list."""
-    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
-def number(found: Any) -> float | None:
+def number(value: Any) -> float | None:
     """Return what a server gave as a number, None for anything else: of another type, infinite, out of reach."""
-    if isinstance(found, bool) or not isinstance(found, int | float) or not abs(found) < LARGEST:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
         return None
-    return float(found)
+    return float(value)
 
 
 def without_secret_fields(info: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def without_secret_fields(info: dict[str, Any]) -> dict[str, Any]:
     return {name: HIDDEN if name in SECRET_FIELDS and value else value for name, value in info.items()}
 
 
-def count(found: Any) -> int | None:
+def count(value: Any) -> int | None:
     """Return what a server gave as a number of things, None for anything else."""
-    known = number(found)
-    return None if known is None or known < 0 else int(known)
+    counted = number(value)
+    return None if counted is None or counted < 0 else int(counted)

@@ -15,7 +15,7 @@ def oom_kills(root: Path = Path("/")) -> int | None:
             text = (root / name).read_text(encoding="utf-8")
         except OSError:
             continue
-        found = re.search(r"^oom_kill (\d+)$", text, re.MULTILINE)
-        if found:
-            return int(found.group(1))
+        counter = re.search(r"^oom_kill (\d+)$", text, re.MULTILINE)
+        if counter:
+            return int(counter.group(1))
     return None

@@ -26,13 +26,13 @@ Ask = Callable[[str], tuple[int, str]]
 def ask_python(python: str) -> tuple[int, str]:
     """Import sglang in an interpreter; return its exit code and its last line."""
     try:
-        done = subprocess.run([python, "-c", ASK], capture_output=True, text=True, timeout=ASK_S, check=False)
+        process = subprocess.run([python, "-c", ASK], capture_output=True, text=True, timeout=ASK_S, check=False)
     except OSError as error:
         return 127, str(error)
     except subprocess.TimeoutExpired:
         return 124, f"no answer within {ASK_S:.0f} s"
-    lines = (done.stdout if done.returncode == 0 else done.stdout + done.stderr).strip().splitlines()
-    return done.returncode, lines[-1] if lines else ""
+    lines = (process.stdout if process.returncode == 0 else process.stdout + process.stderr).strip().splitlines()
+    return process.returncode, lines[-1] if lines else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,37 +50,37 @@ class Preflight:
 
     def check(self) -> None:
         """Raise InputError naming everything that would make launches fail alike, each with its remedy."""
-        found = [*self._python(), *self._gpus(), *self._weights(), *self._ports(), *self._shared_memory()]
-        if found:
-            listed = "".join(f"\n  - {problem}" for problem in found)
+        problems = [*self._python(), *self._gpus(), *self._weights(), *self._ports(), *self._shared_memory()]
+        if problems:
+            listed = "".join(f"\n  - {problem}" for problem in problems)
             raise InputError(f"no launch could succeed here; nothing was started:{listed}")
 
     def _python(self) -> list[str]:
         if self.python is None:
             return []
-        code, said = self.ask(self.python)
+        code, answer = self.ask(self.python)
         if code:
-            return [f"'{self.python}' cannot import sglang ({said}): name the interpreter that can with --python"]
+            return [f"'{self.python}' cannot import sglang ({answer}): name the interpreter that can with --python"]
         try:
-            there = Version(said)
+            its_version = Version(answer)
         except InvalidVersion:
             return []  # a build that names itself otherwise: its flags decide
-        if there.release[:3] != self.version.release[:3]:
+        if its_version.release[:3] != self.version.release[:3]:
             return [
-                f"'{self.python}' has SGLang {there}, the question is for {self.version}: ask with "
-                f"--sglang-version {there.base_version}, or name another interpreter with --python"
+                f"'{self.python}' has SGLang {its_version}, the question is for {self.version}: ask with "
+                f"--sglang-version {its_version.base_version}, or name another interpreter with --python"
             ]
         return []
 
     def _gpus(self) -> list[str]:
         if "--device" in self.flags and "cpu" in self.flags:
             return []
-        found = self.inventory()
-        if len(found.gpus) >= self.gpus:
+        inventory = self.inventory()
+        if len(inventory.gpus) >= self.gpus:
             return []
-        why = f" ({found.absent})" if found.absent else ""
+        why = f" ({inventory.absent})" if inventory.absent else ""
         return [
-            f"{len(found.gpus)} GPUs are seen here{why}, --hardware has {self.gpus}: check nvidia-smi and "
+            f"{len(inventory.gpus)} GPUs are seen here{why}, --hardware has {self.gpus}: check nvidia-smi and "
             "CUDA_VISIBLE_DEVICES, or name this machine with --hardware"
         ]
 
