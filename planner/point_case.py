@@ -83,14 +83,14 @@ def case_of(
     )
     if ledger_tokens < 1 and point.max_total_num_tokens is None:
         raise InputError(f"{config.label} does not fit: no memory is left for the KV cache")
-    known = point.max_total_num_tokens
+    tokens_per_rank = point.max_total_num_tokens
     return Case(
         id=point.id,
         context=context,
         config=config,
         run=_run(point, guesses),
-        kv_tokens=ledger_tokens if known is None else float(known * config.attn_dp_size),
-        kv_known=known is not None,
+        kv_tokens=ledger_tokens if tokens_per_rank is None else float(tokens_per_rank * config.attn_dp_size),
+        kv_known=tokens_per_rank is not None,
         acceptance_known=config.speculative is None or point.accept_length is not None,
         measured=point.measured,
         warnings=(*engine.warnings, *guesses.said),
@@ -107,19 +107,21 @@ def _settled(
     return config, float(memory(arch, machine, table_of([config]), version).kv_tokens[0])
 
 
-def _served(point: Point, given: ModelArchitecture | None, version: Version, guesses: _Guesses) -> ModelArchitecture:
+def _served(
+    point: Point, own_model: ModelArchitecture | None, version: Version, guesses: _Guesses
+) -> ModelArchitecture:
     """Return the model a record's run served: that of --model, else as its flags and its `model` say.
 
     Raises UnsupportedModel for a checkpoint that is not modelled, InputError for one whose speed is not.
     """
     named = {"model_path": _said(point, "model", "model_path"), "quantization": _said(point, "quantization")}
     flags = _flags_of_model(point.launch_args or "", version)
-    served = served_model({name: text for name, text in named.items() if text} | flags, given)
+    served = served_model({name: text for name, text in named.items() if text} | flags, own_model)
     if served.arch.weights == "INT8":
         raise InputError("the speed of INT8 weights is not modelled, their memory is")
     if served.assumed is not None and (named["model_path"] or "model_path" in flags):
         guesses.said.append(f"unknown model name: {served.assumed} assumed")
-    return served.arch if given is not None else replace(served.arch, name=deepseek_r1().name)
+    return served.arch if own_model is not None else replace(served.arch, name=deepseek_r1().name)
 
 
 def _said(point: Point, *names: str) -> str:
@@ -170,8 +172,8 @@ def _version(point: Point, guesses: _Guesses) -> Version:
 
 def _known(text: str) -> bool:
     """Whether a version is at least the oldest modelled; texts that are no version are left to parse_version."""
-    found = re.match(r"v?(\d+)\.(\d+)\.(\d+)", text)
-    return found is None or tuple(map(int, found.groups())) >= Version(OLDEST).release
+    release = re.match(r"v?(\d+)\.(\d+)\.(\d+)", text)
+    return release is None or tuple(map(int, release.groups())) >= Version(OLDEST).release
 
 
 def _machine(point: Point) -> Machine:
@@ -237,7 +239,7 @@ def _speculative(point: Point, guesses: _Guesses) -> Speculative | None:
     return Speculative(num_steps=steps, eagle_topk=point.mtp_topk or 1, num_draft_tokens=drafts) if steps else None
 
 
-def _acceptance(point: Point, config: ServerConfig, told: float | None, guesses: _Guesses) -> tuple[float, float]:
+def _acceptance(point: Point, config: ServerConfig, of_profile: float | None, guesses: _Guesses) -> tuple[float, float]:
     """Return the acceptance per drafted token that yields the accept length of the record, and the yield's spread.
 
     A record that gives none has what the engine profile was told, else the prior.
@@ -247,8 +249,8 @@ def _acceptance(point: Point, config: ServerConfig, told: float | None, guesses:
     steps = config.speculative.num_steps
     if point.accept_length is not None:
         return chain_acceptance(point.accept_length, steps), MEASURED_SPREAD
-    if told is not None:
-        return told, MEASURED_SPREAD
+    if of_profile is not None:
+        return of_profile, MEASURED_SPREAD
     expected = expected_acceptance(
         steps, point.isl or GUESSED_LENGTH, point.osl or GUESSED_LENGTH, random_tokens=_random_tokens(point)
     )
@@ -294,8 +296,8 @@ def _server_words(launch_args: str) -> list[str]:
 
 def _overlap(point: Point) -> bool | None:
     """Return whether speculation overlapped, where the run's environment says so."""
-    said = re.search(r"\bSGLANG_ENABLE_SPEC_V2=(\w+)", point.launch_args or "")
-    return None if said is None else said[1].lower() in ("1", "true", "yes")
+    setting = re.search(r"\bSGLANG_ENABLE_SPEC_V2=(\w+)", point.launch_args or "")
+    return None if setting is None else setting[1].lower() in ("1", "true", "yes")
 
 
 def _independence(point: Point, engine: EngineProfile) -> float:
@@ -307,9 +309,9 @@ def _independence(point: Point, engine: EngineProfile) -> float:
 
 def _random_tokens(point: Point) -> bool:
     """Whether prompts were random tokens: a record may say so; a client that drew the lengths drew the tokens too."""
-    said = str(point.extra.get("dataset") or "").lower()
-    if said:
-        return "random" in said
+    dataset = str(point.extra.get("dataset") or "").lower()
+    if dataset:
+        return "random" in dataset
     return point.metric_kind == "serving" and point.range_ratio is not None and 0.0 < point.range_ratio < 1.0
 
 
@@ -321,17 +323,17 @@ def _kv_dtype(text: str | None) -> str | None:
 
 def _first_word(text: str | None) -> str | None:
     """Return the backend of a remark such as 'fa3 (default since 0.4.5.post1)'."""
-    found = re.match(r"[a-z0-9_]+", text.lower()) if text else None
-    return found[0] if found else None
+    match = re.match(r"[a-z0-9_]+", text.lower()) if text else None
+    return match[0] if match else None
 
 
 def _with_flags(config: ServerConfig, launch_args: str, version: Version, guesses: _Guesses) -> ServerConfig:
     """Apply the other flags of the run, read as SGLang reads them; what it would refuse is said and ignored."""
     if not launch_args.strip():
         return config
-    given, faults = _flags_given(launch_args, version)
+    settings, faults = _flags_given(launch_args, version)
     guesses.said.extend(faults)
-    return replace(config, **given)
+    return replace(config, **settings)
 
 
 def _unpriced(
@@ -349,9 +351,9 @@ def _flags_given(launch_args: str, version: Version) -> tuple[dict[str, Any], tu
     """Return what flags set, by field of ServerConfig, and what SGLang would refuse of them."""
     read = read_arguments(_server_words(launch_args), version)
     flagged = from_values(read.values, version)
-    given = {
+    settings = {
         item.name: getattr(flagged, item.name)
         for item in fields(ServerConfig)
         if getattr(flagged, item.name) != item.default
     }
-    return given, tuple(f"launch_args: {fault.message}; ignored" for fault in read.faults if fault.refused)
+    return settings, tuple(f"launch_args: {fault.message}; ignored" for fault in read.faults if fault.refused)

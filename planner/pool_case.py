@@ -79,11 +79,11 @@ def record_case(
     )
 
 
-def _pools(found: Any) -> tuple[PoolRecord, ...]:
-    if not found:
+def _pools(records: Any) -> tuple[PoolRecord, ...]:
+    if not records:
         return ()
     try:
-        return msgspec.convert(found, tuple[PoolRecord, ...])
+        return msgspec.convert(records, tuple[PoolRecord, ...])
     except msgspec.ValidationError as error:
         raise InputError(f"pools: {error}") from error
 

@@ -28,6 +28,6 @@ class Violation:
 _ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.NOTE: 2}
 
 
-def sorted_violations(found: list[Violation]) -> list[Violation]:
+def sorted_violations(violations: list[Violation]) -> list[Violation]:
     """Return them worst first: what SGLang refuses, then what fails, then the rest."""
-    return sorted(found, key=lambda v: (_ORDER[v.severity], not v.refused))
+    return sorted(violations, key=lambda v: (_ORDER[v.severity], not v.refused))
