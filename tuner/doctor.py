@@ -55,12 +55,12 @@ Run = Callable[[list[str], float], tuple[int, str]]
 def run_command(command: list[str], limit_s: float) -> tuple[int, str]:
     """Run a command and return its exit code and output; 127 when it cannot be started, 124 when it took too long."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
     except OSError as error:
         return 127, str(error)
     except subprocess.TimeoutExpired:
         return 124, f"no answer within {limit_s:.0f} s"
-    return done.returncode, (done.stdout + done.stderr).strip()
+    return process.returncode, (process.stdout + process.stderr).strip()
 
 
 def examine(
@@ -104,20 +104,20 @@ def _extra(name: str, serves: str, packages: tuple[str, ...]) -> PartReport:
 
 def _gpus(inventory: Inventory) -> PartReport:
     names = [gpu.name for gpu in inventory.gpus]
-    found = ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
+    counts = ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
     lost = f"; lost: {', '.join(inventory.lost)}" if inventory.lost else ""
     return PartReport(
         part="GPUs",
         state=PartState.BROKEN if lost else PartState.OK if names else PartState.MISSING,
-        found=(found or str(inventory.absent)) + lost,
+        found=(counts or str(inventory.absent)) + lost,
         serves="probe; tune, bench and verify on real servers",
         fix="see dmesg for Xid" if lost else "" if names else "plan for a catalogue machine: --hardware h200x8",
     )
 
 
 def _local(python: str, run: Run) -> PartReport:
-    code, said = run([python, "-c", "import importlib.metadata as m; print(m.version('sglang'))"], ASK_S)
-    last = said.splitlines()[-1] if said else ""
+    code, output = run([python, "-c", "import importlib.metadata as m; print(m.version('sglang'))"], ASK_S)
+    last = output.splitlines()[-1] if output else ""
     return PartReport(
         part="engine local",
         state=PartState.MISSING if code else PartState.OK,
@@ -133,8 +133,8 @@ def _docker(run: Run) -> PartReport:
         return PartReport(
             part="engine docker", state=PartState.MISSING, found="no docker here", serves=serves, fix="install docker"
         )
-    code, said = run(["docker", "version", "--format", "{{.Server.Version}}"], DOCKER_S)
-    last = said.splitlines()[-1] if said else ""
+    code, output = run(["docker", "version", "--format", "{{.Server.Version}}"], DOCKER_S)
+    last = output.splitlines()[-1] if output else ""
     return PartReport(
         part="engine docker",
         state=PartState.MISSING if code else PartState.OK,

@@ -74,29 +74,29 @@ def calibrate(
     if not out.name:
         raise InputError("--out names no file; write it as in --out engine-here.json")
     start = records.profile_option(base)
-    asked = slices.SliceOptions(
+    slice_options = slices.SliceOptions(
         slices=slice_layers, dense=slice_dense, hardware=hardware, model=model, model_path=model_path,
         version=sglang_version or options.NEWEST_VERSION, base=start, engine=engine, python=python, image=image,
         decode=decode, prefill=prefill, repeats=repeats, rounds=rounds, together=together, target=target,
         target_args=target_args, point_s=parse_duration_s(point_time, "--point-time"), world=world, seed=seed,
         words=tuple(server_flags or ()), logs=logs,
     )  # fmt: skip
-    source = slices.points_of(asked, points, save_points or out.with_suffix(".points.jsonl"))
+    source = slices.points_of(slice_options, points, save_points or out.with_suffix(".points.jsonl"))
     setting = records.setting_of(hardware, sglang_version, launch_args, start, model)
     usable, left_out = _usable(source, setting)
     cases = [record.case for record in usable if record.case is not None]
     for reason in left_out:
         typer.echo(f"left out: {reason}", err=True)
-    there = slices.target_layout(replace(asked, version=str(cases[0].context.version)))
+    target_layout = slices.target_layout(replace(slice_options, version=str(cases[0].context.version)))
     with console(stderr=True).status(f"calibrating from {len(cases)} points"):
         simulated = any(record.simulated for record in usable)
-        found = learn(cases, cases[0].context.engine, simulated=simulated)
-        report = slice_report(cases, read_model(model), found.profile, there)
-    save_engine_profile(found.profile, out)
+        calibration = learn(cases, cases[0].context.engine, simulated=simulated)
+        report = slice_report(cases, read_model(model), calibration.profile, target_layout)
+    save_engine_profile(calibration.profile, out)
     if json:
-        print_json({"simulated": simulated, **_document(found, out, source, report)})
+        print_json({"simulated": simulated, **_document(calibration, out, source, report)})
         return
-    _show(found, simulated=simulated)
+    _show(calibration, simulated=simulated)
     if report is not None:
         slices.show(report, console())
         typer.echo(f"the points are in {source}; use them again with --points {source} --hardware {hardware}")
@@ -132,11 +132,11 @@ def _usable(points: Path, setting: Any) -> tuple[list[RecordCase], list[str]]:
     return usable, [*left_out, *(f"{count} points {why}" for why, count in grouped.items())]
 
 
-def _document(found: Calibration, out: Path, points: Path, report: SliceReport | None) -> dict[str, Any]:
+def _document(calibration: Calibration, out: Path, points: Path, report: SliceReport | None) -> dict[str, Any]:
     return {
         "profile": str(out),
-        "name": found.profile.name,
-        "points": found.profile.points,
+        "name": calibration.profile.name,
+        "points": calibration.profile.points,
         "parameters": {
             item.name: {
                 "before": item.value_before,
@@ -145,32 +145,34 @@ def _document(found: Calibration, out: Path, points: Path, report: SliceReport |
                 "spread_after": item.after,
                 "determined_by_data": item.by_data,
             }
-            for item in found.parameters
+            for item in calibration.parameters
         },
-        "outliers": list(found.outliers),
-        "mtp_acceptance": found.acceptance,
-        "rms_decode": found.rms_decode,
-        "prior_widened": found.width,
+        "outliers": list(calibration.outliers),
+        "mtp_acceptance": calibration.acceptance,
+        "rms_decode": calibration.rms_decode,
+        "prior_widened": calibration.width,
         "points_file": str(points),
         "slices": report.document() if report else None,
     }
 
 
-def _show(found: Calibration, *, simulated: bool) -> None:
+def _show(calibration: Calibration, *, simulated: bool) -> None:
     from rich.table import Table
 
     stamp = f"{SIMULATED}: " if simulated else ""
-    table = Table(title=f"{stamp}{found.profile.name}, {found.profile.points} points", title_justify="left")
+    table = Table(title=f"{stamp}{calibration.profile.name}, {calibration.profile.points} points", title_justify="left")
     for heading in ("parameter", "before", "after", "known to, before", "after", "by the data"):
         table.add_column(heading, justify="left" if heading in ("parameter", "by the data") else "right")
-    for item in found.parameters:
+    for item in calibration.parameters:
         table.add_row(
             item.name, f"{item.value_before:.4g}", f"{item.value_after:.4g}", f"{100 * item.before:.0f} %",
             f"{100 * item.after:.0f} %", "determined" if item.by_data else "not determined",
         )  # fmt: skip
     console().print(table)
-    if found.width > 1.0:
-        typer.echo(f"far from the base profile: its spread between machines was taken {found.width:.0f} times as wide")
-    typer.echo(f"residual of decode times and rates: {100 * found.rms_decode:.1f} % rms")
-    if found.outliers:
-        typer.echo(f"discounted as far off: {', '.join(found.outliers)}")
+    if calibration.width > 1.0:
+        typer.echo(
+            f"far from the base profile: its spread between machines was taken {calibration.width:.0f} times as wide"
+        )
+    typer.echo(f"residual of decode times and rates: {100 * calibration.rms_decode:.1f} % rms")
+    if calibration.outliers:
+        typer.echo(f"discounted as far off: {', '.join(calibration.outliers)}")

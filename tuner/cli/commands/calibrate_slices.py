@@ -85,34 +85,36 @@ class SliceOptions:
     logs: Path | None
 
 
-def points_of(asked: SliceOptions, given: Path | None, kept: Path) -> Path:
-    """Return the file of points: the one given, or `kept` after the slices were measured into it.
+def points_of(options: SliceOptions, points: Path | None, save_points: Path) -> Path:
+    """Return the file of points: the one given, or `save_points` after the slices were measured into it.
 
     Raises InputError for options that do not go together, and where measured points would be overwritten.
     """
     from hwprobe.errors import InputError
 
-    if asked.slices is None:
-        if given is None:
+    if options.slices is None:
+        if points is None:
             raise InputError("nothing to calibrate from: give --points FILE, or --slice 4,8 to measure slices here")
-        return given
-    if given is not None:
+        return points
+    if points is not None:
         raise InputError("--slice measures its own points: leave --points out")
-    if asked.hardware is None:
+    if options.hardware is None:
         raise InputError("--slice needs --hardware, the machine the slices run on")
-    if asked.engine is None:
+    if options.engine is None:
         raise InputError(f"--slice needs --engine, what runs the slices: {', '.join(EngineName)}")
-    if kept.exists() and kept.stat().st_size:
+    if save_points.exists() and save_points.stat().st_size:
         raise InputError(
-            f"'{kept}' holds measured points: use them with --points, or name another file (--save-points)"
+            f"'{save_points}' holds measured points: use them with --points, or name another file (--save-points)"
         )
-    if asked.engine in SIMULATED_ENGINES:
-        typer.echo(f"{SIMULATED}: --engine {asked.engine}: the profile will describe a world, not a machine", err=True)
-    _measure(asked, kept)
-    return kept
+    if options.engine in SIMULATED_ENGINES:
+        typer.echo(
+            f"{SIMULATED}: --engine {options.engine}: the profile will describe a world, not a machine", err=True
+        )
+    _measure(options, save_points)
+    return save_points
 
 
-def _measure(asked: SliceOptions, kept: Path) -> None:
+def _measure(options: SliceOptions, save_points: Path) -> None:
     """Measure the slices into a file, a line each as it comes."""
 
     from hwprobe.files import encode_json, write_atomic
@@ -120,35 +122,35 @@ def _measure(asked: SliceOptions, kept: Path) -> None:
     from planner.inputs import read_hardware
     from tuner.slices.run import run_slices
 
-    machine = read_hardware(str(asked.hardware))
+    machine = read_hardware(str(options.hardware))
     with scratch_folder("slices") as temporary:
-        where = (asked.logs or temporary).absolute()
-        question = _question(asked, machine, where)
+        where = (options.logs or temporary).absolute()
+        question = _question(options, machine, where)
         write_atomic(where / "hardware.json", encode_json(machine) + "\n")
-        write_atomic(kept, "")
+        write_atomic(save_points, "")
         screen = console(stderr=True)
-        stamp = {"simulated": True} if asked.engine in SIMULATED_ENGINES else {}
+        stamp = {"simulated": True} if options.engine in SIMULATED_ENGINES else {}
         for record in run_slices(question, lambda text: screen.print(text, markup=False)):
-            with kept.open("a", encoding="utf-8") as stream:
+            with save_points.open("a", encoding="utf-8") as stream:
                 stream.write(encode_json({**record, **stamp}, indent=0) + "\n")
 
 
-def target_layout(asked: SliceOptions) -> Layout | None:
+def target_layout(options: SliceOptions) -> Layout | None:
     """Return the machine and layout the whole model is meant for; None where no option names it."""
 
     from hwprobe.errors import InputError
     from planner.inputs import read_hardware, read_model
     from tuner.slices.launch import layout_of
 
-    name = asked.target or asked.hardware
-    if asked.target is None and not asked.target_args:
+    name = options.target or options.hardware
+    if options.target is None and not options.target_args:
         return None
     if name is None:
         raise InputError("--target-args needs a machine: --target, or --hardware")
-    return layout_of(_context(asked, read_hardware(name), read_model(asked.model)), asked.target_args.split())
+    return layout_of(_context(options, read_hardware(name), read_model(options.model)), options.target_args.split())
 
 
-def _question(asked: SliceOptions, machine: HardwareProfile, where: Path) -> SliceQuestion:
+def _question(options: SliceOptions, machine: HardwareProfile, where: Path) -> SliceQuestion:
     """Read the options. Raises InputError naming the flag, before anything is started."""
 
     import math
@@ -158,28 +160,30 @@ def _question(asked: SliceOptions, machine: HardwareProfile, where: Path) -> Sli
     from tuner.slices.launch import layout_of, loads_of, slices_of
     from tuner.slices.run import SliceQuestion
 
-    whole = read_model(asked.model)
-    here = layout_of(_context(asked, machine, whole), asked.words)
-    meant_for = target_layout(asked) or here
-    loads = (*loads_of(asked.decode, "--decode"), *loads_of(asked.prefill, "--prefill"))
+    whole = read_model(options.model)
+    layout = layout_of(_context(options, machine, whole), options.words)
+    meant_for = target_layout(options) or layout
+    loads = (*loads_of(options.decode, "--decode"), *loads_of(options.prefill, "--prefill"))
     question = SliceQuestion(
-        here=here, slices=slices_of(whole, str(asked.slices), asked.dense), loads=loads,
-        engine=EngineName(str(asked.engine)),
-        world=load_world(asked.world), where=where, model_path=asked.model_path, python=asked.python,
-        image=asked.image, repeats=asked.repeats, rounds=asked.rounds, together=asked.together,
-        most_kv_tokens=meant_for.kv_tokens_per_rank or math.inf, point_s=asked.point_s, seed=asked.seed,
+        here=layout, slices=slices_of(whole, str(options.slices), options.dense), loads=loads,
+        engine=EngineName(str(options.engine)),
+        world=load_world(options.world), where=where, model_path=options.model_path, python=options.python,
+        image=options.image, repeats=options.repeats, rounds=options.rounds, together=options.together,
+        most_kv_tokens=meant_for.kv_tokens_per_rank or math.inf, point_s=options.point_s, seed=options.seed,
     )  # fmt: skip
     return question.checked()
 
 
-def _context(asked: SliceOptions, machine: HardwareProfile, whole: ModelArchitecture) -> Context:
+def _context(options: SliceOptions, machine: HardwareProfile, whole: ModelArchitecture) -> Context:
     from models.engine.versions import profile_for
     from models.machine import machine_of
     from models.serving.estimate import Context
     from models.version import parse_version
 
-    version = parse_version(asked.version)
-    return Context(arch=whole, machine=machine_of(machine), engine=asked.base or profile_for(version), version=version)
+    version = parse_version(options.version)
+    return Context(
+        arch=whole, machine=machine_of(machine), engine=options.base or profile_for(version), version=version
+    )
 
 
 def show(report: SliceReport, screen: Console) -> None:
@@ -207,8 +211,8 @@ def show(report: SliceReport, screen: Console) -> None:
     if report.on_target:
         screen.print(_target_table(report.on_target))
     screen.print("not from the slices:")
-    for said in report.elsewhere:
-        screen.print(f"  {said}", markup=False)
+    for caveat in report.elsewhere:
+        screen.print(f"  {caveat}", markup=False)
 
 
 def _target_table(answers: Sequence[OnTarget]) -> object:
@@ -222,12 +226,12 @@ def _target_table(answers: Sequence[OnTarget]) -> object:
     for name in ("load", "TPOT ms", "90 % band", "TTFT ms", "output tok/s", "90 % band"):
         table.add_column(name, justify="left" if name == "load" else "right")
     for answer in answers:
-        found, run = answer.expected, answer.case.run
-        band = answer.errors.around(found.ttft_mean_ms or 1.0, found.tpot_mean_ms, found.output_tok_s)
+        expected, run = answer.expected, answer.case.run
+        band = answer.errors.around(expected.ttft_mean_ms or 1.0, expected.tpot_mean_ms, expected.output_tok_s)
         tpot, rate = band["tpot_mean_ms"], band["output_tok_s"]
         table.add_row(
-            f"{run.isl.nominal:,}/{run.osl.nominal:,} c={run.concurrency}", f"{found.tpot_mean_ms:.2f}",
-            f"{tpot[0]:.2f} to {tpot[1]:.2f}", f"{found.ttft_mean_ms or 0.0:,.0f}", f"{found.output_tok_s:,.0f}",
+            f"{run.isl.nominal:,}/{run.osl.nominal:,} c={run.concurrency}", f"{expected.tpot_mean_ms:.2f}",
+            f"{tpot[0]:.2f} to {tpot[1]:.2f}", f"{expected.ttft_mean_ms or 0.0:,.0f}", f"{expected.output_tok_s:,.0f}",
             f"{rate[0]:,.0f} to {rate[1]:,.0f}",
         )  # fmt: skip
     return table

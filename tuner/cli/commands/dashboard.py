@@ -69,17 +69,17 @@ def _serve(words: list[str], runs: Path) -> NoReturn:
     os.execve(words[0], words, os.environ | hosts | {"PYTHONSAFEPATH": "1", "SGTUNE_RUNS": str(runs.absolute())})
 
 
-def _free_port(asked: int | None) -> int:
+def _free_port(named_port: int | None) -> int:
     """Return the port asked for, or the first free one. Raises InputError when it cannot be had."""
     from hwprobe.errors import InputError
 
-    if asked is not None and not 1 <= asked <= 65535:
-        raise InputError(f"--port is {asked}; it must be between 1 and 65535")
-    for port in range(FIRST_PORT, FIRST_PORT + PORTS_TRIED) if asked is None else (asked,):
+    if named_port is not None and not 1 <= named_port <= 65535:
+        raise InputError(f"--port is {named_port}; it must be between 1 and 65535")
+    for port in range(FIRST_PORT, FIRST_PORT + PORTS_TRIED) if named_port is None else (named_port,):
         with socket.socket() as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with suppress(OSError):
                 trial.bind((HOST, port))
                 return port
-    where = f"port {asked} is" if asked else f"ports {FIRST_PORT} to {FIRST_PORT + PORTS_TRIED - 1} are"
+    where = f"port {named_port} is" if named_port else f"ports {FIRST_PORT} to {FIRST_PORT + PORTS_TRIED - 1} are"
     raise InputError(f"{where} taken on {HOST}; name another with --port")

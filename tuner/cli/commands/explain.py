@@ -29,24 +29,24 @@ def explain(
     from planner.explain.weigh import explain as weigh
     from planner.explain.wording import explain_document
 
-    found = weigh([parse_point(line, number) for number, line in read_lines(table)])
-    document = explain_document(found)
+    explanations = weigh([parse_point(line, number) for number, line in read_lines(table)])
+    document = explain_document(explanations)
     if json:
         print_json(document)
         return
-    _show(found)
+    _show(explanations)
     for sentence in document["evidence"]:
         typer.echo(f"- {sentence}")
 
 
-def _show(found: list[Explanation]) -> None:
+def _show(explanations: list[Explanation]) -> None:
     from rich.table import Table
 
     shown = Table(title="what would give these figures, likeliest first", title_justify="left")
     for name in ("weight", "GPU", "deployment", "MTP", "kernels", "total counts"):
         shown.add_column(name, justify="right" if name == "weight" else "left")
     shown.add_column("measured over predicted")
-    for each in found[:SHOWN]:
+    for each in explanations[:SHOWN]:
         h = each.hypothesis
         residuals = ", ".join(f"{value:+.0f} %" for value in each.residuals.values())
         shown.add_row(f"{each.weight:.1%}", h.gpu, h.deployment, h.mtp, h.kernels, h.reading, residuals)

@@ -36,7 +36,7 @@ def predict(
     setting = records.setting_of(hardware, sglang_version, launch_args, records.profile_option(profile), model)
     lines = list(read_cases(points, setting))
     cases = [line.case for line in lines if line.case is not None]
-    answers = iter([_answer(case, *found) for case, found in zip(cases, predict_cases(cases), strict=True)])
+    answers = iter([_answer(case, *prediction) for case, prediction in zip(cases, predict_cases(cases), strict=True)])
     documents = [{"id": line.id, "error": line.error} if line.case is None else next(answers) for line in lines]
     write_atomic(out, "".join(encode_json(document, indent=0) + "\n" for document in documents))
     typer.echo(f"wrote {len(cases)} predictions and {len(lines) - len(cases)} errors to {out}", err=True)

@@ -108,7 +108,7 @@ def _save(probed: Probed, out: Path) -> HardwareProfile:
     profile = replace(probed.profile, command=command_line())
     save_profile(profile, out)
     if probed.said and own_stream(out) is None:
-        text = "\n".join(f"=== {title}\n{said}" for title, said in probed.said.items())
+        text = "\n".join(f"=== {title}\n{stderr}" for title, stderr in probed.said.items())
         write_atomic(out.with_name(f"{out.name}.errors.txt"), text)
     return profile
 

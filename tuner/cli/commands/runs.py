@@ -24,24 +24,24 @@ def repair(
     """Keep the records of a run that are sound, say what is left out, and put the file as it was aside."""
     from tuner.evidence.repair import repair as repaired
 
-    done = repaired(runs / run)
+    outcome = repaired(runs / run)
     if json:
         print_json(
             {
-                "kept": len(done.kept),
-                "recovered": done.recovered,
-                "left_out": done.left_out,
-                "aside": None if done.aside is None else str(done.aside),
+                "kept": len(outcome.kept),
+                "recovered": outcome.recovered,
+                "left_out": outcome.left_out,
+                "aside": None if outcome.aside is None else str(outcome.aside),
             }
         )
         return
-    if done.aside is None:
-        typer.echo(f"the evidence of '{run}' is sound: {len(done.kept)} records")
+    if outcome.aside is None:
+        typer.echo(f"the evidence of '{run}' is sound: {len(outcome.kept)} records")
         return
     typer.echo(
-        f"kept {len(done.kept)} records"
-        + (f", {len(done.recovered)} of them from the trials' own folders" if done.recovered else "")
+        f"kept {len(outcome.kept)} records"
+        + (f", {len(outcome.recovered)} of them from the trials' own folders" if outcome.recovered else "")
     )
-    for what in done.left_out:
-        typer.echo(f"left out: {what}")
-    typer.echo(f"the file as it was: {done.aside}; continue with sgtune tune ... --resume")
+    for loss in outcome.left_out:
+        typer.echo(f"left out: {loss}")
+    typer.echo(f"the file as it was: {outcome.aside}; continue with sgtune tune ... --resume")

@@ -76,7 +76,7 @@ def tune(
     from tuner.run.question import TuneQuestion
     from tuner.search.space_file import read_space_file
 
-    asked = read_question(
+    plan_question = read_question(
         hardware=hardware, model=model, sglang_version=sglang_version, slo=slo, profile=profile, isl=isl, osl=osl,
         range_ratio=range_ratio, concurrency=concurrency, request_rate=request_rate, min_user_tok_s=min_user_tok_s,
         users=MOST_USERS if users is None and objective is Objective.USERS else users,
@@ -84,7 +84,7 @@ def tune(
     )  # fmt: skip
     narrowed = read_space_file(space) if space else None
     question = TuneQuestion(
-        plan=asked, objective=objective, engine=engine, world=load_world(world), trials=trials, confirm=confirm,
+        plan=plan_question, objective=objective, engine=engine, world=load_world(world), trials=trials, confirm=confirm,
         parallel=parallel, cluster=cluster,
         space=narrowed, server_flags=(*(narrowed.flags if narrowed else ()), *(server_flags or ())),
         budget_s=parse_duration_s(budget) if budget else float("inf"), seed=seed, sampler=sampler or default_sampler(),
@@ -185,18 +185,18 @@ def _recalibrate(loop: Loop, prepared: Prepared) -> dict[str, Any] | None:
     from tuner.calibrate.learned import learn_from_run, sentence
 
     try:
-        found = learn_from_run(loop.records, prepared.space.workload, prepared.plan.context)
+        calibration = learn_from_run(loop.records, prepared.space.workload, prepared.plan.context)
     except InputError as error:
         return {"profile": None, "refused": str(error)}
-    if found is None:
+    if calibration is None:
         return None
     path = loop.folder.path / "profile.json"
-    save_engine_profile(found.profile, path)
+    save_engine_profile(calibration.profile, path)
     return {
         "profile": str(path),
-        "mtp_acceptance": found.acceptance,
-        "rms_decode": found.rms_decode,
-        "sentence": sentence(found),
+        "mtp_acceptance": calibration.acceptance,
+        "rms_decode": calibration.rms_decode,
+        "sentence": sentence(calibration),
     }
 
 

@@ -41,13 +41,13 @@ def validate(
 
     setting = records.setting_of(hardware, sglang_version, launch_args, records.profile_option(profile), model)
     source = points or Path(str(files("models").joinpath(SHIPPED)))
-    found, errors, outliers = _residuals(source, setting)
-    groups = scores(found, by_concurrency=by_concurrency)
+    residuals, errors, outliers = _residuals(source, setting)
+    groups = scores(residuals, by_concurrency=by_concurrency)
     if json:
-        print_json(_document(found, groups, overall(found), errors, outliers))
+        print_json(_document(residuals, groups, overall(residuals), errors, outliers))
         return
     _show(groups, "by version and workload")
-    _show(overall(found), "all")
+    _show(overall(residuals), "all")
     typer.echo(f"{len(errors)} records without a prediction, {outliers} marked as outliers and not counted")
     for line in errors[:5]:
         typer.echo(f"  {line['id']}: {line['error']}")
@@ -65,12 +65,12 @@ def _residuals(source: Path, setting: Any) -> tuple[list[Residual], list[dict[st
     errors = [{"id": line.id, "error": line.error or ""} for line in lines if line.case is None]
     outliers = sum(line.role == "outlier" for line in lines if line.case is not None)
     cases = [line.case for line in lines if line.case is not None and line.role != "outlier" and line.case.measured]
-    found = [residuals_of(case, *foreseen) for case, foreseen in zip(cases, predict_cases(cases), strict=True)]
-    return [residual for of_case in found for residual in of_case], errors, outliers
+    by_case = [residuals_of(case, *foreseen) for case, foreseen in zip(cases, predict_cases(cases), strict=True)]
+    return [residual for of_case in by_case for residual in of_case], errors, outliers
 
 
 def _document(
-    found: list[Residual], groups: list[Score], everything: list[Score], errors: list[dict[str, str]], outliers: int
+    residuals: list[Residual], groups: list[Score], everything: list[Score], errors: list[dict[str, str]], outliers: int
 ) -> dict[str, Any]:
     return {
         "overall": everything,
@@ -80,7 +80,7 @@ def _document(
                 "id": r.id, "group": r.group, "concurrency": r.concurrency, "metric": r.metric, "measured": r.measured,
                 "predicted": r.predicted, "residual_percent": r.percent, "in_band": r.in_band, "fitted": r.fitted,
             }
-            for r in found
+            for r in residuals
         ],
         "errors": errors,
         "outliers": outliers,
@@ -114,10 +114,10 @@ def _show(groups: list[Score], title: str) -> None:
 def bar(percent: float) -> str:
     """Draw a signed error as a bar from the middle; an arrow where it leaves the plot."""
     cells = min(PLOT_HALF, round(abs(percent) / PLOT_EDGE * PLOT_HALF))
-    left, right = " " * PLOT_HALF, " " * PLOT_HALF
+    below, above = " " * PLOT_HALF, " " * PLOT_HALF
     body = "█" * cells
     if percent < 0:
-        left = ("◀" + body[1:] if percent < -PLOT_EDGE else body).rjust(PLOT_HALF)
+        below = ("◀" + body[1:] if percent < -PLOT_EDGE else body).rjust(PLOT_HALF)
     else:
-        right = (body[:-1] + "▶" if percent > PLOT_EDGE else body).ljust(PLOT_HALF)
-    return f"{left}│{right}"
+        above = (body[:-1] + "▶" if percent > PLOT_EDGE else body).ljust(PLOT_HALF)
+    return f"{below}│{above}"

@@ -38,10 +38,10 @@ class BenchScreen(ProgressScreen):
         load = f"{point.settings.request_rate:g} requests/s" if point.settings.request_rate else (
             f"{point.workload.concurrency} clients"
         )  # fmt: skip
-        said = "" if point.verdict is Verdict.OK else f"  [{point.verdict}: {point.why}]"
+        remark = "" if point.verdict is Verdict.OK else f"  [{point.verdict}: {point.why}]"
         self._screen.print(
             f"{load}: {window.output_tok_s:,.1f} output tok/s, TTFT {window.ttft.by['mean']:,.0f} ms, "
-            f"TPOT {window.tpot.by['mean']:,.2f} ms, {window.requests} requests in {window.seconds:.1f} s{said}",
+            f"TPOT {window.tpot.by['mean']:,.2f} ms, {window.requests} requests in {window.seconds:.1f} s{remark}",
             markup=False,
         )
 

@@ -233,8 +233,10 @@ def _show_rejected(plan: Plan, screen: Console, explain: bool) -> None:
 def _show_published(plan: Plan, screen: Console) -> None:
     if plan.published is None:
         return
-    found = plan.published
+    comparison = plan.published
     screen.print(
-        f"[bold]published[/] {found.published:,.2f} {found.quantity}; [bold]predicted[/] {found.predicted:,.2f}; "
-        f"published over predicted [bold]{found.residual_percent:+.1f} %[/] ({found.source}; {found.note})"
+        f"[bold]published[/] {comparison.published:,.2f} {comparison.quantity}; "
+        f"[bold]predicted[/] {comparison.predicted:,.2f}; "
+        f"published over predicted [bold]{comparison.residual_percent:+.1f} %[/] "
+        f"({comparison.source}; {comparison.note})"
     )

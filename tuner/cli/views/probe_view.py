@@ -49,9 +49,9 @@ def show_profile(profile: HardwareProfile, screen: Console) -> None:
         screen.print(", ".join(f"{name} {version}" for name, version in profile.software.items()), markup=False)
     if profile.gpus:
         screen.print(_gpus(profile.gpus))
-    found = findings(profile)
-    if found:
-        screen.print(_measured(found))
+    measured = findings(profile)
+    if measured:
+        screen.print(_measured(measured))
     if profile.p2p_gb_s is not None:
         screen.print(_pairs("GPU to GPU, GB/s (row sends to column)", profile.p2p_gb_s))
     for warning in profile.warnings:
@@ -76,22 +76,22 @@ def _gpus(gpus: Sequence[GpuProfile]) -> Table:
     return table
 
 
-def _measured(found: Sequence[ProbeFinding]) -> Table:
+def _measured(rows: Sequence[ProbeFinding]) -> Table:
     """Return measured against data sheet; several GPUs as their median with the slowest beside it."""
     table = Table(title="measured against the data sheet (of several GPUs the median)")
     for heading in ("where", "quantity", "measured", "slowest", "data sheet", "fraction", "spread", "verdict"):
         right = heading in ("measured", "slowest", "data sheet", "fraction", "spread")
         table.add_column(heading, justify="right" if right else "left")
-    for one in found:
+    for row in rows:
         table.add_row(
-            one.where,
-            one.label,
-            f"{one.value:,.4g} {one.unit}",
-            f"{one.worst:,.4g}" if one.worst != one.value else "",
-            f"{one.sheet:,.4g}" if one.sheet else "-",
-            f"{one.fraction:.0%}" if one.fraction else "-",
-            f"{one.spread:.1%}" if one.spread is not None else "-",
-            one.verdict,
+            row.where,
+            row.label,
+            f"{row.value:,.4g} {row.unit}",
+            f"{row.worst:,.4g}" if row.worst != row.value else "",
+            f"{row.sheet:,.4g}" if row.sheet else "-",
+            f"{row.fraction:.0%}" if row.fraction else "-",
+            f"{row.spread:.1%}" if row.spread is not None else "-",
+            row.verdict,
         )
     return table
 

@@ -142,8 +142,8 @@ def _show_pareto(records: Sequence[TrialRecord], screen: Console) -> None:
 
 def why(record: TrialRecord) -> str:
     """Return the failure in one line; all of the evidence is in the record."""
-    said = record.reason.strip().splitlines() or [""]
-    return f"{record.failure or record.outcome}: {said[0]}"
+    lines = record.reason.strip().splitlines() or [""]
+    return f"{record.failure or record.outcome}: {lines[0]}"
 
 
 def _launches(count: int) -> str:

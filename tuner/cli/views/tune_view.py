@@ -63,9 +63,9 @@ class LiveReporter(ProgressScreen):
             description=f"trial {number}: {measured.output_tok_s:,.0f} tok/s at {measured.concurrency} clients",
         )
 
-    def slice(self, said: str) -> None:
+    def slice(self, message: str) -> None:
         """Say what a slice showed."""
-        self._screen.print(said, markup=False)
+        self._screen.print(message, markup=False)
 
     def finished(self, record: TrialRecord, best: TrialRecord | None) -> None:
         if not record.launched:
@@ -83,9 +83,9 @@ class LiveReporter(ProgressScreen):
 
     def _left(self) -> str:
         """Say how long the rest takes at most, by what launches took so far."""
-        left = self._launches - self._done + self._extra
+        to_go = self._launches - self._done + self._extra
         each_s = sum(self._spent_s) / len(self._spent_s)
-        return f" ({duration(each_s)} a launch, {duration(left * each_s)} left at most)" if left else ""
+        return f" ({duration(each_s)} a launch, {duration(to_go * each_s)} left at most)" if to_go else ""
 
 
 def duration(seconds: float) -> str:
@@ -107,7 +107,7 @@ def _trial_line(record: TrialRecord) -> str:
     text = f"{head}{measured:,.0f} tok/s, predicted {predicted:,.0f} ({100 * (measured / predicted - 1):+.1f} %)"
     if record.decided_at is not None and record.value is not None and abs(record.value / measured - 1) > 1e-9:
         text += f"; objective {figure(record.value)}"
-    return text + "".join(f"; {said}" for said in (*record.misses, record.reason) if said)
+    return text + "".join(f"; {remark}" for remark in (*record.misses, record.reason) if remark)
 
 
 def _best_mark(record: TrialRecord, best: TrialRecord | None) -> str:
