@@ -69,6 +69,11 @@ class Context:
     acceptance_spread: float = TEXT_SPREAD
     moe_rows: float | None = None
 
+    @property
+    def spread(self) -> float:
+        """The log-spread of expert popularity."""
+        return self.engine.sigma if self.sigma is None else self.sigma
+
     def system(self, table: ConfigTable) -> System:
         """Return what step times of these configurations depend on."""
         return System(
@@ -76,7 +81,7 @@ class Context:
             machine=self.machine,
             table=table,
             engine=self.engine.parameters,
-            sigma=self.engine.sigma if self.sigma is None else self.sigma,
+            sigma=self.spread,
             independence=self.independence,
             mtp_overlap=at_least(self.version, SPEC_V2) if self.mtp_overlap is None else self.mtp_overlap,
             moe_tile_rows=self._tile_rows(table),

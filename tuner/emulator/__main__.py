@@ -42,7 +42,16 @@ def main(arguments: list[str]) -> int:
     if refusal is not None:
         return refusal
     faults = tuple(fault for fault in world.faults if not fault.launches or asked.launch in fault.launches)
-    return boot(EmulatedMachine(context=context, world=world, checked=checked, faults=faults, seed=asked.seed))
+    return boot(
+        EmulatedMachine(
+            context=context,
+            world=world,
+            checked=checked,
+            faults=faults,
+            seed=asked.seed,
+            typed=tuple(arguments[split + 1 :]),
+        )
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,6 +13,8 @@ from aiohttp import web
 
 from tuner.emulator import family
 from tuner.emulator.driver import Driver, ServedRequest
+from tuner.emulator.metrics import CONTENT_TYPE, Exposition
+from tuner.emulator.state import loads_document, server_document
 from tuner.engines.faults import Fault, FaultKind
 
 if TYPE_CHECKING:
@@ -28,8 +30,8 @@ DONE = b"data: [DONE]\n\n"
 class Answers:
     """The handlers; faults of the phase `serving` happen here."""
 
-    def __init__(self, asked: ApiServer, driver: Driver) -> None:
-        self._asked, self._driver = asked, driver
+    def __init__(self, asked: ApiServer, driver: Driver, shown: Exposition | None) -> None:
+        self._asked, self._driver, self.shown = asked, driver, shown
         self.ready = False
         self._requests = 0
 
@@ -77,53 +79,14 @@ class Answers:
         return web.json_response({"object": "list", "data": [model]})
 
     async def server_info(self, request: web.Request) -> web.Response:
-        config, asked = self._asked.config, self._asked
-        state = {"last_gen_throughput": 0.0, "avg_spec_accept_length": asked.times.accepted}
-        boot_s = asked.boot_s
-        answer = {
-            **{name: value for name, value in asked.arguments.items() if isinstance(value, str | int | float | None)},
-            "served_model_name": self._name(),
-            "tp_size": config.tp_size,
-            "attn_dp_size": config.attn_dp_size,
-            "ep_size": config.ep_size,
-            "mem_fraction_static": config.mem_fraction_static,
-            "max_running_requests": config.max_running_requests,
-            "chunked_prefill_size": config.chunked_prefill_size,
-            "context_length": config.context_length,
-            "stream_interval": config.stream_interval or 1,
-            "status": "ready",
-            "version": asked.version,
-            "simulated": True,
-            "max_total_num_tokens": asked.kv_tokens_per_rank,
-            "startup_time": {"load_weight": 0.5 * boot_s, "kv_cache_allocation": 0.05 * boot_s,
-                             "cuda_graph": {"decode": 0.25 * boot_s}},
-            "internal_states": [state],
-        }  # fmt: skip
-        return web.json_response(answer)
+        return web.json_response(server_document(self._asked, self._name()))
 
     async def loads(self, request: web.Request) -> web.Response:
-        server, asked = self._driver.server, self._asked
-        load = {
-            "dp_rank": 0,
-            "num_running_reqs": len(server.running),
-            "num_waiting_reqs": len(server.waiting),
-            "num_used_tokens": int(server.used),
-            "max_total_num_tokens": asked.limits.kv_tokens,
-            "token_usage": server.used / max(1, asked.limits.kv_tokens),
-            "speculative": {"accept_length": asked.times.accepted},
-            "queues": {"waiting": len(server.waiting), "retracted": server.retractions},
-        }
-        return web.json_response({"version": asked.version, "loads": [load]})
+        return web.json_response(loads_document(self._asked, self._driver.server))
 
     async def metrics(self, request: web.Request) -> web.Response:
-        server = self._driver.server
-        lines = {
-            "sglang:num_running_reqs": len(server.running),
-            "sglang:num_queue_reqs": len(server.waiting),
-            "sglang:token_usage": server.used / max(1, self._asked.limits.kv_tokens),
-            "sglang:num_retracted_requests_total": server.retractions,
-        }
-        return web.Response(text="".join(f"{name} {value}\n" for name, value in lines.items()))
+        text = self.shown.text() if self.shown is not None else b""
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
 
     async def flush_cache(self, request: web.Request) -> web.Response:
         flushed = self._driver.flush()
@@ -142,12 +105,13 @@ class Answers:
 
     # -- generation --------------------------------------------------------------------------------------------
 
-    def _submit(self, prompt: tuple[int, ...] | int, osl: int, came_s: float) -> ServedRequest:
+    def _submit(self, prompt: tuple[int, ...] | int, osl: int, came_s: float, streaming: bool) -> ServedRequest:
         isl = prompt if isinstance(prompt, int) else len(prompt)
         if self._asked.oom_under_load and isl > SMALL_PROMPT:
             self._out_of_memory()
         short = self._due(FaultKind.SHORT)
-        return self._driver.submit(prompt, max(1, osl - (short.count if short else 0)), came_s)
+        made = max(1, osl - (short.count if short else 0))
+        return self._driver.submit(prompt, made, came_s, streaming=streaming)
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """Answer SGLang's own endpoint."""
@@ -161,7 +125,7 @@ class Answers:
         if longest and isl + osl > longest:
             text = f"Requested token count exceeds the model's maximum context length of {longest} tokens."
             return web.json_response({"error": {"message": text}}, status=400)
-        live = self._submit(prompt, osl, came_s)
+        live = self._submit(prompt, osl, came_s, bool(body.get("stream")))
         if body.get("stream"):
             return await self._stream(request, live, lambda: self._generated(live, isl))
         await self._finished(live)
@@ -184,7 +148,7 @@ class Answers:
         given = tuple(prompt) if isinstance(prompt, list) else max(1, len(prompt) // CHARACTERS_PER_TOKEN)
         isl = given if isinstance(given, int) else len(given)
         osl = int(body.get("max_tokens") or body.get("max_completion_tokens") or DEFAULT_OUTPUT)
-        live = self._submit(given, osl, came_s)
+        live = self._submit(given, osl, came_s, bool(body.get("stream")))
         told = 0
 
         def chunk() -> dict[str, Any]:

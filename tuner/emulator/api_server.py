@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
+from packaging.version import Version
 
 from models.config import ServerConfig
 from models.serving.scheduler import Limits
-from models.serving.step_times import StepTimes
 from tuner.emulator import family
 from tuner.emulator.answers import Answers
-from tuner.emulator.driver import Driver
+from tuner.emulator.driver import Driver, Habits
 from tuner.emulator.log import say
+from tuner.emulator.metrics import Exposition
+from tuner.emulator.recorder import CountedTimes, Observed, Recorder
 from tuner.engines.faults import Fault
 
 HOST, PORT = "127.0.0.1", 30000
@@ -29,11 +31,14 @@ POLL_S = 0.1
 class ApiServer:
     """Everything the HTTP side needs to know; `boot_s` is the world's, `started` a monotonic time."""
 
-    times: StepTimes
+    times: CountedTimes
     limits: Limits
+    observed: Observed
     config: ServerConfig
     arguments: dict[str, Any]
+    typed: tuple[str, ...]
     version: str
+    device: str
     kv_tokens_per_rank: int
     noise: float
     seed: int
@@ -51,8 +56,10 @@ def serve(asked: ApiServer) -> int:
 
 
 async def _serve(asked: ApiServer) -> int:
-    driver = Driver(asked.times, asked.limits, noise=asked.noise, seed=asked.seed)
-    answers = Answers(asked, driver)
+    shown = exposition(asked)
+    recorder = Recorder(shown, asked.observed, asked.times) if shown is not None else None
+    driver = Driver(asked.times, asked.limits, habits_of(asked), recorder=recorder)
+    answers = Answers(asked, driver, shown)
     runner = web.AppRunner(application(answers), access_log=None, handler_cancellation=True)
     await runner.setup()
     host, port = str(asked.arguments.get("host", HOST)), int(asked.arguments.get("port", PORT))
@@ -82,6 +89,24 @@ async def _serve(asked: ApiServer) -> int:
     running.cancel()
     await runner.cleanup()
     return 0
+
+
+def habits_of(asked: ApiServer) -> Habits:
+    """Return how this server works beside its times and limits."""
+    return Habits(
+        noise=asked.noise,
+        seed=asked.seed,
+        radix=not asked.config.disable_radix_cache,
+        recv_interval=asked.config.scheduler_recv_interval or 1,
+    )
+
+
+def exposition(asked: ApiServer) -> Exposition | None:
+    """Return what /metrics shows, None without --enable-metrics."""
+    if not asked.arguments.get("enable_metrics"):
+        return None
+    name = str(asked.arguments.get("served_model_name") or asked.arguments.get("model_path"))
+    return Exposition(Version(asked.version), model_name=name, pid=os.getpid())
 
 
 def _watch(pid: int) -> int:
@@ -115,7 +140,8 @@ def application(answers: Answers) -> web.Application:
         app.router.add_get(path, answers.server_info)
     app.router.add_get("/v1/models", answers.models)
     app.router.add_get("/v1/loads", answers.loads)
-    app.router.add_get("/metrics", answers.metrics)
+    if answers.shown is not None:
+        app.router.add_get("/metrics", answers.metrics)
     app.router.add_route("*", "/flush_cache", answers.flush_cache)
     app.router.add_post("/abort_request", answers.abort)
     app.router.add_post("/generate", answers.generate)

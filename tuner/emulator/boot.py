@@ -12,11 +12,11 @@ from models.config import ServerConfig
 from models.costs.memory import Memory, MemoryLedger, ledger_of
 from models.layout import table_of
 from models.serving.estimate import Context, limits_of
-from models.serving.step_times import StepTimes
 from planner.check.judge import Checked, modelled
 from tuner.emulator import family
 from tuner.emulator.api_server import ApiServer, serve
 from tuner.emulator.log import say, write
+from tuner.emulator.recorder import CountedTimes, Observed
 from tuner.engines.faults import Fault, FaultKind
 from tuner.engines.world import World
 from tuner.engines.world_memory import boot_failure, fails_under_load
@@ -37,6 +37,7 @@ class EmulatedMachine:
     checked: Checked
     faults: tuple[Fault, ...]
     seed: int
+    typed: tuple[str, ...] = ()
 
     @property
     def config(self) -> ServerConfig:
@@ -85,11 +86,14 @@ def boot(machine: EmulatedMachine) -> int:
     limits = limits_of(config, table, float(filled.kv_tokens[0]))
     return serve(
         ApiServer(
-            times=StepTimes(context.system(table), acceptance=context.acceptance, largest_batch=most),
+            times=CountedTimes(context.system(table), acceptance=context.acceptance, largest_batch=most),
+            observed=observed_of(machine, ledger.kv_tokens_per_rank),
             limits=replace(limits, max_running=most, longest_stride=1.0),
             config=config,
             arguments=machine.checked.arguments.values,
+            typed=machine.typed,
             version=str(context.version),
+            device=context.machine.device,
             kv_tokens_per_rank=ledger.kv_tokens_per_rank,
             noise=machine.world.noise,
             seed=machine.seed,
@@ -100,6 +104,28 @@ def boot(machine: EmulatedMachine) -> int:
             started=started,
             children=tuple(children),
         )
+    )
+
+
+def observed_of(machine: EmulatedMachine, kv_tokens_per_rank: int) -> Observed:
+    """Return what the server's metrics say of it."""
+    config, world = machine.config, machine.world
+    reported = machine.checked.arguments.values.get("expert_balancedness_report_mode")
+    slow = world.slow_rank
+    return Observed(
+        ranks=max(1, config.attn_dp_size),
+        attn_tp=config.tp_size // max(1, config.attn_dp_size),
+        ep_ranks=config.ep_size,
+        tp=config.tp_size,
+        graph_max_bs=0 if config.disable_cuda_graph else config.cuda_graph_max_bs_decode or 0,
+        kv_tokens=kv_tokens_per_rank,
+        context_length=config.context_length or 0,
+        page_size=config.page_size or 1,
+        mtp_steps=config.speculative.num_steps if config.speculative else 0,
+        radix=not config.disable_radix_cache,
+        late_rank=slow.rank if slow else 0,
+        late_share=1.0 - 1.0 / slow.factor if slow else 0.0,
+        balancedness=world.balancedness(machine.truth(), config) if reported in ("prometheus", "both") else None,
     )
 
 

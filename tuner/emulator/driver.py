@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from models.serving.scheduler import (
@@ -18,6 +19,7 @@ from models.serving.scheduler import (
     take_finished,
 )
 from models.serving.step_times import StepTimes
+from tuner.emulator.recorder import Recorder
 
 # Batches between two draws of the world's noise.
 NOISE_EVERY = 50
@@ -37,28 +39,58 @@ class ServedRequest:
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class Driver:
-    """Runs batches for as long as there is work. `slower` stretches every batch, `mute` stops them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Habits:
+    """How the server works beside its times and limits.
 
-    def __init__(self, times: StepTimes, limits: Limits, *, noise: float, seed: int) -> None:
-        self._origin = time.monotonic()
+    `noise` is the relative standard deviation of a batch's time, drawn with `seed`; `radix`: prompts that were seen
+    are cached; `recv_interval`: decode passes between two looks at what has come.
+    """
+
+    noise: float = 0.0
+    seed: int = 0
+    radix: bool = True
+    recv_interval: int = 1
+
+
+class Driver:
+    """Runs batches for as long as there is work. `slower` stretches every batch, `mute` stops them.
+
+    `clock` gives seconds; `recorder` counts what SGLang's metrics would.
+    """
+
+    def __init__(
+        self,
+        times: StepTimes,
+        limits: Limits,
+        habits: Habits,
+        *,
+        recorder: Recorder | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock, self._origin = clock, clock()
         self.server = Scheduler(times=times, limits=limits, ratio=INITIAL_NEW_TOKEN_RATIO * limits.conservativeness)
         self.live: dict[int, ServedRequest] = {}
         self.slower = 1.0
         self.mute = False
         self.late_s = 0.0
         self.batches = 0
-        self._noise, self._random, self._factor = noise, random.Random(seed), 1.0
+        self._habits, self._random, self._factor = habits, random.Random(habits.seed), 1.0
+        self._recorder = recorder
+        self._inbox: list[Request] = []
+        self._unlooked = 0  # decode passes since the last look at the inbox
         self._work = asyncio.Event()
         self._count = 0
         self._known: dict[int, None] = {}  # hashes of prompt prefixes, oldest first
 
-    def submit(self, prompt: tuple[int, ...] | int, osl: int, came_s: float | None = None) -> ServedRequest:
+    def submit(
+        self, prompt: tuple[int, ...] | int, osl: int, came_s: float | None = None, *, streaming: bool = False
+    ) -> ServedRequest:
         """Take a request in: its prompt as token ids (or only their number) and its output length.
 
         `came_s`: `now()` when it came; reading it is part of the front end's time.
         """
-        cached = 0 if isinstance(prompt, int) else self._cached(prompt)
+        cached = 0 if isinstance(prompt, int) or not self._habits.radix else self._cached(prompt)
         isl = prompt if isinstance(prompt, int) else len(prompt)
         self._count += 1
         now = self.now() if came_s is None else came_s
@@ -68,7 +100,12 @@ class Driver:
         request = Request(self._count, fresh, osl, now, visible_s, prompt=fresh)
         live = ServedRequest(request, cached)
         self.live[request.index] = live
-        self.server.arrive(request)
+        if self._recorder is not None:
+            self._recorder.came(live, now, streaming=streaming)
+        if self._habits.recv_interval > 1 and self.server.running:
+            self._inbox.append(request)
+        else:
+            self.server.arrive(request)
         self._work.set()
         return live
 
@@ -81,8 +118,11 @@ class Driver:
             leave(server, request)
         server.waiting = deque(other for other in server.waiting if other is not request)
         server.arriving = [entry for entry in server.arriving if entry[2] is not request]
+        self._inbox = [other for other in self._inbox if other is not request]
         if server.chunked is request:
             server.chunked = None
+        if self._recorder is not None:
+            self._recorder.aborted(live)
         live.done = live.aborted = True
         live.news.set()
         self.live.pop(request.index, None)
@@ -101,41 +141,71 @@ class Driver:
                 self._work.clear()
                 await self._work.wait()
                 continue
-            before = self.server.now_s = max(self.server.now_s, self.now() - 1.0)
-            run_batch(self.server)
-            self._stretch(before)
-            # tokens pass the front end on their way out: what is told now came out of the batch that long ago
-            told_s = self.server.now_s + self.server.times.front_end_s
+            told_s = self.step()
             await asyncio.sleep(max(0.0, told_s - self.now()))
             self.late_s = self.now() - told_s
-            self._tell()
+            self.tell()
+
+    def step(self) -> float:
+        """Run one batch; return when its tokens have passed the front end on their way out."""
+        server = self.server
+        began_s = server.now_s = max(server.now_s, self.now() - 1.0)
+        began_step = server.step
+        self._look()
+        run_batch(server)
+        prefilled = server.step == began_step
+        self._unlooked = self._habits.recv_interval if prefilled else self._unlooked + round(server.step - began_step)
+        self._stretch(began_s)
+        if self._recorder is not None:
+            self._recorder.batch(server, self.live.values(), (began_s, began_step))
+        return server.now_s + server.times.front_end_s
+
+    def _look(self) -> None:
+        """Take in what has come, every so many decode passes; at once after prefill or when nothing runs."""
+        if self._inbox and (self._unlooked >= self._habits.recv_interval or not self.server.running):
+            for request in self._inbox:
+                self.server.arrive(request)
+            self._inbox.clear()
+        if self._unlooked >= self._habits.recv_interval:
+            self._unlooked = 0
 
     def _stretch(self, before: float) -> None:
         self.batches += 1
         if self.batches % NOISE_EVERY == 1:
-            self._factor = 1.0 + self._noise * self._random.gauss(0.0, 1.0)
+            self._factor = 1.0 + self._habits.noise * self._random.gauss(0.0, 1.0)
         more = (self.server.now_s - before) * (self.slower * self._factor - 1.0)
         self.server.now_s += more
         self.server.seen_s += more
 
     def _busy(self) -> bool:
         server = self.server
-        return bool(server.running or server.waiting or server.arriving or server.chunked is not None)
+        return bool(server.running or server.waiting or server.arriving or self._inbox or server.chunked is not None)
 
-    def _tell(self) -> None:
-        server = self.server
+    def tell(self) -> None:
+        """Tell the clients what has come out by now."""
+        server, now_s = self.server, self.now()
         for request in take_finished(server):
             live = self.live.pop(request.index, None)
             if live is not None:
-                live.tokens, live.done = request.osl, True
+                self._hear(live, request.osl, now_s)
+                live.done = True
+                if self._recorder is not None:
+                    self._recorder.finished(live, now_s)
                 live.news.set()
         accepted = server.times.accepted
         for index, request in server.running.items():
             live = self.live.get(index)
             made = min(request.osl, int(request.generated + (server.step - request.start_step) * accepted))
             if live is not None and made > live.tokens:
-                live.tokens = made
+                self._hear(live, made, now_s)
                 live.news.set()
+        if self._recorder is not None and not server.running:
+            self._recorder.refresh(server)
+
+    def _hear(self, live: ServedRequest, tokens: int, now_s: float) -> None:
+        if self._recorder is not None:
+            self._recorder.told(live, tokens - live.tokens, now_s)
+        live.tokens = tokens
 
     def _cached(self, prompt: tuple[int, ...]) -> int:
         """Return how many leading tokens an earlier prompt had too, in pages; and remember this one."""
@@ -151,4 +221,4 @@ class Driver:
 
     def now(self) -> float:
         """Seconds since the server began."""
-        return time.monotonic() - self._origin
+        return self._clock() - self._origin

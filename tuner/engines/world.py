@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
 from hwprobe.bounds import WORLD, check_fields, within
@@ -15,7 +16,10 @@ from hwprobe.errors import InputError, did_you_mean
 from hwprobe.files import LAUNCH_FILE_BYTES, read_bytes
 from hwprobe.parsing import load_toml
 from models.config import ServerConfig
+from models.costs.balance import expert_balancedness
+from models.costs.decode import decode_step
 from models.engine.profile import EngineParameters
+from models.layout import table_of
 from models.records.slice_fit import dummy_weights
 from models.serving.estimate import Context
 from tuner.engines.faults import PHASES, Fault
@@ -39,11 +43,21 @@ class Effect:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SlowRank:
+    """One rank takes `factor` times as long for its part of every step; the others wait for it."""
+
+    rank: Annotated[int, Meta(ge=0)] = 0
+    factor: Annotated[float, Meta(ge=1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class World:
     """What is true where the engine runs.
 
     `parameters` multiplies engine parameters; `extra_memory_gib` is used beyond the ledger; `noise` is the
-    relative standard deviation of a measurement; `boot_s` is what one launch costs, `slice_boot_s` that of a slice;
+    relative standard deviation of a measurement; `expert_balance` is the mean over the largest of the GPUs' shares of
+    tokens under expert parallelism, by default what the spread of popularity gives; `boot_s` is what one launch costs,
+    `slice_boot_s` that of a slice;
     `faults` happen in the emulated server only.
     """
 
@@ -56,6 +70,8 @@ class World:
     boot_s: Positive = 420.0
     slice_boot_s: Positive = 60.0
     effects: tuple[Effect, ...] = ()
+    slow_rank: SlowRank | None = None
+    expert_balance: Annotated[float, Meta(gt=0, le=1)] | None = None
     faults: tuple[Fault, ...] = ()
 
     def truth(self, belief: Context, config: ServerConfig) -> Context:
@@ -69,6 +85,8 @@ class World:
                 _knob(config, name) == value for name, value in effect.when.items()
             ):
                 slower *= effect.time_factor
+        slower *= self.slow_rank.factor if self.slow_rank else 1.0
+        slower *= self._unbalanced(belief, config)
         true = {name: getattr(belief.engine.parameters, name) * factor for name, factor in self.parameters.items()}
         parameters = _slowed(replace(belief.engine.parameters, **true), slower)
         if sliced:
@@ -81,11 +99,26 @@ class World:
             acceptance=belief.acceptance if self.acceptance is None else self.acceptance,
         )
 
+    def balancedness(self, context: Context, config: ServerConfig) -> float:
+        """Return how evenly the experts' GPUs are loaded: what SGLang calls eplb_balancedness."""
+        natural = expert_balancedness(context.arch.n_routed_experts, config.ep_size, context.spread)
+        return natural if self.expert_balance is None else self.expert_balance
+
+    def _unbalanced(self, belief: Context, config: ServerConfig) -> float:
+        """Return what uneven experts multiply a step by: the busiest GPU's share of the experts' part."""
+        if self.expert_balance is None or config.ep_size <= 1:
+            return 1.0
+        natural = expert_balancedness(belief.arch.n_routed_experts, config.ep_size, belief.spread)
+        step = decode_step(belief.system(table_of([config])), np.array([TYPICAL_BATCH]), np.array([TYPICAL_CONTEXT]))
+        return 1.0 + float((step.experts / step.total)[0]) * (natural / self.expert_balance - 1.0)
+
     def start_s(self, context: Context) -> float:
         """Return what one launch of this model costs in seconds."""
         return self.slice_boot_s if context.arch.sliced_from else self.boot_s
 
 
+# The batch and context at which the experts' part of a step is taken.
+TYPICAL_BATCH, TYPICAL_CONTEXT = 128.0, 1500.0
 # Times are multiplied and efficiencies divided, so that an effect slows every part of a step alike.
 _TIMES = ("tau_us", "t_pf0_ms", "mla_floor_us", "token_us", "host_ms", "ep_layer_us", "dp_layer_us")
 _EFFICIENCIES = ("eta_w", "eta_pf", "eta_kv")
