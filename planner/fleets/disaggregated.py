@@ -36,6 +36,8 @@ ROLE_FLAG = "disaggregation_mode"
 # (reports call hundreds of MB/s a rank normal on untuned fabrics), and the handshakes of a request.
 TRANSFER_BYTES_S = 25e9
 TRANSFER_LATENCY_S = 0.05
+# Ratios of one number of servers that are tried: every one up to so many servers.
+MOST_RATIOS = 32
 # Deployments replayed event by event, requests per client replayed, and the most of them.
 REPLAYED = 3
 REQUESTS_PER_CLIENT = 5
@@ -52,8 +54,9 @@ class Sides:
 
     @classmethod
     def alike(cls, context: Context, servers: int) -> Sides:
-        """Return one kind of machine, shared at every ratio."""
-        ratios = tuple((servers - decode, decode) for decode in range(1, servers))
+        """Return one kind of machine, shared at every ratio; of many servers every so many ratios are tried."""
+        step = max(1, servers // MOST_RATIOS)
+        ratios = tuple((servers - decode, decode) for decode in range(step, servers, step))
         return cls(prefill=context, decode=context, ratios=ratios)
 
 

@@ -10,6 +10,7 @@ from hwprobe.errors import InputError
 from hwprobe.profile import HardwareProfile
 from models.machine import machine_of
 from planner.fleets.disaggregated import Sides, disaggregated, fleet_key
+from planner.fleets.for_users import fleets_for_users
 from planner.plans.make import Plan, PlanQuestion, make_plan
 from planner.plans.search import REPLAYED, Candidate, Found, final_key, with_reasons
 
@@ -52,8 +53,8 @@ def _of_nodes(hardware: HardwareProfile, nodes: int) -> HardwareProfile:
 def plan_fleet(question: PlanQuestion, servers: str = ANY) -> Plan:
     """Plan copies of servers of every size, and prefill/decode fleets; the best first. Raises InputError for bad input.
 
-    One server over the whole machine is one of the sizes, so the answer is never worse than `make_plan`'s. Users at
-    a speed are planned with copies alone.
+    One server over the whole machine is one of the sizes, so the answer is never worse than `make_plan`'s. For users
+    at a speed it is the deployment of the fewest GPUs.
     """
     question.checked()
     weight_gib = question.arch.total_params * question.arch.gemm_weight_bytes / GIB
@@ -89,10 +90,14 @@ def _apart(
     question: PlanQuestion, plans: Sequence[Plan], nodes: int
 ) -> list[tuple[tuple[float, ...], Plan, Candidate]]:
     """Return prefill/decode fleets of the smallest server of whole nodes that holds the model, best first."""
-    if question.users is not None or nodes < 2:
+    if question.users is None and nodes < 2:
         return []
     smallest = next((plan for plan in plans if plan.found.candidates and plan.context.machine.gpus_per_node >= 4), None)
-    if smallest is None or smallest.context.machine.nodes == nodes:
+    if smallest is None:
+        return []
+    if question.users is not None:
+        return _apart_for_users(question, smallest)
+    if smallest.context.machine.nodes == nodes:
         return []
     count = nodes // smallest.context.machine.nodes
     clients = question.concurrency or smallest.concurrency * count
@@ -105,9 +110,19 @@ def _apart(
     ]
 
 
+def _apart_for_users(question: PlanQuestion, copies: Plan) -> list[tuple[tuple[float, ...], Plan, Candidate]]:
+    """Return prefill/decode fleets that carry the users with no more servers than `copies` of one server need."""
+    workload = question.workload(question.users or 1)
+    found = fleets_for_users(copies.context, workload, question.all_slos, copies.replicas, mtp=question.mtp)
+    return [
+        ((float(bool(c.misses)), fleet_key(c, workload, question.all_slos), float(c.gpus), -c.output_tok_s), copies, c)
+        for c in found
+    ]
+
+
 def _why_no_fleet(question: PlanQuestion, nodes: int) -> str:
     if question.users is not None:
-        return "--servers pd plans clients or arrivals: give --concurrency or --request-rate instead of --users"
+        return "--servers pd: these users need one server of this machine; prefill and decode apart need two"
     if nodes < 2:
         return f"--servers pd needs at least two nodes; --hardware {question.hardware.name} is one"
     return f"--servers pd: no prefill/decode fleet of {question.hardware.name} holds the model on this release"
@@ -117,7 +132,7 @@ def _key(plan: Plan, candidate: Candidate) -> tuple[float, ...]:
     """Order deployments: fewest misses, then the whole's rate; for users the fewest GPUs that carry them all."""
     first, second = final_key(candidate.prediction, plan.load, plan.question.all_slos)
     if plan.question.users is not None:
-        return (float(not plan.meets_target), first, float(candidate.gpus), second)
+        return (float(not plan.meets_target), first, float(candidate.gpus), -candidate.output_tok_s)
     return (first, second * (candidate.servers * candidate.load_share if plan.load.request_rate is None else 1.0))
 
 

@@ -14,8 +14,10 @@ from packaging.version import Version
 from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.files import encode_json
 from models.architecture import deepseek_r1
+from models.serving.fleet_replay import Limit
 from models.workload import Slo
 from planner.fleets.deployment import Deployment, Pool, Role
+from planner.fleets.disaggregated import LIMITS, Sides, disaggregated
 from planner.fleets.make_fleet import plan_fleet, splits
 from planner.fleets.plan_document import plan_document
 from planner.plans.make import Plan, PlanQuestion, make_plan
@@ -92,6 +94,29 @@ def test_users_get_the_fewest_gpus_that_keep_the_promise() -> None:
     assert fleet.best is not None
     assert fleet.replicas * fleet.concurrency >= 1500
     assert fleet.nodes == fleet.replicas * fleet.best.config.nnodes
+
+
+def test_users_with_long_prompts_are_planned_with_prefill_and_decode_apart_too() -> None:
+    """Copies stall for every prompt: apart the same GPUs give everyone the speed, and more tokens in all."""
+    asked = question("h200x8", 8000, 1000, users=400, min_user_tok_s=20.0)
+    any_kind, copies = plan_fleet(asked), plan_fleet(asked, "mixed")
+    assert any_kind.best is not None
+    assert copies.best is not None
+    assert any_kind.best.prefill is not None
+    assert any_kind.meets_target
+    assert any_kind.best.prediction.user_tok_s >= 20.0
+    assert any_kind.best.gpus <= copies.nodes * 8
+    assert total(any_kind) > total(copies)
+
+
+def test_a_smaller_fleet_than_the_answer_would_leave_users_waiting() -> None:
+    asked = question("h200x8", 8000, 1000, users=400, min_user_tok_s=20.0)
+    best = plan_fleet(asked, "pd").best
+    assert best is not None
+    smaller = disaggregated(
+        Sides.alike(asked.context(), best.gpus // 8 - 1), asked.workload(400), asked.all_slos, mtp=True
+    )
+    assert all(each.misses or each.prediction.limiting != LIMITS[Limit.DECODE] for each in smaller)
 
 
 def test_a_limit_is_kept_by_the_whole_fleet_before_it_is_fast() -> None:
@@ -194,6 +219,10 @@ def test_a_fleet_without_two_nodes_is_refused_with_the_reason(sgtune: Sgtune) ->
     ran = sgtune("plan", *asked)
     assert ran.code == 2
     assert "needs at least two nodes" in ran.err
+    users = ("--hardware", "h200x8", "--isl", "500", "--osl", "500", "--users", "8", "--min-user-tok-s", "10")
+    ran = sgtune("plan", *users, "--servers", "pd")
+    assert ran.code == 2
+    assert "these users need one server" in ran.err
 
 
 @pytest.mark.slow
