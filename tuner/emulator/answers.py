@@ -13,17 +13,18 @@ from aiohttp import web
 
 from tuner.emulator import family
 from tuner.emulator.driver import Driver, ServedRequest
-from tuner.emulator.metrics import CONTENT_TYPE, Exposition
 from tuner.emulator.state import loads_document, server_document
 from tuner.engines.faults import Fault, FaultKind
 
 if TYPE_CHECKING:
     from tuner.emulator.api_server import ApiServer
+    from tuner.emulator.metrics import Exposition
 
 # A prompt this short never fills the activations a full prefill needs.
 SMALL_PROMPT = 64
 DEFAULT_OUTPUT = 128
 CHARACTERS_PER_TOKEN = 4
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # Prometheus's text format
 DONE = b"data: [DONE]\n\n"
 
 

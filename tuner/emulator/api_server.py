@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 from packaging.version import Version
@@ -19,9 +19,11 @@ from tuner.emulator import family
 from tuner.emulator.answers import Answers
 from tuner.emulator.driver import Driver, Habits
 from tuner.emulator.log import say
-from tuner.emulator.metrics import Exposition
 from tuner.emulator.recorder import CountedTimes, Observed, Recorder
 from tuner.engines.faults import Fault
+
+if TYPE_CHECKING:
+    from tuner.emulator.metrics import Exposition
 
 HOST, PORT = "127.0.0.1", 30000
 POLL_S = 0.1
@@ -105,6 +107,8 @@ def exposition(asked: ApiServer) -> Exposition | None:
     """Return what /metrics shows, None without --enable-metrics."""
     if not asked.arguments.get("enable_metrics"):
         return None
+    from tuner.emulator.metrics import Exposition  # prometheus_client costs a start 0.1 s
+
     name = str(asked.arguments.get("served_model_name") or asked.arguments.get("model_path"))
     return Exposition(Version(asked.version), model_name=name, pid=os.getpid())
 

@@ -25,7 +25,6 @@ from prometheus_client import (
 )
 
 PREFIX = "sglang:"
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # The first release read that has each label of its process's metrics.
 SCHEDULER_LABELS = {"engine_type": "0.4.7", "tp_rank": "0.4.9.post6", "pp_rank": "0.5.3", "moe_ep_rank": "0.5.9"}
 FRONT_END_LABELS = {"engine_type": "0.5.12"}

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from models.costs.system import System
 from models.serving.scheduler import Request, Scheduler
 from models.serving.step_times import StepTimes
-from tuner.emulator.metrics import Exposition
 
 if TYPE_CHECKING:
     from tuner.emulator.driver import ServedRequest
+    from tuner.emulator.metrics import Exposition
 
 # Decode passes between two updates of SGLang's gauges (--decode-log-interval).
 LOG_INTERVAL = 40
