@@ -1,7 +1,7 @@
 """What figures may be: one table of bounds on what is physical, for every reader of a file or an option.
 
-Each range holds all that exists, with room for two generations: what lies outside is a slip of the unit or the pen, and
-an answer from it would be wrong without a sign.
+Each range covers today's hardware with room for two more generations: what lies outside is a slip of the unit or the
+pen, and an answer from it would be wrong without a sign.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ SgtuneError                 exit 1: failed while working
 +-- InputError              exit 2: bad usage or input, nothing was started
     +-- UnsupportedModel    exit 2: a model config this version has no equations for
 
-A target that cannot be met is no error but an answer: the command prints it and exits 3.
+A target that cannot be met is an answer, not an error: the command prints it and exits 3.
 """
 
 from __future__ import annotations

@@ -25,10 +25,9 @@ class DataSheetShare:
     low: float
 
 
-# Sources: HBM copy 4.3 of 4.8 TB/s and BF16 788 of 989 TFLOP/s were measured on one H200; the read
-# fraction lies between that copy and the KV-stream slope of FA3 (0.93 H200, 0.91 H100). FP8 (cuBLAS,
-# fast accumulation, about 1.35 of 1.98 PFLOP/s) and P2P (370-390 of 450 GB/s) are estimates that nobody
-# published as a table: hence their wide errors.
+# Sources: HBM copy 4.3 of 4.8 TB/s and BF16 788 of 989 TFLOP/s were measured on one H200; the read fraction lies
+# between that copy and the KV-stream slope of FA3 (0.93 H200, 0.91 H100). FP8 (cuBLAS, fast accumulation, about 1.35 of
+# 1.98 PFLOP/s) and P2P (370-390 of 450 GB/s) are estimates without a published table: hence their wide errors.
 EXPECTED = {
     "hbm_gb_s": DataSheetShare(fraction=0.91, error=0.02, low=0.85),
     "hbm_copy_gb_s": DataSheetShare(fraction=0.90, error=0.02, low=0.83),

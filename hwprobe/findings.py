@@ -143,7 +143,7 @@ def compare(a: HardwareProfile, b: HardwareProfile) -> tuple[Change, ...]:
 
 
 def _key(finding: ProbeFinding) -> tuple[str, str]:
-    """Match GPUs with GPUs whatever their number, ranks with the same number of ranks."""
+    """Match GPUs with any number of GPUs, ranks with the same number of ranks."""
     return ("GPU" if "GPU" in finding.where else finding.where, finding.quantity)
 
 

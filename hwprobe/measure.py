@@ -35,7 +35,7 @@ DEADLINE_S = {
     Step.FLASH_MLA: 240.0,
     Step.ABLATION: 300.0,
 }
-# What is kept of a child's stderr: its beginning and its end.
+# Bytes kept of a child's stderr: half from its beginning, half from its end.
 KEPT_STDERR = 65_536
 CHECKOUT = Path(__file__).resolve().parents[1]
 PER_GPU = (Step.MEMORY, Step.STREAM, Step.LAUNCH, Step.GEMM)
@@ -66,7 +66,7 @@ class MeasureTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskOutcome:
-    """What became of a task: a report, or why there is none or only a part of one. `stderr` is all the child said."""
+    """How a task ended: its report, whole or in part, and the reason of a failure. `stderr` is the child's."""
 
     task: MeasureTask
     seconds: float
@@ -155,7 +155,7 @@ def run_child(
 
 
 def _outcome(task: MeasureTask, ended: tuple[int, str, str], late: str) -> TaskOutcome:
-    """Return what a child's exit code, stdout and stderr come to; what it told before it failed is kept."""
+    """Read a child's exit code, stdout and stderr; reports it printed before it failed are kept."""
     code, out, err = ended
     parts: list[Report] = []
     wrong = ""
@@ -177,14 +177,14 @@ def _outcome(task: MeasureTask, ended: tuple[int, str, str], late: str) -> TaskO
 
 
 def _end(child: subprocess.Popen[str]) -> tuple[str, str]:
-    """Kill the child's session (which holds nothing but what it started), collect the child and what it said."""
+    """Kill the child's session (only its own processes), collect the child and its output."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     return child.communicate() if child.stdout and not child.stdout.closed else ("", "")
 
 
 def _environment(task: MeasureTask) -> dict[str, str]:
-    # A bare checkout is on nobody's path once the path is safe.
+    # With PYTHONSAFEPATH a bare checkout is not importable by itself.
     paths = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {
         "PYTHONSAFEPATH": "1",

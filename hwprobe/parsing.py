@@ -1,6 +1,6 @@
 """YAML, TOML and JSON from untrusted files: bounded in depth, and in size once aliases are expanded.
 
-Whatever a parser makes of such a text, the answer is a value or one InputError.
+Each reader returns a value or raises InputError, whatever exception the parser raised.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def finite(value: float, name: str, least: float, most: float) -> float:
 
 
 def said(error: BaseException) -> str:
-    """Return the first line of what an error says, short enough for a sentence."""
+    """Return an error's first line, short enough for a sentence."""
     lines = str(error).splitlines()
     return (lines[0][:200] if lines else "") or type(error).__name__
 

@@ -21,7 +21,7 @@ def clean(text: str, most: int = LONGEST) -> str:
 
 
 def as_markdown(text: str) -> str:
-    """Return a text that Markdown shows as it stands: what is in it opens no link, picture, style or formula."""
+    """Return a text that Markdown shows unchanged: no link, picture, style or formula in it takes effect."""
     return _MARKING.sub(r"\\\g<0>", clean(text))
 
 

@@ -1,4 +1,4 @@
-"""Put together what this machine can tell: NVML's inventory, the catalogue's rates, the host, measurements."""
+"""Assemble a machine's profile from NVML's inventory, the catalogue's rates, the host and measurements."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def probe_machine(nvml: Any | None = None) -> HardwareProfile:
 
 
 def assemble(inventory: Inventory, measured: Measured) -> HardwareProfile:
-    """Return the profile: measured where measured, NVML's where NVML tells, else the data sheet's."""
+    """Return the profile: measured figures first, then NVML's, then the data sheet's."""
     profiles = [
         _known_gpu(gpu, measured.gpus.get(place, {}), measured.working.get(place, {}))
         for place, gpu in enumerate(inventory.gpus)
@@ -120,7 +120,7 @@ def _mismatches(gpus: Sequence[NvmlGpu]) -> list[str]:
 
 
 def _judged(profile: HardwareProfile) -> list[str]:
-    """Return what the measurements say is wrong, in words."""
+    """Return what is wrong by the measurements, in words."""
     remarks = []
     for finding in findings(profile):
         bad = verdict(finding.quantity, finding.fraction)
@@ -136,7 +136,7 @@ def _judged(profile: HardwareProfile) -> list[str]:
 def _known_gpu(
     gpu: NvmlGpu, measured: Mapping[str, Quantity], working: Mapping[str, WorkingState]
 ) -> GpuProfile | None:
-    """Return the best known of every figure, or None for a card nothing is known of."""
+    """Return the best source of every figure, or None for an unknown card."""
     key = match_gpu(gpu.name, gpu.memory_mib)
     sheet = gpu_from_catalogue(key) if key else None
     rates = {name: _best(measured.get(name), getattr(sheet, name, None)) for name in REPLACING}

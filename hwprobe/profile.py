@@ -1,4 +1,4 @@
-"""HardwareProfile: what is known of a machine, each number with where it came from."""
+"""HardwareProfile: a machine's figures, each with its source."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ NVLS_OFF = ("NCCL_NVLS_ENABLE", "0")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probed:
-    """A profile, and what was asked for but could not be measured (refused or failed).
+    """A profile, and the requested measurements that were refused or failed.
 
     `said` is the whole stderr of every child that failed, by its title.
     """
@@ -79,7 +79,7 @@ def run_probe(
     """Take the inventory, measure what may be measured, and return the profile.
 
     `telling` hears of every measurement. `nvml` and `runner` stand in for pynvml and for child processes in tests.
-    Failures are also among the profile's warnings: whoever reads the file later must know why a figure is not measured.
+    Failures are also among the profile's warnings: a later reader must see why a figure is missing.
     """
     inventory = settled(nvml)
     measured_device = _wanted(device, inventory)

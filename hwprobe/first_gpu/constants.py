@@ -19,7 +19,7 @@ TRANSFER_FILE = "models/engine/transfer.py"
 MACHINES = "examples/hardware"
 _STREAM = re.compile(r"^(REFERENCE_STREAM_OVER_READ = )([\d.]+)$", re.MULTILINE)
 _STREAM_ERROR = re.compile(r"^(REFERENCE_STREAM_ERROR = )([\d.]+)$", re.MULTILINE)
-# What one server tells of all: repeats of a card agree within 3 %, and cards differ.
+# One server stands for all: repeats on a card agree within 3 %, and cards differ.
 LEAST_ERROR = 0.03
 
 
@@ -40,12 +40,12 @@ class Constant:
 
     @property
     def beyond(self) -> bool:
-        """Whether what was seen lies outside what the constant was believed to be within."""
+        """Whether the measured value lies outside the constant's stated error."""
         return abs(self.seen - self.now) > self.error
 
 
 def proposals(items: SeenItems, profile: HardwareProfile, checkout: Path) -> tuple[Constant, ...]:
-    """Return every constant that this machine speaks of. Only the reference card (H200) speaks of any."""
+    """Return every constant that this machine can check: on the reference card (H200) alone."""
     return tuple(_proposals(profile, checkout)) if items.is_reference else ()
 
 

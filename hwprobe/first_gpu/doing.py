@@ -1,4 +1,4 @@
-"""What runs the half hour's things on a real machine: measuring children, the slice recipe, nvidia-smi beside them."""
+"""Runs the half hour on a real machine: measuring children, the slice recipe, nvidia-smi in the background."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RealDoing:
         return str(wrapper) if wrapper.exists() else self.sglang_python or self.python
 
     def recipe(self, depths: str, limit_s: float) -> TaskOutcome | str:
-        """Run tools/slice_on_gpu.sh for these depths ('' installs only), its output kept as what it said."""
+        """Run tools/slice_on_gpu.sh for these depths ('' installs only), keeping its output."""
         if not self.sglang_python and not self.wheels:
             return NO_SGLANG
         settings = {
@@ -59,7 +59,7 @@ class RealDoing:
 
 
 def run_program(words: list[str], settings: dict[str, str], limit_s: float) -> TaskOutcome:
-    """Run a program for at most `limit_s`; it and all it started in its session end with it."""
+    """Run a program for at most `limit_s`; kill its whole session at the end."""
     begin = time.monotonic()
     child = subprocess.Popen(
         words,

@@ -1,4 +1,4 @@
-"""The folder of results: one file an item, written at once; what is there is not measured again."""
+"""The folder of results: one file an item, written at once; an item with a file is not measured again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ItemEnd(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemRecord:
-    """What became of one item; `report` holds what was measured, also before a failure. `said` names a file beside."""
+    """How one item ended; `report` holds its measurements, also those before a failure. `said` names its log file."""
 
     name: str
     title: str

@@ -1,4 +1,4 @@
-"""What was expected of the half hour and what was seen: one line a check, also for places that only a GPU can check."""
+"""The half hour's checks: expected against measured, a line each, also for places that only a GPU can check."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class SeenItems:
         )
 
     def get(self, record: str, name: str) -> Quantity | None:
-        """Return a quantity of a record that starts with `record` and is for the first GPU, None if none."""
+        """Return a quantity of the first GPU from the record called `record`, None if it was not measured."""
         for full in (record, f"{record}-gpu{self.first}"):
             item = self.records.get(full)
             if item is not None and item.report is not None and name in item.report.quantities:

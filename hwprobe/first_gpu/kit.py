@@ -23,7 +23,7 @@ from hwprobe.watch import ThrottleWatch
 
 # An item is not begun with less time than this left of its part.
 LEAST_S = 10.0
-# What must be near its data sheet before anything else is worth its time.
+# Quantities that must be near the data sheet before the rest is measured.
 GATE = {"hbm_copy_gb_s": "memory", "bf16_tflops": "gemm", "fp8_tflops": "gemm"}
 
 
@@ -35,7 +35,7 @@ class Doing(Protocol):
         ...
 
     def recipe(self, depths: str, limit_s: float) -> TaskOutcome | str:
-        """Run the slice recipe for these depths; return why there is none to run as a string."""
+        """Run the slice recipe for these depths; a string says why it cannot run."""
         ...
 
 
@@ -65,11 +65,13 @@ class Kit:
         return self._known.get(name)
 
     def records(self) -> list[ItemRecord]:
-        """Return what is known of all items, in order."""
+        """Return the records of all items, in order."""
         return [record for item in self.items if (record := self.read(item.name)) is not None]
 
     def went_well(self) -> bool:
-        """Return whether everything that ran is done; what could not run here (no SGLang) is no failure."""
+        """Return whether everything that ran is done; an item that cannot run here (no SGLang) does not count as
+        failed.
+        """
         return not any(record.ended in FAILURES for record in self.records())
 
     def run(self, part: KitPart, limits: KitLimits, look: LookAt, shown: Shown) -> bool:
@@ -121,7 +123,7 @@ class Kit:
         )
 
     def _second_try(self, item: Item, watch: ThrottleWatch, outcome: TaskOutcome) -> TaskOutcome:
-        """Return the outcome of an all-reduce without NVLink SHARP where the first failed, both reasons told."""
+        """Return the outcome of an all-reduce without NVLink SHARP where the first failed, with both reasons."""
         if item.step is not Step.ALL_REDUCE or not outcome.failure or not outcome.task.visible:
             return outcome
         second = watch(replace(outcome.task, settings=(NVLS_OFF,)))

@@ -26,7 +26,7 @@ def refusal(gpu: NvmlGpu) -> str | None:
 
 
 def only_seems_busy(gpu: NvmlGpu) -> bool:
-    """Whether nothing but NVML's utilisation speaks of work, as on an idle card whose driver scrubs its memory."""
+    """Whether NVML's utilisation is the only sign of work, as on an idle card whose driver scrubs its memory."""
     state = gpu.state
     return not state.holders and (state.memory_used_mib or 0.0) <= BUSY_MIB and _busy(gpu) is not None
 
@@ -112,7 +112,7 @@ def _memory_remarks(gpu: NvmlGpu) -> Iterator[str]:
 
 
 def _uneven(gpus: Sequence[NvmlGpu]) -> Iterator[str]:
-    """Say so when the GPUs of one machine are not alike: a TP group runs at its slowest member."""
+    """Warn when the GPUs of one machine differ: a TP group runs at its slowest member."""
     for what, values in (
         ("are different cards", [(gpu.name, round(gpu.memory_mib)) for gpu in gpus]),
         ("have different power caps", [gpu.state.power_limit_w for gpu in gpus]),

@@ -28,7 +28,7 @@ LookAt = Callable[[Sequence[str]], dict[str, Look]]
 
 @contextlib.contextmanager
 def open_eyes(nvml: Any | None = None) -> Iterator[LookAt]:
-    """Yield what looks at GPUs, NVML started once for all looks. Without NVML nothing is seen; nothing is raised.
+    """Yield what looks at GPUs, NVML started once for all looks. Without NVML the looks are empty; never raises.
 
     `nvml` is the pynvml module or a stand-in with its functions.
     """

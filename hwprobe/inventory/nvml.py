@@ -1,4 +1,4 @@
-"""The GPUs as NVML reports them. Every call may be refused; what is missing is said, never guessed."""
+"""The GPUs as NVML reports them. Every call may be refused; a missing value is reported, never guessed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class NvmlGpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:
-    """What NVML could tell: the GPUs, or why there are none, the driver's versions, the links.
+    """What NVML reports: the GPUs, or why it lists none, the driver's versions, the links.
 
     `lost` names GPUs the driver counts but cannot reach; the matrices are over `gpus`.
     """

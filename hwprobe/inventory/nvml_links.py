@@ -68,8 +68,8 @@ _MISCONFIGURED = {
     8: "GPU in an invalid state",
 }
 # Error counters of one link, by NVML's field numbers: 161-163 on every generation, 206-219 on the newer ones. Left out:
-# symbol errors (221), which forward error correction mends all the time; bit error rates (216-218, 220, 222), which
-# are no counts; 215, the sum of 213 and 214.
+# symbol errors (221), which forward error correction mends all the time; bit error rates (216-218, 220, 222), which are
+# rates, not counts; 215, the sum of 213 and 214.
 LINK_ERRORS = {
     161: "replays",
     162: "link recoveries",
@@ -110,7 +110,7 @@ def read_fabric(nvml: Any, handle: Any) -> Fabric:
 
 
 def fabric_health(mask: int) -> tuple[str, ...]:
-    """Return in words what a fabric's health mask says is wrong; nothing for a healthy or an older one (0)."""
+    """Return the faults in a fabric's health mask, in words; empty for a healthy or an older one (0)."""
     faults = [words for shift, words in _UNHEALTHY.items() if mask >> shift & 0b11 == 1]
     configuration = mask >> _CONFIGURATION_SHIFT & _CONFIGURATION_MASK
     return (*faults, *filter(None, [_MISCONFIGURED.get(configuration)]))

@@ -30,7 +30,7 @@ def measure_ablation(
     shapes: tuple[Shape, ...] | None = None,
     emit: Emit = nowhere,
 ) -> Report:
-    """Measure, each as two figures that ought to agree, what could bend the probe's own.
+    """Measure what could distort the probe's figures, each as two figures that should agree.
 
     Cycles of the spin kernel in a second; the host's time to queue one call; weight streaming with the asked number of
     columns and with the aligned one, with the kernels that ran; GEMMs of 256 rows queued or in a graph, with weights

@@ -38,7 +38,7 @@ class LineFit:
 def fit_line(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> LineFit:
     """Fit latency and rate to times of several sizes, relative errors weighing alike, latency >= 0.
 
-    Raises ValueError when the times do not grow with the sizes: then there is no rate to speak of.
+    Raises ValueError when the times do not grow with the sizes: then no rate follows from them.
     """
     sizes, times = np.asarray(sizes_bytes, dtype=float), np.asarray(seconds, dtype=float)
     # Dividing each row by its time makes the residuals relative.

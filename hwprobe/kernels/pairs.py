@@ -29,7 +29,7 @@ Lane = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 class _Cells:
-    """Three square matrices that fill cell by cell, and what is missing in them."""
+    """Three square matrices that fill cell by cell, and the pairs they lack."""
 
     def __init__(self, count: int) -> None:
         self.one_way: dict[Pair, float] = {}

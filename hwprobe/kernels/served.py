@@ -36,8 +36,8 @@ UNUSABLE = (ImportError, AttributeError, OSError, RuntimeError, AssertionError, 
 def measure_deep_gemm(timer: Timer, *, quick: bool, shapes: tuple[Shape, ...] = GPU_SHAPES) -> Report:
     """Measure DeepGEMM's FP8 GEMM with R1's block scales, in TFLOP/s; first checked against FP32.
 
-    Weights rotate through ten times the last cache, in a CUDA graph. What does not import, compile or compute
-    rightly is said and has no figure.
+    Weights rotate through ten times the last cache, in a CUDA graph. A kernel that fails to import, compile or compute
+    correctly is reported as missing.
     """
     try:
         kernel: Callable[..., Any] = importlib.import_module("deep_gemm").fp8_gemm_nt

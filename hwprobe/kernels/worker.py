@@ -1,6 +1,6 @@
 """The measuring child: reads one request from its arguments, prints reports as lines of JSON, the whole last.
 
-Started by `hwprobe.measure` only. Whatever torch says or breaks stays in this process.
+Started by `hwprobe.measure` only. Torch's output and crashes stay in this process.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def main() -> int:
 
 
 def _told(part: Report) -> None:
-    """Print what is known so far as one line; the parent keeps it whatever becomes of this process."""
+    """Print what is known so far as one line; the parent keeps it even if this process dies."""
     sys.stdout.write(encode_json(part, indent=0) + "\n")
     sys.stdout.flush()
 
