@@ -102,4 +102,4 @@ class Deployment:
             for url in urls if pool.role is not Role.MIXED else []:
                 port = [str(BOOTSTRAP_PORT)] if pool.role is Role.PREFILL else []
                 command += [f"--{pool.role}", url, *port]
-        return [*command, "--policy", DEFAULT_POLICY, "--host", "0.0.0.0", "--port", str(ROUTER_PORT)]
+        return [*command, "--policy", DEFAULT_POLICY, "--host", "127.0.0.1", "--port", str(ROUTER_PORT)]

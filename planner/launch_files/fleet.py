@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,17 @@ from hwprobe.files import encode_json, write_atomic
 from planner.fleets.deployment import BOOTSTRAP_PORT, DEFAULT_POLICY, ROUTER_PORT, Role
 from planner.launch import DIST_PORT, LaunchSpec
 from planner.launch_files.parameters import Parameters, Provenance
-from planner.launch_files.render import LOOPBACK, head_lines, render, template_text, template_values
+from planner.launch_files.render import (
+    LOOPBACK,
+    fleet_values,
+    head_lines,
+    own_host,
+    template_text,
+    without_host,
+)
 from planner.launch_files.targets import Target, check_target
 
 FLEET_TARGETS = (Target.BASH, Target.COMPOSE, Target.K8S, Target.SLURM)
-ANYWHERE = "0.0.0.0"
 # The last release of the router on PyPI; `smg` goes on with the same flags.
 ROUTER_RELEASE = "0.3.2"
 
@@ -63,8 +69,9 @@ class PlacedServer:
 
     @property
     def words(self) -> list[list[str]]:
-        """The command flag by flag, with the port and the GPUs of its place."""
-        words = [["--port", str(self.port)] if flag[0] == "--port" else flag for flag in self.pool.spec.words]
+        """The command flag by flag, with the port and the GPUs of its place; its address is its node's."""
+        words = without_host(self.pool.spec.words)
+        words = [["--port", str(self.port)] if flag[0] == "--port" else flag for flag in words]
         if self.slot:
             words.append(["--base-gpu-id", str(self.slot * self.pool.spec.gpus_per_node)])
             if self.pool.role is Role.PREFILL:
@@ -155,7 +162,9 @@ class FleetFiles:
     def _bash(self) -> dict[str, str]:
         """One script per role, started on each of its nodes, and the router's."""
         found = {
-            f"{pool.role}.sh": render(Target.BASH, pool.spec, self.parameters, self.provenance)
+            f"{pool.role}.sh": template_text(
+                "launch.sh.j2", fleet_values(Target.BASH, pool.spec, self.parameters, self.provenance)
+            )
             for pool in self.fleet.pools
         }
         return found | {"router.sh": self._text("fleet-router.sh.j2")}
@@ -170,20 +179,24 @@ class FleetFiles:
         """One LeaderWorkerSet per pool, a server a group; the router finds their pods by label."""
         parts = [self._text("fleet-router.yaml.j2")]
         for pool in self.fleet.pools:
-            values = template_values(Target.K8S, pool.spec, self.parameters, self.provenance)
-            parts.append(template_text("fleet-pool.yaml.j2", values | {"pool": pool, "bootstrap_port": BOOTSTRAP_PORT}))
+            values = fleet_values(Target.K8S, pool.spec, self.parameters, self.provenance)
+            values |= {"pool": pool, "bootstrap_port": BOOTSTRAP_PORT, "rdma": self.fleet.nodes > 1}
+            parts.append(template_text("fleet-pool.yaml.j2", values))
         return {"kubernetes.yaml": "---\n".join(parts)}
 
     def _text(self, template: str, **more: Any) -> str:
         servers = list(self.fleet.placed(self.parameters.port))
         first = self.fleet.pools[0].spec
         target = Target.COMPOSE if "compose" in template else Target.BASH
-        values = template_values(target, first, self.parameters, self.provenance)
+        values = fleet_values(target, first, self.parameters, self.provenance)
         return template_text(
             template,
             values
             | {
                 "head": head_lines(self.provenance),
+                "router_url": f"http://{own_host(self.parameters.host)}:{ROUTER_PORT}/health",
+                "pooled_nodes": any(pool.spec.nnodes > 1 for pool in self.fleet.pools),
+                "router_open": self.parameters.host not in LOOPBACK,
                 "fleet": self.fleet,
                 "servers": servers,
                 "router_port": ROUTER_PORT,
@@ -192,7 +205,7 @@ class FleetFiles:
                 "dist_port": DIST_PORT,
                 "router_of": lambda hosts: self.fleet.router(servers, hosts),
                 "settings_of": {
-                    str(pool.role): template_values(target, pool.spec, self.parameters, self.provenance)["settings"]
+                    str(pool.role): fleet_values(target, pool.spec, self.parameters, self.provenance)["settings"]
                     for pool in self.fleet.pools
                 },
                 **more,
@@ -201,9 +214,11 @@ class FleetFiles:
 
 
 def fleet_files(fleet: FleetSpec, parameters: Parameters, provenance: Provenance) -> FleetFiles:
-    """Return a fleet ready to be written; its servers listen where the others reach them."""
-    chosen = replace(parameters, host=ANYWHERE) if parameters.host in LOOPBACK else parameters
-    return FleetFiles(fleet=fleet, parameters=chosen.checked(), provenance=provenance)
+    """Return a fleet ready to be written.
+
+    Its servers listen on their node's address, its router on `parameters.host`.
+    """
+    return FleetFiles(fleet=fleet, parameters=parameters.checked(), provenance=provenance)
 
 
 def servers_per_node(hardware: str, gpus: int) -> int:

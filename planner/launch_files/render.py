@@ -6,7 +6,7 @@ import csv
 import io
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -52,9 +52,21 @@ def template_text(name: str, values: dict[str, Any]) -> str:
     return _environment().get_template(name).render(values)
 
 
-def template_values(target: Target, spec: LaunchSpec, parameters: Parameters, provenance: Provenance) -> dict[str, Any]:
-    """Return what every template of a target may use. Raises InputError for a setting whose name is not a valid one."""
-    return _values(target, spec, parameters, provenance)
+def fleet_values(target: Target, spec: LaunchSpec, parameters: Parameters, provenance: Provenance) -> dict[str, Any]:
+    """Return what a template may use for a server of a fleet, which listens on its node's own address.
+
+    Raises InputError for a setting whose name is not a valid one.
+    """
+    return _values(target, spec, parameters, provenance) | {
+        "own_address": True,
+        "words": without_host(spec.words),
+        "open": parameters.production.api_key_file is None,
+    }
+
+
+def without_host(words: Sequence[list[str]]) -> list[list[str]]:
+    """Return the flags of a server whose address is known only where it starts."""
+    return [flag for flag in words if flag[0] != "--host"]
 
 
 def _values(target: Target, spec: LaunchSpec, parameters: Parameters, provenance: Provenance) -> dict[str, Any]:
@@ -62,6 +74,8 @@ def _values(target: Target, spec: LaunchSpec, parameters: Parameters, provenance
 
     Raises InputError for a setting whose name is not a valid one.
     """
+    # A pod is reached under its own address, which is unknown before it runs.
+    own_address = target is Target.K8S and any(flag == ["--host", here] for flag in spec.words for here in LOOPBACK)
     for name in spec.environment:
         if not ENVIRONMENT_NAME.fullmatch(name):
             raise InputError(f"{name!r} is no name of an environment variable")
@@ -73,8 +87,9 @@ def _values(target: Target, spec: LaunchSpec, parameters: Parameters, provenance
         "key_variable": KEY_VARIABLE,
         "key_secret": KEY_SECRET,
         "simulated": provenance.simulated,
-        "words": _words(target, spec),
-        "open": parameters.host not in LOOPBACK and production.api_key_file is None,
+        "words": without_host(spec.words) if own_address else spec.words,
+        "own_address": own_address,
+        "open": (own_address or parameters.host not in LOOPBACK) and production.api_key_file is None,
         "open_note": OPEN_NOTE,
         "settings": list((spec.environment | _surroundings(target, parameters)).items()),
         "parameters": parameters,
@@ -84,17 +99,10 @@ def _values(target: Target, spec: LaunchSpec, parameters: Parameters, provenance
         "gpus": spec.gpus_per_node,
         "dist_port": DIST_PORT,
         "ready": ready,
-        "ready_url": f"http://{_own_host(parameters.host)}:{parameters.port}{ready}",
+        "ready_url": f"http://{own_host(parameters.host)}:{parameters.port}{ready}",
         "volumes": _volumes(parameters),
         "cache_is_name": bool(NAME.fullmatch(parameters.cache)),
     }
-
-
-def _words(target: Target, spec: LaunchSpec) -> list[list[str]]:
-    """Return the command flag by flag; a pod is reached under its own address, which is unknown before it runs."""
-    if target is not Target.K8S:
-        return spec.words
-    return [["--host", "0.0.0.0"] if words[0] == "--host" and words[1] in LOOPBACK else words for words in spec.words]
 
 
 def _surroundings(target: Target, parameters: Parameters) -> dict[str, str]:
@@ -126,7 +134,7 @@ def _volumes(parameters: Parameters) -> list[dict[str, Any]]:
     ]
 
 
-def _own_host(host: str) -> str:
+def own_host(host: str) -> str:
     """Return the address under which the machine reaches its own server."""
     return "127.0.0.1" if host in EVERYWHERE else f"[{host}]" if ":" in host else host
 

@@ -20,6 +20,7 @@ from planner.fleets.deployment import Role
 from planner.launch import launch_spec
 from planner.launch_files.fleet import FLEET_TARGETS, FleetFiles, FleetPool, FleetSpec, fleet_files
 from planner.launch_files.parameters import Parameters, Provenance
+from planner.launch_files.production import Production
 from planner.launch_lines.read import launches_of_file, launches_of_folder
 
 VERSION = Version("0.5.23")
@@ -123,8 +124,46 @@ def test_a_file_of_all_servers_is_read_back_role_by_role(name: str, target: str,
             for line in found}  # fmt: skip
     assert read == modes
     for each in FLEETS[name].pools:
-        wanted = {word for flag in each.spec.words for word in flag if word.startswith("--")}
+        wanted = {word for flag in each.spec.words for word in flag if word.startswith("--")} - {"--host"}
         assert any(wanted <= {*line.words} for line in found)
+
+
+KEYED = Parameters(production=Production(api_key_file="/etc/sglang/key"))
+
+
+@EACH
+def test_servers_listen_on_their_nodes_address_and_the_router_where_it_is_told(name: str) -> None:
+    for texts, router in (
+        (files(name).texts(FLEET_TARGETS), "127.0.0.1"),
+        (fleet_files(FLEETS[name], Parameters(host="10.1.2.3"), Provenance(lines=())).texts(FLEET_TARGETS), "10.1.2.3"),
+    ):
+        assert not any("0.0.0.0" in text for text in texts.values())
+        compose = yaml.safe_load(texts["compose.yaml"])["services"]
+        for role, service in compose.items():
+            host = service["command"][service["command"].index("--host") + 1]
+            assert host == router if role == "router" else host.startswith("${BIND:?"), role
+            assert "no-new-privileges:true" in service["security_opt"]
+        assert texts["slurm.sh"].count('--host "$SLURMD_NODENAME"') == sum(each.servers for each in FLEETS[name].pools)
+        assert f"--host {router}" in texts["slurm.sh"]
+        assert f"--host {router}" in texts["router.sh"]
+        assert "#SBATCH --mem=0" in texts["slurm.sh"]
+        assert "missing or empty" in texts["slurm.sh"]
+
+
+@EACH
+def test_a_key_is_asked_of_every_server_and_given_to_the_router(name: str) -> None:
+    texts = fleet_files(FLEETS[name], KEYED, Provenance(lines=())).texts(FLEET_TARGETS)
+    servers = sum(each.servers for each in FLEETS[name].pools)
+    assert texts["slurm.sh"].count('--api-key "$KEY"') == servers + 1
+    for service in yaml.safe_load(texts["compose.yaml"])["services"].values():
+        assert service["command"][service["command"].index("--api-key") + 1].startswith("${SGLANG_API_KEY:?")
+    assert texts["kubernetes.yaml"].count("$(SGLANG_API_KEY)") == 1 + sum(2 for _ in FLEETS[name].pools)
+    for script, text in texts.items():
+        if script.endswith(".sh") and script != "slurm.sh":
+            assert '--api-key "$(cat -- /etc/sglang/key)"' in text, script
+    without = files(name).texts(FLEET_TARGETS)
+    assert all("--api-key (from a secret)" in without[file] for file in ("compose.yaml", "kubernetes.yaml"))
+    assert "open to the network" in without["slurm.sh"]
 
 
 def test_a_folder_gives_each_server_once(tmp_path: Path) -> None:

@@ -19,9 +19,12 @@ from packaging.version import Version
 
 from hwprobe.errors import InputError
 from models.config import ServerConfig
+from planner.fleets.deployment import Role
 from planner.launch import launch_spec
 from planner.launch_files.files import export_bundle
+from planner.launch_files.fleet import FLEET_TARGETS, FleetFiles, FleetPool, FleetSpec
 from planner.launch_files.parameters import Parameters, Provenance
+from planner.launch_files.production import Production
 from planner.launch_files.record import Record, RecordedPoint, record_line
 from planner.launch_files.render import render, render_readme
 from planner.launch_files.targets import Target, possible_targets
@@ -57,18 +60,16 @@ def record_of_names(dice: random.Random) -> Record:
 
 def run_scripts(folder: Path, tools: Path) -> None:
     """Run every script that was exported, with programs that do nothing in the places of the real ones."""
-    environment = {"PATH": f"{tools}:/usr/bin:/bin", "HOME": str(folder), "NODE_RANK": "0", "RANK0_HOST": "h"}
-    for name in ("launch.sh", "docker-run.sh", "slurm.sh"):
-        if (folder / name).exists():
-            subprocess.run(["bash", name], cwd=folder, env=environment, capture_output=True, timeout=20, check=False)
+    environment = {
+        "PATH": f"{tools}:/usr/bin:/bin", "HOME": str(folder), "NODE_RANK": "0", "RANK0_HOST": "h", "BIND": "h",
+        "HOSTS": "a b c d", "SLURM_JOB_NODELIST": "n[0-3]",
+    }  # fmt: skip
+    for script in sorted(folder.glob("*.sh")):
+        subprocess.run(["bash", script.name], cwd=folder, env=environment, capture_output=True, timeout=20, check=False)
 
 
 def test_an_exported_script_never_runs_a_name(tmp_path: Path) -> None:
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    for name in ("python3", "docker", "srun", "scontrol", "mkdir"):
-        (tools / name).write_text("#!/bin/sh\nexit 0\n")
-        (tools / name).chmod(0o755)
+    tools = stand_ins(tmp_path / "tools")
     for number in range(EXPORTS):
         dice = random.Random(number)
         folder = tmp_path / str(number)
@@ -101,6 +102,47 @@ def test_an_exported_script_never_runs_a_name(tmp_path: Path) -> None:
         shutil.rmtree(folder)
 
 
+def test_an_exported_fleet_never_runs_a_name(tmp_path: Path) -> None:
+    tools = stand_ins(tmp_path / "tools")
+    for number in range(EXPORTS // 4):
+        dice = random.Random(10_000 + number)
+        folder = tmp_path / str(number)
+        spec = launch_spec(ServerConfig(tp_size=16, nnodes=2) if number % 2 else ServerConfig(tp_size=8), NEWEST)
+        pools = tuple(
+            FleetPool(role=role, servers=2, spec=spec.with_words((f"--a{hostile(dice)}", hostile(dice))))
+            for role in dice.choice(((Role.PREFILL, Role.DECODE), (Role.MIXED,)))
+        )
+        key = dice.choice((None, "/k" + "".join(c for c in hostile(dice) if c.isprintable())))
+        parameters = Parameters(
+            model_path="/" + hostile(dice), python="python3", cache="/c" + hostile(dice),
+            host="h" + hostile(dice), production=Production(api_key_file=key),
+        )  # fmt: skip
+        provenance = Provenance(lines=((hostile(dice), hostile(dice)),), record=record_of_names(dice))
+        fleet = FleetSpec(name=hostile(dice), pools=pools)
+        files = FleetFiles(fleet=fleet, parameters=parameters, provenance=provenance)
+        possible = [target for target in FLEET_TARGETS if target in possible_targets(spec, parameters)]
+        files.write(folder, possible)
+        run_scripts(folder, tools)
+        assert not (folder / "canary").exists(), f"fleet {number} ran a name"
+        for file in folder.glob("*.yaml"):
+            kinds = {str(each.get("kind")) for each in yaml.safe_load_all(file.read_text())}
+            assert kinds <= {"None", *KINDS_OF_A_FLEET}, "a name made a document"
+        assert "](http" not in (folder / "README.md").read_text().replace("\\]", "")
+        shutil.rmtree(folder)
+
+
+KINDS_OF_A_FLEET = ("ServiceAccount", "Role", "RoleBinding", "Deployment", "Service", "LeaderWorkerSet")
+
+
+def stand_ins(folder: Path) -> Path:
+    """Return a folder of programs that do nothing, under the names of those that scripts start."""
+    folder.mkdir()
+    for name in ("python3", "docker", "srun", "scontrol", "mkdir"):
+        (folder / name).write_text("#!/bin/sh\nexit 0\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
 def test_a_setting_whose_name_is_none_is_refused() -> None:
     spec = replace(launch_spec(ServerConfig(tp_size=8), NEWEST), environment={"A;touch canary;B": "1"})
     for target in (Target.BASH, Target.DOCKER, Target.COMPOSE, Target.SYSTEMD, Target.K8S, Target.SLURM):
@@ -117,6 +159,11 @@ def test_files_bind_to_this_machine_and_give_no_privileges(tmp_path: Path) -> No
         assert not any("privileged: true" in one or "--privileged" in one for one in text.values())
         for name in ("launch.sh", "docker-run.sh", "compose.yaml", "sglang.service", "slurm.sh"):
             assert "0.0.0.0" not in text[name], name
+        pods = text["kubernetes.yaml"]
+        assert "0.0.0.0" not in pods
+        assert '- "--host"\n' in pods.replace("  ", "")
+        assert "$(POD_IP)" in pods
+        assert "fieldPath: status.podIP" in pods
         assert "NoNewPrivileges=yes" in text["sglang.service"]
         assert "DynamicUser=yes" in text["sglang.service"]
     opened = render(Target.BASH, spec, Parameters(host="0.0.0.0"), Provenance(lines=()))

@@ -13,10 +13,9 @@ from models.config import ServerConfig
 from models.version import parse_version
 from planner.fleets.deployment import Role
 from planner.launch import typed_launch_spec
-from planner.launch_files.fleet import ANYWHERE, FleetPool, FleetSpec, servers_per_node
+from planner.launch_files.fleet import FleetPool, FleetSpec, servers_per_node
 from planner.launch_files.parameters import Parameters, Provenance
 from planner.launch_files.record import Record, RecordedPoint
-from planner.launch_files.render import LOOPBACK
 from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values
 from planner.sglang.secret_flags import clean_command
@@ -120,11 +119,12 @@ def plan_export(path: Path, number: int, parameters: Parameters, command: str) -
 def _fleet(deployment: _Deployment, question: _Question, parameters: Parameters, path: Path) -> FleetSpec:
     """Return the pools with the command of one server of each, as the plan's file gives it."""
     version = parse_version(question.sglang_version)
-    host = ANYWHERE if parameters.host in LOOPBACK else parameters.host
     pools = []
     for pool in deployment.pools:
         config = _config(pool.argv, question, path)
-        spec = typed_launch_spec(config, version, model_path=parameters.model_path, host=host, port=parameters.port)
+        spec = typed_launch_spec(
+            config, version, model_path=parameters.model_path, host=parameters.host, port=parameters.port
+        )
         spec = spec.with_words(parameters.production.words(version))
         per_node = servers_per_node(question.hardware, spec.gpus_per_node)
         pools.append(FleetPool(role=pool.role, servers=pool.servers, spec=spec, per_node=per_node))
