@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
+from packaging.version import Version
 
 from models.config import ServerConfig, Speculative
 from models.costs.memory import GOOD_FREE_GIB, Memory
@@ -14,9 +15,11 @@ from models.serving.estimate import Context, limits_of
 from models.serving.fleet_replay import ServerModel, decode_role, prefill_role
 from models.serving.role_times import decode_context
 from models.serving.step_times import StepTimes
+from models.version import at_least
 from models.workload import Workload
 from planner.plans.space import FRACTIONS, graph_size
 from planner.rules import Question, first_error
+from planner.rules.serving import BALANCE_ASKED, BALANCE_SETTLED
 from planner.sglang.resolver import resolve
 
 # Chunks tried on prefill servers: each pass is one chunk, larger ones fill the GEMMs, smaller ones share a pass.
@@ -158,7 +161,9 @@ def _decode_rows(
     """Yield depth, servers and configuration: caps and graphs hold each server's share of all clients."""
     for depth in depths:
         for shape in shapes:
-            typed = with_depth(shape, depth).with_flags(disaggregation_mode="decode")
+            typed = with_depth(shape, depth).with_flags(
+                disaggregation_mode="decode", **_balance(shape, context.version)
+            )
             resolved = resolve(typed, context.arch, context.machine, context.version).config
             same = {field.name: getattr(resolved, field.name) for field in fields(resolved)}
             for servers in counts:
@@ -168,6 +173,12 @@ def _decode_rows(
                     "cuda_graph_max_bs_decode": graph_size(per_rank),
                 }
                 yield depth, servers, ServerConfig(**same | own)
+
+
+def _balance(shape: ServerConfig, version: Version) -> dict[str, bool]:
+    """Return the flag without which some releases start no decode server of several DP ranks."""
+    needed = shape.attn_dp_size > 1 and at_least(version, BALANCE_ASKED) and not at_least(version, BALANCE_SETTLED)
+    return {"prefill_round_robin_balance": True} if needed else {}
 
 
 def prefill_rate(server: ServerModel, isl: float) -> float:

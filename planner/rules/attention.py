@@ -7,6 +7,9 @@ from planner.rules.core import NEWEST_FAMILY, Question, Rule, RuleOutcome
 REFUSED, FAILS, WORSE, CHANGED = RuleOutcome.REFUSED, RuleOutcome.FAILS, RuleOutcome.WORSE, RuleOutcome.CHANGED
 DETERMINISTIC = ("fa3", "fa4", "triton")
 DETERMINISTIC_053 = ("flashinfer", "fa3", "triton")
+# Backends that releases know and whose model runner refuses them for MLA.
+NOT_FOR_MLA = ("torch_native", "flex_attention", "intel_amx", "intel_xpu", "trtllm_mha", "dual_chunk_flash_attn",
+               "hybrid_linear_attn", "wave")  # fmt: skip
 TRTLLM_KV = ("fp8_e4m3", "bf16", "auto")
 
 
@@ -123,6 +126,16 @@ RULES: tuple[Rule, ...] = (
         fix="nothing to do",
         source="overrides.py:955",
         since=NEWEST_FAMILY,
+    ),
+    Rule(
+        id="not-for-mla",
+        outcome=REFUSED,
+        broken=lambda q: q.config.attention_backend in NOT_FOR_MLA,
+        sentence="the attention backend {c.attention_backend} serves no MLA model in {version}",
+        fix="leave --attention-backend out",
+        source="model_runner.py: Invalid attention backend for MLA (MLA_ATTENTION_BACKENDS)",
+        since="0.4.4.post4",
+        before="0.5.5",
     ),
     Rule(
         id="page-forced",

@@ -11,6 +11,8 @@ from planner.sglang.captured import (
 
 REFUSED, FAILS, WORSE, CHANGED = RuleOutcome.REFUSED, RuleOutcome.FAILS, RuleOutcome.WORSE, RuleOutcome.CHANGED
 PRIORITY_POLICIES = ("fcfs", "lof")
+# Releases whose decode servers insist on --prefill-round-robin-balance under DP.
+BALANCE_ASKED, BALANCE_SETTLED = "0.5.2", "0.5.8"
 
 
 def _mode(q: Question) -> str:
@@ -162,6 +164,20 @@ RULES: tuple[Rule, ...] = (
         fix="nothing to do",
         source="pd_disaggregation_hook.py",
         since="0.5.0",
+    ),
+    Rule(
+        id="pd-decode-balance",
+        outcome=REFUSED,
+        broken=lambda q: (
+            _mode(q) == "decode"
+            and max(q.config.attn_dp_size, int(q.flag("dp_size", 1))) > 1
+            and not q.flag("prefill_round_robin_balance")
+        ),
+        sentence="a decode server of several DP ranks must know that its prefill servers take turns",
+        fix="add --prefill-round-robin-balance (prefill servers: --load-balance-method round_robin, their default)",
+        source="server_args.py of 0.5.2 to 0.5.7, _handle_disaggregation",
+        since=BALANCE_ASKED,
+        before=BALANCE_SETTLED,
     ),
     Rule(
         id="pd-fake-prefill",

@@ -37,7 +37,7 @@ def _incomplete(q: Question) -> bool:
 
 def _no_topk(q: Question) -> bool:
     """Steps without topk, where no check of the release meets them."""
-    steps = q.algorithm in EAGLE_LIKE and q.flag("speculative_num_steps") is not None
+    steps = q.algorithm in EAGLE_LIKE and q.flag("speculative_num_steps") is not None and q.config.speculative is None
     return steps and q.flag("speculative_eagle_topk") is None and not _incomplete(q)
 
 

@@ -21,6 +21,8 @@ LONG_NAMES = {"attention_context_parallel_size": "attn_cp_size", "moe_data_paral
 OWN_DRAFT = ("EAGLE", "NEXTN")
 # From here on --dp-size is the degree of attention DP; before, SGLang set it to tp_size by itself.
 FREE_ATTENTION_DP = "0.4.4.post1"
+# Before it MLA takes its attention backend from --enable-flashinfer-mla and --enable-flashmla alone (fa3 aside).
+MLA_READS_BACKEND = "0.4.4.post4"
 # Before this release the draft layer was read from an export of its own, which the launch line had to name.
 DRAFT_IN_CHECKPOINT = "0.4.6.post2"
 DRAFT_EXPORT = "lmsys/DeepSeek-R1-NextN"
@@ -256,14 +258,12 @@ def from_values(values: Mapping[str, Any], version: Version) -> ServerConfig:
         known["ep_size"] = known["tp_size"]
     if left.pop("enable_deepep_moe", False):
         known |= {"ep_size": known["tp_size"], "moe_a2a_backend": "deepep"}
-    for old, backend in (("enable_flashinfer_mla", "flashinfer"), ("enable_flashmla", "flashmla")):
-        if left.pop(old, False):
-            known["attention_backend"] = backend
+    graphless = _attention_backend(known, left, version)
     for old, name in LONG_NAMES.items():
         if old in left:
             left.setdefault(name, left.pop(old))
     known["cuda_graph_max_bs_decode"] = left.pop("cuda_graph_max_bs_decode", left.pop("cuda_graph_max_bs", None))
-    known["disable_cuda_graph"] = _graphs_off(left)
+    known["disable_cuda_graph"] = _graphs_off(left) or graphless
     known["speculative"] = _speculation(left)
     if known.get("moe_runner_backend") == "auto":
         known["moe_runner_backend"] = None
@@ -272,6 +272,17 @@ def from_values(values: Mapping[str, Any], version: Version) -> ServerConfig:
         del left["speculative_draft_model_path"]  # what is typed anyway where the release needs it
     extra = {name: _frozen(value) for name, value in left.items() if value is not None and name not in settled}
     return ServerConfig(**known).with_flags(**extra)
+
+
+def _attention_backend(known: dict[str, Any], left: dict[str, Any], version: Version) -> bool:
+    """Settle the attention backend of MLA in `known`; return whether its name alone switches CUDA graphs off."""
+    graphless = False
+    if not at_least(version, MLA_READS_BACKEND) and known.get("attention_backend") not in (None, "fa3"):
+        graphless = known.pop("attention_backend") == "torch_native"  # it has no other effect on MLA
+    for old, backend in (("enable_flashinfer_mla", "flashinfer"), ("enable_flashmla", "flashmla")):
+        if left.pop(old, False):
+            known["attention_backend"] = backend
+    return graphless
 
 
 def _attention_dp(left: dict[str, Any], tp_size: int, version: Version) -> int:

@@ -46,6 +46,7 @@ DP_CONSERVATIVENESS = 0.3
 NGRAM_BREADTH, NGRAM_DRAFTS = 10, 12
 LARGEST_GRAPH = 8192  # a typed size beyond this is listed no further
 TRTLLM_MLA_DEFAULT = "0.5.3.post2"  # on Blackwell; flashinfer before, from 0.4.7 on
+CHOSEN_BY_MODEL = "0.4.4.post4"  # from here on the speculative flags have no defaults of their own
 MTP_NUMBERS = ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")
 
 
@@ -135,7 +136,15 @@ def _speculation(config: ServerConfig, version: Version, reasons: dict[str, str]
     spec = config.speculative
     if spec is None and named in ("EAGLE", "NEXTN"):
         steps, topk, drafts = (config.flag(name) for name in MTP_NUMBERS)
-        if steps is None and topk is None and drafts is None:
+        if not at_least(version, CHOSEN_BY_MODEL):
+            own = _own_numbers(version)
+            spec = Speculative(
+                num_steps=own.num_steps if steps is None else steps,
+                eagle_topk=own.eagle_topk if topk is None else topk,
+                num_draft_tokens=own.num_draft_tokens if drafts is None else drafts,
+            )
+            reasons["speculative"] = f"the flags' defaults in SGLang {version} where no number is given"
+        elif steps is None and topk is None and drafts is None:
             spec = _own_numbers(version)
             reasons["speculative"] = f"SGLang {version}'s choice for this model when no number is given"
         elif isinstance(steps, int) and isinstance(topk, int) and topk == 1 and drafts is None:
@@ -197,6 +206,8 @@ def _default_attention(config: ServerConfig, machine: Machine, version: Version,
         return "triton" if deterministic else "flashinfer"
     if machine.is_blackwell and at_least(version, "0.4.7"):
         return "flashinfer"
+    if config.flag("enable_hierarchical_cache") and at_least(version, "0.4.9.post4") and not at_least(version, "0.5.1"):
+        return "triton"  # in these releases fa3 is not chosen beside the hierarchical cache
     return "fa3" if machine.is_hopper and at_least(version, "0.4.5.post1") else "triton"
 
 

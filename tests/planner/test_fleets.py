@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from packaging.version import Version
 from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.files import encode_json
 from models.architecture import deepseek_r1
+from models.machine import machine_of
 from models.serving.fleet_replay import Limit
 from models.workload import Slo
+from planner.check.judge import check_arguments
 from planner.fleets.deployment import Deployment, Pool, Role
 from planner.fleets.disaggregated import LIMITS, Sides, disaggregated
 from planner.fleets.make_fleet import plan_fleet, splits
@@ -212,6 +215,20 @@ def test_a_prefill_decode_plan_is_exported_per_role_and_read_back(sgtune: Sgtune
     refused = sgtune("export", "--plan", str(tmp_path / "plan.json"), "--target", "systemd", "--out", str(written))
     assert refused.code == 2
     assert "a fleet is written as bash, compose, k8s, slurm" in refused.err
+
+
+@pytest.mark.parametrize("version", ["0.5.3", "0.5.23"])
+def test_every_server_of_a_prefill_decode_plan_is_one_its_release_starts(version: str) -> None:
+    """SGLang 0.5.2 to 0.5.7 refuses decode servers of several DP ranks without --prefill-round-robin-balance."""
+    asked = replace(question("2xh200x8", 4000, 500, concurrency=256), version=Version(version))
+    plan = plan_fleet(asked, "pd")
+    deployments = [each["deployment"] for each in plan_document(plan)["candidates"]]
+    lines = [pool["argv"] for each in deployments for pool in each["pools"]]
+    assert any("--disaggregation-mode decode" in " ".join(line) and "dp-size" in " ".join(line) for line in lines)
+    machine = machine_of(hardware_from_catalogue("h200x8"))
+    for line in lines:
+        checked = check_arguments(["--model-path", "r1", *line], deepseek_r1(), machine, Version(version))
+        assert checked.accepted, (line, checked.violations)
 
 
 def test_a_fleet_without_two_nodes_is_refused_with_the_reason(sgtune: Sgtune) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from packaging.version import Version
@@ -239,6 +241,11 @@ CASES = {
     "port-in-use": ("--port 70000", "--port 30000"),
     "eagle-without-overlap": (f"{MTP} ~0.4.6.post5", f"{MTP} ~0.5.23"),
     "draft-path-needed": (f"{MTP} ~0.4.6", f"{MTP} --speculative-draft-model-path d ~0.4.6"),
+    "pd-decode-balance": (
+        f"{DP8_OLD} --disaggregation-mode decode ~0.5.3",
+        f"{DP8_OLD} --disaggregation-mode decode --prefill-round-robin-balance ~0.5.3",
+    ),
+    "not-for-mla": ("--attention-backend torch_native ~0.4.6.post5", "--attention-backend triton ~0.4.6.post5"),
     "eagle-under-attention-dp": (f"{DP8_OLD} {MTP} ~0.4.6.post3", f"{DP8_OLD} {MTP} ~0.4.8"),
     "deepep-auto-under-dp": (
         f"{DP8_OLD} --enable-deepep-moe ~0.4.6",
@@ -344,3 +351,38 @@ def test_what_a_version_lacks_is_a_violation() -> None:
     filled = resolve(ServerConfig(tp_size=8, moe_a2a_backend="deepep"), R1, machine, version).config
     found = violations(Question(config=filled, arch=R1, machine=machine, version=version))
     assert "version-ability" in {violation.rule for violation in found}
+
+
+@pytest.mark.parametrize(
+    ("words", "version", "settled"),
+    [
+        ("--attention-backend flashinfer", "0.4.3.post4", "triton"),
+        ("--enable-flashinfer-mla", "0.4.3.post4", "flashinfer"),
+        ("--attention-backend flashinfer", "0.4.5", "flashinfer"),
+        ("--enable-hierarchical-cache", "0.4.9.post6", "triton"),
+        ("--enable-hierarchical-cache", "0.4.9", "fa3"),
+        ("--enable-hierarchical-cache", "0.5.3", "fa3"),
+    ],
+)
+def test_the_attention_backend_is_what_the_release_settles_on(words: str, version: str, settled: str) -> None:
+    """As the oracle read it from each release's model runner on 8xH200."""
+    assert resolved(words, version)["attention_backend"] == settled
+
+
+@pytest.mark.parametrize(
+    ("words", "numbers"),
+    [
+        ("--speculative-num-steps 3 --speculative-eagle-topk 1", (3, 1, 8)),
+        ("--speculative-num-draft-tokens 4", (5, 4, 4)),
+    ],
+)
+def test_early_releases_fill_in_the_numbers_left_out(words: str, numbers: tuple[int, int, int]) -> None:
+    fields = resolved(f"{MTP} --speculative-draft-model-path x {words}", "0.4.3.post4")
+    names = ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")
+    assert tuple(fields[name] for name in names) == numbers
+
+
+def resolved(words: str, version: str) -> Mapping[str, Any]:
+    line = f"--model-path r1 --tp-size 8 {words}".split()
+    machine = machine_of(hardware_from_catalogue("h200x8"))
+    return check_arguments(line, R1, machine, Version(version)).resolved.fields
