@@ -1,0 +1,1 @@
+"""Traffic as recorded: arrivals, lengths, sessions and shared prefixes of requests; knows no server and no file."""
