@@ -26,6 +26,7 @@ from tuner.cli.commands import (
     predict,
     probe,
     runs,
+    traffic,
     tune,
     validate,
     verify,
@@ -70,6 +71,7 @@ app.command(name="predict", epilog=predict.EXAMPLE)(predict.predict)
 app.command(name="calibrate", epilog=calibrate.EXAMPLE)(calibrate.calibrate)
 app.command(name="explain", epilog=explain.EXAMPLE)(explain.explain)
 app.command(name="validate", epilog=validate.EXAMPLE)(validate.validate)
+app.command(name="traffic", epilog=traffic.EXAMPLE)(traffic.traffic)
 app.command(name="tune", epilog=tune.EXAMPLE)(tune.tune)
 app.command(name="bench", epilog=bench.EXAMPLE)(bench.bench)
 app.command(name="export", epilog=export.EXAMPLE)(export.export)
