@@ -171,7 +171,7 @@ def _version(point: Point, guesses: _Guesses) -> Version:
 
 
 def _known(text: str) -> bool:
-    """Whether a version is at least the oldest modelled; texts that are no version are left to parse_version."""
+    """Whether a version is at least the oldest modelled; texts that are not versions are left to parse_version."""
     release = re.match(r"v?(\d+)\.(\d+)\.(\d+)", text)
     return release is None or tuple(map(int, release.groups())) >= Version(OLDEST).release
 
@@ -242,7 +242,7 @@ def _speculative(point: Point, guesses: _Guesses) -> Speculative | None:
 def _acceptance(point: Point, config: ServerConfig, of_profile: float | None, guesses: _Guesses) -> tuple[float, float]:
     """Return the acceptance per drafted token that yields the accept length of the record, and the yield's spread.
 
-    A record that gives none has what the engine profile was told, else the prior.
+    Without one it is the engine profile's measured acceptance, else the prior.
     """
     if config.speculative is None:
         return DEFAULT_ACCEPTANCE, 0.0
@@ -328,7 +328,7 @@ def _first_word(text: str | None) -> str | None:
 
 
 def _with_flags(config: ServerConfig, launch_args: str, version: Version, guesses: _Guesses) -> ServerConfig:
-    """Apply the other flags of the run, read as SGLang reads them; what it would refuse is said and ignored."""
+    """Apply the other flags of the run, read as SGLang reads them; a flag it would refuse is reported and ignored."""
     if not launch_args.strip():
         return config
     settings, faults = _flags_given(launch_args, version)

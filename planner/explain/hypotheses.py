@@ -1,4 +1,4 @@
-"""Hypotheses about a table of measurements: what its source left out, filled in every way that is at all likely."""
+"""Hypotheses about a table of measurements: every likely way to fill in what the source left out."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from models.engine.tuned import ships_tuned_moe
 from models.records.points import Point
 from models.version import OLDEST, at_least
 
-# GPUs a table may come from when it does not say: those of the catalogue that somebody has published R1 on.
-# The weight is how often: eight GB200 are two trays of a rack, and few have a B300.
+# GPUs a table may come from when it does not say: those of the catalogue with published R1 results. The weight is how
+# often: eight GB200 are two trays of a rack, and few have a B300.
 CANDIDATES = {
     "h200": 1.0, "h100": 1.0, "h20": 1.0, "h20-3e": 1.0, "h800": 1.0, "b200": 1.0, "b300": 0.3, "gb200": 0.1,
     "mi300x": 1.0, "mi325x": 1.0, "mi355x": 1.0,
@@ -24,15 +24,15 @@ CANDIDATES = {
 # How much a memory size or bandwidth that a table names may differ from a data sheet (141 GB is sold as 140.4 GiB).
 SAME_SIZE, SAME_BANDWIDTH = 0.06, 0.03
 DESCRIBED = re.compile(r"(?P<gb>\d+(?:\.\d+)?)\s*GB[-\s]+(?P<tbs>\d+(?:\.\d+)?)\s*TB", re.IGNORECASE)
-# What a reader would bet before any figure is looked at. Layouts: attention DP and EP of a server of n GPUs.
+# Prior odds, before any figure counts. Layouts: attention DP and EP of a server of n GPUs.
 TP_ALONE, WITH_DP, WITH_EP, WITH_BOTH = 0.7, 0.15, 0.03, 0.12
 NO_MTP, PER_MTP_DEPTH = 0.7, 0.1
 AS_SHIPPED, TUNED_BY_HAND = 0.85, 0.15
 DEFAULT_SETTINGS, WIDE_SETTINGS, FP8_CACHE = 0.65, 0.35, 0.4
 READ_AS_OUTPUT, READ_AS_TOTAL = 0.5, 0.5
-# What somebody sets who shows a server with as many users as it holds: graphs to 512 requests, memory to 94 %.
+# Typical settings of a benchmark at full load: graphs to 512 requests, memory to 94 %.
 WIDE = "--cuda-graph-max-bs 512 --mem-fraction-static 0.94"
-# A cache in FP8 costs nothing on these, and is what their vendors' scripts set.
+# On these an FP8 cache costs no time, and their vendors' scripts set it.
 FP8_KV, FP8_KV_FAMILIES = "--kv-cache-dtype fp8_e4m3", ("blackwell", "cdna3", "cdna4")
 SAID = {WIDE: ", graphs to 512, memory fraction 0.94", FP8_KV: ", FP8 KV cache"}
 # MTP (NextN) of R1 came with this release.
@@ -59,7 +59,7 @@ class Hypothesis:
 
     @property
     def deployment(self) -> str:
-        """The layout and what was set beside it."""
+        """The layout and the settings beyond it."""
         parts = [f"TP{self.tp}", *(f"DP{self.attn_dp}" for _ in range(self.attn_dp > 1))]
         parts += [f"EP{self.ep}" for _ in range(self.ep > 1)]
         return " ".join(parts) + SAID.get(self.settings, "")
@@ -69,7 +69,7 @@ class Hypothesis:
         return f"{self.mtp_steps} draft steps" if self.mtp_steps else "none"
 
     def complete(self, point: Point) -> Point:
-        """Return the record with what it leaves open as this hypothesis has it."""
+        """Return the record completed by this hypothesis."""
         flags = " ".join(part for part in (point.launch_args, self.settings) if part) or None
         return replace(
             point, gpu=self.gpu, tp=self.tp, attn_dp=self.attn_dp, ep=self.ep, mtp=self.mtp_steps > 0,
@@ -78,7 +78,7 @@ class Hypothesis:
 
 
 def hypotheses(points: Sequence[Point]) -> Iterator[Hypothesis]:
-    """Yield what the records leave open, filled in; fields that any record gives are facts for all of them."""
+    """Yield hypotheses that fill in the records' missing fields; a field of one record holds for all of them."""
     version = Version(next((p.engine_version for p in points if p.engine_version), OLDEST))
     gpus = matching_gpus(_given(points, "gpu"))
     readings = [("output", READ_AS_OUTPUT), ("total", READ_AS_TOTAL)] if _ambiguous(points) else [("output", 1.0)]
@@ -94,7 +94,7 @@ def hypotheses(points: Sequence[Point]) -> Iterator[Hypothesis]:
 
 
 def _settings(points: Sequence[Point], gpu: str) -> list[tuple[str, float]]:
-    """Flags beside the layout: what the records give is given; else the defaults, everything at its most, FP8 KV."""
+    """Flags beyond the layout: those of the records; else the defaults, the largest settings, or an FP8 KV cache."""
     weighted_flags = [("", DEFAULT_SETTINGS)]
     if not any(p.launch_args or p.mem_fraction_static for p in points):
         weighted_flags.append((WIDE, WIDE_SETTINGS))
@@ -126,7 +126,7 @@ def _given(points: Sequence[Point], name: str) -> object:
 
 
 def _ambiguous(points: Sequence[Point]) -> bool:
-    """Whether a throughput is called total and nothing says what it counts."""
+    """Whether a throughput is called total without saying which tokens it counts."""
     return any(p.output_tok_s is None and p.extra.get("total_tok_s") for p in points)
 
 
@@ -156,7 +156,7 @@ def _mtp(points: Sequence[Point], version: Version) -> list[tuple[int, float]]:
 
 
 def _kernels(gpu: str, version: Version, tp: int, ep: int) -> list[tuple[str, float]]:
-    """Kernels as the release ships them, or tuned by whoever measured where it ships none."""
+    """Kernels as the release ships them, or tuned by the source where the release ships none."""
     device = gpu_from_catalogue(gpu_name(gpu)).name
     if ep > 1 or not device.startswith("NVIDIA H") or ships_tuned_moe(version, device, tp):
         return [("tuned", 1.0)]

@@ -1,4 +1,4 @@
-"""Weights of hypotheses: how well the model, with its own bands, gives the measured figures under each of them."""
+"""Weights of hypotheses: how well the model, within its bands, predicts the measured figures under each."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from models.serving.uncertainty import Errors
 from planner.explain.hypotheses import Hypothesis, hypotheses
 from planner.point_case import case_of
 
-# Share of a band's variance that all figures of a table have in common: the same engine is wrong the same way.
+# Share of a band's variance common to all figures of a table: they share one engine's error.
 COMMON_SHARE = 0.5
-# What a published figure is rounded and retold by, beside the model's own error.
+# Error of a published figure by rounding and copying, in addition to the model's.
 RETOLD = 0.05
-# What a TTFT hangs on beside the settings weighed here, where no flags are given: polling intervals, chunks, clients.
+# Scatter of a TTFT whose flags are unknown: polling intervals, chunks, clients.
 OPEN_TTFT = 0.8
 # Weights below this share of the best are not shown.
 NEGLIGIBLE = 1e-4
@@ -50,7 +50,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """A hypothesis with its posterior weight and what it makes of every figure."""
+    """A hypothesis with its posterior weight and its prediction of every figure."""
 
     hypothesis: Hypothesis
     weight: float
@@ -59,7 +59,7 @@ class Explanation:
 
     @property
     def residuals(self) -> dict[str, float]:
-        """Measured over predicted in percent by record: of several figures of one, the one furthest off."""
+        """Measured over predicted in percent by record: the largest of each record."""
         furthest: dict[str, float] = {}
         for figure in self.figures:
             if abs(figure.percent) >= abs(furthest.get(figure.id, 0.0)):
@@ -68,9 +68,9 @@ class Explanation:
 
 
 def explain(points: Sequence[Point]) -> list[Explanation]:
-    """Return what would explain the records, best first; weights sum to 1.
+    """Return the hypotheses that explain the records, best first; weights sum to 1.
 
-    Raises InputError where no record has a figure, or the model answers none of the hypotheses.
+    Raises InputError where no record has a figure, or the model can predict none of the hypotheses.
     """
     measured = [point for point in points if point.measured or point.extra.get("total_tok_s")]
     if not measured:
@@ -133,7 +133,7 @@ def _pairs(
 ) -> Iterator[tuple[str, float, float, float]]:
     """Yield metric, measured, predicted and deviation: one latency of each kind, and a throughput if there is one.
 
-    A throughput that follows from the latency (single speeds times users) is no second witness.
+    A throughput that follows from the latency (single speeds times users) is not independent evidence.
     """
     ttft = errors.ttft if point.launch_args else math.hypot(errors.ttft, OPEN_TTFT)
     for kind, deviation in (("tpot", errors.tpot), ("ttft", ttft)):
@@ -154,7 +154,7 @@ def _pairs(
 
 
 def log_likelihood(figures: Sequence[Figure]) -> float:
-    """Return the log-density of the figures: normal in logarithms, with an error that all have in common."""
+    """Return the log-density of the figures: log-normal, with one common error."""
     ratios = np.array([figure.log_ratio for figure in figures])
     signs = np.array([1.0 if figure.metric.endswith("_ms") else -1.0 for figure in figures])  # slow: late, and few
     deviations = np.array([figure.deviation for figure in figures])

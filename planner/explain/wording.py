@@ -35,7 +35,7 @@ def explain_document(explanations: Sequence[Explanation]) -> dict[str, Any]:
 
 
 def evidence(explanations: Sequence[Explanation]) -> list[str]:
-    """Say in sentences what speaks for the best hypothesis, and what sets it apart from the next."""
+    """State the evidence for the best hypothesis, and for it against the next."""
     best = explanations[0]
     sentences = [_own(best)]
     named: set[tuple[str, ...]] = set()
@@ -72,7 +72,7 @@ def _odds(best: Explanation, rival: Explanation) -> str:
 
 
 def _worst(rival: Explanation) -> str:
-    """Name the figure that speaks loudest against a rival, if one does."""
+    """Name the figure that contradicts a rival most, if one does."""
     worst = max(rival.figures, key=lambda each: abs(each.log_ratio) / each.deviation)
     if not _away(worst.log_ratio, worst.deviation):
         return ""

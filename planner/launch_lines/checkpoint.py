@@ -29,7 +29,7 @@ SAME_SHAPES = ("rope_scaling", "rope_theta", "torch_dtype", "dtype", "num_nextn_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    """The model behind a launch line, how that is known, and what of it was taken without being known."""
+    """The model behind a launch line, the source of that, and what was assumed."""
 
     arch: ModelArchitecture
     basis: str
@@ -40,7 +40,7 @@ class ServedModel:
 def served_model(values: Mapping[str, Any], own_model: ModelArchitecture | None) -> ServedModel:
     """Return what a line with these flags (by SGLang's field names) serves; `own_model` is that of --model.
 
-    Raises UnsupportedModel for a checkpoint that is not modelled: nothing may be said of its memory or speed.
+    Raises UnsupportedModel for a checkpoint that is not modelled: its memory and speed are unknown.
     """
     path = str(values.get("model_path") or "")
     for flag, name in (("load_format", "--load-format"), ("torchao_config", "--torchao-config")):

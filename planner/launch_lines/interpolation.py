@@ -57,7 +57,7 @@ def _compose_variable(match: re.Match[str], outer: Scope) -> Text:
 def kubernetes_text(text: str, scope: Scope, *, keep: bool = False) -> Text:
     """Return a text as Kubernetes reads it: `$(NAME)` of the container's environment, `$$` a dollar.
 
-    With `keep`, what is not known stays as it stands, for the shell that reads the text next.
+    With `keep`, unknown names stay unchanged, for the shell that reads the text next.
     """
     pieces, at = [], 0
     for match in [*_KUBERNETES.finditer(text)]:
@@ -94,7 +94,7 @@ def _templated(text: str, scope: Scope) -> Text:
 
 
 def literal_dollars(text: str, scope: Scope) -> Text:
-    """Return a word that no shell reads: `$(NAME)`, `$NAME` and `${NAME}` are variables of whoever made the file."""
+    """Return a word that no shell reads: `$(NAME)`, `$NAME` and `${NAME}` are variables of the file's author."""
     pieces, at = [], 0
     for match in re.finditer(r"\$\{(\w+)\}|\$\((\w+)\)|\$([A-Za-z_]\w*)", text):
         name = match[1] or match[2] or match[3]

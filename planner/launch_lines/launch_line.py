@@ -1,4 +1,4 @@
-"""LaunchLine: the words of one server as its parser gets them, and what is not known of them."""
+"""LaunchLine: one server's words as its parser gets them, and which of them are unknown."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ _DOTS = frozenset({"...", "\u2026", "[...]", "<...>"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchLine:
-    """The server's arguments, its environment settings, the image it runs in and the release that names, if any.
+    """The server's arguments, its environment settings, the image it runs in and that image's release, if it names one.
 
     `left_out` are flags whose value is not known and decides nothing, or the model's; `unknown` those that must be
-    asked for before anything can be said; `assumed` what was taken instead; `doubted` the variables set nowhere that
-    conditions before the server hang on. `role` is that of a server of several,
-    `line` where it stands in its file.
+    asked for before a verdict; `assumed` the values taken instead; `doubted` the unset variables that decide a
+    condition before the server. `role` is that of a server of several, `line` where it stands in its file.
     """
 
     words: tuple[str, ...]
@@ -95,7 +94,7 @@ def how_to_give(values: Iterable[UnknownValue], doubted: Container[str] = ()) ->
 
 
 def _own_flags(server: FoundServer, reading: _Reading) -> Sequence[Text]:
-    """Leave out the flags that Dynamo or the router keep for themselves, and say so."""
+    """Leave out the flags that Dynamo or the router read themselves, with a note."""
     if not server.kind:
         return server.arguments
     sglang_flags = flags_by_name()
@@ -147,7 +146,7 @@ def _take(flag: Text | None, values: list[Text], reading: _Reading) -> None:
 
 
 def _own_values(name: str, texts: list[Text], reading: _Reading) -> list[Text]:
-    """Return what belongs to the flag; a loose variable is no word where it is set nowhere, else it is asked for."""
+    """Return what belongs to the flag; an unset variable on its own becomes no word, an unknown one is asked for."""
     flag = flags_by_name().get(_spelled(name))
     takes = bool(name) and not (flag is not None and flag.is_switch)
     own: list[Text] = []

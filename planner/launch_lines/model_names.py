@@ -1,4 +1,4 @@
-"""What a checkpoint is, read from the name of its path: which model, and what its weights are quantised to."""
+"""Reads the name of a checkpoint's path: which model it is, and how its weights are quantised."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OTHERS = re.compile(
     r"|(?:opt|phi|yi|step|ling|ring|seed|command|intern|solar|arctic|orion|zephyr|hermes|dolphin|aya|dots|bge|gte|e5|"
     r"flux|wan|clip|mpt|afm)[-_.]?(?:\d|oss|r|a|v|s1|vl|embed|large|mini|instruct)(?![a-z]{3}))"
 )
-# The quant_method of the modelled kinds, None for BF16; other kinds by what they are called.
+# The quant_method of the modelled kinds, None for BF16; other kinds by name.
 _KINDS: tuple[tuple[str, str, str | None], ...] = (
     ("GGUF", r"gguf|i?q[1-8]_\w+|1[._]\d+[-_]?bits?", "gguf"),
     ("4-bit AWQ", r"awq", "awq"),
@@ -52,7 +52,7 @@ class NamedCheckpoint:
     """What a path's name says. `is_other`: it names a model other than DeepSeek-R1, V3 and V3.1.
 
     `model` is the part that names the model, None when no part does; `label` and `method` say what the weights are
-    (`method` as in quantization_config, None: BF16), `label` None when the name says nothing of them.
+    (`method` as in quantization_config, None: BF16), `label` is None when the name does not mention them.
     """
 
     model: str | None

@@ -9,7 +9,7 @@ from planner.shell.values import Text
 
 
 def variables_of(node: dict[Any, Any]) -> dict[str, Text]:
-    """Return the variables that a mapping's platform gives the servers below it; empty where it is of none."""
+    """Return the variables that a mapping's platform gives the servers below it; empty for any other mapping."""
     for read in (_leader_worker_set, _skypilot, _ome, _dynamo, _srt_slurm):
         variables = read(node)
         if variables:

@@ -37,7 +37,7 @@ _INSTRUCTION = re.compile(r"^\s*(?:CMD|ENTRYPOINT)\s+(.*)$", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """What is known beside the file: --set, the caller's environment, and the arguments of a script.
+    """Inputs beyond the file: --set, the caller's environment, and the arguments of a script.
 
     `unused` collects the names of --set that no launch asked for.
     """
@@ -129,7 +129,7 @@ def launches_of_folder(folder: Path, inputs: Given | None = None) -> list[Launch
 
 
 def _groups_of(words: Sequence[str]) -> list[str]:
-    """Return flags with their values, so that the same command in two forms is the same."""
+    """Return flags with their values, so that two forms of one command compare equal."""
     groups: list[str] = []
     for word in words:
         if word.startswith("--") or not groups:
@@ -150,7 +150,7 @@ def launch_of_file(path: Path) -> LaunchLine:
 
 
 def _distinct(servers: Sequence[FoundServer]) -> list[LaunchLine]:
-    """Return the launch lines, those that differ only in what one node of the same server differs in once."""
+    """Return the launch lines, one for each server: nodes of one server differ in rank and address alone."""
     lines: dict[tuple[str, ...], LaunchLine] = {}
     listed = sorted((launch_line(server) for server in servers), key=lambda line: line.line)
     with_flags = [line for line in listed if line.words or line.unknown or line.left_out] or listed

@@ -45,7 +45,7 @@ def words_of_settings(settings: dict[Any, Any]) -> list[str]:
 
 
 def with_config_file(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Put the values of SGLang's `--config FILE` before the other words, as SGLang does; also what is wrong with it."""
+    """Put the values of SGLang's `--config FILE` before the other words, as SGLang does; also return its faults."""
     listed = list(words)
     places = [index for index, word in enumerate(listed) if word == "--config"]
     if not places:

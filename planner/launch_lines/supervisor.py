@@ -1,4 +1,4 @@
-"""Finds the SGLang servers of a supervisord configuration: the command of each program, its environment beside it."""
+"""Finds the SGLang servers of a supervisord configuration: each program's command with its environment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SETTING = re.compile(r"""([A-Za-z_]\w*)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^,\s]*))
 
 
 def servers_of_supervisor(text: str, scope: Scope) -> list[FoundServer]:
-    """Return the servers that the programs start; none where the text is no such configuration."""
+    """Return the servers that the programs start; none if the text is not a supervisord configuration."""
     parser = configparser.RawConfigParser(strict=False, inline_comment_prefixes=(" ;",))
     try:
         parser.read_string(text)

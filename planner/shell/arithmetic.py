@@ -25,7 +25,7 @@ def names_in(text: str) -> list[str]:
 
 
 def evaluate(text: str, values: dict[str, int]) -> int | None:
-    """Return the value of an expression, or None for what is no plain integer arithmetic."""
+    """Return the value of an expression, or None if it is not plain integer arithmetic."""
     plain = text.strip().replace("&&", " and ").replace("||", " or ").replace("/", "//").replace("\n", " ")
     plain = re.sub(r"(?<![\w])0+(?=\d)", "", plain)
     if len(plain) > 500:

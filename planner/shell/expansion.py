@@ -104,7 +104,7 @@ def _elements(part: Variable, scope: Scope) -> Iterator[Text]:
 
 
 def _opaque(part: Opaque, scope: Scope) -> Text:
-    """Return the value of a name in $(NAME), <NAME> or {{ name }}; the rest only a run can tell."""
+    """Return the value of a name in $(NAME), <NAME> or {{ name }}; only a run knows the others."""
     value = scope.look(part.name) if part.name else None
     if isinstance(value, Text):
         return value
@@ -185,7 +185,7 @@ def _plain(part: Variable, scope: Scope) -> Text | None:
 
 
 def _defaulted(part: Variable, value: Text | None, scope: Scope) -> Iterator[Text]:
-    """Take the default of a variable that is set nowhere; said where it is taken."""
+    """Take the default of an unset variable, as an assumption."""
     script_argument = part.name.isdecimal() and scope.positional is None
     empty = value is None or script_argument or (part.operator.startswith(":") and value.raw == "")
     if not empty and value is not None:

@@ -75,7 +75,7 @@ class ShellParser(WordReader):
         return self.done() or self.peek() in closers or self.peek(2) == ";;" or self._reserved() in until
 
     def _stray(self) -> None:
-        """Pass over what closes nothing."""
+        """Pass over closing words that match no opening one."""
         word = self._reserved()
         self.at += len(word) if word else 1
 
@@ -392,7 +392,7 @@ class ShellParser(WordReader):
 
 
 def _plain(word: Word) -> str:
-    """Return a word's text where it is nothing but text, else an empty one."""
+    """Return a word's text if it is plain text, else an empty one."""
     if not all(isinstance(part, Literal) for part in word.parts):
         return ""
     return "".join(part.text for part in word.parts if isinstance(part, Literal))

@@ -1,4 +1,4 @@
-"""Scope: the variables a launch file knows, those of its caller, and what was taken for the others."""
+"""Scope: a launch file's variables, those of its caller, and the values assumed for the others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from planner.shell.syntax import Block
 from planner.shell.values import Text, unknown
 
 Value = Text | list[Text]
-# What launchers set on every node; the first node's command is the one that is judged.
+# Variables that launchers set on every node; the first node's command is judged.
 RANKS = frozenset({
     "LWS_WORKER_INDEX", "SLURM_PROCID", "SLURM_NODEID", "SLURM_LOCALID", "SKYPILOT_NODE_RANK", "NODE_RANK", "RANK",
     "OME_INSTANCE_POD_RANK", "JOB_COMPLETION_INDEX", "MACHINE_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "GROUP_RANK",
@@ -20,10 +20,10 @@ RANKS = frozenset({
 
 @dataclass(kw_only=True)
 class Scope:
-    """Variables by name. `given` are those of --set, `caller` the environment of whoever asks, `ranks` the first node.
+    """Variables by name. `given` are those of --set, `caller` the caller's environment, `ranks` the first node's.
 
     `positional` is None for a script's own arguments, which are not known; `used` the given names that were read;
-    `doubts` the variables set nowhere that a condition took for empty, as a shell does.
+    `doubts` the unset variables that a condition took as empty, as a shell does.
     """
 
     variables: dict[str, Value] = field(default_factory=dict)
@@ -78,6 +78,6 @@ class Scope:
         return self.positional[number - 1] if number <= len(self.positional) else Text("")
 
     def environment(self) -> dict[str, str]:
-        """Return what the commands find in their environment, as far as it is known."""
+        """Return the commands' environment as far as it is known."""
         exported = {name: self.variables.get(name) for name in self.exported}
         return {name: value.raw for name, value in exported.items() if isinstance(value, Text) and value.known}

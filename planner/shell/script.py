@@ -1,7 +1,7 @@
-"""Runs a shell script on paper: which commands it starts, with which words, as far as the file tells.
+"""Traces a shell script without running it: which commands it starts, with which words, as far as the file says.
 
-Branches whose condition is not known are all followed, and what they leave different is unknown afterwards. Nothing
-is executed and no file is read.
+All branches of an unknown condition are followed; variables on which they differ are unknown afterwards. No command is
+executed and no file is read.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _COUNTED = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """A command as it would be started; `texts` are its here-documents, `scope` what it could see."""
+    """A command as it would be started; `texts` are its here-documents, `scope` the variables it sees."""
 
     words: tuple[Text, ...]
     line: int
@@ -71,7 +71,7 @@ class _Leaves(Exception):
 def commands_of_script(text: str, scope: Scope, line: int = 1) -> list[Started]:
     """Return the commands a script starts, in order; `scope` is left as the script leaves it.
 
-    A text that no shell reads to its end is read line by line, the lines that cannot be read left out.
+    A text with a syntax error is read line by line, leaving out the lines that fail.
     """
     run = _Run()
     try:
@@ -187,7 +187,7 @@ def _look_into(bodies: Sequence[Block], scope: Scope, run: _Run) -> dict[str, Te
 
 
 def _test(words: Sequence[Text], scope: Scope, run: _Run) -> bool | None:
-    """Return what a test gives; a variable that is set nowhere is empty, as in a shell, and remembered."""
+    """Return what a test gives; an unset variable counts as empty, as in a shell, and is noted as a doubt."""
     plain = []
     for word in words:
         if word.unset_only:
@@ -207,7 +207,7 @@ def _nothing(scope: Scope) -> None:
 
 
 def _branches(paths: Sequence[Callable[[Scope], object]], scope: Scope) -> None:
-    """Follow every path on a scope of its own, then keep in `scope` what all of them agree on."""
+    """Follow every path on its own copy of the scope, then keep in `scope` the values on which all agree."""
     reached = []
     for path in paths:
         inner = scope.copy()
@@ -251,7 +251,7 @@ def _if(node: If, scope: Scope, run: _Run) -> bool | None:
 
 
 def _taken(body: Block, others: Sequence[Block], scope: Scope, run: _Run) -> bool | None:
-    """Run the path that is taken, after a look into those that hang on a variable set nowhere."""
+    """Run the path that is taken, after a look into those that depend on an unset variable."""
     layouts = _look_into([other for other in others if other is not body and other], scope, run)
     status = _block(body, scope, run)
     scope.variables = {**layouts, **scope.variables}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class ShellSyntaxError(Exception):
-    """A text that a shell would not read to its end: a quote or bracket stays open."""
+    """A shell syntax error: a quote or bracket stays open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,9 @@ class Arithmetic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opaque:
-    """What only a run can tell: `$(command)`, a placeholder such as <PATH> or {{ .Values.tp }}; `name` to look up."""
+    """A value known only at run time: `$(command)`, a placeholder such as <PATH> or {{ .Values.tp }}; `name` to look
+    up.
+    """
 
     source: str
     name: str | None = None

@@ -1,4 +1,4 @@
-"""Texts of a launch file: known, or with parts that cannot be known here, and what was assumed on the way."""
+"""Texts of a launch file: known or with unknown parts, and the assumptions behind the known ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from planner.assumption import Assumption
 
-# Encloses the source text of what is not known. No file can hold a NUL of its own: readers take them out.
+# Encloses the source text of an unknown part. Files cannot hold a NUL: readers remove them.
 _MARK = "\0"
 _UNSET, _OPAQUE = "?", "!"
 _PLACE = re.compile(rf"{_MARK}([{_UNSET}{_OPAQUE}])(.*?){_MARK}", re.DOTALL)
@@ -38,13 +38,13 @@ class Text:
 
     @property
     def unset_only(self) -> bool:
-        """Whether it is one variable that is set nowhere, and nothing else: a shell makes no word of it."""
+        """Whether it is a single unset variable: a shell makes no word of it."""
         match = _PLACE.fullmatch(self.raw)
         return match is not None and match[1] == _UNSET
 
     @property
     def name(self) -> str:
-        """The variable that an unknown text stands for, or the text itself where it is no variable."""
+        """The variable that an unknown text stands for, or the text itself if it is not a variable."""
         match = _NAMES.search(self.source)
         return next((group for group in match.groups() if group), self.source) if match else self.source
 
@@ -58,7 +58,7 @@ def unknown(source: str, *, unset: bool = False) -> Text:
 
 
 def joined(parts: Iterable[Text], separator: str = "") -> Text:
-    """Return the texts as one; beyond a length that no launch line has it is no longer known."""
+    """Return the texts as one; beyond the length of any launch line it becomes unknown."""
     listed = list(parts)
     if sum(len(part.raw) for part in listed) > LONGEST:
         return unknown("...")

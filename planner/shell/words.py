@@ -243,7 +243,7 @@ class WordReader:
         self.at += 1
 
     def _braced(self, *, quoted: bool) -> Part:
-        """Read `${...}`; what has no meaning here stays opaque."""
+        """Read `${...}`; other forms stay unknown."""
         start, line = self.at, self.line
         self.at += 1
         inside = self._enclosed("{", "}")
@@ -294,7 +294,7 @@ def _glued(parts: list[Part]) -> list[Part]:
 
 
 def parts_of_text(text: str, line: int = 1, depth: int = 0, *, escapable: str) -> tuple[Part, ...]:
-    """Return the parts of a text as within double quotes; one whose `$(` or backtick stays open is text as it is."""
+    """Return the parts of a text as within double quotes; an open `$(` or backtick makes it plain text."""
     try:
         return tuple(WordReader(text, line, depth).quoted_until("", escapable=escapable))
     except ShellSyntaxError:
