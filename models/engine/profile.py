@@ -1,4 +1,4 @@
-"""EngineProfile: the few fitted numbers of one SGLang version on one GPU family, and how well they are known."""
+"""EngineProfile: the few fitted numbers of one SGLang version on one GPU family, with their covariance."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from hwprobe.files import decode_json, encode_json, read_bytes, write_atomic
 from models.layout import Array
 
 PROFILE_SCHEMA = 3
-# What a measurement of one version can move; the other parameters are shared by all versions.
+# Parameters fitted to each version; all versions share the others.
 FITTED = ("tau_us", "eta_w", "eta_pf", "t_pf0_ms", "first_wave_s")
 
-# GPU families with engine profiles of their own. What a release gains on one says nothing about another: from 0.5.2 to
-# 0.5.12 a decode step of four users halved on MI355X and stayed what it was on B200.
+# GPU families with engine profiles of their own. A release's gain on one does not carry over to another: from 0.5.2 to
+# 0.5.12 a decode step of four users halved on MI355X and did not change on B200.
 HOPPER, BLACKWELL, CDNA3, CDNA4 = FAMILIES = ("hopper", "blackwell", "cdna3", "cdna4")
-# What a family is told by: the start of the compute capability, or of a name without one.
+# Marks of a family: the start of the compute capability, or of the name where that is missing.
 FAMILY_MARKS = {
     "9.": HOPPER, "10.": BLACKWELL, "MI300": CDNA3, "MI308": CDNA3, "MI325": CDNA3, "MI350": CDNA4, "MI355": CDNA4,
 }  # fmt: skip
@@ -44,16 +44,15 @@ def family_of(name: str, compute_capability: str | None) -> str:
 class EngineParameters:
     """The numbers the equations take from an engine build.
 
-    tau_us: exposed time per CUDA-graph node; eta_w: fraction of HBM bandwidth that weight streaming
-    reaches; eta_pf: prefill matrix rate relative to the kernel model; t_pf0_ms: CPU launch floor of a
-    prefill pass of R1 (a slice has its share by kernels); eta_pa: rate of causal attention in prefill;
-    eta_kv: HBM fraction of the KV stream; mla_floor_us: fixed cost of an MLA decode kernel;
-    token_us: per token and layer; host_ms: scheduler time
-    not overlapped; ep_layer_us and dp_layer_us: dispatch, permutation and rank synchronisation per MoE layer
-    under EP and attention DP; internode_us: latency of one small all-reduce over several nodes;
-    first_wave_s: what the first requests of a benchmark wait for beside their prefill;
-    mtp_step_ms: what drafting and verifying add to a step beside the kernels of the model, under overlap scheduling
-    (spec v2); mtp_host_ms and mtp_request_us: what they add without it (spec v1), per step and running request.
+    tau_us: exposed time per CUDA-graph node; eta_w: fraction of HBM bandwidth that weight streaming reaches; eta_pf:
+    prefill matrix rate relative to the kernel model; t_pf0_ms: CPU launch floor of a prefill pass of R1 (a slice has
+    its share by kernels); eta_pa: rate of causal attention in prefill; eta_kv: HBM fraction of the KV stream;
+    mla_floor_us: fixed cost of an MLA decode kernel; token_us: per token and layer; host_ms: scheduler time not
+    overlapped; ep_layer_us and dp_layer_us: dispatch, permutation and rank synchronisation per MoE layer under EP and
+    attention DP; internode_us: latency of one small all-reduce over several nodes; first_wave_s: wait of a benchmark's
+    first requests in addition to their prefill; mtp_step_ms: time that drafting and verifying add to a step in addition
+    to the model's kernels, under overlap scheduling (spec v2); mtp_host_ms and mtp_request_us: the same without it
+    (spec v1), per step and running request.
     """
 
     tau_us: Positive
@@ -84,8 +83,9 @@ class EngineParameters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelativeError:
-    """One standard deviation of the relative error that fitted parameters leave in decode and prefill times:
-    the equations' own error and what the same sweep differs by from day to day."""
+    """One standard deviation of the relative error that fitted parameters leave in decode and prefill times: the
+    equations' own error and the day-to-day scatter of one sweep.
+    """
 
     decode: Positive
     prefill: Positive
@@ -95,10 +95,10 @@ class RelativeError:
 class EngineProfile:
     """Fitted parameters, how far to trust them, and what they were fitted to.
 
-    `covariance` is that of the natural logarithms of FITTED. `sigma` is the log-normal spread of expert
-    popularity; `random_independence` the share of tokens that choose their experts on their own when prompts
-    are random tokens (1 for natural text); `mtp_acceptance` the probability that a drafted token is accepted, where
-    measurements told it. `fitted_to` names the measurements.
+    `covariance` is that of the natural logarithms of FITTED. `sigma` is the log-normal spread of expert popularity;
+    `random_independence` the share of tokens that choose their experts on their own when prompts are random tokens (1
+    for natural text); `mtp_acceptance` the probability that a drafted token is accepted, where it was measured.
+    `fitted_to` names the measurements.
     """
 
     name: str
@@ -171,7 +171,7 @@ def shipped_profiles(family: str = HOPPER) -> tuple[EngineProfile, ...]:
 
 @cache
 def shipped_drift(family: str = HOPPER) -> Drift:
-    """Return how versions are known to differ from each other on a GPU family."""
+    """Return the drift between versions on a GPU family."""
     return decode_json(files("models").joinpath("profiles", family, "drift.json").read_bytes(), Drift, "drift.json")
 
 

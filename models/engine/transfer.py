@@ -1,4 +1,5 @@
-"""From the machine an engine profile was fitted on to one that was measured: what may be scaled, and how well.
+"""Moves an engine profile from the machine it was fitted on to a measured one: which parameters scale, with which
+error.
 
 Engine profiles were fitted with data-sheet rates of H200 servers. A rate measured elsewhere therefore is not
 used raw (a healthy H200 measures 91 % of its sheet, and eta_w already holds that loss): it becomes the rate of
@@ -27,9 +28,9 @@ REFERENCE_STREAM_ERROR = 0.06
 def sheet_equivalent(name: str, quantity: Quantity) -> float:
     """Return the data-sheet rate a measured one stands for, in the unit of the quantity.
 
-    measured / the fraction a healthy reference reaches. Within the error of that fraction the card is taken
-    for healthy and keeps its data sheet's rate; beyond it the rate moves continuously with the measurement.
-    What was not measured is returned as it is. `name` is that of the field in GpuProfile.
+    measured / the fraction a healthy reference reaches. Within the error of that fraction the card is taken for healthy
+    and keeps its data sheet's rate; beyond it the rate moves continuously with the measurement. Unmeasured quantities
+    are returned unchanged. `name` is that of the field in GpuProfile.
     """
     expected = EXPECTED.get(name)
     if quantity.basis is not Basis.MEASURED or expected is None:
@@ -54,10 +55,10 @@ def transfer(
 ) -> Transferred:
     """Return the parameters moved from the reference machine to this measured GPU.
 
-    eta_w is scaled by how well the GPU streams small weights relative to its own large reads, over the same
-    ratio of the reference (`stream_over_read`); a difference within REFERENCE_STREAM_ERROR is none. It stays
-    below 1. tau_us is raised to the GPU's latency of one CUDA-graph node where it was below. Without those
-    measurements the parameters are returned unchanged.
+    eta_w is scaled by how well the GPU streams small weights relative to its own large reads, over the same ratio of
+    the reference (`stream_over_read`); a difference within REFERENCE_STREAM_ERROR counts as zero. It stays below 1.
+    tau_us is raised to the GPU's latency of one CUDA-graph node where it was below. Without those measurements the
+    parameters are returned unchanged.
     """
     notes: list[str] = []
     error = 0.0
@@ -78,7 +79,7 @@ def transfer(
 def profile_on(hardware: HardwareProfile, version: Version) -> EngineProfile:
     """Return the shipped profile of a version, moved to a measured machine (its slowest GPU as to weights).
 
-    The error that the transfer adds to eta_w goes into the covariance; what was changed is in the warnings.
+    The error that the transfer adds to eta_w goes into the covariance; the warnings list the changes.
     """
     gpu = hardware.gpus[0]
     shipped = profile_for(version, family_of(gpu.name, gpu.compute_capability))

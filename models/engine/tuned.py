@@ -1,4 +1,4 @@
-"""Tuned Triton kernels: which releases ship a fused-MoE configuration for a device, and what lacking one costs.
+"""Tuned Triton kernels: which releases ship a fused-MoE configuration for a device, and the cost without one.
 
 SGLang looks up tile sizes by device name, experts and shard width. Without a file every batch is multiplied in tiles
 of 64 rows, so that each touched expert pays for 64 rows however few it has: free on a GPU with arithmetic to spare,

@@ -38,7 +38,8 @@ def profile_for(version: Version, family: str = HOPPER) -> EngineProfile:
 
 
 def profile_among(profiles: tuple[EngineProfile, ...], drift: Drift, version: Version) -> EngineProfile:
-    """Return the profile of a version: one of `profiles` (oldest first), interpolated, or extrapolated; it says which.
+    """Return the profile of a version: one of `profiles` (oldest first), interpolated, or extrapolated, as its status
+    says.
 
     Between two releases the logarithms of the parameters walk from one to the other, with the variance of a
     Brownian bridge; beyond the last they follow the trend for a few releases while the variance grows.
@@ -96,7 +97,7 @@ def _extrapolated(nearest: EngineProfile, drift: Drift, version: Version, releas
 
 
 def _unmeasured(like: EngineProfile, version: Version, status: str, warning: str) -> EngineProfile:
-    """Return a profile in the name of a version without measurements, cleared of what measurements claim."""
+    """Return a profile renamed to an unmeasured version, without the claims that measurements support."""
     return replace(
         like,
         name=f"sglang-{version}-{status}",

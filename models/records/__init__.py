@@ -1,1 +1,1 @@
-"""Published and measured points, and what is learned from them. Knows no launch line."""
+"""Published and measured points, and the fits to them. Knows no launch line."""

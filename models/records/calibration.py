@@ -1,4 +1,4 @@
-"""Calibration: move an engine profile towards measurements, as far as they determine it and no further."""
+"""Calibration: move an engine profile towards measurements, only as far as they determine it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from models.engine.profile import FITTED, EngineParameters, EngineProfile, Relat
 from models.layout import Array
 from models.records.case import Case, CasePrediction, expected
 
-# What the same version differs by from one machine to another before anything is measured there: the same sweep
-# of one version on two dates differs by 4.6 % in decode times.
+# Prior spread of one version between machines: the same sweep of one version on two dates differs by 4.6 % in decode
+# times.
 MACHINE_SPREAD = np.array([0.08, 0.08, 0.08, 0.20, 0.40])
-# What slices of several depths tell apart beside FITTED, and what machines differ by in it: a step's fixed cost.
+# Parameters beyond FITTED that slices of several depths determine, with their spread between machines: a step's fixed
+# cost.
 FIXED = {"host_ms": 0.40}
-# The probability that a drafted token is accepted, beside the engine's own parameters, and the most it can be.
+# The probability that a drafted token is accepted, fitted like the engine's parameters, and its largest value.
 ACCEPTANCE = "mtp_acceptance"
 MOST_ACCEPTED = 0.99
-# Times the spread of machines, tried in turn while the evidence rises: slices may run on what is no GPU at all.
+# Times the spread of machines, tried in turn while the evidence rises: slices may run on a CPU.
 WIDTHS = (4.0, 16.0, 64.0)
-# One standard deviation of what a measurement of each figure scatters by (repeated sweeps: 1-2 %, 7 % at worst).
+# One standard deviation of a measurement of each figure (repeated sweeps: 1-2 %, 7 % at worst).
 SCATTER = {"tpot": 0.02, "output": 0.03, "ttft": 0.12}
 # A mean TTFT without its median: a few requests that met a cold server can make all of it.
 MEAN_TTFT_SCATTER = 0.25
@@ -33,7 +34,7 @@ QUEUED_SCATTER = 0.6
 QUEUED_SHARE = 0.95
 # Residuals beyond this many standard deviations count less (Huber).
 HUBER = 2.0
-# Gauss-Newton: slopes are measured in the first rounds and kept after, when the place hardly moves any more.
+# Gauss-Newton: slopes are computed in the first rounds and kept afterwards, when steps are small.
 ROUNDS = 5
 ROUNDS_WITH_SLOPES = 2
 ROUNDS_WIDE = 15
@@ -65,10 +66,10 @@ class Determined:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """A calibrated profile and what the data did to it. `outliers` are ids whose residuals were discounted.
+    """A calibrated profile and how the data moved it. `outliers` are ids whose residuals were discounted.
 
-    `acceptance` is what the points say of MTP's drafted tokens, None where they were not asked.
-    `width` is how many times the machine's spread the prior had to be widened for the data to be believable.
+    `acceptance` is the fitted MTP acceptance, None where it was not fitted. `width` is the factor on the machine's
+    spread that made the data plausible.
     """
 
     profile: EngineProfile
@@ -81,7 +82,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Residuals log(expected / measured) at one set of parameters, with what each may scatter by."""
+    """Residuals log(expected / measured) at one set of parameters, with the standard deviation of each."""
 
     residuals: Array
     scatter: Array
@@ -107,7 +108,7 @@ class Fit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Prior:
-    """What is believed of the named parameters' logarithms beforehand, and which of them the data may move."""
+    """The prior of the named parameters' logarithms, and which of them the data may move."""
 
     names: tuple[str, ...]
     middle: Array
@@ -133,10 +134,10 @@ def calibrate(
 ) -> Calibration:
     """Fit the FITTED parameters of `base` to the cases' measurements (maximum a posteriori, log-normal errors).
 
-    The prior is `base` with its covariance and `spread` (relative standard deviations of a machine beside it).
-    One measured point moves tau_us alone. Points on slices of different depth tell a step's fixed cost from what
-    grows with layers: host_ms is fitted too, and the prior is widened as far as the data ask for (a CPU is no GPU).
-    `further` names what else the data may move (host_ms, dp_layer_us, ep_layer_us, ACCEPTANCE) with its spread.
+    The prior is `base` with its covariance and `spread` (relative standard deviations between machines). One measured
+    point moves tau_us alone. Points on slices of different depth separate a step's fixed cost from its cost per layer:
+    host_ms is fitted too, and the prior is widened as far as the data require (a CPU differs from a GPU). `further`
+    names other parameters that the data may move (host_ms, dp_layer_us, ep_layer_us, ACCEPTANCE) with its spread.
     Raises InputError when no case has a figure to learn from.
     """
     usable = [case for case in cases if any(name in case.measured for names in FIGURES.values() for name in names)]
@@ -257,7 +258,7 @@ def linearised(
 
 
 def _depends(case: Case, name: str) -> bool:
-    """Whether a parameter can change what the case is expected to show: replays that cannot differ are saved."""
+    """Whether a parameter can change the case's prediction: replays that cannot differ are skipped."""
     if name == ACCEPTANCE:
         return not case.acceptance_known
     if case.prefill is not None:
@@ -295,7 +296,7 @@ def residuals(cases: Sequence[Case], parameters: EngineParameters) -> Fit:
     answers: dict[tuple[object, ...], CasePrediction] = {}
     for case in cases:
         question = _question(case)
-        if question not in answers:  # repeats of a measurement ask the same again
+        if question not in answers:  # repeats share one prediction
             answers[question] = expected(case.with_parameters(parameters))
         prediction = answers[question]
         for kind, names in FIGURES.items():
@@ -313,7 +314,7 @@ def residuals(cases: Sequence[Case], parameters: EngineParameters) -> Fit:
 
 
 def _scatter(case: Case, kind: str) -> float:
-    """One standard deviation of what a figure of a case scatters by."""
+    """One standard deviation of a case's measured figure."""
     if kind == "ttft" and _queues(case):
         return QUEUED_SCATTER
     if kind == "ttft" and case.run.kind == "serving" and "ttft_median_ms" not in case.measured:
@@ -322,7 +323,7 @@ def _scatter(case: Case, kind: str) -> float:
 
 
 def _question(case: Case) -> tuple[object, ...]:
-    """Return all that an expectation depends on beside the engine's fitted parameters."""
+    """Return everything a prediction depends on except the engine's fitted parameters."""
     context = case.context
     return (
         context.arch, context.machine, context.version, context.acceptance, context.sigma, context.independence,

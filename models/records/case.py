@@ -1,4 +1,4 @@
-"""Case: one measured or asked point as the model sees it, and what the model expects to be measured."""
+"""Case: one measured or requested point as the model sees it, and its prediction."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ KV_UNCERTAINTY = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What a measurement did to the server.
+    """The load of a measurement.
 
     `requests` were sent in all, at `request_rate` a second (None: as fast as answers come) and never more than
     `concurrency` at once. A `decode_step` is a pure decode at `concurrency` running requests of `context_tokens`; of
@@ -66,7 +66,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillPool:
-    """The prefill servers of a run on a prefill/decode fleet: what one is, and how many; `kv_tokens` of one."""
+    """The prefill servers of a run on a prefill/decode fleet: configuration and number; `kv_tokens` is per server."""
 
     context: Context
     config: ServerConfig
@@ -79,10 +79,10 @@ class PrefillPool:
 class Case:
     """A run on a resolved configuration. `kv_known` is true when a log gave `kv_tokens`.
 
-    `acceptance_known` is false where MTP's acceptance in the context is a guess: measurements may tell it.
-    `unpriced` are flags of the run that no equation has.
-    With `prefill` the configuration is that of one of `servers` decode servers, and clients speak to the whole fleet.
-    `doubt` multiplies what its measurements may scatter by: above 1 where flags or lengths of the run are guesses.
+    `acceptance_known` is false where MTP's acceptance in the context is a guess: measurements may determine it.
+    `unpriced` are flags of the run that no equation has. With `prefill` the configuration is that of one of `servers`
+    decode servers, and clients speak to the whole fleet. `doubt` multiplies the scatter of its measurements: above 1
+    where flags or lengths of the run are guesses.
     """
 
     id: str
@@ -120,9 +120,9 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CasePrediction:
-    """What a measurement would show. None where the kind of run has no such figure.
+    """The predicted figures of a measurement, None where the kind of run lacks one.
 
-    `limit` is what holds a prefill/decode fleet back: prefill, decode, transfer, kv or cap.
+    `limit` is a prefill/decode fleet's bottleneck: prefill, decode, transfer, kv or cap.
     """
 
     ttft_mean_ms: float | None

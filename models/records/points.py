@@ -19,14 +19,13 @@ KINDS = ("serving", "steady", "single_stream", "decode_step", "one_batch")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One measurement and what was asked for it. None means unknown: SGLang's default is taken.
+    """One measurement and its load. None means unknown: SGLang's default is taken.
 
-    Lengths are uniform on [range_ratio x L, L] (None: fixed at L). `context_tokens` is the mean context of a
-    request (decode_step). `gpu` is empty where the machine is told apart from the record. `launch_args` holds the
-    other SGLang flags of the run, verbatim. A run on a slice of the model says so with `num_hidden_layers`, and
-    `first_k_dense_replace` where the slice has fewer dense layers than the model; `load_format`
-    dummy says that its weights were made up. Fields this class does not know are
-    kept in `extra`.
+    Lengths are uniform on [range_ratio x L, L] (None: fixed at L). `context_tokens` is the mean context of a request
+    (decode_step). `gpu` is empty where the machine is given separately. `launch_args` holds the other SGLang flags of
+    the run, verbatim. A run on a slice of the model says so with `num_hidden_layers`, and `first_k_dense_replace` where
+    the slice has fewer dense layers than the model; `load_format` dummy marks made-up weights. Unknown fields are kept
+    in `extra`.
     """
 
     id: str

@@ -1,7 +1,7 @@
-"""Slices: what the whole model would show, from measurements of the same model with fewer layers.
+"""Slices: predicts the whole model from measurements of the same model with fewer layers.
 
 Every figure of a step is affine in the layers: a fixed part (host, head, sampling), one MoE layer's part, one dense
-layer's. Two slices that differ in one kind of layer give its cost; what they do not differ in stays with the prior.
+layer's. Two slices that differ in one kind of layer give its cost; the prior gives the other parts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PART_SPREAD = 1.0
 DETERMINED = 0.35
 ROUNDS = 30
 LONGEST_MOVE = 0.5
-# The equations may give a part as nothing; it has to be something to be scaled.
+# The equations may give a part as zero; only a positive part can be scaled.
 LEAST_SHARE = 0.01
 FIGURES = {"tpot_mean_ms": "tpot", "ttft_mean_ms": "ttft", "output_tok_s": "output"}
 PARTS = ("fixed", "moe_layer", "dense_layer")
@@ -40,7 +40,7 @@ PARTS = ("fixed", "moe_layer", "dense_layer")
 def not_from_slices(
     slices: Sequence[ModelArchitecture], whole: ModelArchitecture, config: ServerConfig, target: ServerConfig
 ) -> tuple[str, ...]:
-    """Say what no slice can show, and where it is taken from instead.
+    """List the quantities that no slice can show, and their source.
 
     `config` is the layout that the slices ran with, `target` that of the whole model.
     """
@@ -83,11 +83,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WholeFigure:
-    """One figure of the whole model under one load, as slices predict_whole it.
+    """One figure of the whole model under one load, as slices predict it.
 
-    `dummy` is what the whole model would show with made-up weights, `value` what it shows with its own, whose tokens
-    choose different experts; `deviation` is one relative standard deviation of either. `all_else_ms` is the time
-    apart from MoE layers, dense ones in it (of a token for a rate). Units are the metric's.
+    `dummy` is the figure with made-up weights, `value` with the model's own, whose tokens choose different experts;
+    `deviation` is one relative standard deviation of either. `all_else_ms` is the time apart from MoE layers, dense
+    ones in it (of a token for a rate). Units are the metric's.
     """
 
     run: Run
@@ -122,8 +122,8 @@ def predict_whole(cases: Sequence[Case], whole: ModelArchitecture, engine: Engin
     """Return every figure of the whole model that slices under the same load were measured for.
 
     `cases` are slices of `whole` on one machine, repeats included; `engine` is the profile that was calibrated with
-    them: where slices cannot tell parts of a step apart, its equations do. The KV cache is what the whole model's
-    ledger leaves, and no more than the slices had; nothing is told of a layout in which the whole does not fit.
+    them: its equations separate the parts of a step that slices cannot. The KV cache is that of the whole model's
+    ledger, at most the slices'; layouts that cannot hold the whole model are left out.
     """
     groups: dict[tuple[Run, ServerConfig], list[Case]] = {}
     for case in cases:
@@ -181,7 +181,7 @@ def _foretell(
 
 
 def _scatter(values: Sequence[float], kind: str) -> float:
-    """One standard deviation of a slice's median (log): what its repeats scatter by, or what such figures do."""
+    """One standard deviation of a slice's median (log): by the scatter of its repeats, or of such figures."""
     repeats = float(np.std(np.log(values), ddof=1)) if len(values) > 2 else 0.0
     return max(repeats, SCATTER[kind]) * math.sqrt(math.pi / 2.0 / len(values)) if len(values) > 2 else SCATTER[kind]
 
@@ -227,5 +227,5 @@ def _solve(prior: Array, layers: Array, logs: Array, scatter: Array) -> tuple[Ar
 
 
 def dummy_weights(context: Context) -> Context:
-    """Return the context as weights that were made up show it."""
+    """Return the context with made-up weights."""
     return replace(context, acceptance=0.0, independence=DUMMY_INDEPENDENCE)

@@ -1,4 +1,4 @@
-"""Validation: predictions beside measurements, by version and workload."""
+"""Validation: predictions against measurements, by version and workload."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from models.serving.uncertainty import BAND_SIGMAS, Errors
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Residual:
-    """One figure of one measurement beside its prediction. `fitted`: the profile was fitted to this very point."""
+    """One measured figure and its prediction. `fitted`: the profile was fitted to this very point."""
 
     id: str
     group: str
