@@ -1,4 +1,4 @@
-"""What this installation can do: every part with its state, what it is for, and the command that adds it."""
+"""What this installation can do: every part with its state, its purpose, and the command that adds it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class PartState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartReport:
-    """One part: what was found, what it is for, and what to do where it is missing."""
+    """One part: its state, its purpose, and the fix if it is missing."""
 
     part: str
     state: PartState

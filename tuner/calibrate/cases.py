@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tuner.seam import Measurement
 
 
-# Of a run's trials, the first and the best teach: what the others could add is not worth the wait.
+# A profile is learned from a run's first and best trials: the others add too little for their time.
 MOST_FIRST, MOST_BEST = 3, 5
 ENOUGH = "of trials and loads in between: the first trials and the best teach"
 NO_EQUATION = "of trials that move what no equation prices"
@@ -34,7 +34,7 @@ NO_EQUATION = "of trials that move what no equation prices"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What the command line says about records that do not say it themselves."""
+    """Values from the command line for records that lack them."""
 
     machine: Machine | None = None
     version: str | None = None
@@ -43,17 +43,16 @@ class Setting:
     arch: ModelArchitecture | None = None
 
     def applied(self, point: Point) -> Point:
-        """Return the point with what it lacks."""
+        """Return the point with its missing fields filled in."""
         args = self.launch_args if point.launch_args is None else point.launch_args
         return replace(point, engine_version=point.engine_version or self.version, launch_args=args)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordCase:
-    """One record: its id, and its case or what is wrong with it. `role` is the record's own.
+    """One record: its id, and its case or its error. `role` is the record's own.
 
-    `simulated`: a world was played, no machine was measured. `left_out`: why it may be predicted but
-    teaches nothing.
+    `simulated`: a world was played, no machine was measured. `left_out`: why it is predicted but not learned from.
     """
 
     id: str
@@ -115,8 +114,8 @@ def _of_run(folder: Path, setting: Setting) -> Iterator[RecordCase]:
 def teaching_points(records: Sequence[TrialRecord]) -> list[tuple[TrialRecord, Measurement]]:
     """Return the points of a run that a profile is learned from, in order: the lightest and the decisive load.
 
-    They are of the first trials, which are spread, and of the best; none of trials that move what no equation prices.
-    A second launch belongs to its first.
+    They are of the first trials, which are spread, and of the best; trials with unmodelled flags are left out. A second
+    launch belongs to its first.
     """
     priced = [record for record in records if usable_points(record) and not record.unpriced]
     first = [record for record in priced if record.repeats is None]

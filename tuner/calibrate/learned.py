@@ -1,4 +1,4 @@
-"""What measurements teach: an engine profile with MTP's acceptance, or the reason why they teach none."""
+"""Learns an engine profile with MTP's acceptance from measurements, or gives the reason why it cannot."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tuner.calibrate.cases import teaching_points, trial_case
 from tuner.choices import SIMULATED
 from tuner.evidence.trial import TrialRecord
 
-# What is believed beforehand (relative standard deviation): R1's published acceptance is 0.55 to 0.9, random tokens
-# less; the cost of a rank's synchronisation and of expert dispatch is known to a factor of two.
+# Priors (relative standard deviation): R1's published acceptance is 0.55 to 0.9, random tokens less; the cost of a
+# rank's synchronisation and of expert dispatch is known to a factor of two.
 SPREAD = {ACCEPTANCE: 0.25, "dp_layer_us": 0.7, "ep_layer_us": 0.7}
-# Where more than this share of the points has to be discounted, the model does not describe what was measured.
+# If more than this share of the points has to be discounted, the model does not describe the measurements.
 MOST_DISCOUNTED = 0.2
 ALWAYS_ALLOWED = 1
-# Of fewer points a share says little: they are named as discounted instead.
+# With fewer points a share is meaningless: they are named as discounted instead.
 FEWEST_JUDGED = 5
 MOST_NAMED = 3
 
@@ -48,7 +48,7 @@ def learn_from_run(records: Sequence[TrialRecord], workload: Workload, context: 
 
 
 def sentence(calibration: Calibration) -> str:
-    """Return what moved, in words."""
+    """Name the parameters that moved, in words."""
     moved = [
         f"{item.name} {item.value_before:.3g} -> {item.value_after:.3g}"
         for item in calibration.parameters
@@ -59,9 +59,9 @@ def sentence(calibration: Calibration) -> str:
 
 
 def _further(cases: Sequence[Case]) -> dict[str, float]:
-    """Return what the cases can tell beside the engine's fitted parameters, with its spread."""
+    """Return the further parameters that the cases determine, with their spread."""
     if len({case.context.arch.num_hidden_layers for case in cases}) > 1:
-        return {}  # slices tell a step's fixed cost instead
+        return {}  # slices determine a step's fixed cost instead
     determined = {
         ACCEPTANCE: any(not case.acceptance_known for case in cases),
         "dp_layer_us": len({case.config.attn_dp_size > 1 for case in cases}) > 1,

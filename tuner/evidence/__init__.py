@@ -1,1 +1,1 @@
-"""What a run has seen, on disk and read back. Knows no engine and no sampler."""
+"""A run's records, written to disk and read back. Knows no engine and no sampler."""

@@ -1,8 +1,7 @@
 """Lines that vouch for each other: every record carries a hash of itself and of all before it.
 
-A line that was changed, doubled, moved or taken out breaks the chain there. That the last ones are missing shows in a
-small file beside the lines, the head, which says how many there were. SHA-256, cut to 64 bits: against accidents, not
-against somebody who writes evidence anew.
+A line that was changed, doubled, moved or taken out breaks the chain there. A small file beside the lines, the head,
+counts them: so missing last lines show too. SHA-256, cut to 64 bits: against accidents, not against forgery.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ WAY_OUT = "`sgtune runs repair {run}` keeps what is sound and says what it leave
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A line as it stands in a file: the record alone, and what the line says the chain is there ('' for nothing)."""
+    """A line as it stands in a file: the record alone, and the chain's hash as the line states it ('' for none)."""
 
     body: bytes
     stated: str
@@ -40,7 +39,7 @@ class Link:
         return cls(line, "")
 
     def follows(self, before: str) -> bool:
-        """Whether the line is what was written after the chain stood at `before`."""
+        """Whether the line follows a chain that stood at `before`."""
         return self.stated == after(before, self.body)
 
 
@@ -78,7 +77,7 @@ def head_file(file: Path) -> Path:
 
 
 def read_head(file: Path) -> Head | None:
-    """Return the head of a file of lines, None where there is none to be read."""
+    """Return the head of a file of lines, None if it is missing or unreadable."""
     try:
         return msgspec.json.decode(read_bytes(head_file(file), "head"), type=Head)
     except (InputError, msgspec.DecodeError, ValueError):
@@ -91,7 +90,7 @@ def write_head(file: Path, head: Head) -> None:
 
 
 def whole_lines(file: Path) -> Iterator[bytes]:
-    """Yield the complete lines of a file, without their newline; a torn last one is no line. Raises OSError."""
+    """Yield the complete lines of a file, without newlines; an incomplete last line is left out. Raises OSError."""
     if not file.is_file():
         raise OSError(errno.EINVAL, "it is no regular file", str(file))
     with file.open("rb") as stream:

@@ -1,6 +1,6 @@
-"""flight.jsonl: what was about to be launched, written before every launch; what has no record was lost in the air.
+"""flight.jsonl: every launch, written before it starts; a launch without a record was interrupted.
 
-A flight knows how many records stood when it was chosen, so that a resumed run takes up the same launches in the same
+A flight holds the number of records when it was chosen, so that a resumed run takes up the same launches in the same
 order, and never launches one twice or gives it another number.
 """
 
@@ -41,7 +41,7 @@ class FlightLog:
     """The file of flights: one fsynced line each, chained to the one before; a torn last line is cut off."""
 
     def __init__(self, folder: Path) -> None:
-        """Read the flights of earlier sessions. Raises EvidenceSpoiled for a line that is not what was written."""
+        """Read the flights of earlier sessions. Raises EvidenceSpoiled for a changed line."""
         self._path = folder / FLIGHT_FILE
         self._chain = start_of(folder)
         self.flights: list[Flight] = []

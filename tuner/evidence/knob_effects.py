@@ -1,4 +1,4 @@
-"""What a run taught: the effect of a knob between trials that differ in nothing else, and where the model was wrong."""
+"""Results of a run: a knob's effect between trials that differ in it alone, and the model's errors."""
 
 from __future__ import annotations
 

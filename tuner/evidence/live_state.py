@@ -1,4 +1,4 @@
-"""What a running tune is doing now, for whoever looks on: `live.json` in the run folder.
+"""The present state of a running tune, for observers: `live.json` in the run folder.
 
 It is never evidence: replaced at every step without waiting for the disk, marked at the end, ignored on --resume. A
 run without it, or with half of it, is only harder to watch.
@@ -18,7 +18,7 @@ from models.config import ServerConfig
 from tuner.seam import Measurement
 
 LIVE_FILE = "live.json"
-# A process is the one that wrote the file if it was born within this many seconds of what the file says.
+# A process is the one that wrote the file if it was born within this many seconds of the time in the file.
 BIRTH_TOLERANCE_S = 2.0
 
 
@@ -51,7 +51,7 @@ class LiveState:
     """A tune at one moment. Times are seconds since the epoch.
 
     `trial` is the oldest launch in flight, `beside` are the others. `pid`, `born_s` and `host` name the process;
-    `ceiling_tok_s` is what the plan predicts of its best configuration; `budget_s` is None where there is none.
+    `ceiling_tok_s` is what the plan predicts of its best configuration; `budget_s` is None without a budget.
     """
 
     state: RunState
@@ -71,7 +71,7 @@ class LiveState:
 
     @property
     def running(self) -> bool:
-        """Whether the tune goes on: its process must still be there, where that can be told."""
+        """Whether the tune goes on: its process must still exist, where that can be checked."""
         if self.state is not RunState.RUNNING:
             return False
         if self.host != socket.gethostname():
@@ -83,7 +83,7 @@ class LiveState:
 
 
 def read_live(run: Path) -> LiveState | None:
-    """Return what a run's live.json says, None where there is none to be read."""
+    """Return a run's live.json, None if it is missing or unreadable."""
     try:
         return msgspec.json.decode((run / LIVE_FILE).read_bytes(), type=LiveState)
     except (OSError, msgspec.DecodeError, msgspec.ValidationError):

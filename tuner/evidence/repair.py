@@ -1,7 +1,7 @@
-"""`sgtune runs repair`: keep of a spoiled trials.jsonl what is sound, and say what is left out.
+"""`sgtune runs repair`: keep the sound records of a spoiled trials.jsonl, and list the others.
 
-A record is sound where its hash fits the chain, or where the record in its trial's own folder says the same. What is
-left of a spoiled one there is believed where its neighbours vouch for it. The file as it was is kept beside the new.
+A record is sound where its hash fits the chain, or where the record in its trial's own folder says the same. A spoiled
+record in that folder counts if its neighbours confirm it. The old file is kept beside the new one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tuner.evidence.trial_lines import TRIAL, UNREADABLE, cut_torn_line, write_t
 
 @dataclass(slots=True)
 class Repair:
-    """What was kept, by the number it had before, and what was not; `aside` is the file as it was (None: sound)."""
+    """The records kept, by their old number, and those left out; `aside` is the old file (None: it was sound)."""
 
     kept: dict[int, TrialRecord] = field(default_factory=dict)
     recovered: list[int] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Repair:
 
 
 def repair(run: Path) -> Repair:
-    """Repair a run's evidence. Raises InputError where there is none or a tuner holds it, SgtuneError by the disk."""
+    """Repair a run's evidence. Raises InputError if it is missing or in use, SgtuneError if the disk fails."""
     file = run / "trials.jsonl"
     if not file.is_file():
         raise InputError(f"there is no trials.jsonl in '{run}' to repair")
@@ -60,7 +60,7 @@ def repair(run: Path) -> Repair:
 
 
 class _Lines:
-    """The lines of a spoiled file by the trial they tell of, and where the chain is said to stand after each trial."""
+    """The lines of a spoiled file by trial, and the chain's stated hash after each trial."""
 
     def __init__(self, run: Path, file: Path) -> None:
         self._run = run
@@ -86,7 +86,7 @@ class _Lines:
         self._in_order = not (run / FLIGHT_FILE).exists()
 
     def sorted_out(self) -> Repair:
-        """Return what is sound, in the order of the trials."""
+        """Return the sound records, in the order of the trials."""
         outcome = Repair()
         order = self._order()
         for place, number in enumerate(order):
@@ -113,9 +113,9 @@ class _Lines:
         return list(range(max([*plausible, (self._head.records if self._head else 0) - 1], default=-1) + 1))
 
     def _of(self, number: int, outcome: Repair, *, before: int, following: int) -> TrialRecord | None:
-        """Return the record of a trial that something vouches for."""
+        """Return a trial's record if the chain or its folder confirms it."""
         lines = self._by_number[number]
-        if self._unmarked:  # written before lines were marked: there is nothing to hold them against
+        if self._unmarked:  # written before lines were marked: they cannot be checked
             return lines[0][1] if lines else None
         for link, record in lines:
             if any(link.follows(chain) for chain in self._chains[before]):

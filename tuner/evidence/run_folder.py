@@ -77,8 +77,8 @@ class RunFolder:
     def resume(cls, path: Path, manifest: Manifest) -> tuple[RunFolder, list[TrialRecord], bool]:
         """Open a run to continue it: the folder, its trials, and whether a torn line was cut off.
 
-        Raises InputError if there is no run, if it answers another question (with the difference), or where the
-        evidence is not what was written.
+        Raises InputError if there is no run, if it answers another question (with the difference), or if the evidence
+        was changed.
         """
         if not (path / "run.toml").exists():
             raise InputError(f"there is no run in '{path}' to resume; leave --resume out to start it")
@@ -101,7 +101,7 @@ class RunFolder:
     def append(self, record: TrialRecord) -> TrialRecord:
         """Add a record to the evidence: written and fsynced before this returns. Return it as it was written.
 
-        Raises SgtuneError where the disk or the folder is at fault: what was recorded before stays.
+        Raises SgtuneError where the disk or the folder is at fault: earlier records stay.
         """
         self.check_in_place()
         written, body = readable(record)
@@ -141,7 +141,7 @@ class RunFolder:
 
 
 def readable(record: TrialRecord) -> tuple[TrialRecord, bytes]:
-    """Return a record with its JSON, such that it can be read again: figures that are no numbers are left out."""
+    """Return a record with its JSON, such that it can be read again: figures that are not numbers are left out."""
     body = msgspec.json.encode(record)
     try:
         msgspec.json.decode(body, type=TrialRecord)
@@ -194,7 +194,7 @@ def _check_question(path: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read run.toml. Raises InputError naming what is wrong in it, or the runs there are instead."""
+    """Read run.toml. Raises InputError naming its error, or the runs that exist."""
     file = path / "run.toml"
     if not file.exists():
         runs = [other.parent.name for other in path.parent.glob("*/run.toml")]

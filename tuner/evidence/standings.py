@@ -1,9 +1,8 @@
 """The last launches of a run: the best again, and the baseline again, because one measurement may be lucky.
 
-What separate launches of one configuration scatter by is pooled over all that were launched twice. Configurations
-within noise of the best (one standard error of the difference, and no less than what the measurements say of
-themselves) are tied: the one that is fastest per user wins, and of those alike in that, too, the one nearest SGLang's
-default.
+The scatter between launches of one configuration is pooled over all that were launched twice. Configurations within
+noise of the best (one standard error of the difference, and at least the measurements' own intervals) are tied: the one
+that is fastest per user wins; among equals, the one nearest SGLang's default.
 """
 
 from __future__ import annotations
@@ -119,7 +118,7 @@ def winner_of(records: Sequence[TrialRecord]) -> Standing | None:
 def decide(records: Sequence[TrialRecord]) -> Decision | None:
     """Return the configuration to recommend and its ties, None where no trial is feasible.
 
-    Those launched twice go before all others; without any, the best first launch wins and nothing is said of ties.
+    Those launched twice go before all others; without any, the best first launch wins, without ties.
     """
     best = best_of(records)
     if best is None:
@@ -189,7 +188,7 @@ def _over(points: Sequence[Measurement], scatter: Scatter) -> tuple[float, tuple
 
 
 def _half_width(points: Sequence[Measurement], scatter: Scatter) -> float:
-    """Half the 95 % interval of a mean over launches, in log units: by what launches scatter, if that is known."""
+    """Half the 95 % interval of a mean over launches, in log units: by the scatter of launches, if known."""
     root = math.sqrt(len(points))
     own = sum(_own_half(point) for point in points) / len(points) / root
     return max(own, scatter.student_t * scatter.deviation / root if scatter.degrees else 0.0)
@@ -214,7 +213,7 @@ def _own_half(point: Measurement) -> float:
 
 
 def _noise(a: Standing, b: Standing, deviation: float) -> float:
-    """What two configurations may differ by, in log units, without one being shown to be better."""
+    """The largest difference of two configurations, in log units, that proves neither better."""
     error = deviation * math.sqrt(1.0 / len(a.launches) + 1.0 / len(b.launches))
     return max(error, math.hypot(a.own_half, b.own_half))
 

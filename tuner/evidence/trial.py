@@ -1,4 +1,4 @@
-"""What is kept of a run: the question it answers, and one record per trial."""
+"""A run's evidence: the question it answers, and one record per trial."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from tuner.seam import FailureKind, Measurement, Place
 class TrialOutcome(StrEnum):
     """`ruled_out` was never launched: a rule, the ledger or the optimistic bound decided.
 
-    `infeasible` is the configuration's fault; `failed` is the machine's, or an invalid measurement: it teaches
-    nothing.
+    `infeasible` is the configuration's fault; `failed` is the machine's, or an invalid measurement: samplers ignore it.
     """
 
     MEASURED = "measured"
@@ -97,7 +96,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
-    """One trial as evidence: what was tried and why, what was predicted, what came back.
+    """One trial as evidence: the configuration and its source, the prediction, the measurements.
 
     `config` is resolved; `params` are the study's; `spent_s` is the engine time of this trial;
     `constraints` are <= 0 where feasible; `repeats` is the trial whose configuration was launched again. `points` are
@@ -131,7 +130,7 @@ class TrialRecord:
 
     @property
     def unpriced(self) -> str:
-        """The knobs no equation prices that are away from SGLang's own, in words."""
+        """The unmodelled knobs that differ from SGLang's defaults, in words."""
         return ", ".join(
             f"{name} {self.params[name]}" for name in UNMODELLED if self.params.get(name, DEFAULT) != DEFAULT
         )

@@ -33,7 +33,7 @@ UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
 
 
 class EvidenceSpoiled(InputError):
-    """The evidence is not what was written; says where, and the way out."""
+    """The evidence was changed after it was written; names the line and the fix."""
 
     def __init__(self, file: Path, problem: str, way_out: str = WAY_OUT) -> None:
         super().__init__(f"{file}{problem}; {way_out.format(run=file.parent.name)}")
@@ -48,12 +48,12 @@ class Evidence:
 
 
 def read_trials(file: Path) -> list[TrialRecord]:
-    """Read the complete lines of a trials.jsonl. Raises InputError naming a line that is not what was written."""
+    """Read the complete lines of a trials.jsonl. Raises InputError naming a changed line."""
     return read_evidence(file).records
 
 
 class Shared:
-    """Makes records of one file share what is equal in them: thousands of proposals repeat the same words."""
+    """Lets records of one file share equal parts: thousands of proposals repeat the same words."""
 
     def __init__(self) -> None:
         self._seen: dict[Hashable, Any] = {}
@@ -82,7 +82,7 @@ class Shared:
 
 
 def read_evidence(file: Path) -> Evidence:
-    """Read and check a trials.jsonl; none yet is no evidence. Raises EvidenceSpoiled naming the line."""
+    """Read and check a trials.jsonl; a missing file is empty evidence. Raises EvidenceSpoiled naming the line."""
     records: list[TrialRecord] = []
     chain, head, shared = start_of(file.parent), read_head(file), Shared()
     try:
@@ -102,7 +102,7 @@ def read_evidence(file: Path) -> Evidence:
 
 
 def sound_trials(file: Path) -> tuple[list[TrialRecord], list[str]]:
-    """Return what is sound of a trials.jsonl that may be read at any moment, and a note on each line that is not.
+    """Return the sound records of a trials.jsonl that may be written meanwhile, and a note on each other line.
 
     For those who look on: the line after one that is spoiled beyond its mark is shown, though nothing vouches for it.
     """

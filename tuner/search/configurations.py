@@ -1,4 +1,4 @@
-"""Every configuration of the space that rules and ledger allow, and what physics says of all of them at once."""
+"""Every configuration of the space that rules and ledger allow, and the closed form of all of them at once."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from planner.rules import Question, first_error
 from tuner.search.closed_form import Figure
 from tuner.search.space import CORE, TuningSpace
 
-# What a machine may differ by from the belief: one standard deviation of the natural logarithm of each figure.
-# The first four are models.records.calibration's spread of a machine, widened; costs of EP and attention DP are known
-# to a factor of two (models.serving.caveats.structural_warnings).
+# Spread of a machine around the belief: one standard deviation of the natural logarithm of each figure. The first four
+# are models.records.calibration's spread of a machine, widened; costs of EP and attention DP are known to a factor of
+# two (models.serving.caveats.structural_warnings).
 PHYSICS = {
     "tau_us": 0.15, "eta_w": 0.12, "eta_pf": 0.15, "t_pf0_ms": 0.25, "eta_kv": 0.15, "mla_floor_us": 0.20,
     "token_us": 0.25, "host_ms": 0.30, "ep_layer_us": 0.50, "dp_layer_us": 0.50, "acceptance": 0.12, "sigma": 0.30,
@@ -56,7 +56,7 @@ class Candidates:
         return predict_many(context, self.table, self.space.workload, self.memory)
 
     def departed(self, parameter_shift_sigmas: Array) -> Context:
-        """Return what would be true of the machine then."""
+        """Return the context of such a machine."""
         return departed(self.space.context, parameter_shift_sigmas)
 
     def take(self, index: npt.NDArray[np.intp]) -> Candidates:
@@ -87,7 +87,7 @@ def candidates_of(space: TuningSpace) -> Candidates:
         key = tuple(value for name, value in params.items() if name != FRACTION)
         if fraction == DEFAULT:
             config = space.config(params)
-        else:  # nothing else depends on a fraction that was given, and resolving takes a millisecond
+        else:  # no other field depends on a typed fraction, and resolving takes a millisecond
             if key not in resolved:
                 resolved[key] = space.config(params)
             config = replace(resolved[key], mem_fraction_static=fraction)
@@ -111,7 +111,7 @@ def fitting(rows: Candidates) -> Candidates:
 def undominated(rows: Candidates, belief: Array, excess: Array) -> npt.NDArray[np.intp]:
     """Return the rows that are not beaten by one that differs in the memory fraction alone.
 
-    Beaten: more memory stays free there, and it is neither expected to do worse nor to miss more.
+    Beaten: another leaves more memory free, is expected to be as fast, and to miss no limit by more.
     """
     memory, workload = rows.memory, rows.space.workload
     ranks = np.array([config.attn_dp_size for config in rows.configs])
@@ -133,7 +133,7 @@ def undominated(rows: Candidates, belief: Array, excess: Array) -> npt.NDArray[n
 
 
 def _allowed(space: TuningSpace) -> Iterator[dict[str, Any]]:
-    """Yield parameters that no rule forbids; rules tell layouts, MTP depths and chunks apart and nothing else."""
+    """Yield parameters that no rule forbids; rules depend on layout, MTP depth and chunk alone."""
     ruled = ("layout", "mtp_steps", "chunked_prefill_size")
     verdicts: dict[tuple[Any, ...], bool] = {}
     for values in itertools.product(*(space.choices[name] for name in CORE)):
@@ -180,7 +180,7 @@ def slopes(rows: Candidates, parameter_shift_sigmas: Array, figure: Figure) -> t
     return base, np.stack(columns, axis=1)
 
 
-# One standard deviation of what a knob, or two together, may do beyond the physics above.
+# One standard deviation of the effect of a knob, or of two together, beyond the physics above.
 KNOB_SPREAD = {
     ("attn_dp",): 0.06, ("ep",): 0.07, ("pp",): 0.08, ("mtp",): 0.07, ("chunk",): 0.04, ("graph",): 0.005,
     ("attn_dp", "ep"): 0.04, ("attn_dp", "mtp"): 0.045, ("ep", "mtp"): 0.045, ("attn_dp", "chunk"): 0.025,

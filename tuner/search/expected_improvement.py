@@ -1,4 +1,4 @@
-"""What a launch is worth beforehand: expected improvement, elementwise over arrays of any shape."""
+"""Expected improvement of a launch, elementwise over arrays of any shape."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def expected_improvement(ahead: Array, deviation: Array) -> Array:
 
 
 def nothing_to_beat(mean: Array) -> Array:
-    """Return what rows are worth relative to the best expected one while none is measured; `mean` in log units."""
+    """Return the rows' expected improvement over the best expected one, before any measurement; `mean` in log units."""
     return np.exp(mean - float(mean.max()))
 
 

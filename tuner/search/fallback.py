@@ -1,4 +1,4 @@
-"""When nothing starts: what is likeliest to, and what to tell the operator when that does not either."""
+"""When launches fail: the safest configuration next, then a diagnosis for the operator."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class LeastMemoryFallback:
 
     @property
     def diagnosis(self) -> str:
-        """Why going on makes no sense, empty while it does."""
+        """Why the run should stop, empty while it should go on."""
         launched = [record for record in self.records if record.launched]
         failures = sum(record.source == SAFEST for record in launched)
         hopeless = any(record.source == SAFEST and not record.launched for record in self.records)

@@ -1,11 +1,11 @@
-"""What launches say of rows that were not launched.
+"""Predicts rows that were not launched from those that were.
 
 A regression of log(measured / predicted) on the physics' slopes and the knobs. The prior is a sum of normal effects
-(docs/decisions/0006-a-sum-of-effects.md): a Gaussian process with a linear kernel, which scikit-learn fits. How large
-the effects are is not known beforehand, so several sizes are believed in at once, each as much as the data allow.
+(docs/decisions/0006-a-sum-of-effects.md): a Gaussian process with a linear kernel, which scikit-learn fits. The size of
+the effects is unknown beforehand, so several sizes are weighted at once by how well they fit the data.
 
 Slices of the model may have been launched too. A figure of the machine is the same on a slice and on the whole; of a
-knob's effect only a share carries over, and that share is one more thing that is believed at several sizes.
+knob's effect only a share carries over; several values of that share are weighted too.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from models.layout import Array
 from tuner.search.closed_form import Figure
 from tuner.search.configurations import PHYSICS, UNSCALED, Candidates, knob_features, slopes
 
-# A measurement's scatter, and what the closed form leaves against the replay.
+# A measurement's scatter, and the closed form's error against the replay.
 SCATTER = 0.02
-# Sizes believed in: factors on the spread of the machine's figures, and on that of the knobs.
+# Sizes weighted: factors on the spread of the machine's figures, and on that of the knobs.
 SIZES = tuple((figures, knobs) for figures in (1.0, 2.0) for knobs in (0.5, 1.0, 2.0, 4.0))
-# Shares of a knob's effect that may carry over from slices to the whole, and how much each is believed beforehand.
+# Shares of a knob's effect that may carry over from slices to the whole, with their prior weights.
 CARRIES = (0.0, 0.3, 0.6, 0.8, 0.9, 0.97)
 CARRIES_BELIEVED = (0.05, 0.10, 0.15, 0.25, 0.25, 0.20)
-# One standard deviation (log) of what all slices share beside it, and of what a sliced configuration has of its own.
+# One standard deviation (log) of an effect common to all slices, and of one particular to a sliced configuration.
 SLICE_BIAS = 0.10
 OWN = 0.03
 # Rounds of evaluating the equations anew where the data moved the machine's figures (Gauss-Newton), and how many
@@ -54,7 +54,7 @@ class Posterior:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSet:
-    """Rows that were launched, of the whole model or of slices, and the logarithm of what was measured of each."""
+    """Rows that were launched, of the whole model or of slices, and the logarithm of the figure measured on each."""
 
     rows: Candidates
     log_measured: Array
@@ -74,10 +74,10 @@ class _Size:
 def learn(
     train: Sequence[TrainingSet], query: Candidates, figure: Figure, common: float, against: int | None = None
 ) -> Posterior:
-    """Return what launched rows say of the rows of a query, which are of the whole model.
+    """Predict the rows of a query, which are of the whole model, from launched rows.
 
-    `common` is the spread of what all rows share. With `against`, the answer is every row's figure less that of the
-    launched row in this place: what both have in common, the measurement's luck included, then cancels.
+    `common` is the spread of an effect common to all rows. With `against`, the answer is every row's figure less that
+    of the launched row in this place: their common effects, the measurement's luck included, then cancel.
     """
     X_train, y_train = [part.rows for part in train], np.concatenate([np.zeros(0), *(p.log_measured for p in train)])
     count = len(y_train)
@@ -113,7 +113,7 @@ def _slopes(rows: Sequence[Candidates], parameter_shift_sigmas: Array, figure: F
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """The regression's inputs, one column per effect: what rows have beside the slopes, training first, then query."""
+    """The regression's inputs, one column per effect: the effects beyond the slopes, training first, then query."""
 
     knobs: Array
     unscaled: Array
@@ -135,7 +135,7 @@ class _Inputs:
 
     @property
     def sizes(self) -> list[_Size]:
-        """What is believed in: every size, and with slices every share that may carry over."""
+        """The hypotheses weighted: every size, and with slices every share that may carry over."""
         carries = zip(CARRIES, CARRIES_BELIEVED, strict=True) if self.sliced.any() else [(1.0, 1.0)]
         return [_Size(*size, *carry) for size, carry in itertools.product(SIZES, carries)]
 

@@ -1,10 +1,10 @@
 """Guide: physics proposes, a Gaussian process learns where physics is wrong.
 
-The prior mean of every configuration is the closed form. What may be wrong with it is a sum of normal effects:
-each figure of the machine (through the equations' own slopes), each knob and each pair of knobs. Such a sum is a
-Gaussian process with a linear kernel over those features; scikit-learn's does the regression. After every launch
-the equations are evaluated anew where the data moved the machine's figures (Gauss-Newton), so that the prior mean
-is the calibrated model's. The next launch is the one with the largest expected feasible improvement.
+The prior mean of every configuration is the closed form. Its error is a sum of normal effects: each figure of the
+machine (through the equations' own slopes), each knob and each pair of knobs. Such a sum is a Gaussian process with a
+linear kernel over those features; scikit-learn's does the regression. After every launch the equations are evaluated
+anew where the data moved the machine's figures (Gauss-Newton), so that the prior mean is the calibrated model's. The
+next launch is the one with the largest expected feasible improvement.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tuner.search.objective import Goal
 from tuner.search.space import CORE, TuningSpace
 from tuner.search.unmodelled_knobs import UnmodelledKnobs
 
-# One standard deviation of what is common to all rows: a benchmark's own bias.
+# One standard deviation of an effect common to all rows: a benchmark's bias.
 COMMON = 0.05
 COMMON_SLO = 0.40
 # The most rows looked at, by predicted objective; and the leaders replayed before one is chosen.
@@ -49,10 +49,10 @@ MOVE_EVERY = 3
 CARRIED_OVER = 20
 # A configuration likelier than this to run out of memory is not launched while others are left.
 LEAST_CHANCE = 0.85
-# While no launch kept the limits, one that probably does comes first: there is nothing to improve on yet.
+# While no launch kept the limits, one that probably does comes first: there is no best to improve on yet.
 EVEN_CHANCE = 0.5
 UNLIKELY = 1e-3
-# Expected improvement, in log units, below which no measurement could tell the difference.
+# Expected improvement, in log units, too small to measure.
 LEAST_IMPROVEMENT = 0.001
 # How much a missed limit counts against the objective while rows are ordered by belief (log units for log units).
 MISS_WEIGHT = 5.0
@@ -72,7 +72,7 @@ class LearnedFigure:
     common: float
 
 
-# What slices showed of a quantity; None where nothing of it.
+# Slices' measurements of a quantity; None without any.
 Slices = Callable[[LearnedFigure], TrainingSet | None]
 
 
@@ -96,7 +96,7 @@ class Guide:
         self._figure = of_goal(goal)
         self._sign = -1.0 if goal.lower_is_better else 1.0
         self._records: list[TrialRecord] = []
-        # Launches in flight as if they had shown what is expected of them (kriging believer).
+        # Launches in flight, counted as measured at their expectation (kriging believer).
         self._believed: list[TrialRecord] = []
         self._rows = self._ranked(candidates_of(space))
         self._unmodelled = UnmodelledKnobs(space)
@@ -122,8 +122,8 @@ class Guide:
     def choose(self, in_flight: Sequence[TrialRecord] = ()) -> tuple[dict[str, Any] | None, float]:
         """Return the parameters to launch and their expected feasible improvement in log units.
 
-        Launches `in_flight` count as if they had shown what is expected of them, one after the other.
-        While a priced row is worth a launch, at most one in MOVE_EVERY goes to a move along unpriced knobs.
+        Launches `in_flight` count as measured at their expectation, one after the other. While a priced row is worth a
+        launch, at most one in MOVE_EVERY goes to a move along unpriced knobs.
         """
         self._believed = []
         for record in in_flight:
@@ -180,7 +180,7 @@ class Guide:
     def _best_of(
         self, rows: Candidates, holds: Array, leader: TrialRecord | None
     ) -> tuple[dict[str, Any] | None, float]:
-        """Return the best of these rows and what it is worth; those ahead also with the leader's unpriced knobs.
+        """Return the best of these rows and its worth; those ahead also with the leader's unmodelled knobs.
 
         The closed form chooses whom to replay, the replay whom to launch.
         """
@@ -198,13 +198,13 @@ class Guide:
         return leaders.params[place], float(gain[place])
 
     def _replayed(self, rows: Candidates, holds: Array, value: Array) -> tuple[Candidates, Array]:
-        """Return the leaders by `value`, and what each is worth by replay."""
+        """Return the leaders by `value`, and the worth of each by replay."""
         ahead = np.argsort(-value, kind="stable")[:REPLAYED]
         leaders = rows.take(ahead)
         return leaders, self._worth(leaders, holds[ahead], replayed=True)
 
     def _likely(self, rows: Candidates, most: int | None = None) -> tuple[Candidates, Array]:
-        """Leave out what is likely to run out of memory while others are left; at most so many, in order."""
+        """Leave out rows likely to run out of memory while others remain; at most so many, in order."""
         if not rows.configs:
             return rows, np.zeros(0)
         holds = chance_it_holds(rows.memory.free, evidence(self._records, self._space.context))
@@ -225,7 +225,7 @@ class Guide:
         return nothing_to_beat(learned.weight @ learned.mean) * feasible * np.where(likely, 1.0, UNLIKELY)
 
     def _objective(self, rows: Candidates, replayed: bool) -> Posterior:
-        """Return what is known of the rows' objective, less the best's where there is one."""
+        """Return the posterior of the rows' objective, relative to the best measured one if any."""
         measured, goal = self._measured(), self._goal
         log_measured = [self._sign * r.objective - goal.shift(r.config) for r in measured]
         best = best_of(measured)
@@ -246,7 +246,7 @@ class Guide:
         replayed: bool,
         against: int | None = None,
     ) -> Posterior:
-        """Learn a quantity from its measurements; what the closed form misses against the replay counts as known.
+        """Learn a quantity from its measurements; the closed form's error against the replay counts as known.
 
         A row that is not replayed is taken to miss as much as those that were launched.
         """
@@ -291,7 +291,7 @@ class Guide:
         return () if self._goal.objective is Objective.USERS else tuple(self._goal.constraining)
 
     def _limited(self, rows: Candidates, slo: Slo, replayed: bool) -> Posterior:
-        """Return what is known of the figure that a limit is about."""
+        """Return the posterior of a limit's figure."""
         key = f"slo {slo}"
         log_measured = [record.constraints[key] + math.log(slo.limit_ms) for record in self._measured()]
         figure = of_point(str(slo.metric))

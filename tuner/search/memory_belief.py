@@ -1,4 +1,4 @@
-"""What the machine needs beyond the ledger, learned from launches that held and launches that did not."""
+"""Memory needed beyond the ledger, learned from launches that fitted and launches that ran out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OOM = (FailureKind.OOM_WEIGHTS, FailureKind.OOM_KV, FailureKind.OOM_GRAPHS, Fail
 
 
 def evidence(records: Sequence[TrialRecord], context: Context) -> list[tuple[float, bool]]:
-    """Return, per launch that says something of memory, GiB left free by the ledger and whether it held."""
+    """Return, for each launch that is evidence about memory, GiB left free by the ledger and whether it fitted."""
     telling = [r for r in records if r.outcome is TrialOutcome.MEASURED or (r.launched and r.failure in OOM)]
     if not telling:
         return []
@@ -34,7 +34,7 @@ def _unused_activations(record: TrialRecord) -> float:
 
 
 def chance_it_holds(free_gib: Array, launches: Sequence[tuple[float, bool]]) -> Array:
-    """Return the probability that each amount of free memory (GiB per GPU) suffices, after what was seen.
+    """Return the probability that each amount of free memory (GiB per GPU) suffices, given the launches.
 
     The offset is normal around the ledger beforehand; every launch bounds it from one side, softly.
     """
@@ -48,7 +48,7 @@ def chance_it_holds(free_gib: Array, launches: Sequence[tuple[float, bool]]) -> 
 
 
 def known_missing_gib(launches: Sequence[tuple[float, bool]]) -> float:
-    """Return the GiB per GPU that a failed launch proves to be missing: nothing with less free can hold."""
+    """Return the GiB per GPU that a failed launch proves to be missing: a configuration with less free cannot fit."""
     return max((free for free, fitted in launches if not fitted), default=0.0)
 
 

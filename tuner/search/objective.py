@@ -1,4 +1,4 @@
-"""What a run is to improve, in which unit, and what a configuration must keep to count at all."""
+"""The objective of a run, its unit, and the limits a feasible configuration must keep."""
 
 from __future__ import annotations
 
@@ -72,7 +72,9 @@ class Goal:
 
     @property
     def constraining(self) -> tuple[Slo, ...]:
-        """The limits that are constraints of their own: goodput counts what keeps them, so they are none there."""
+        """The limits that are constraints of their own: goodput counts the requests that keep them, so it has no such
+        constraints.
+        """
         return () if self.objective is Objective.GOODPUT else self.limits
 
     @property
@@ -120,7 +122,7 @@ def users_within_slo(points: Sequence[Measurement], limits: Sequence[Slo]) -> fl
     """Return how many users are carried within the limits: where the measured curve crosses the first limit.
 
     Between a point that keeps them and one that does not, log(latency) is taken as linear in log(users); below the
-    first point it grows as ELASTICITY says; beyond the last nothing is claimed.
+    first point it grows as ELASTICITY says; beyond the last it is not extrapolated.
     """
     usable = sorted((p for p in points if p.verdict is Verdict.OK), key=lambda point: point.concurrency)
     clients = np.array([float(point.concurrency) for point in usable])

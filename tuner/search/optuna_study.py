@@ -33,9 +33,9 @@ TPE_STARTUP_TRIALS = 6
 # Ruled-out proposals that samplers are told of, and launches of earlier sessions that study.db shows.
 MOST_RULED_OUT, MOST_INDEXED = 5000, 30
 INDEX_ERRORS = (OSError, sqlite3.Error, SQLAlchemyError, OptunaError)
-# Numerics that a posterior may run into: a random proposal takes the place of one, and the run goes on.
+# Numerical errors of a posterior: a random proposal takes its place, and the run goes on.
 NUMERICS = (np.linalg.LinAlgError, ArithmeticError)
-# What Optuna's own samplers raise of an inconsistent study or a missing library (GPSampler needs torch).
+# Errors of Optuna's own samplers: an inconsistent study or a missing library (GPSampler needs torch).
 OPTUNA_ERRORS = (*NUMERICS, ValueError, RuntimeError, ImportError)
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ class Proposer:
 
 
 class StudyFile:
-    """study.db: the launches as others may look at them (optuna-dashboard). Nothing of a run rests on it.
+    """study.db: the launches as others may look at them (optuna-dashboard). The run never reads it.
 
-    It is not waited for to be on disk, and a disk or database that refuses costs the index, not the run.
+    Writes are not synced, and a failing disk or database costs the index, not the run.
     """
 
     def __init__(self, file: Path) -> None:
@@ -70,7 +70,7 @@ class StudyFile:
             self._study = optuna.create_study(storage=storage, study_name="sgtune", direction="maximize")
 
     def add(self, trial: FrozenTrial | None) -> None:
-        """Add a launch; nothing where samplers are not told of it."""
+        """Add a launch; skip one that samplers do not see."""
         if self._study is not None and trial is not None:
             with self._or_without_it():
                 self._study.add_trial(trial)
@@ -119,12 +119,12 @@ class StudyIndex:
 
     @property
     def guided(self) -> bool:
-        """Whether the sampler judges by the calibrated model itself what could still win."""
+        """Whether the sampler itself judges, by the calibrated model, which configurations could still win."""
         return self._guide is not None
 
     @property
     def exhaustive(self) -> bool:
-        """Whether every configuration is wanted, those too that are not expected to win."""
+        """Whether every configuration is proposed, even one not expected to win."""
         return self._grid is not None
 
     @property
@@ -135,7 +135,7 @@ class StudyIndex:
         return "no launch is expected to improve on the best by more than measurements scatter"
 
     def propose(self, in_flight: Sequence[TrialRecord] = ()) -> dict[str, Any] | None:
-        """Return the next parameters the sampler would try beside the launches in flight, None if none is worth one."""
+        """Return the sampler's next parameters, given the launches in flight; None if none is worth a launch."""
         self._in_flight = len(in_flight)
         if self._grid is not None:
             for record in in_flight:
@@ -166,8 +166,8 @@ class StudyIndex:
     def tell(self, record: TrialRecord) -> None:
         """Add a finished trial, with every constraint under a sorted key.
 
-        One that failed says nothing; a second launch belongs to the end of a run, not to its search; a baseline
-        outside a narrowed space has no place in the index, though the guide learns from it.
+        One that failed says nothing; a second launch belongs to the end of a run, not to its search; a baseline outside
+        a narrowed space is left out of the index, though the guide learns from it.
         """
         if record.repeats is not None:
             return
@@ -188,7 +188,7 @@ class StudyIndex:
             self._index.add(trial)
 
     def _params_told(self, record: TrialRecord) -> dict[str, Any] | None:
-        """Return the parameters that samplers are told of a record, None for one they are not told of."""
+        """Return a record's parameters for samplers, None for one they do not see."""
         if record.repeats is not None or record.outcome is TrialOutcome.FAILED:
             return None
         params = {**dict.fromkeys(self._space.defaults, DEFAULT), **record.params}
@@ -196,7 +196,7 @@ class StudyIndex:
         return params if inside else None
 
     def _trial_of(self, record: TrialRecord) -> FrozenTrial | None:
-        """Return a record as samplers see it, None for one they are not told of."""
+        """Return a record as samplers see it, None for one they do not see."""
         params = self._params_told(record)
         if params is None:
             return None
@@ -229,7 +229,7 @@ class StudyIndex:
 
 
 def _to_walk(space: TuningSpace) -> dict[str, tuple[Choice, ...]]:
-    """What a grid combines: the priced knobs, and of the others those a space file names; the rest stay where it is."""
+    """The knobs a grid combines: the modelled ones, and those a space file names; the others keep their default."""
     return {
         name: values if name in CORE or name in space.named else values[:1] for name, values in space.choices.items()
     }

@@ -1,4 +1,4 @@
-"""What keeps a proposal from being launched: rules, the ledger, and the optimistic end of its prediction."""
+"""Reasons not to launch a proposal: rules, the ledger, and the optimistic end of its prediction."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def cannot_run(
 
 
 def quarantined(config: ServerConfig, records: Sequence[TrialRecord]) -> str | None:
-    """Say that a configuration failed before, each time through the machine's fault, or None."""
+    """Say that a configuration failed before, each time by the machine's fault, or None."""
     for record in records:
         lost = record.failure is FailureKind.NODE_LOST  # says nothing of the configuration
         if record.outcome is TrialOutcome.FAILED and record.config == config and not lost:
@@ -54,7 +54,7 @@ def quarantined(config: ServerConfig, records: Sequence[TrialRecord]) -> str | N
 def cannot_win(
     goal: Goal, config: ServerConfig, params: dict[str, Any], predicted: Prediction, records: Sequence[TrialRecord]
 ) -> str | None:
-    """Say that the optimistic end of the prediction loses, or that a launch would tell nothing new."""
+    """Say that the optimistic end of the prediction loses, or that a launch would not differ from a measured one."""
     twin = _twin(config, params, predicted, records)
     if twin is not None:
         return f"nothing new: predicted within {100 * INDISTINCT:.0f} % of trial {twin.number}, same family"
@@ -71,7 +71,7 @@ def cannot_win(
 def _twin(
     config: ServerConfig, params: dict[str, Any], predicted: Prediction, records: Sequence[TrialRecord]
 ) -> TrialRecord | None:
-    """Return a measured trial of the same family whose prediction could not be told apart, or None."""
+    """Return a measured trial of the same family with an indistinguishable prediction, or None."""
     rate, own = predicted.output_tok_s, _unpriced(params)
     for record in records:
         same = (

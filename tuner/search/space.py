@@ -23,8 +23,8 @@ CORE = ("layout", "mtp_steps", "mem_fraction_static", "chunked_prefill_size", "c
 class TuningSpace:
     """Choices per parameter. `default` means SGLang's default; `clients` means just enough for the clients.
 
-    Choices of CORE are combined; those of UNMODELLED vary one at a time from their first value, the default.
-    `named` holds the parameters that a space file speaks of.
+    Choices of CORE are combined; those of UNMODELLED vary one at a time from their first value, the default. `named`
+    holds the parameters that a space file names.
     """
 
     layouts: dict[str, ServerConfig]
@@ -122,7 +122,7 @@ def tuning_space(
 
 
 def _spelled_out(config: ServerConfig, chosen: dict[str, Any]) -> ServerConfig:
-    """Return the configuration with what was chosen typed, though SGLang might choose it by itself elsewhere."""
+    """Return the configuration with the chosen values as flags, even where SGLang would choose the same."""
     typed: dict[str, Any] = {}
     if chosen.get("attention_backend") in AUTOMATIC_ATTENTION:
         typed["attention_backend"] = chosen["attention_backend"]

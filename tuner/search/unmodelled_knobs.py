@@ -25,7 +25,7 @@ class UnmodelledKnobs:
         self._known: dict[tuple[Any, ...], ServerConfig | None] = {}
 
     def around(self, bases: Iterable[dict[str, Any]]) -> Candidates:
-        """Return the allowed changes of every base; a baseline outside a narrowed space is no base."""
+        """Return the allowed changes of every base; a baseline outside a narrowed space is skipped."""
         return self._rows(params for base in bases if self._inside(base) for params in self._from(base))
 
     def carried_over(self, rows: Iterable[dict[str, Any]], leader: dict[str, Any]) -> Candidates:

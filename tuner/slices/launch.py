@@ -23,7 +23,7 @@ from planner.sglang.resolver import resolve
 from tuner.seam import Measurement, Server, Verdict
 
 MOST_CLIENTS = 4096
-# A verdict that says nothing against the median of repeats.
+# Verdicts that leave the median of repeats valid.
 USABLE = (Verdict.OK, Verdict.UNSTEADY)
 # What `calibrate` does not learn from.
 LEFT_OUT = "outlier"
@@ -87,7 +87,7 @@ class SliceLoad:
 
 
 def loads_of(text: str, flag: str) -> tuple[SliceLoad, ...]:
-    """Parse 'ISL/OSL@C1,C2'; an empty text is no load. Raises InputError naming the flag."""
+    """Parse 'ISL/OSL@C1,C2'; an empty text gives no loads. Raises InputError naming the flag."""
     if not text:
         return ()
     match = re.fullmatch(r"(\d+)/(\d+)@(\d+(?:,\d+)*)", text.strip())
@@ -99,7 +99,7 @@ def loads_of(text: str, flag: str) -> tuple[SliceLoad, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """One launch line on one machine: the context of the whole model there, and what its flags mean."""
+    """One launch line on one machine: the context of the whole model there, and the resolved flags."""
 
     context: Context
     words: tuple[str, ...]
@@ -160,7 +160,7 @@ class SliceBoot:
 def measure_loads(
     boot: SliceBoot, servers: Mapping[ModelArchitecture, Server], shown: Callable[[str], None]
 ) -> Iterator[dict[str, Any]]:
-    """Measure every load on slices that run side by side, taking turns: what drifts cancels.
+    """Measure every load on slices that run side by side, taking turns: so that drift cancels.
 
     Yields point records as they come; an invalid point is measured once more.
     """
@@ -176,7 +176,7 @@ def measure_loads(
 
 
 def _about(layout: Layout, arch: ModelArchitecture, kv_tokens: int) -> dict[str, Any]:
-    """Return what a point's record says of the machine and the launch, as `calibrate --points` reads it."""
+    """Return the machine and launch fields of a point's record, as `calibrate --points` reads them."""
     config = layout.config
     return {
         "metric_kind": "steady",
@@ -196,7 +196,7 @@ def _about(layout: Layout, arch: ModelArchitecture, kv_tokens: int) -> dict[str,
 
 
 def _measured(arch: ModelArchitecture, load: SliceLoad, measured: Measurement, number: str) -> dict[str, Any]:
-    """Return what a point's record says of the load and what it measured."""
+    """Return the load and the measured figures of a point's record."""
     return {
         "id": f"slice{arch.num_hidden_layers}-{load.isl}-{load.osl}-c{load.clients}-{number}",
         "isl": load.isl,

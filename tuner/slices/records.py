@@ -1,4 +1,4 @@
-"""Slices in the tuner: which slice stands for a model, who launches it, what it may save, and the evidence of each."""
+"""Slices in the tuner: which slice stands for a model, its engine, the time it may save, and the evidence."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tuner.evidence.trial_lines import EvidenceSpoiled, cut_torn_line
 from tuner.seam import Engine
 
 SLICE_LAYERS = 8
-# Who chose a launch: the slices, or the sampler that knows of none.
+# The source of a launch: the slices, or the sampler without them.
 SLICED = "slice"
 SAMPLER = "sampler"
 # Slices that may be tried before the first promotion, and before each one after it.
 MOST_SLICES_FIRST, MOST_SLICES = 5, 2
 TRY_AGAIN = "move it away, and its slices are tried again"
-# Objectives that one measured point of a slice speaks for.
+# Objectives that one measured point of a slice can rank.
 RANKED = (
     Objective.OUTPUT_TOK_S, Objective.OUTPUT_TOK_S_PER_GPU, Objective.OUTPUT_TOK_S_PER_COST, Objective.TPOT,
 )  # fmt: skip
@@ -32,7 +32,7 @@ RANKED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SliceRecord:
-    """One slice that was tried: when (after so many records of the run), what, and what it showed.
+    """One slice that was tried: when (after so many records of the run), its configuration, and its figures.
 
     `figures` are natural logarithms by metric; none where the slice did not run. `unfit` says that the configuration,
     not the moment, was at fault.
@@ -62,7 +62,7 @@ def slice_for(whole: ModelArchitecture, layers: int = SLICE_LAYERS) -> ModelArch
 
 
 def slices_outlook(whole: ModelArchitecture, trials: int, boot_s: float, slice_boot_s: float) -> dict[str, Any]:
-    """Return what trying slices first may cost and save in hours of boots, in a run of so many launches."""
+    """Return the hours of boots that slices may cost and save, in a run of so many launches."""
     most = MOST_SLICES_FIRST + MOST_SLICES * max(0, trials - 2)  # the baseline needs none
     return {
         "layers": slice_for(whole).num_hidden_layers,
@@ -86,7 +86,7 @@ class SliceFile:
     """The evidence of slices: one fsynced line each, chained to the one before; a torn last line is cut off."""
 
     def __init__(self, path: Path) -> None:
-        """Read what earlier sessions tried. Raises EvidenceSpoiled for a line that is not what was written."""
+        """Read what earlier sessions tried. Raises EvidenceSpoiled for a changed line."""
         self._path = path
         self._chain = start_of(path.parent)
         self.records: list[SliceRecord] = []

@@ -1,4 +1,4 @@
-"""What slices said: a layer's cost, the whole model foretold, and what comes from elsewhere."""
+"""Results of slices: a layer's cost, the whole model's prediction, and the quantities from other sources."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class SliceReport:
 def slice_report(
     cases: Sequence[Case], whole: ModelArchitecture, engine: EngineProfile, target: Layout | None = None
 ) -> SliceReport | None:
-    """Return what the cases that are slices say of the whole model; None where none is a slice.
+    """Return the whole model's figures by the slices among the cases; None without slices.
 
     `target` is the machine and layout the whole model is meant for, where it is another than the slices'.
     """
@@ -68,7 +68,7 @@ def slice_report(
 
 
 def _foreseen_on(target: Layout, cases: Sequence[Case], engine: EngineProfile) -> tuple[OnTarget, ...]:
-    """Foresee every load of the ladder on the target. Raises InputError where the whole model does not fit there."""
+    """Predict every load of the ladder on the target. Raises InputError where the whole model does not fit there."""
     if target.kv_tokens < 1.0:
         raise InputError(
             f"--target: {target.context.arch.name} does not fit {target.context.machine.name} as {target.config.layout}"

@@ -1,7 +1,7 @@
 """The fidelity ladder in the tuner: slices of the model are tried first, and the few that deserve it run in full.
 
-The most promising configuration is launched as a slice before it is launched whole. If it still promises most after
-what the slice showed, it is promoted; otherwise the next leader is tried. A slice costs a minute, a launch many.
+The most promising configuration is launched as a slice before it is launched whole. If it still leads after the slice
+was measured, it is promoted; otherwise the next leader is tried. A slice costs a minute, a launch many.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tuner.server.failure import Policy, policy_of
 from tuner.slices.launch import override_text
 from tuner.slices.records import MOST_SLICES, MOST_SLICES_FIRST, SAMPLER, SLICED, SliceFile, SliceRecord
 
-# A share carried over below which slices say nothing of the whole: no more are tried.
+# Below this carried-over share slices no longer predict the whole model: no more are tried.
 LEAST_CARRY = 0.3
 # Trials of slices are numbered from here in their engine, apart from the run's own.
 FIRST_NUMBER = 100_000
@@ -40,7 +40,7 @@ IN_A_ROW = 2
 
 
 class SliceScreening:
-    """Decides what is launched in full: the guide of whole models, told what slices showed too.
+    """Decides which configurations are launched in full: the guide of whole models, which also learns from slices.
 
     `engine` launches slices of `arch`, the model cut to a few layers.
     """
@@ -62,14 +62,14 @@ class SliceScreening:
 
     @property
     def metric(self) -> str:
-        """What of a slice's point is looked at."""
+        """The figures of a slice's point."""
         return "tpot" if self._goal.objective is Objective.TPOT else "output_tok_s"
 
     def propose(self, records: Sequence[TrialRecord]) -> dict[str, Any] | None:
-        """Return what deserves a launch next, trying slices on the way.
+        """Return the next configuration to launch, trying slices on the way.
 
-        None when nothing is worth one, and at every third launch, which belongs to the sampler that knows of no slice:
-        what slices say may be wrong.
+        None if no configuration is worth a launch, and at every third launch, which the sampler chooses without slices:
+        slices may mislead.
         """
         for record in records[self._observed :]:
             if record.repeats is None:
@@ -97,7 +97,7 @@ class SliceScreening:
         return MOST_SLICES if promoted else MOST_SLICES_FIRST
 
     def _training(self, quantity: LearnedFigure) -> TrainingSet | None:
-        """Return what slices showed of a quantity, less what its closed form misses against the replay."""
+        """Return the slices' measurements of a quantity, less the gap between its closed form and the replay."""
         shown = [record for record in self.file.records if quantity.key in record.figures]
         if not shown:
             return None
@@ -129,7 +129,7 @@ class SliceScreening:
         return self._replays[config]
 
     def _try(self, params: dict[str, Any], config: ServerConfig, after: int) -> None:
-        """Boot the slice of a configuration, measure the asked load, and keep what it showed."""
+        """Boot the slice of a configuration, measure the asked load, and keep its figures."""
         blank = SliceRecord(after=after, params=dict(params), config=config)
         typed = config.with_flags(
             load_format="dummy",
