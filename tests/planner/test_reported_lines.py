@@ -38,6 +38,13 @@ def answered(
     return answer_check(question)
 
 
+DECODE = (
+    "--disaggregation-mode decode --nnodes 2 --node-rank 0 --dist-init-addr n0:1 --tp-size 16 --dp-size 16 "
+    "--enable-dp-attention --moe-a2a-backend deepep --chunked-prefill-size 262144 --mem-fraction-static 0.849 "
+    f"--cuda-graph-max-bs 64 --max-running-requests 2048 {WIDE}"
+)
+
+
 def rules(answer: CheckAnswer, severity: str = "error") -> set[str]:
     return {violation.rule for violation in answer.violations if violation.severity == severity}
 
@@ -47,13 +54,7 @@ def rules(answer: CheckAnswer, severity: str = "error") -> set[str]:
     [
         ("4xh100x8", "0.4.8", f"{PREFILL} --enable-deepep-moe --mem-fraction-static 0.85"),
         ("4xh800x8", "0.5.1", f"{PREFILL} --moe-a2a-backend deepep --ep 32 --mem-fraction-static 0.835"),
-        (
-            "2xh20x8",
-            "0.5.5",
-            "--disaggregation-mode decode --nnodes 2 --node-rank 0 --dist-init-addr n0:1 --tp-size 16 --dp-size 16 "
-            "--enable-dp-attention --moe-a2a-backend deepep --chunked-prefill-size 262144 --mem-fraction-static 0.849 "
-            f"--cuda-graph-max-bs 64 --max-running-requests 2048 {WIDE}",
-        ),
+        ("2xh20x8", "0.5.5", f"{DECODE} --prefill-round-robin-balance"),
         (
             "b200x8",
             "0.5.8",
@@ -66,6 +67,12 @@ def rules(answer: CheckAnswer, severity: str = "error") -> set[str]:
 def test_published_lines_fit(hardware: str, version: str, words: str) -> None:
     found = answered(hardware, version, words)
     assert found.verdict == "runs", [v.message for v in found.violations if v.severity == "error"]
+
+
+def test_a_published_line_cut_short_of_a_flag_fits_and_is_refused_for_that_alone() -> None:
+    """0.5.2 to 0.5.7 stop a decode server under DP that was not told how its prefill servers balance."""
+    found = answered("2xh20x8", "0.5.5", DECODE)
+    assert rules(found) == {"pd-decode-balance"}
 
 
 DP8 = "--tp 8 --dp 8 --enable-dp-attention"
