@@ -38,8 +38,8 @@ SliceEngine = Annotated[
 ]
 Decode = Annotated[str, typer.Option("--decode", help="Points where decode decides: input/output@clients,...")]
 Prefill = Annotated[str, typer.Option("--prefill", help="Points where prefill decides; '' for none.")]
-Repeats = Annotated[int, typer.Option("--repeats", help="Measure every point so often in one boot.")]
-Rounds = Annotated[int, typer.Option("--rounds", help="Boot the slices so often, in turn.")]
+Repeats = Annotated[int, typer.Option("--repeats", help="Measurements of each point in one boot.")]
+Rounds = Annotated[int, typer.Option("--rounds", help="Boots of every slice, in turn.")]
 Together = Annotated[
     bool,
     typer.Option("--together", help="Run all slices side by side and take turns: drift cancels (needs the room)."),

@@ -19,9 +19,9 @@ BROKEN = 1
 
 
 def doctor(python: options.Python = "python3", cluster: options.Cluster = None, json: options.Json = False) -> None:
-    """Say what is installed, what is missing and how to add it. Exit 1 only if something is broken.
+    """List the parts installed and missing, with the command that adds each. Exit 1 only if something is broken.
 
-    With --cluster: what every node of a Ray cluster is, and what would falsify measurements there.
+    With --cluster: report every node of a Ray cluster, and anything there that would falsify measurements.
     """
     if cluster is not None:
         _doctor_of_cluster(cluster, json=json)

@@ -19,7 +19,7 @@ SHOWN = 8
 
 def explain(
     table: Annotated[
-        Path, typer.Argument(help="Records of one server, one JSON object a line; what is unknown is null.")
+        Path, typer.Argument(help="Records of one server, one JSON object a line; unknown fields are null.")
     ],
     json: options.Json = False,
 ) -> None:

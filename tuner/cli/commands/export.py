@@ -69,14 +69,15 @@ def export(
         str | None, typer.Option("--served-model-name", help="The model's name in the API; default: its path.")
     ] = None,
     reasoning_parser: Annotated[
-        str, typer.Option("--reasoning-parser", help="Takes R1's thoughts out of the text; none leaves them in.")
+        str,
+        typer.Option("--reasoning-parser", help="Separates R1's reasoning from its answer; none keeps it in the text."),
     ] = "deepseek-r1",
     api_key_file: Annotated[
         str | None,
         typer.Option("--api-key-file", help="File with the API key, read at start; compose, systemd: SGLANG_API_KEY."),
     ] = None,
     user: Annotated[
-        str | None, typer.Option("--user", help="Whom systemd runs the server as; default: a user of its own.")
+        str | None, typer.Option("--user", help="User of the systemd service; default: one of its own.")
     ] = None,
     cpus_per_gpu: Annotated[int, typer.Option("--cpus-per-gpu", help="Cores asked of Slurm and Kubernetes.")] = 8,
     memory_gib: Annotated[int, typer.Option("--memory-gib", help="Memory asked of Kubernetes, GiB a pod.")] = 128,

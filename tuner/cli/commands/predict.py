@@ -27,7 +27,7 @@ def predict(
     launch_args: records.LaunchArgs = None,
     model: options.Model = None,
 ) -> None:
-    """Predict TTFT, TPOT, output tok/s and KV tokens of every record, with a 90 % band and what was assumed."""
+    """Predict TTFT, TPOT, output tok/s and KV tokens of every record, with a 90 % band and the assumptions."""
     start_fast()
     from hwprobe.files import encode_json, write_atomic
     from tuner.calibrate.cases import read_cases

@@ -34,7 +34,7 @@ def probe(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Say what this machine is (GPUs by NVML, host) and measure it with torch, each figure against its data sheet."""
+    """Identify this machine (GPUs by NVML, host) and measure it with torch, each figure against its data sheet."""
     from hwprobe.errors import InputError, SgtuneError
 
     if compare is not None:

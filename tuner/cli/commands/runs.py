@@ -21,7 +21,7 @@ def repair(
     runs: options.Runs = Path("runs"),
     json: options.Json = False,
 ) -> None:
-    """Keep the records of a run that are sound, say what is left out, and put the file as it was aside."""
+    """Keep the sound records of a run, list the others, and set the old file aside."""
     from tuner.evidence.repair import repair as repaired
 
     outcome = repaired(runs / run)

@@ -68,8 +68,8 @@ def verify(
 ) -> None:
     """Start exactly the command of a launch file, measure the recorded points again, and compare. Exit 1 outside.
 
-    What is started is shown first. A file's environment, image and paths count only as far as they are SGLang's own
-    or granted here.
+    It shows the command first. Of the file's environment, image and paths it takes SGLang's own and those granted
+    here, no others.
     """
     from planner.launch_files.targets import Target
     from tuner.cli.commands.tune import parse_duration_s

@@ -43,7 +43,7 @@ PrefillHardware = Annotated[
     typer.Option(
         "--prefill-hardware",
         autocompletion=completion.hardware,
-        help="What prefill servers stand on, with --decode-hardware and without --hardware.",
+        help="Machine of the prefill servers, with --decode-hardware and without --hardware.",
     ),
 ]
 DecodeHardware = Annotated[
@@ -51,12 +51,12 @@ DecodeHardware = Annotated[
     typer.Option(
         "--decode-hardware",
         autocompletion=completion.hardware,
-        help="What decode servers stand on, with --prefill-hardware.",
+        help="Machine of the decode servers, with --prefill-hardware.",
     ),
 ]
 GpuPrice = Annotated[
     float | None,
-    typer.Option("--cost-per-gpu-hour", help="Price of a GPU for an hour: the plan says what a million tokens cost."),
+    typer.Option("--cost-per-gpu-hour", help="Price of a GPU-hour: the plan adds the cost of a million tokens."),
 ]
 ApiPriceInput = Annotated[
     float | None, typer.Option("--api-price-input", help="An API's price of a million input tokens, to compare with.")
@@ -81,7 +81,7 @@ MtpAcceptance = Annotated[
     float | None,
     typer.Option(
         "--mtp-acceptance",
-        help=f"Probability that a drafted token is accepted; default: what --profile learned, else {ACCEPTANCE}.",
+        help=f"Probability that a drafted token is accepted; default: --profile's, else {ACCEPTANCE}.",
     ),
 ]
 ExpertSkew = Annotated[
@@ -154,19 +154,19 @@ Cluster = Annotated[
 ]
 SpacePath = Annotated[
     Path | None,
-    typer.Option("--space", help="TOML file that narrows, fixes or extends what is varied (docs/tuner.md)."),
+    typer.Option("--space", help="TOML file that narrows, fixes or extends the knobs varied (docs/tuner.md)."),
 ]
 Budget = Annotated[str | None, typer.Option("--budget", help="Engine time to spend: 45m, 4h.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of sampler and simulated engine.")]
 Sampler = Annotated[
     SamplerName | None,
-    typer.Option("--sampler", help="What proposes after the seeds; default: model with scikit-learn here, else tpe."),
+    typer.Option("--sampler", help="Sampler after the seeds; default: model with scikit-learn here, else tpe."),
 ]
 FidelityChoice = Annotated[
     Fidelity,
     typer.Option(
         "--fidelity",
-        help="slice: try configurations on a slice of the model first, launch in full what deserves it "
+        help="slice: try configurations on a slice of the model first, launch the promising ones in full "
         "(docs/fidelity.md).",
     ),
 ]
