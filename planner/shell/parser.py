@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+from planner.shell.command_reader import CommandReader, plain_text
 from planner.shell.syntax import (
     Assignment,
     Block,
@@ -16,7 +17,6 @@ from planner.shell.syntax import (
     Function,
     Group,
     If,
-    Literal,
     Node,
     Not,
     Pipe,
@@ -25,24 +25,18 @@ from planner.shell.syntax import (
     While,
     Word,
 )
-from planner.shell.words import IN_TEXT, NAME, WordReader, parts_of_text
+from planner.shell.words import NAME
 
-_CLOSING = frozenset({"then", "elif", "else", "fi", "do", "done", "esac", "}"})
 _DECLARING = frozenset({"export", "declare", "local", "readonly", "typeset"})
-_ASSIGNED = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?:\[([^\]]*)\])?(\+?)=")
-_REDIRECT = re.compile(r"(\d*|\{\w+\})(<<-|<<<|<<|<&|<>|>>|>&|>\||&>>|&>|<|>)")
-_BLANK_AFTER_BACKSLASH = re.compile(r"\\[ \t]+\n")
 _RESERVED = re.compile(r"[a-z]+(?![^\s;|&<>()])|[{}!](?=\s|;|$)")
-_TEST_OPERATOR = re.compile(r"&&|\|\||[()<>]")
 _TESTS = {"[[": "]]"}
 
 
-class ShellParser(WordReader):
+class ShellParser(CommandReader):
     """Reads commands; `script()` reads them all."""
 
     def __init__(self, text: str, first_line: int = 1, depth: int = 0) -> None:
         super().__init__(text, first_line, depth)
-        self._pending: list[tuple[str, bool, bool, list[Word]]] = []
         self._nested = 0
 
     def script(self) -> Block:
@@ -90,30 +84,6 @@ class ShellParser(WordReader):
             return False
         self.at += len(word)
         return True
-
-    def _blanks(self, *, newlines: bool = False) -> None:
-        """Pass over blanks, continued lines and comments; with `newlines` over separators too."""
-        while not self.done():
-            char = self.peek()
-            torn = _BLANK_AFTER_BACKSLASH.match(self.text, self.at)
-            if self.peek(2) == "\\\n":
-                self.at += 2
-            elif torn is not None:
-                note = f"line {self.line}: a blank follows the backslash, where a shell ends the command: read on"
-                self.notes.append(note)
-                self.at = torn.end()
-            elif char in " \t":
-                self.at += 1
-            elif char == "#" and (self.at == 0 or self.text[self.at - 1] in " \t\n;|&()"):
-                end = self.text.find("\n", self.at)
-                self.at = len(self.text) if end < 0 else end
-            elif newlines and char == "\n":
-                self.at += 1
-                self._read_texts()
-            elif newlines and char in ";&" and self.peek(2) not in (";;", "&>"):
-                self.at += 1
-            else:
-                return
 
     def _list(self) -> Node | None:
         """Read pipelines joined by && and ||."""
@@ -169,7 +139,7 @@ class ShellParser(WordReader):
             self.at += len(word)
             self._blanks()
             name = self.word()
-            return self._function(_plain(name) if name else "")
+            return self._function(plain_text(name) if name else "")
         if word == "{":
             self.at += 1
             body = self._block(frozenset({"}"}))
@@ -238,7 +208,7 @@ class ShellParser(WordReader):
                 if word is None:
                     break
                 words.append(word)
-        return For(_plain(name) if name else "", None if words is None else tuple(words), self._do_block())
+        return For(plain_text(name) if name else "", None if words is None else tuple(words), self._do_block())
 
     def _case(self) -> Node:
         self._blanks()
@@ -288,7 +258,7 @@ class ShellParser(WordReader):
             self._blanks()
             if self._redirection(texts):
                 continue
-            declares = bool(words) and _plain(words[0]) in _DECLARING
+            declares = bool(words) and plain_text(words[0]) in _DECLARING
             assigned = self._assignment() if not words or declares else None
             if assigned is not None:
                 assignments.append(assigned)
@@ -296,103 +266,14 @@ class ShellParser(WordReader):
             word = self.word()
             if word is None:
                 break
-            if self.peek() == "(" and len(words) == 0 and NAME.match(_plain(word) or "-") and not assignments:
-                return self._function(_plain(word))
+            if self.peek() == "(" and len(words) == 0 and NAME.match(plain_text(word) or "-") and not assignments:
+                return self._function(plain_text(word))
             words.append(word)
-            if _plain(word) in _TESTS and len(words) == 1:
-                words += self._test_words(_TESTS[_plain(word)])
+            if plain_text(word) in _TESTS and len(words) == 1:
+                words += self._test_words(_TESTS[plain_text(word)])
         if not (words or assignments or texts):
             return None
         return Simple(
             words=tuple(words), line=line, assignments=tuple(assignments), texts=texts,
             notes=tuple(self.notes[notes_before:]),
         )  # fmt: skip
-
-    def _test_words(self, closing: str) -> list[Word]:
-        """Read what stands in `[[ ... ]]`, where operators are words."""
-        words: list[Word] = []
-        while not self.done() and self.peek() != "\n":
-            self._blanks()
-            operator = _TEST_OPERATOR.match(self.text, self.at)
-            if operator is not None:
-                self.at = operator.end()
-                words.append(Word((Literal(operator[0]),), self.line))
-                continue
-            word = self.word()
-            if word is None:
-                break
-            words.append(word)
-            if _plain(word) == closing:
-                break
-        return words
-
-    def _assignment(self) -> Assignment | None:
-        match = _ASSIGNED.match(self.text, self.at)
-        if match is None:
-            return None
-        self.at = match.end()
-        name, index, append = match[1], match[2], bool(match[3])
-        if self.peek() != "(":
-            return Assignment(name=name, value=self.word() or Word((), self.line), append=append, index=index)
-        self.at += 1
-        items: list[Word] = []
-        while not self.done():
-            self._blanks(newlines=True)
-            if self.peek() == ")":
-                self.at += 1
-                break
-            word = self.word()
-            if word is None:
-                self.at += 1
-            else:
-                items.append(word)
-        return Assignment(name=name, items=tuple(items), append=append)
-
-    def _redirection(self, texts: list[Word]) -> bool:
-        """Read one redirection; a here-document is read when its line ends."""
-        match = _REDIRECT.match(self.text, self.at)
-        if match is None or self.peek(2) in ("<(", ">(") or self._placeholder_here():
-            return False
-        self.at = match.end()
-        while self.peek() in (" ", "\t") and not self.done():
-            self.at += 1
-        start = self.at
-        word = self.word()
-        if match[2] == "<<<" and word is not None:
-            texts.append(word)
-        elif match[2] in ("<<", "<<-") and word is not None:
-            quoted = any(char in self.text[start : self.at] for char in "'\"\\")
-            self._pending.append((_plain(word), match[2] == "<<-", quoted, texts))
-        return True
-
-    def _placeholder_here(self) -> bool:
-        return self.peek() == "<" and self._ends_word() is False
-
-    def _read_texts(self) -> None:
-        """Read the here-documents whose line has just ended."""
-        for end, tabs, quoted, texts in self._pending:
-            line, start = self.line, self.at
-            at, stop = start, len(self.text)
-            while at < len(self.text):
-                newline = self.text.find("\n", at)
-                newline = len(self.text) if newline < 0 else newline
-                row = self.text[at:newline].rstrip("\r")
-                if (row.lstrip("\t") if tabs else row) == end:
-                    stop = at
-                    at = newline
-                    break
-                at = newline + 1
-            body = self.text[start:stop]
-            self.at = min(at, len(self.text))
-            if quoted:
-                texts.append(Word((Literal(body, quoted=True),), line))
-            else:
-                texts.append(Word(parts_of_text(body, line, self.depth + 1, escapable=IN_TEXT), line))
-        self._pending.clear()
-
-
-def _plain(word: Word) -> str:
-    """Return a word's text if it is plain text, else an empty one."""
-    if not all(isinstance(part, Literal) for part in word.parts):
-        return ""
-    return "".join(part.text for part in word.parts if isinstance(part, Literal))
