@@ -15,8 +15,10 @@ from functools import partial
 from typing import Any
 
 from planner.shell.assignments import DECLARING, VARIABLES, assign, declare
+from planner.shell.branches import PathEnds, follow_branches, skip_body
 from planner.shell.conditions import holds
 from planner.shell.expansion import arithmetic, expand, expand_text
+from planner.shell.loops import MOST_TURNS, loop_values, loop_variable
 from planner.shell.parser import ShellParser
 from planner.shell.scope import Scope
 from planner.shell.syntax import (
@@ -38,11 +40,7 @@ from planner.shell.values import Text, joined, unknown
 
 _LAYOUT = re.compile(r"--(?:tp|tensor-parallel|nnodes|pp|pipeline|model|dp|data-parallel)\b")
 MOST_STEPS = 20_000
-MOST_TURNS = 64
 DEEPEST = 40
-_COUNTED = re.compile(
-    r"\s*(\w+)\s*=\s*(.+?)\s*;\s*\1\s*(<=?)\s*(.+?)\s*;\s*(?:\1\+\+|\+\+\1|\1\s*\+=\s*1)\s*", re.DOTALL
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +60,6 @@ class _Run:
     steps: int = 0
     depth: int = 0
     doubted: int = 0
-
-
-class _Leaves(Exception):
-    """`exit` or `return`: what follows on this path is not reached."""
 
 
 def commands_of_script(text: str, scope: Scope, line: int = 1) -> list[Started]:
@@ -97,7 +91,7 @@ def _top(nodes: Sequence[Node], scope: Scope, run: _Run) -> None:
     for node in nodes:
         try:
             _run(node, scope, run)
-        except _Leaves:
+        except PathEnds:
             continue
 
 
@@ -140,7 +134,7 @@ def _contained(node: Node, scope: Scope, run: _Run) -> bool | None:
     """Run a command whose `exit` ends only itself."""
     try:
         return _run(node, scope, run)
-    except _Leaves:
+    except PathEnds:
         return None
 
 
@@ -160,7 +154,7 @@ def _both(node: Both, scope: Scope, run: _Run) -> bool | None:
     if first_status is None:
         if node.operator == "&&":
             return _run(node.right, scope, run)
-        _branches([partial(_block_on, (node.right,), run), _nothing], scope)
+        follow_branches([partial(_block_on, (node.right,), run), skip_body], scope)
         return None
     if first_status is (node.operator == "&&"):
         return _run(node.right, scope, run)
@@ -177,7 +171,7 @@ def _look_into(bodies: Sequence[Block], scope: Scope, run: _Run) -> dict[str, Te
     layouts: dict[str, Text] = {}
     for body in bodies:
         inner = scope.copy()
-        with suppress(_Leaves):
+        with suppress(PathEnds):
             _block(body, inner, run)
         for name, value in inner.variables.items():
             text = joined(value, " ") if isinstance(value, list) else value
@@ -202,33 +196,6 @@ def _block_on(nodes: Block, run: _Run, scope: Scope) -> None:
     _block(nodes, scope, run)
 
 
-def _nothing(scope: Scope) -> None:
-    """Follow the path on which nothing runs."""
-
-
-def _branches(paths: Sequence[Callable[[Scope], object]], scope: Scope) -> None:
-    """Follow every path on its own copy of the scope, then keep in `scope` the values on which all agree."""
-    reached = []
-    for path in paths:
-        inner = scope.copy()
-        try:
-            path(inner)
-        except _Leaves:
-            continue
-        reached.append(inner)
-    if not reached:
-        raise _Leaves
-    names = dict.fromkeys(name for inner in reached for name in inner.variables)
-    for name in names:
-        values = [inner.variables.get(name) for inner in reached]
-        agreed = values[0] if all(value == values[0] for value in values) else unknown(f"${name}")
-        if agreed is not None:
-            scope.variables[name] = agreed
-    for inner in reached:
-        scope.exported |= inner.exported
-        scope.doubts |= inner.doubts
-
-
 def _if(node: If, scope: Scope, run: _Run) -> bool | None:
     paths: list[Block] = []
     passed: list[Block] = []
@@ -246,7 +213,7 @@ def _if(node: If, scope: Scope, run: _Run) -> bool | None:
         if not paths:
             return _taken(node.otherwise, bodies if run.doubted > doubts else passed, scope, run)
         paths.append(node.otherwise)
-    _branches([partial(_block_on, body, run) for body in paths], scope)
+    follow_branches([partial(_block_on, body, run) for body in paths], scope)
     return None
 
 
@@ -259,11 +226,8 @@ def _taken(body: Block, others: Sequence[Block], scope: Scope, run: _Run) -> boo
 
 
 def _for(node: For, scope: Scope, run: _Run) -> bool | None:
-    values = _turns(node, scope)
-    name = node.name
-    if node.counted is not None:
-        counted = _COUNTED.fullmatch(node.counted)
-        name = counted[1] if counted else "i"
+    values = loop_values(node, scope)
+    name = loop_variable(node)
     if values is None:
         values = [unknown(f"${name}")]
     for value in values[:MOST_TURNS]:
@@ -272,26 +236,11 @@ def _for(node: For, scope: Scope, run: _Run) -> bool | None:
     return None
 
 
-def _turns(node: For, scope: Scope) -> list[Text] | None:
-    """Return the values a loop runs over, or None when they are not known."""
-    if node.counted is not None:
-        counted = _COUNTED.fullmatch(node.counted)
-        ends = [arithmetic(counted[group], scope, "") for group in (2, 4)] if counted else []
-        if counted is None or not all(end.known for end in ends):
-            return None
-        last = int(ends[1].raw) + (counted[3] == "<=")
-        return [Text(str(number)) for number in range(int(ends[0].raw), last)[:MOST_TURNS]]
-    if node.words is None:
-        return list(scope.positional or ())
-    values = [text for word in node.words for text in expand(word, scope)]
-    return values if all(text.known for text in values) else None
-
-
 def _while(node: While, scope: Scope, run: _Run) -> bool | None:
     status = _block(node.condition, scope, run)
     if status is not None and status is node.until:
         return None
-    _branches([partial(_block_on, node.body, run), _nothing], scope)
+    follow_branches([partial(_block_on, node.body, run), skip_body], scope)
     return None
 
 
@@ -315,7 +264,7 @@ def _case(node: CaseOf, scope: Scope, run: _Run) -> bool | None:
         else:
             paths.append(body)
     if paths:
-        _branches([*(partial(_block_on, body, run) for body in paths), _nothing], scope)
+        follow_branches([*(partial(_block_on, body, run) for body in paths), skip_body], scope)
     scope.variables = {**layouts, **scope.variables}
     return None
 
@@ -355,14 +304,14 @@ def _call(body: Block, arguments: Sequence[Text], scope: Scope, run: _Run) -> bo
     scope.positional = list(arguments)
     try:
         return _block(body, scope, run)
-    except _Leaves:
+    except PathEnds:
         return None
     finally:
         scope.positional = outer
 
 
 def _leave(words: Sequence[Text], scope: Scope, run: _Run, line: int) -> bool | None:
-    raise _Leaves
+    raise PathEnds
 
 
 def _eval(words: Sequence[Text], scope: Scope, run: _Run, line: int) -> bool | None:
