@@ -11,14 +11,15 @@ import msgspec
 from msgspec import Meta
 from packaging.version import Version
 
+from hwprobe.bounds import ENGINE, within
 from hwprobe.catalogue import gpus_per_node
 from hwprobe.errors import InputError
 from models.architecture import ModelArchitecture
 from models.engine.profile import EngineProfile
 from models.machine import Machine
-from models.records.case import MOST_FLEET_REQUESTS, REQUESTS_PER_CLIENT, Case, PrefillPool
+from models.records.case import MOST_FLEET_REQUESTS, REQUESTS_PER_CLIENT, TRANSFER_SPEED, Case, PrefillPool
 from models.records.points import Point
-from planner.fleets.disaggregated import transfer_of
+from models.serving.fleet_replay import transfer_note
 from planner.point_case import case_of
 from planner.sglang.flags import life_of
 
@@ -71,12 +72,22 @@ def record_case(
             config=prefill.config,
             servers=by_role["prefill"].servers,
             kv_tokens=prefill.kv_tokens,
-            transfer=transfer_of(decode.context),
         ),
         servers=by_role["decode"].servers,
-        measured=point.measured,
-        warnings=(*decode.warnings, "the KV transfer between prefill and decode servers is assumed, not measured"),
+        measured=point.measured | _transfer_speed(point),
+        warnings=(*decode.warnings, transfer_note(decode.context)),
     )
+
+
+def _transfer_speed(point: Point) -> dict[str, float]:
+    """Return what SGLang measured of the KV transfer, where the record says it (its metric, in GB/s)."""
+    speed = point.extra.get(TRANSFER_SPEED)
+    if speed is None:
+        return {}
+    if isinstance(speed, bool) or not isinstance(speed, int | float):
+        raise InputError(f"{TRANSFER_SPEED} is {speed!r}; it is a number of GB/s")
+    within(float(speed), TRANSFER_SPEED, ENGINE["transfer_gb_s"])
+    return {TRANSFER_SPEED: float(speed)}
 
 
 def _pools(records: Any) -> tuple[PoolRecord, ...]:

@@ -29,6 +29,10 @@ FAMILY_MARKS = {
     "9.": HOPPER, "10.": BLACKWELL, "MI300": CDNA3, "MI308": CDNA3, "MI325": CDNA3, "MI350": CDNA4, "MI355": CDNA4,
 }  # fmt: skip
 
+# What a KV transfer is taken to reach where nothing was measured: one InfiniBand NDR adapter
+# a GPU at half its line rate (reports call hundreds of MB/s a rank normal on untuned fabrics).
+ASSUMED_TRANSFER_GB_S = 25.0
+
 Positive = Annotated[float, Meta(gt=0)]
 NotNegative = Annotated[float, Meta(ge=0)]
 Matrix = tuple[tuple[float, ...], ...]
@@ -52,7 +56,8 @@ class EngineParameters:
     attention DP; internode_us: latency of one small all-reduce over several nodes; first_wave_s: wait of a benchmark's
     first requests in addition to their prefill; mtp_step_ms: time that drafting and verifying add to a step in addition
     to the model's kernels, under overlap scheduling (spec v2); mtp_host_ms and mtp_request_us: the same without it
-    (spec v1), per step and running request.
+    (spec v1), per step and running request; transfer_gb_s: rate of one request's KV cache between prefill and decode
+    servers (1e9 bytes/s); prefill_role and decode_role: speed of servers in these roles relative to the equations.
     """
 
     tau_us: Positive
@@ -71,6 +76,9 @@ class EngineParameters:
     mtp_host_ms: Positive = 3.0
     mtp_request_us: Positive = 60.0
     first_wave_s: Positive = 1.0
+    transfer_gb_s: Positive = ASSUMED_TRANSFER_GB_S
+    prefill_role: Positive = 1.0
+    decode_role: Positive = 1.0
 
     def fitted(self, names: tuple[str, ...] = FITTED) -> Array:
         """Return the natural logarithms of the named parameters."""

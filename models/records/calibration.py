@@ -12,7 +12,7 @@ import numpy.typing as npt
 from hwprobe.errors import InputError
 from models.engine.profile import FITTED, EngineParameters, EngineProfile, RelativeError, as_matrix
 from models.layout import Array
-from models.records.case import Case, CasePrediction, expected
+from models.records.case import FLEET_ERRORS, TRANSFER_SPEED, Case, CasePrediction, expected
 
 # Prior spread of one version between machines: the same sweep of one version on two dates differs by 4.6 % in decode
 # times.
@@ -20,6 +20,8 @@ MACHINE_SPREAD = np.array([0.08, 0.08, 0.08, 0.20, 0.40])
 # Parameters beyond FITTED that slices of several depths determine, with their spread between machines: a step's fixed
 # cost.
 FIXED = {"host_ms": 0.40}
+# Parameters that only prefill/decode fleets determine.
+OF_FLEETS = ("transfer_gb_s", "prefill_role", "decode_role")
 # The probability that a drafted token is accepted, fitted like the engine's parameters, and its largest value.
 ACCEPTANCE = "mtp_acceptance"
 MOST_ACCEPTED = 0.99
@@ -29,6 +31,9 @@ WIDTHS = (4.0, 16.0, 64.0)
 SCATTER = {"tpot": 0.02, "output": 0.03, "ttft": 0.12}
 # A mean TTFT without its median: a few requests that met a cold server can make all of it.
 MEAN_TTFT_SCATTER = 0.25
+# SGLang's mean over the requests of one server, of transfers that share adapters.
+TRANSFER_SCATTER = 0.15
+FLEET_FIGURE = {"tpot": "tpot", "output": "output_tok_s", "ttft": "ttft"}
 # A TTFT that is a queue's length says little about the speed of prefill.
 QUEUED_SCATTER = 0.6
 QUEUED_SHARE = 0.95
@@ -173,7 +178,7 @@ def _calibration(
     fit, names, size = settled.fit, prior.names, len(FITTED)
     after = prior.covariance.copy()
     after[np.ix_(prior.free, prior.free)] = settled.covariance
-    decode = [z for z, kind in zip(fit.residuals, fit.kinds, strict=True) if kind != "ttft"]
+    decode = [z for z, kind in zip(fit.residuals, fit.kinds, strict=True) if kind in ("tpot", "output")]
     rms = math.sqrt(float(np.mean(np.square(decode)))) if decode else base.relative_error.decode
     profile = replace(
         base,
@@ -261,6 +266,8 @@ def _depends(case: Case, name: str) -> bool:
     """Whether a parameter can change the case's prediction: replays that cannot differ are skipped."""
     if name == ACCEPTANCE:
         return not case.acceptance_known
+    if name in OF_FLEETS:
+        return case.prefill is not None
     if case.prefill is not None:
         return True  # the prefill servers have a layout of their own
     if name == "dp_layer_us":
@@ -310,11 +317,21 @@ def residuals(cases: Sequence[Case], parameters: EngineParameters) -> Fit:
                 scatter.append(case.doubt * _scatter(case, kind))
                 owners.append(case.id)
                 kinds.append(kind)
+        if case.prefill is not None and TRANSFER_SPEED in case.measured:
+            values.append(math.log(parameters.transfer_gb_s / case.measured[TRANSFER_SPEED]))
+            scatter.append(case.doubt * TRANSFER_SCATTER)
+            owners.append(case.id)
+            kinds.append("transfer")
     return Fit(np.array(values), np.array(scatter), owners, kinds)
 
 
 def _scatter(case: Case, kind: str) -> float:
-    """One standard deviation of a case's measured figure."""
+    """One standard deviation of a case's measured figure; a fleet adds the errors of its own equations."""
+    own = _own_scatter(case, kind)
+    return own if case.prefill is None else math.hypot(own, FLEET_ERRORS[FLEET_FIGURE[kind]])
+
+
+def _own_scatter(case: Case, kind: str) -> float:
     if kind == "ttft" and _queues(case):
         return QUEUED_SCATTER
     if kind == "ttft" and case.run.kind == "serving" and "ttft_median_ms" not in case.measured:
@@ -328,13 +345,20 @@ def _question(case: Case) -> tuple[object, ...]:
     return (
         context.arch, context.machine, context.version, context.acceptance, context.sigma, context.independence,
         context.engine.sigma, context.mtp_overlap, context.moe_rows, case.config, case.run, case.kv_tokens,
-        case.kv_known,
+        case.kv_known, case.servers, _prefill_question(case),
     )  # fmt: skip
+
+
+def _prefill_question(case: Case) -> tuple[object, ...] | None:
+    """Return what an expectation depends on of a fleet's prefill servers."""
+    pool = case.prefill
+    return None if pool is None else (pool.context.machine, pool.config, pool.servers, pool.kv_tokens)
 
 
 def _queues(case: Case) -> bool:
     """Whether requests may have waited for room in the KV cache or for their turn."""
     run = case.run
     demand_tokens = run.concurrency * (run.isl.mean + run.osl.mean)
-    crowded = demand_tokens > QUEUED_SHARE * case.kv_tokens or run.concurrency > case.table.most_running[0]
+    crowded = demand_tokens > QUEUED_SHARE * case.kv_tokens * case.servers
+    crowded = crowded or run.concurrency > case.table.most_running[0] * case.servers
     return bool(crowded or run.request_rate is not None)

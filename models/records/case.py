@@ -17,10 +17,10 @@ from models.serving.fleet_replay import (
     FleetLoad,
     FleetModel,
     ServerModel,
-    Transfer,
     decode_role,
     prefill_role,
     replay_fleet,
+    transfer_of,
 )
 from models.serving.replay import Replay, ReplayLoad, replay
 from models.serving.role_times import decode_context
@@ -38,6 +38,8 @@ MOST_REQUESTS = 3000
 MOST_FLEET_REQUESTS = 40_000
 # What router, transfer and placement add to the errors of a single server (one standard deviation, relative).
 FLEET_ERRORS = {"tpot": 0.06, "ttft": 0.35, "output_tok_s": 0.06}
+# The rate of a request's KV transfer (GB/s), under the name of SGLang's metric.
+TRANSFER_SPEED = "kv_transfer_speed_gb_s"
 # The ledger's own error: near the point where the cache is just full, a percent decides who waits.
 KV_UNCERTAINTY = 0.02
 
@@ -72,7 +74,6 @@ class PrefillPool:
     config: ServerConfig
     servers: int
     kv_tokens: float
-    transfer: Transfer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +239,7 @@ def _of_fleet(case: Case, prefill: PrefillPool) -> CasePrediction:
         prefill_servers=prefill.servers,
         decode=_decode_server(case),
         decode_servers=case.servers,
-        transfer=prefill.transfer,
+        transfer=transfer_of(case.context),
         stream_interval=case.config.stream_interval or 1,
     )
     load = FleetLoad(
@@ -270,7 +271,7 @@ def _server(context: Context, config: ServerConfig, kv_tokens: float, clients: i
 def _decode_server(case: Case) -> ServerModel:
     context = decode_context(case.context, case.config)
     server = _server(context, case.config, case.kv_tokens, case.run.concurrency)
-    return decode_role(server, case.config, context.machine)
+    return decode_role(server, case.config, context)
 
 
 def _prefill_server(prefill: PrefillPool, clients: int) -> ServerModel:

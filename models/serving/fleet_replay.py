@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.config import ServerConfig
+from models.engine.profile import ASSUMED_TRANSFER_GB_S
 from models.layout import Array
-from models.machine import Machine
 from models.serving.estimate import Context
 from models.serving.replay import Replay
 from models.serving.role_times import DecodeTimes, PrefillTimes, per_rank_prefill, prefill_speed, shares_network
@@ -33,6 +33,8 @@ from models.serving.scheduler import (
 )
 from models.serving.step_times import StepTimes
 
+# The handshakes of one request's transfer, in seconds (assumed).
+TRANSFER_LATENCY_S = 0.05
 # Decode steps run as one: arrivals of other servers are seen within so many steps of a decode server.
 STRIDE = 8.0
 # A prefill server's cap is on what it prefills and transfers; prompts come out of it one pass at a time.
@@ -68,9 +70,13 @@ def prefill_role(server: ServerModel, config: ServerConfig, context: Context) ->
     return ServerModel(times=times, limits=per_rank_prefill(server.limits, config))
 
 
-def decode_role(server: ServerModel, config: ServerConfig, machine: Machine) -> ServerModel:
+def decode_role(server: ServerModel, config: ServerConfig, context: Context) -> ServerModel:
     """Return a server as one that only decodes; its step times are those of `decode_context`."""
-    times = DecodeTimes(server.times, shares_network=shares_network(config, machine))
+    times = DecodeTimes(
+        server.times,
+        speed=context.engine.parameters.decode_role,
+        shares_network=shares_network(config, context.machine),
+    )
     limits = replace(server.limits, longest_stride=STRIDE, chunk=NO_CAP, max_prefill=NO_CAP)
     return ServerModel(times=times, limits=limits)
 
@@ -86,6 +92,32 @@ class Transfer:
     def seconds(self, tokens: int) -> float:
         """Return the time one request of `tokens` prompt tokens takes alone."""
         return self.latency_s + tokens * self.bytes_per_token / self.bytes_s
+
+
+def transfer_of(context: Context) -> Transfer:
+    """Return what moving one request's KV cache costs here: at the rate that was learned, else at the assumed one."""
+    rate = 1e9 * context.engine.parameters.transfer_gb_s
+    if not transfer_is_learned(context):
+        rate = min(rate, max(context.machine.network_bytes_s, 1e9))
+    return Transfer(
+        latency_s=TRANSFER_LATENCY_S, bytes_per_token=context.arch.kv_bytes_per_token(), bytes_s=rate
+    )  # fmt: skip
+
+
+def transfer_is_learned(context: Context) -> bool:
+    """Say whether measurements of fleets told the rate of the transfer."""
+    return context.engine.parameters.transfer_gb_s != ASSUMED_TRANSFER_GB_S
+
+
+def transfer_note(context: Context) -> str:
+    """Say what the KV transfer is taken to cost, and where the rate comes from."""
+    rate = transfer_of(context).bytes_s / 1e9
+    learned = transfer_is_learned(context)
+    basis = "as the profile learned it" if learned else "assumed, not measured"
+    return (
+        f"prefill/decode: KV transfer at {rate:.3g} GB/s per request {basis}, and {1e3 * TRANSFER_LATENCY_S:.0f} ms "
+        "of handshakes"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,9 +55,14 @@ class PrefillTimes(StepTimes):
 class DecodeTimes(StepTimes):
     """Step times of a decode server: what is admitted was prefilled elsewhere."""
 
-    def __init__(self, times: StepTimes, *, shares_network: bool = False) -> None:
-        """`shares_network`: KV caches arrive through the adapters that the server's own all-reduces need."""
+    def __init__(self, times: StepTimes, *, speed: float = 1.0, shares_network: bool = False) -> None:
+        """`speed` multiplies the rate of steps.
+
+        `shares_network`: KV caches arrive through the adapters that the server's own all-reduces need.
+        """
         self.__dict__.update(times.__dict__)
+        self.base_s = [seconds / speed for seconds in times.base_s]
+        self.slope_s = [seconds / speed for seconds in times.slope_s]
         self._shares_network = shares_network
 
     def prefill_s(self, prompts: int, new_tokens: float, pairs: float) -> float:
@@ -66,11 +71,12 @@ class DecodeTimes(StepTimes):
 
 def prefill_speed(context: Context, config: ServerConfig) -> float:
     """Return how many times as fast as the equations a prefill server of this layout runs its passes."""
+    parameters = context.engine.parameters
     if not context.machine.is_blackwell:
-        return 1.0
+        return parameters.prefill_role
     if config.moe_a2a_backend == "deepep":
-        return DEEPEP_ETA / context.engine.parameters.eta_pf
-    return BLACKWELL_SPEED["number" if config.ep_size > 1 else "width"]
+        return parameters.prefill_role * DEEPEP_ETA / parameters.eta_pf
+    return parameters.prefill_role * BLACKWELL_SPEED["number" if config.ep_size > 1 else "width"]
 
 
 def per_rank_prefill(limits: Limits, config: ServerConfig) -> Limits:

@@ -15,7 +15,16 @@ import numpy as np
 from models.costs.memory import ledger_of
 from models.layout import Array, table_of
 from models.serving.estimate import APART_S, Context, Prediction, prediction_of
-from models.serving.fleet_replay import FleetLoad, FleetModel, FleetReplay, Limit, Transfer, replay_fleet
+from models.serving.fleet_replay import (
+    FleetLoad,
+    FleetModel,
+    FleetReplay,
+    Limit,
+    Transfer,
+    replay_fleet,
+    transfer_note,
+    transfer_of,
+)
 from models.workload import Metric, Slo, Workload, missed
 from planner.fleets.pool_rates import PoolRates, Upstream, solve_rates
 from planner.fleets.role_servers import (
@@ -32,10 +41,6 @@ from planner.plans.space import MTP_STEPS, layouts
 from planner.sglang.flags import flags_of
 
 ROLE_FLAG = "disaggregation_mode"
-# What the transfer is taken to cost where nothing was measured: one InfiniBand NDR adapter a GPU at half its line rate
-# (reports call hundreds of MB/s a rank normal on untuned fabrics), and the handshakes of a request.
-TRANSFER_BYTES_S = 25e9
-TRANSFER_LATENCY_S = 0.05
 # Ratios of one number of servers that are tried: every one up to so many servers.
 MOST_RATIOS = 32
 # Deployments replayed event by event, requests per client replayed, and the most of them.
@@ -140,15 +145,6 @@ def _ordered(rates: PoolRates, slos: tuple[Slo, ...]) -> list[int]:
     return order
 
 
-def transfer_of(context: Context) -> Transfer:
-    """Return what moving one request's KV cache is taken to cost on this machine."""
-    return Transfer(
-        latency_s=TRANSFER_LATENCY_S,
-        bytes_per_token=context.arch.kv_bytes_per_token(),
-        bytes_s=min(TRANSFER_BYTES_S, max(context.machine.network_bytes_s, 1e9)),
-    )
-
-
 def _transfer(sides: Sides) -> Transfer:
     """Return the transfer between the two machines: the slower network decides."""
     return min(transfer_of(sides.prefill), transfer_of(sides.decode), key=lambda transfer: transfer.bytes_s)
@@ -203,7 +199,7 @@ def _prediction(context: Context, split: _Split, workload: Workload, played: Fle
         stall_ms=0.0,
         limiting=LIMITS[played.limit],
         band={**found.band, "output_tok_s": _scaled(found.band["output_tok_s"], share)},
-        warnings=(*found.warnings, PD_WARNING),
+        warnings=(*found.warnings, transfer_note(context)),
     )
 
 
@@ -218,4 +214,3 @@ LIMITS = {
     Limit.KV: "KV cache of the decode servers",
     Limit.CAP: "running requests of the decode servers",
 }
-PD_WARNING = "prefill/decode: the KV transfer is assumed at 25 GB/s per request with 50 ms of handshakes, not measured"

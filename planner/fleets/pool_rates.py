@@ -44,6 +44,7 @@ class _Decode:
     system: System
     servers: Array
     accepted: Array
+    speed: float
     cap: Array
     context_tokens: float
     osl: float
@@ -52,7 +53,7 @@ class _Decode:
         """Seconds per output token with `batch` requests on all servers of each fleet together."""
         each = np.clip(np.ceil(batch / self.servers), 1.0, np.maximum(1.0, self.system.table.most_running))
         step = decode_step(self.system, each, np.array(self.context_tokens))
-        return step.total / self.accepted
+        return step.total / (self.accepted * self.speed)
 
     def requests_s(self, batch: Array) -> Array:
         """Requests per second that `batch` requests decoding complete."""
@@ -66,6 +67,7 @@ def solve_rates(context: Context, decode: DecodeTable, upstream: Upstream, workl
         system=context.system(decode.table),
         servers=decode.servers,
         accepted=accepted_tokens(decode.table, context.acceptance),
+        speed=context.engine.parameters.decode_role,
         cap=decode.servers * np.minimum(decode.table.most_running, decode.kv_tokens / (isl + osl)),
         context_tokens=isl + 0.5 * osl,
         osl=osl,

@@ -114,7 +114,7 @@ def _largest_fraction(context: Context, table: ConfigTable) -> Array:
 def decode_server(context: Context, config: ServerConfig, *, batch: int) -> RoleServer:
     """Return a decode server with step times up to `batch` running requests."""
     server = role_server(decode_context(context, config), config, batch=batch)
-    return replace(server, model=decode_role(server.model, config, context.machine))
+    return replace(server, model=decode_role(server.model, config, context))
 
 
 def role_server(context: Context, config: ServerConfig, *, batch: int) -> RoleServer:

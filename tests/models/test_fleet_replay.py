@@ -45,7 +45,7 @@ def fleet(context: MakeContext) -> FleetModel:
     return FleetModel(
         prefill=server(made, 16),
         prefill_servers=1,
-        decode=decode_role(server(made, 128), ServerConfig(tp_size=8), made.machine),
+        decode=decode_role(server(made, 128), ServerConfig(tp_size=8), made),
         decode_servers=1,
         transfer=FAST,
     )

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hwprobe.errors import InputError
-from models.engine.profile import EngineProfile
-from models.records.calibration import ACCEPTANCE, Calibration, calibrate
+from models.engine.profile import EngineParameters, EngineProfile
+from models.records.calibration import ACCEPTANCE, OF_FLEETS, Calibration, calibrate
 from models.records.case import Case
 from models.serving.estimate import Context
 from models.workload import Workload
@@ -17,8 +17,12 @@ from tuner.choices import SIMULATED
 from tuner.evidence.trial import TrialRecord
 
 # Priors (relative standard deviation): R1's published acceptance is 0.55 to 0.9, random tokens less; the cost of a
-# rank's synchronisation and of expert dispatch is known to a factor of two.
-SPREAD = {ACCEPTANCE: 0.25, "dp_layer_us": 0.7, "ep_layer_us": 0.7}
+# rank's synchronisation and of expert dispatch is known to a factor of two, a network's rate to a factor of three, the
+# speed of prefill and decode servers to 30 and 15 %.
+SPREAD = {
+    ACCEPTANCE: 0.25, "dp_layer_us": 0.7, "ep_layer_us": 0.7, "transfer_gb_s": 1.2, "prefill_role": 0.3,
+    "decode_role": 0.15,
+}  # fmt: skip
 # If more than this share of the points has to be discounted, the model does not describe the measurements.
 MOST_DISCOUNTED = 0.2
 ALWAYS_ALLOWED = 1
@@ -35,8 +39,19 @@ def learn(cases: Sequence[Case], base: EngineProfile, *, simulated: bool = False
     """
     calibration = calibrate(cases, base, further=_further(cases))
     _refuse_what_does_not_fit(calibration, cases)
-    profile = replace(calibration.profile, mtp_acceptance=calibration.acceptance)
+    profile = replace(
+        calibration.profile,
+        mtp_acceptance=calibration.acceptance,
+        parameters=_without_unsaid_transfer(calibration, base),
+    )
     return replace(calibration, profile=_stamped(profile) if simulated else profile)
+
+
+def _without_unsaid_transfer(calibration: Calibration, base: EngineProfile) -> EngineParameters:
+    """Return the parameters, with the transfer's rate as it was where the points left it open: it is still assumed."""
+    said = any(item.name == "transfer_gb_s" and item.by_data for item in calibration.parameters)
+    parameters = calibration.profile.parameters
+    return parameters if said else replace(parameters, transfer_gb_s=base.parameters.transfer_gb_s)
 
 
 def learn_from_run(records: Sequence[TrialRecord], workload: Workload, context: Context) -> Calibration | None:
@@ -66,6 +81,7 @@ def _further(cases: Sequence[Case]) -> dict[str, float]:
         ACCEPTANCE: any(not case.acceptance_known for case in cases),
         "dp_layer_us": len({case.config.attn_dp_size > 1 for case in cases}) > 1,
         "ep_layer_us": len({case.config.ep_size > 1 for case in cases}) > 1,
+        **dict.fromkeys(OF_FLEETS, any(case.prefill is not None for case in cases)),
     }
     return {name: SPREAD[name] for name, is_determined in determined.items() if is_determined}
 
