@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from tuner.choices import SIMULATED
-from tuner.cli.common import options
+from tuner.cli.common import export_options, options
+from tuner.cli.common.export_options import TargetName
 from tuner.cli.common.terminal import print_json
 
 if TYPE_CHECKING:
@@ -19,71 +19,31 @@ if TYPE_CHECKING:
 EXAMPLE = "Example: sgtune export --run nf5688g7-1000-1000-c1024 --bundle launch/"
 
 
-class TargetName(StrEnum):
-    BASH = "bash"
-    YAML = "yaml"
-    DOCKER = "docker"
-    COMPOSE = "compose"
-    SYSTEMD = "systemd"
-    K8S = "k8s"
-    SLURM = "slurm"
-    ALL = "all"
-
-
-Targets = Annotated[list[TargetName] | None, typer.Option("--target", help="Which files to write, repeatable.")]
-
-
 def export(
     run: options.Run = None,
-    trial: Annotated[int | None, typer.Option("--trial", help="Trial number of the run; default: the winner.")] = None,
-    plan: Annotated[
-        Path | None,
-        typer.Option("--plan", help="JSON of sgtune plan --json (- reads it from stdin), instead of --run."),
-    ] = None,
-    candidate: Annotated[int, typer.Option("--candidate", help="Which of the plan's candidates, 1 the best.")] = 1,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder to write launch files to.")] = None,
-    bundle: Annotated[
-        Path | None, typer.Option("--bundle", help="Folder for all files with a README and the data behind them.")
-    ] = None,
-    target: Targets = None,
+    trial: export_options.Trial = None,
+    plan: export_options.PlanFile = None,
+    candidate: export_options.Candidate = 1,
+    out: export_options.Out = None,
+    bundle: export_options.Bundle = None,
+    target: export_options.Targets = None,
     runs: options.Runs = Path("runs"),
     model_path: options.ModelPath = options.MODEL_PATH,
-    image: Annotated[
-        str | None, typer.Option("--image", help="Container image; default: lmsysorg/sglang of the release.")
-    ] = None,
-    python: Annotated[str, typer.Option("--python", help="Interpreter with sglang, outside containers.")] = "python3",
-    host: Annotated[
-        str, typer.Option("--host", help="Address the server listens on; 0.0.0.0: all of the machine's.")
-    ] = ("127.0.0.1"),
-    port: Annotated[int, typer.Option("--port", help="Port the server listens on.")] = 30000,
-    shm_gib: Annotated[int, typer.Option("--shm-gib", help="Shared memory of a container, GiB.")] = 32,
-    weights_volume: Annotated[
-        str | None,
-        typer.Option("--weights-volume", help="Folder or volume with the weights; default: the model path itself."),
-    ] = None,
-    cache_volume: Annotated[
-        str, typer.Option("--cache-volume", help="Folder or volume that keeps compiled kernels.")
-    ] = "sglang-cache",
-    metrics: Annotated[bool, typer.Option("--metrics/--no-metrics", help="Serve /metrics for Prometheus.")] = True,
-    served_model_name: Annotated[
-        str | None, typer.Option("--served-model-name", help="The model's name in the API; default: its path.")
-    ] = None,
-    reasoning_parser: Annotated[
-        str,
-        typer.Option("--reasoning-parser", help="Separates R1's reasoning from its answer; none keeps it in the text."),
-    ] = "deepseek-r1",
-    api_key_file: Annotated[
-        str | None,
-        typer.Option("--api-key-file", help="File with the API key, read at start; compose, systemd: SGLANG_API_KEY."),
-    ] = None,
-    user: Annotated[
-        str | None, typer.Option("--user", help="User of the systemd service; default: one of its own.")
-    ] = None,
-    cpus_per_gpu: Annotated[int, typer.Option("--cpus-per-gpu", help="Cores asked of Slurm and Kubernetes.")] = 8,
-    memory_gib: Annotated[int, typer.Option("--memory-gib", help="Memory asked of Kubernetes, GiB a pod.")] = 128,
-    time_limit: Annotated[str, typer.Option("--time-limit", help="Slurm's --time: 7-00:00:00, UNLIMITED.")] = (
-        "1-00:00:00"
-    ),
+    image: export_options.ContainerImage = None,
+    python: export_options.HostPython = "python3",
+    host: export_options.Host = "127.0.0.1",
+    port: export_options.Port = 30000,
+    shm_gib: export_options.ShmGib = 32,
+    weights_volume: export_options.WeightsVolume = None,
+    cache_volume: export_options.CacheVolume = "sglang-cache",
+    metrics: export_options.Metrics = True,
+    served_model_name: export_options.ServedModelName = None,
+    reasoning_parser: export_options.ReasoningParser = "deepseek-r1",
+    api_key_file: export_options.ApiKeyFile = None,
+    user: export_options.SystemdUser = None,
+    cpus_per_gpu: export_options.CpusPerGpu = 8,
+    memory_gib: export_options.MemoryGib = 128,
+    time_limit: export_options.TimeLimit = "1-00:00:00",
     json: options.Json = False,
 ) -> None:
     """Write launch files that run as they stand: scripts, SGLang YAML, docker, compose, systemd, Kubernetes, Slurm."""

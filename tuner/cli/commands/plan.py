@@ -52,22 +52,10 @@ def plan(
 
     _check_hardware(hardware, prefill_hardware, decode_hardware)
     question = read_question(
-        hardware=hardware or str(decode_hardware),
-        model=model,
-        sglang_version=sglang_version,
-        slo=slo,
-        profile=profile,
-        isl=isl,
-        osl=osl,
-        range_ratio=range_ratio,
-        concurrency=concurrency,
-        request_rate=request_rate,
-        users=users,
-        min_user_tok_s=min_user_tok_s,
-        mtp=mtp,
-        acceptance=mtp_acceptance,
-        sigma=expert_skew,
-    )
+        hardware=hardware or str(decode_hardware), model=model, sglang_version=sglang_version, slo=slo, profile=profile,
+        isl=isl, osl=osl, range_ratio=range_ratio, concurrency=concurrency, request_rate=request_rate, users=users,
+        min_user_tok_s=min_user_tok_s, mtp=mtp, acceptance=mtp_acceptance, sigma=expert_skew,
+    )  # fmt: skip
     prices = _prices(cost_per_gpu_hour, api_price_input, api_price_output)
     answer = _planned(question, servers, prefill_hardware)
     _show(answer, prices=prices, model_path=model_path, explain=explain, out=out, json=json)
