@@ -55,11 +55,11 @@ def main(arguments: list[str]) -> int:
     return 0 if command in ("help", "-h", "--help") else fail(f"unknown command '{command}'", code=2)
 
 
-def test_arguments(given: list[str]) -> list[str]:
+def test_arguments(typed: list[str]) -> list[str]:
     """Return pytest's arguments: all tests side by side, the quick ones side by side, or what was given."""
-    if "--quick" not in given:
-        return given or list(SIDE_BY_SIDE)
-    return [*SIDE_BY_SIDE, *QUICK, *(each for each in given if each != "--quick")]
+    if "--quick" not in typed:
+        return typed or list(SIDE_BY_SIDE)
+    return [*SIDE_BY_SIDE, *QUICK, *(each for each in typed if each != "--quick")]
 
 
 def check() -> int:
@@ -79,18 +79,18 @@ def run(module: str, *arguments: str) -> int:
 
 def install(extras: str) -> int:
     """Make the environment if it is missing or older than pyproject.toml. Returns 0 when it is ready."""
-    wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + sys.version.encode()).hexdigest()
+    stamp = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + sys.version.encode()).hexdigest()
     mark = HOME / f"sgtune-{extras or 'base'}.installed"
     full = HOME / "sgtune-dev.installed"
-    if any(file.is_file() and file.read_text() == wanted for file in (mark, full)):
+    if any(file.is_file() and file.read_text() == stamp for file in (mark, full)):
         return 0
     say(f"setting up {HOME.name} (once, about a minute)")
     pip = make_environment()
     target = f"{ROOT}[{extras}]" if extras else str(ROOT)
-    done = subprocess.run([*pip, "install", "--quiet", "--editable", target], check=False)
-    if done.returncode:
+    pip_run = subprocess.run([*pip, "install", "--quiet", "--editable", target], check=False)
+    if pip_run.returncode:
         return fail("pip could not install sgtune; its message is above")
-    mark.write_text(wanted)
+    mark.write_text(stamp)
     return 0
 
 

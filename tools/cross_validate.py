@@ -62,10 +62,10 @@ def main() -> int:
             print(f"{family.name:9} {release.version:6} no point:     {summary(unseen)}")
             if taught:
                 print(f"{family.name:9} {release.version:6} three points: {summary(taught)}")
-    for name, found in scores.items():
+    for name, group_scores in scores.items():
         print(f"\n{name}")
         for group in GROUPS:
-            mine = [score for score in found if score.group == group]
+            mine = [score for score in group_scores if score.group == group]
             if mine:
                 print(f"  {group:26} {summary(mine)}")
     return 0
@@ -74,20 +74,20 @@ def main() -> int:
 def left_out(family: Family, release: Release) -> tuple[list[Score], list[Score]]:
     """Predict a release as if nobody had measured it, and after three points of it."""
     others = without(family, release)
-    known = tuple(finished(others, r) for r in others.releases)
-    base = profile_among(known, drift_file(others), Version(release.version))
-    asked = family.records[release]
-    unseen = score(asked, base)
-    three = teachers(asked)
+    others_profiles = tuple(finished(others, r) for r in others.releases)
+    base = profile_among(others_profiles, drift_file(others), Version(release.version))
+    held_out = family.records[release]
+    unseen = score(held_out, base)
+    three = teachers(held_out)
     if len(three) < 3:
         return unseen, []
     engine = calibrate([record.case(base) for record in three], base).profile
-    return unseen, score([record for record in asked if record not in three], engine)
+    return unseen, score([record for record in held_out if record not in three], engine)
 
 
-def teachers(asked: Sequence[Record]) -> list[Record]:
+def teachers(records: Sequence[Record]) -> list[Record]:
     """Return three plain measurements to calibrate from: few users, many users, long prompts; one layout."""
-    plain = [r for r in asked if not r.point.mtp and r.point.metric_kind == "serving" and r.doubt == 1.0]
+    plain = [r for r in records if not r.point.mtp and r.point.metric_kind == "serving" and r.doubt == 1.0]
     layouts = Counter((r.point.n_gpus, r.point.tp, r.point.ep, r.point.gpu) for r in plain)
     if not layouts:
         return []
@@ -95,8 +95,8 @@ def teachers(asked: Sequence[Record]) -> list[Record]:
     alike = [r for r in plain if (r.point.n_gpus, r.point.tp, r.point.ep, r.point.gpu) == usual]
     by_load = sorted(alike, key=lambda r: (r.point.concurrency or 0.0, r.point.isl or 0.0, r.point.osl or 0.0))
     long = max(by_load, key=lambda r: r.point.isl or 0.0)
-    found = [by_load[0], long, next((r for r in reversed(by_load) if r is not long), by_load[-1])]
-    return found if len({r.point.id for r in found}) == 3 else []
+    loads = [by_load[0], long, next((r for r in reversed(by_load) if r is not long), by_load[-1])]
+    return loads if len({r.point.id for r in loads}) == 3 else []
 
 
 def group_of(record: Record) -> str:
@@ -114,16 +114,16 @@ def group_of(record: Record) -> str:
     return "Hopper attention DP or EP" if apart else "Hopper 0.5 TP8"
 
 
-def score(asked: Iterable[Record], engine: EngineProfile) -> list[Score]:
+def score(records: Iterable[Record], engine: EngineProfile) -> list[Score]:
     """Return the errors of every measured figure of the records."""
-    found = []
-    for record in asked:
+    scores = []
+    for record in records:
         group = group_of(record)
-        found += _score(record, engine, group)
+        scores += _score(record, engine, group)
         if group == "MTP":
             blind = replace(record, point=replace(record.point, accept_length=None))
-            found += _score(blind, engine, "MTP, acceptance not given")
-    return found
+            scores += _score(blind, engine, "MTP, acceptance not given")
+    return scores
 
 
 def _score(record: Record, engine: EngineProfile, group: str) -> list[Score]:
@@ -133,19 +133,19 @@ def _score(record: Record, engine: EngineProfile, group: str) -> list[Score]:
         return []
     predicted, wrong = predict_case(case)
     expected_error = {"tpot": wrong.tpot, "ttft": wrong.ttft, "output": wrong.output_tok_s}
-    found = []
+    scores = []
     for kind, names in FIGURES.items():
         logs = [math.log(f / case.measured[n]) for n in names if n in case.measured and (f := predicted.figure(n))]
         if logs:
             mean = sum(logs) / len(logs)
-            found.append(Score(group, kind, math.expm1(-mean), mean / expected_error[kind]))
-    return found
+            scores.append(Score(group, kind, math.expm1(-mean), mean / expected_error[kind]))
+    return scores
 
 
-def summary(found: Sequence[Score]) -> str:
+def summary(scores: Sequence[Score]) -> str:
     """MAPE, median, bias (measured over predicted) and coverage of the 90 % band by figure."""
     by_figure: dict[str, list[Score]] = defaultdict(list)
-    for each in found:
+    for each in scores:
         by_figure[each.figure].append(each)
     parts = []
     for kind in FIGURES:

@@ -34,18 +34,18 @@ It is checked before anything runs: --dry-run on the machine itself measures its
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--out", type=Path, default=Path("first-gpu"), help="folder of results")
-    found.add_argument("--part", choices=("all", "A", "B", "C"), default="all")
-    found.add_argument("--limit-s", type=float, default=600.0, help="seconds a part may take in one run")
-    found.add_argument("--dry-run", action="store_true", help="print the steps and run what a CPU can")
-    found.add_argument("--needs", action="store_true", help="print what a machine without a network needs")
-    found.add_argument("--go-on", action="store_true", help="measure on though a GPU is far below its data sheet")
-    found.add_argument("--again", action="store_true", help="run failed, late and skipped items again")
-    found.add_argument("--name", default="", help="name of the machine's file; default: as in h200x8")
-    found.add_argument("--sglang-python", default="", help="interpreter with SGLang (part C)")
-    found.add_argument("--wheels", default="", help="folder of wheels to install SGLang from (part C)")
-    return found
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--out", type=Path, default=Path("first-gpu"), help="folder of results")
+    arguments.add_argument("--part", choices=("all", "A", "B", "C"), default="all")
+    arguments.add_argument("--limit-s", type=float, default=600.0, help="seconds a part may take in one run")
+    arguments.add_argument("--dry-run", action="store_true", help="print the steps and run what a CPU can")
+    arguments.add_argument("--needs", action="store_true", help="print what a machine without a network needs")
+    arguments.add_argument("--go-on", action="store_true", help="measure on though a GPU is far below its data sheet")
+    arguments.add_argument("--again", action="store_true", help="run failed, late and skipped items again")
+    arguments.add_argument("--name", default="", help="name of the machine's file; default: as in h200x8")
+    arguments.add_argument("--sglang-python", default="", help="interpreter with SGLang (part C)")
+    arguments.add_argument("--wheels", default="", help="folder of wheels to install SGLang from (part C)")
+    return arguments
 
 
 def missing_modules() -> list[str]:
@@ -54,21 +54,21 @@ def missing_modules() -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    asked = parser().parse_args(arguments)
-    if asked.needs:
+    options = parser().parse_args(arguments)
+    if options.needs:
         print(NEEDS, end="")
         return 0
     lacking = missing_modules()
     if lacking:
         print(f"first_gpu.py: error: not installed here: {', '.join(lacking)}; --needs says how", file=sys.stderr)
         return 2
-    if asked.limit_s <= 0:
-        print(f"first_gpu.py: error: --limit-s is {asked.limit_s:g}; it must be above 0", file=sys.stderr)
+    if options.limit_s <= 0:
+        print(f"first_gpu.py: error: --limit-s is {options.limit_s:g}; it must be above 0", file=sys.stderr)
         return 2
     from hwprobe.errors import SgtuneError
 
     try:
-        return half_hour_of(asked)
+        return half_hour_of(options)
     except KeyboardInterrupt:
         print("first_gpu.py: stopped; the same command goes on", file=sys.stderr)
         return 130
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
         return error.exit_code
 
 
-def half_hour_of(asked: argparse.Namespace) -> int:
+def half_hour_of(options: argparse.Namespace) -> int:
     """Run the parts that are asked for, and write the report whatever became of them."""
     from hwprobe.catalogue import match_gpu
     from hwprobe.first_gpu.doing import RealDoing, nvidia_smi
@@ -89,8 +89,8 @@ def half_hour_of(asked: argparse.Namespace) -> int:
     from hwprobe.session import settled
 
     inventory = settled()
-    out = asked.out.resolve()
-    if asked.dry_run:
+    out = options.out.resolve()
+    if options.dry_run:
         out = out.with_name(f"{out.name}-dry-run")
         for item in half_hour(max(1, len(inventory.gpus))):
             print(f"{item.name}: {item.title}, at most {item.limit_s:.0f} s")
@@ -100,19 +100,19 @@ def half_hour_of(asked: argparse.Namespace) -> int:
         return 2
     folder = Folder(out)
     gpu = next((match_gpu(gpu.name, gpu.memory_mib) for gpu in inventory.gpus), None) or "unknown"
-    name = asked.name or f"{gpu}x{len(inventory.gpus)}"
+    name = options.name or f"{gpu}x{len(inventory.gpus)}"
     doing = RealDoing(
-        checkout=ROOT, folder=out, sglang_python=asked.sglang_python, wheels=asked.wheels, hardware=f"{gpu}x1"
+        checkout=ROOT, folder=out, sglang_python=options.sglang_python, wheels=options.wheels, hardware=f"{gpu}x1"
     )
-    kit = Kit(folder, folder.begin(inventory), half_hour(len(inventory.gpus), cpu=asked.dry_run), doing)
-    parts = list(KitPart) if asked.part == "all" else [KitPart(asked.part)]
+    kit = Kit(folder, folder.begin(inventory), half_hour(len(inventory.gpus), cpu=options.dry_run), doing)
+    parts = list(KitPart) if options.part == "all" else [KitPart(options.part)]
     complete = True
     with open_eyes() as look, nvidia_smi(out) as unkept:
         if unkept:
             print(unkept)
         try:
             for part in parts:
-                wish = KitLimits(limit_s=asked.limit_s, go_on=asked.go_on, again=asked.again)
+                wish = KitLimits(limit_s=options.limit_s, go_on=options.go_on, again=options.again)
                 complete = kit.run(part, wish, look, lambda text: print(text, flush=True))
                 if not complete:
                     break

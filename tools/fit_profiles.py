@@ -43,10 +43,10 @@ UNKNOWN_PREFILL_ERROR, INDICATIVE_ERROR = 0.3, 0.08
 
 def by_family() -> dict[str, dict[Release, list[Record]]]:
     """Return the records to fit, repeats merged, by family and release."""
-    found: dict[str, dict[Release, list[Record]]] = {name: {} for name in FAMILIES}
+    families: dict[str, dict[Release, list[Record]]] = {name: {} for name in FAMILIES}
     for record in merged(records(published())):
-        found[record.release.family].setdefault(record.release, []).append(record)
-    return found
+        families[record.release.family].setdefault(record.release, []).append(record)
+    return families
 
 
 def fit_all() -> dict[str, Family]:
@@ -56,12 +56,12 @@ def fit_all() -> dict[str, Family]:
     shared = Workload(_rounded(hopper.workload.sigma), _rounded(hopper.workload.random_independence))
     others = [name for name in FAMILIES if name != HOPPER]
     with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
-        found = pool.map(_fitted, [(name, chosen[name], shared) for name in others])
-        return {HOPPER: hopper} | dict(zip(others, found, strict=True))
+        fitted_others = pool.map(_fitted, [(name, chosen[name], shared) for name in others])
+        return {HOPPER: hopper} | dict(zip(others, fitted_others, strict=True))
 
 
-def _fitted(asked: tuple[str, dict[Release, list[Record]], Workload]) -> Family:
-    name, chosen, shared = asked
+def _fitted(job: tuple[str, dict[Release, list[Record]], Workload]) -> Family:
+    name, chosen, shared = job
     return fitted(name, chosen, shared, frees_workload=False)
 
 
@@ -128,14 +128,14 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare with the files instead of writing them")
     arguments = parser.parse_args()
     files = build()
-    there = {str(path.relative_to(PROFILES)): path for path in PROFILES.glob("*/*.json")}
+    on_disk = {str(path.relative_to(PROFILES)): path for path in PROFILES.glob("*/*.json")}
     if arguments.check:
-        same = {name for name, path in there.items() if files.get(name) == path.read_text(encoding="utf-8")}
-        different = sorted((set(files) | set(there)) - same)
+        same = {name for name, path in on_disk.items() if files.get(name) == path.read_text(encoding="utf-8")}
+        different = sorted((set(files) | set(on_disk)) - same)
         print("profiles agree with the data" if not different else f"these differ: {', '.join(different)}")
         return 1 if different else 0
-    for name in set(there) - set(files):
-        there[name].unlink()
+    for name in set(on_disk) - set(files):
+        on_disk[name].unlink()
     for name, text in files.items():
         (PROFILES / name).parent.mkdir(parents=True, exist_ok=True)
         (PROFILES / name).write_text(text, encoding="utf-8")

@@ -78,14 +78,14 @@ def release_of(point: Point) -> Release | None:
 
 def records(points: Iterable[Point]) -> list[Record]:
     """Return every record a single server's equations answer, decode steps of fleets among them; no outliers."""
-    found = []
+    usable = []
     for point in points:
         release = release_of(point)
         if release is None or point.role == "outlier" or point.gpu == FOUNDING_GPU:
             continue
         steps = decode_steps(point) if point.extra.get("pools") or point.disaggregated else [point]
-        found += [Record(p, release, doubt_of(point) * (OF_A_FLEET if p is not point else 1.0)) for p in steps]
-    return [record for record in found if answerable(record.point)]
+        usable += [Record(p, release, doubt_of(point) * (OF_A_FLEET if p is not point else 1.0)) for p in steps]
+    return [record for record in usable if answerable(record.point)]
 
 
 def answerable(point: Point) -> bool:
@@ -110,10 +110,10 @@ def doubt_of(point: Point) -> float:
 
 def acceptance_basis(point: Point) -> str:
     """Return where a record's acceptance comes from: its own streams, like runs, runs on other GPUs, or a remark."""
-    said = str(point.extra.get("accept_length_basis") or "")
-    if said.startswith("own"):
+    basis = str(point.extra.get("accept_length_basis") or "")
+    if basis.startswith("own"):
         return "own"
-    return ("elsewhere" if "other GPUs" in said else "alike") if said.startswith("mean") else "told"
+    return ("elsewhere" if "other GPUs" in basis else "alike") if basis.startswith("mean") else "told"
 
 
 def decode_steps(point: Point) -> list[Point]:
@@ -150,13 +150,13 @@ def merged(same: Sequence[Record]) -> list[Record]:
     """Merge repeats of one question into one record with the median of each figure."""
     groups: dict[tuple[object, ...], list[Record]] = defaultdict(list)
     for record in same:
-        asked = replace(record.point, id="", role="", extra={}, **dict.fromkeys(METRICS))
-        key = (*(getattr(asked, name) for name in Point.__slots__ if name != "extra"),)
+        load = replace(record.point, id="", role="", extra={}, **dict.fromkeys(METRICS))
+        key = (*(getattr(load, name) for name in Point.__slots__ if name != "extra"),)
         groups[(record.release, record.doubt, *key)].append(record)
-    found = []
+    merged_records = []
     for group in groups.values():
         points = [record.point for record in group]
         values = {name: [v for p in points if (v := getattr(p, name)) is not None] for name in METRICS}
         figures = {name: median(v) if v else None for name, v in values.items()}
-        found.append(replace(group[0], point=replace(points[0], id="+".join(p.id for p in points), **figures)))
-    return found
+        merged_records.append(replace(group[0], point=replace(points[0], id="+".join(p.id for p in points), **figures)))
+    return merged_records

@@ -54,15 +54,15 @@ class Score:
 
 def main() -> int:
     """Print the table and the worst records."""
-    asked = _arguments()
-    scores, refused = score(published(), asked.half, asked.gpu)
+    options = _arguments()
+    scores, refused = score(published(), options.half, options.gpu)
     print(f"{'GPU':8}{'records':>8}{'TPOT':>8}{'bias':>7}{'output':>8}{'bias':>7}{'TTFT within 1.5':>20}")
     for gpu, rows in _by_gpu(scores).items():
         print(_row(gpu, rows))
     for error, count in refused.items():
         print(f"not predicted, {count} records: {error}")
     print("\nworst: measured over predicted")
-    for item in sorted(scores, key=lambda item: -item.worst)[: asked.worst]:
+    for item in sorted(scores, key=lambda item: -item.worst)[: options.worst]:
         print(_line(item))
     return 0
 
@@ -88,12 +88,12 @@ def score(
         if half not in (None, half_of(sweep)) or gpu not in (None, point.gpu):
             continue
         try:
-            found = expected(record_case(point))
+            prediction = expected(record_case(point))
         except InputError as error:
             refused[str(error)] += 1
             continue
-        tpot, output, ttft = (_error(point, found, names) for names in (TPOT, ("output_tok_s",), TTFT))
-        scores.append(Score(point, sweep, tpot, output, ttft, found))
+        tpot, output, ttft = (_error(point, prediction, names) for names in (TPOT, ("output_tok_s",), TTFT))
+        scores.append(Score(point, sweep, tpot, output, ttft, prediction))
     return scores, refused
 
 
@@ -108,10 +108,10 @@ def half_of(sweep: str) -> str:
     return "AB"[zlib.crc32(sweep.encode()) % 2]
 
 
-def _error(point: Point, found: CasePrediction, names: Sequence[str]) -> float | None:
+def _error(point: Point, prediction: CasePrediction, names: Sequence[str]) -> float | None:
     """Return log(measured / predicted) of the first of these figures that was measured."""
     for name in names:
-        measured, predicted = point.measured.get(name), found.figure(name)
+        measured, predicted = point.measured.get(name), prediction.figure(name)
         if measured and predicted:
             return math.log(measured / predicted)
     return None

@@ -40,12 +40,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--hardware", default="h200x8", help="one node, as the catalogue names it")
     parser.add_argument("--nodes", default="2,4,8,16", help="how many nodes, several by comma")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     print("| nodes | in / out, clients | winner | tok/s | copies of one node | gain | TTFT, TPOT ms | held back by |")
     print("|---|---|---|---|---|---|---|---|")
-    for nodes in map(int, asked.nodes.split(",")):
+    for nodes in map(int, options.nodes.split(",")):
         for load in LOADS:
-            print(row(asked.hardware, nodes, load), flush=True)
+            print(row(options.hardware, nodes, load), flush=True)
     return 0
 
 
@@ -56,11 +56,11 @@ def row(hardware: str, nodes: int, load: Load) -> str:
     if best is None or one is None:
         return f"| {nodes} | {load.isl:,} / {load.osl:,} | does not fit | | | | | |"
     name, rate = one
-    found = best.prediction
+    prediction = best.prediction
     return (
         f"| {nodes} | {load.isl:,} / {load.osl:,}, {load.clients * nodes:,} | {best.name} | {best.output_tok_s:,.0f} "
         f"| {nodes} x {name}: {nodes * rate:,.0f} | {100 * (best.output_tok_s / (nodes * rate) - 1):+.0f} % "
-        f"| {found.ttft_ms['mean']:,.0f}, {found.tpot_ms['mean']:.1f} | {found.limiting} |"
+        f"| {prediction.ttft_ms['mean']:,.0f}, {prediction.tpot_ms['mean']:.1f} | {prediction.limiting} |"
     )
 
 

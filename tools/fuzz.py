@@ -48,33 +48,33 @@ def load_all() -> None:
     gc.freeze()
 
 
-def fuzz(asked: argparse.Namespace, folder: Path, port: int) -> int:
+def fuzz(options: argparse.Namespace, folder: Path, port: int) -> int:
     """Run cases until the time or the number is used up; return how many did not end well."""
     load_all()
     seeds = Seeds(Path(tempfile.mkdtemp(dir=folder, prefix="seeds-")))
-    maker = Maker(seeds, asked.seed, port)
+    maker = Maker(seeds, options.seed, port)
     counts: collections.Counter[tuple[str, object]] = collections.Counter()
-    bad, slowest, largest, done = 0, 0.0, 0.0, 0
-    began, number = time.monotonic(), asked.first
-    while (number < asked.cases) if asked.cases else (time.monotonic() - began < asked.seconds):
+    bad, slowest, largest, cases_run = 0, 0.0, 0.0, 0
+    began, number = time.monotonic(), options.first
+    while (number < options.cases) if options.cases else (time.monotonic() - began < options.seconds):
         place = Path(tempfile.mkdtemp(dir=folder, prefix="case-"))
-        case = maker.case(number if asked.only is None else asked.only, place)
+        case = maker.case(number if options.only is None else options.only, place)
         ended = run_case(case, place)
         counts[case.words[0], ended.code] += 1
-        slowest, largest, done = max(slowest, ended.seconds), max(largest, ended.mib), done + 1
-        if ended.problem or asked.only is not None:
+        slowest, largest, cases_run = max(slowest, ended.seconds), max(largest, ended.mib), cases_run + 1
+        if ended.problem or options.only is not None:
             bad += bool(ended.problem)
-            print(f"case {case.number} (seed {asked.seed}): {ended.problem}\n  sgtune {' '.join(case.words)[:600]!r}")
-            print("  " + ended.said[-1500 if asked.only is None else -20_000 :].replace("\n", "\n  "), flush=True)
+            print(f"case {case.number} (seed {options.seed}): {ended.problem}\n  sgtune {' '.join(case.words)[:600]!r}")
+            print("  " + ended.said[-1500 if options.only is None else -20_000 :].replace("\n", "\n  "), flush=True)
         shutil.rmtree(place, ignore_errors=True)
-        number += asked.step
-        if done % 1000 == 0:
-            print(f"{done} cases in {time.monotonic() - began:.0f} s, {bad} bad", flush=True)
-        if asked.only is not None:
+        number += options.step
+        if cases_run % 1000 == 0:
+            print(f"{cases_run} cases in {time.monotonic() - began:.0f} s, {bad} bad", flush=True)
+        if options.only is not None:
             break
     for (command, code), count in sorted(counts.items(), key=str):
         print(f"{command:<12} exit {code}: {count}")
-    print(f"{done} cases, {bad} bad; the slowest took {slowest:.1f} s, the largest {largest:.0f} MiB", flush=True)
+    print(f"{cases_run} cases, {bad} bad; the slowest took {slowest:.1f} s, the largest {largest:.0f} MiB", flush=True)
     return bad
 
 
@@ -86,15 +86,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--only", type=int)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--step", type=int, default=1)
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, str(ROOT / "tools" / "hostile_server.py"), "--seed", str(asked.seed)]
+    words = [sys.executable, str(ROOT / "tools" / "hostile_server.py"), "--seed", str(options.seed)]
     with tempfile.TemporaryDirectory(prefix="sgtune-fuzz-") as folder, subprocess.Popen(
         words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as server:  # fmt: skip
         assert server.stdout is not None
         try:
-            bad = fuzz(asked, Path(folder), int(server.stdout.readline()))
+            bad = fuzz(options, Path(folder), int(server.stdout.readline()))
         finally:
             server.kill()
     return 1 if bad else 0

@@ -45,8 +45,8 @@ class Seeds:
         shutil.copytree(folder / "runs", folder / "again")
         self._made(*TUNE, "--trials", "3", "--runs", str(folder / "again"), "--run", "a", "--resume")
         self._made("export", *runs, "--bundle", str(folder / "bundle"))
-        said = self._made("plan", "--hardware", "h200x8", *PLAN, "--json")
-        (folder / "plan.json").write_text(said.strip().splitlines()[-1])
+        plan_output = self._made("plan", "--hardware", "h200x8", *PLAN, "--json")
+        (folder / "plan.json").write_text(plan_output.strip().splitlines()[-1])
 
     def _made(self, *words: str) -> str:
         """Run a sound command and return what it said. Raises SystemExit where it is refused: then no case tests it."""
@@ -80,7 +80,7 @@ class Maker:
     def case(self, number: int, folder: Path) -> Case:
         """Make a case in an empty folder."""
         dice = random.Random(f"{self._seed}/{number}")
-        make = dice.choices([made for _, made in self._makers], [weight for weight, _ in self._makers])[0]
+        make = dice.choices([maker for _, maker in self._makers], [weight for weight, _ in self._makers])[0]
         words = make(dice, folder)
         if dice.random() < 0.25:
             words = self._other_words(words, dice)

@@ -58,15 +58,15 @@ def run_case(case: Case, folder: Path) -> Ended:
         _child(case, folder, output)
     status, usage = _wait(pid, began)
     seconds = time.monotonic() - began
-    said = output.read_bytes()[-200_000:].decode(errors="replace") if output.exists() else ""
+    printed = output.read_bytes()[-200_000:].decode(errors="replace") if output.exists() else ""
     code = None if status is None else os.waitstatus_to_exitcode(status)
-    return Ended(code, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, said)
+    return Ended(code, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, printed)
 
 
 def _wait(pid: int, began: float) -> tuple[int | None, resource.struct_rusage]:
     while time.monotonic() - began < LONGEST_S:
-        done, status, usage = os.wait4(pid, os.WNOHANG)
-        if done:
+        ended_pid, status, usage = os.wait4(pid, os.WNOHANG)
+        if ended_pid:
             return status, usage
         time.sleep(0.005)
     os.kill(pid, signal.SIGKILL)
@@ -121,8 +121,8 @@ def _read_run(root: Path, name: str) -> None:
     from hwprobe.errors import SgtuneError
 
     try:
-        for found in run_names(root):
-            run = read_run(root, found)
+        for run_name in run_names(root):
+            run = read_run(root, run_name)
             _ = run.winner, run.best, run.baseline, run.standings, run.effects, run.slos
     except SgtuneError as error:
         print(error)

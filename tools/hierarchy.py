@@ -98,13 +98,13 @@ def fitted(name: str, records: dict[Release, list[Record]], workload: Workload, 
     family = Family(name, records, workload, frees_workload)
     family.own = {release: FIRST_GUESS[name].copy() for release in family.releases}
     before = math.inf
-    for done in range(MOST_ROUNDS):
+    for round_number in range(MOST_ROUNDS):
         for release in family.releases:
             _measure(family, release)
         moved = _solve(family, family.releases)
         family.drift = _drift(family)
         loss = sum(block.fit.loss for block in family.blocks.values())
-        print(f"  {name} round {done + 1}: loss {loss:.1f}, largest move {moved:.3f}", file=sys.stderr)
+        print(f"  {name} round {round_number + 1}: loss {loss:.1f}, largest move {moved:.3f}", file=sys.stderr)
         if before - loss < SETTLED * loss:
             break
         before = loss
@@ -116,15 +116,18 @@ def without(family: Family, left_out: Release) -> Family:
 
     Nothing of the release is in it: its rows are gone, and the others' are moved to where they now pull.
     """
-    kept = {release: found for release, found in family.records.items() if release != left_out}
+    other_records = {release: records for release, records in family.records.items() if release != left_out}
     other = replace(
-        family, records=kept, own={r: family.own[r] for r in kept}, blocks={r: family.blocks[r] for r in kept}
+        family,
+        records=other_records,
+        own={r: family.own[r] for r in other_records},
+        blocks={r: family.blocks[r] for r in other_records},
     )
     for _ in range(2):
-        before = {r: (other.shared.copy(), other.own[r].copy(), other.workload) for r in kept}
+        before = {r: (other.shared.copy(), other.own[r].copy(), other.workload) for r in other_records}
         _solve(other, other.releases)
         other.drift = _drift(other)
-        other.blocks = {r: _shifted(other, r, *before[r]) for r in kept}
+        other.blocks = {r: _shifted(other, r, *before[r]) for r in other_records}
     return other
 
 
@@ -190,27 +193,27 @@ def _measure(family: Family, release: Release) -> None:
     """Take the residuals of a release where the fit stands, and their slopes."""
     parameters = family.parameters(release)
     cases = _cases(family, release, family.workload)
-    here = residuals(cases, parameters)
-    here = replace(here, residuals=here.residuals + family.workload.fleet * _of_fleets(here))
+    fit = residuals(cases, parameters)
+    fit = replace(fit, residuals=fit.residuals + family.workload.fleet * _of_fleets(fit))
     fleet = family.workload.fleet
-    columns = [_slope(cases, parameters, name, here, fleet) for name in SHARED]
-    columns += [_workload_slope(family, release, place, here) for place in range(COMMON)]
-    columns += [_slope(cases, parameters, name, here, fleet) for name in FITTED]
-    family.blocks[release] = Block(here, np.array(columns).T)
+    columns = [_slope(cases, parameters, name, fit, fleet) for name in SHARED]
+    columns += [_workload_slope(family, release, place, fit) for place in range(COMMON)]
+    columns += [_slope(cases, parameters, name, fit, fleet) for name in FITTED]
+    family.blocks[release] = Block(fit, np.array(columns).T)
 
 
-def _slope(cases: list[Case], parameters: EngineParameters, name: str, here: Fit, fleet: float) -> Array:
+def _slope(cases: list[Case], parameters: EngineParameters, name: str, fit: Fit, fleet: float) -> Array:
     """Slopes of all residuals along one parameter; cases it cannot touch are not replayed again."""
     touched = [case for case in cases if _touches(name, case)]
-    slopes = np.zeros(len(here.residuals))
+    slopes = np.zeros(len(fit.residuals))
     if not touched:
         return slopes
     at = parameters.fitted((name,))
     aside = residuals(touched, parameters.moved(at + STEP, (name,)))
     owners = {case.id for case in touched}
-    rows = [row for row, owner in enumerate(here.owners) if owner in owners]
+    rows = [row for row, owner in enumerate(fit.owners) if owner in owners]
     moved = aside.residuals + fleet * _of_fleets(aside)
-    slopes[rows] = (moved - here.residuals[rows]) / STEP
+    slopes[rows] = (moved - fit.residuals[rows]) / STEP
     return slopes
 
 
@@ -227,15 +230,15 @@ def _touches(name: str, case: Case) -> bool:
     return case.run.kind != "decode_step" or name not in ("eta_pf", "eta_pa", "t_pf0_ms", "first_wave_s")
 
 
-def _workload_slope(family: Family, release: Release, index: int, here: Fit) -> Array:
+def _workload_slope(family: Family, release: Release, index: int, fit: Fit) -> Array:
     if index == 2:
-        return _of_fleets(here)
+        return _of_fleets(fit)
     if not family.frees_workload:
-        return np.zeros(len(here.residuals))
+        return np.zeros(len(fit.residuals))
     place = _place(family.workload)
     place[index] += 0.05
     aside = residuals(_cases(family, release, _workload(place)), family.parameters(release))
-    return (aside.residuals + family.workload.fleet * _of_fleets(aside) - here.residuals) / 0.05
+    return (aside.residuals + family.workload.fleet * _of_fleets(aside) - fit.residuals) / 0.05
 
 
 def _of_fleets(fit: Fit) -> Array:
@@ -262,10 +265,10 @@ def _solve(family: Family, releases: Sequence[Release]) -> float:
     trend = list(range(shared + COMMON, shared + COMMON + size))
     spread = np.array(list(SHARED.values()))
     pull(range(shared), np.diag(1.0 / spread), (family.shared - START.fitted(tuple(SHARED))) / spread)
-    held, away = WORKLOAD_SPREAD.copy(), _place(family.workload) - WORKLOAD_START
+    prior_spread, away = WORKLOAD_SPREAD.copy(), _place(family.workload) - WORKLOAD_START
     if not family.frees_workload:
-        held[:2], away[:2] = 1e-6, 0.0
-    pull(range(shared, shared + COMMON), np.diag(1.0 / held), away / held)
+        prior_spread[:2], away[:2] = 1e-6, 0.0
+    pull(range(shared, shared + COMMON), np.diag(1.0 / prior_spread), away / prior_spread)
     pull(trend, np.diag(1.0 / TREND_SPREAD), family.trend / TREND_SPREAD)
     for number, release in enumerate(releases):
         mine = _columns(family, release)

@@ -54,10 +54,10 @@ class Peer:
     def _request(self) -> tuple[str, bytes] | None:
         data = b""
         while b"\r\n\r\n" not in data:
-            got = self._sock.recv(65536)
-            if not got:
+            received = self._sock.recv(65536)
+            if not received:
                 return None
-            data += got
+            data += received
         head, _, body = data.partition(b"\r\n\r\n")
         length = next(
             (int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")), 0
@@ -76,8 +76,8 @@ class Peer:
             "/v1/loads": {"loads": self._dice.choice([value, [value], [{"num_running_reqs": value, "token_usage": value,
                                                                       "speculative": value}]])},
         }  # fmt: skip
-        found = next((answer for name, answer in answers.items() if path.startswith(name)), {})
-        text = json.dumps(found if self._dice.random() < 0.8 else value).encode("utf-8", errors="replace")
+        canned = next((answer for name, answer in answers.items() if path.startswith(name)), {})
+        text = json.dumps(canned if self._dice.random() < 0.8 else value).encode("utf-8", errors="replace")
         if self._dice.random() < 0.1:
             text = b"[" * 100_000
         status = b"200 OK" if self._dice.random() < 0.8 else b"500 \x1b[2J"
@@ -86,10 +86,10 @@ class Peer:
     def _generate(self, body: bytes) -> None:
         moods = MOODS
         name = self._mood or self._dice.choice(list(moods))
-        asked = 8
+        tokens = 8
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            asked = int(json.loads(body)["sampling_params"]["max_new_tokens"])
-        moods[name](self._sock.sendall, asked, self._dice)
+            tokens = int(json.loads(body)["sampling_params"]["max_new_tokens"])
+        moods[name](self._sock.sendall, tokens, self._dice)
         if name != "good":
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
@@ -98,26 +98,26 @@ class Peer:
 Send = Callable[[bytes], None]
 
 
-def good(send: Send, asked: int, dice: random.Random) -> None:
+def good(send: Send, tokens: int, dice: random.Random) -> None:
     send(HEAD)
-    for number in range(1, asked + 1):
+    for number in range(1, tokens + 1):
         send(chunk(event(prompt_tokens=16, completion_tokens=number, cached_tokens=0)))
         time.sleep(0.002)
     send(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
 
 
-def odd_figures(send: Send, asked: int, dice: random.Random) -> None:
+def odd_figures(send: Send, tokens: int, dice: random.Random) -> None:
     meta = {name: dice.choice(HOSTILE_VALUES) for name in ("prompt_tokens", "completion_tokens", "cached_tokens")}
     with contextlib.suppress(ValueError):
         send(HEAD + chunk(event(completion_tokens=1)) + chunk(event(**meta)) + b"0\r\n\r\n")
 
 
-def not_an_object(send: Send, asked: int, dice: random.Random) -> None:
+def not_an_object(send: Send, tokens: int, dice: random.Random) -> None:
     text = dice.choice([b"[]", b"3", b'"x"', b"null", b'{"meta_info": []}', b'{"meta_info": 7}', b"[" * 50_000])
     send(HEAD + chunk(b'data: {"completion_tokens": 2}\n\n') + chunk(b"data: " + text + b"\n\n") + b"0\r\n\r\n")
 
 
-def endless(send: Send, asked: int, dice: random.Random) -> None:
+def endless(send: Send, tokens: int, dice: random.Random) -> None:
     send(HEAD)
     number = 0
     while True:
@@ -125,42 +125,42 @@ def endless(send: Send, asked: int, dice: random.Random) -> None:
         send(chunk(event(prompt_tokens=1, completion_tokens=number, cached_tokens=0)) * 50)
 
 
-def endless_line(send: Send, asked: int, dice: random.Random) -> None:
+def endless_line(send: Send, tokens: int, dice: random.Random) -> None:
     send(HEAD)
     for _ in range(BOMB_BYTES >> 16):
         send(chunk(b"x" * 65536))
 
 
-def endless_head(send: Send, asked: int, dice: random.Random) -> None:
+def endless_head(send: Send, tokens: int, dice: random.Random) -> None:
     send(b"HTTP/1.1 200 OK\r\n")
     for _ in range(BOMB_BYTES >> 16):
         send(b"X: " + b"y" * 65536)
 
 
-def drip(send: Send, asked: int, dice: random.Random) -> None:
+def drip(send: Send, tokens: int, dice: random.Random) -> None:
     for byte in HEAD + chunk(event(completion_tokens=1)):
         send(bytes([byte]))
         time.sleep(1.0)
 
 
-def garbage(send: Send, asked: int, dice: random.Random) -> None:
+def garbage(send: Send, tokens: int, dice: random.Random) -> None:
     send(dice.randbytes(2000))
 
 
-def bad_chunks(send: Send, asked: int, dice: random.Random) -> None:
+def bad_chunks(send: Send, tokens: int, dice: random.Random) -> None:
     send(HEAD + dice.choice([b"-5\r\nabc", b"zz\r\n", b"f" * 5000, b"\r\n" * 4000, b"0x5\r\nabcde\r\n", b"1_0\r\n"]))
 
 
-def bad_length(send: Send, asked: int, dice: random.Random) -> None:
+def bad_length(send: Send, tokens: int, dice: random.Random) -> None:
     length = dice.choice([b"-1", b"abc", b"9" * 400, b"", b"1e3", b"0"])
     send(b"HTTP/1.1 200 OK\r\nContent-Length: " + length + b"\r\n\r\n" + event(completion_tokens=1))
 
 
-def refuses(send: Send, asked: int, dice: random.Random) -> None:
+def refuses(send: Send, tokens: int, dice: random.Random) -> None:
     send(b"HTTP/1.1 500 no\r\nContent-Length: 12\r\n\r\n\x1b[31mno!\x07\x00\n\n")
 
 
-def silent(send: Send, asked: int, dice: random.Random) -> None:
+def silent(send: Send, tokens: int, dice: random.Random) -> None:
     time.sleep(5.0)
 
 
@@ -190,10 +190,10 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--mood", choices=sorted(MOODS))
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
         print(listener.getsockname()[1], flush=True)
-        threading.Thread(target=serve, args=(listener, asked.seed, asked.mood), daemon=True).start()
+        threading.Thread(target=serve, args=(listener, options.seed, options.mood), daemon=True).start()
         sys.stdin.read()
     return 0
 

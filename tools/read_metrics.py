@@ -53,16 +53,16 @@ def _of_class(node: ast.ClassDef, process: str) -> dict[str, dict[str, Any]]:
         kind = call.func.id if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) else ""
         if not isinstance(call, ast.Call) or kind not in TYPES:
             continue
-        given = {keyword.arg: keyword.value for keyword in call.keywords}
-        name = given.get("name") or (call.args[0] if call.args else None)
+        arguments = {keyword.arg: keyword.value for keyword in call.keywords}
+        name = arguments.get("name") or (call.args[0] if call.args else None)
         if not isinstance(name, ast.Constant) or not str(name.value).startswith(PREFIX):
             continue
         metrics[str(name.value).removeprefix(PREFIX)] = {
             "type": kind.lower(),
             "process": process,
-            "labels": _strings(given.get("labelnames")),
-            "buckets": _buckets(given.get("buckets"), lists),
-            "by_pid": kind == "Gauge" and "multiprocess_mode" not in given,
+            "labels": _strings(arguments.get("labelnames")),
+            "buckets": _buckets(arguments.get("buckets"), lists),
+            "by_pid": kind == "Gauge" and "multiprocess_mode" not in arguments,
         }
     return metrics
 
@@ -98,13 +98,13 @@ def merged(releases: dict[str, dict[str, dict[str, Any]]]) -> list[dict[str, Any
     for name in sorted({name for metrics in releases.values() for name in metrics}):
         current: dict[str, Any] | None = None
         for release in ordered:
-            said = releases[release].get(name)
-            if said is None:
+            of_release = releases[release].get(name)
+            if of_release is None:
                 current = None
-            elif current is not None and all(current[key] == value for key, value in said.items()):
+            elif current is not None and all(current[key] == value for key, value in of_release.items()):
                 current["until"] = release
             else:
-                current = {"name": name, **said, "since": release, "until": release}
+                current = {"name": name, **of_release, "since": release, "until": release}
                 records.append(current)
     return records
 

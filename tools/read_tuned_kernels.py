@@ -31,12 +31,12 @@ EXPERTS = (16, 17, 32, 33, 64, 65, 128, 129, 256, 257, 264, 272)
 
 def shapes(wheel: Path) -> set[tuple[str, str]]:
     """Return (device, shape) of every tuned block-FP8 kernel in a wheel that R1 may ask for."""
-    found = set()
+    device_shapes = set()
     for name in zipfile.ZipFile(wheel).namelist():
         match = NAME.search(name)
         if match and (match["shape"].startswith("N=") or int(match["shape"][2:].split(",")[0]) in EXPERTS):
-            found.add((match["device"], match["shape"]))
-    return found
+            device_shapes.add((match["device"], match["shape"]))
+    return device_shapes
 
 
 def main() -> int:
@@ -51,8 +51,8 @@ def main() -> int:
         "source": "configuration files in the wheels of these SGLang releases (tools/read_tuned_kernels.py)",
         "releases": [str(version) for version in releases],
         "devices": {
-            device: {shape: _runs(places) for shape, places in sorted(found.items())}
-            for device, found in sorted(by_shape.items())
+            device: {shape: _runs(places) for shape, places in sorted(places_of.items())}
+            for device, places_of in sorted(by_shape.items())
         },
     }
     text = json.dumps(document, indent=1)

@@ -111,14 +111,14 @@ def cycles(house: House) -> list[list[str]]:
 
 
 def _reached(room: str, after: dict[str, set[str]]) -> set[str]:
-    seen: set[str] = set()
+    reached: set[str] = set()
     waiting = [room]
     while waiting:
         for other in after.get(waiting.pop(), ()):
-            if other not in seen:
-                seen.add(other)
+            if other not in reached:
+                reached.add(other)
                 waiting.append(other)
-    return seen
+    return reached
 
 
 def public_classes(house: House) -> dict[str, list[str]]:
@@ -133,8 +133,8 @@ def public_classes(house: House) -> dict[str, list[str]]:
 
 def complaints(house: House) -> list[str]:
     """Return every break of the house rules, in words."""
-    found = [f"rooms import each other in a circle: {', '.join(group)}" for group in cycles(house)]
-    found += [
+    broken_rules = [f"rooms import each other in a circle: {', '.join(group)}" for group in cycles(house)]
+    broken_rules += [
         f"{room} holds {len(modules)} modules, {MOST_MODULES} at most"
         for room, modules in house.rooms.items()
         if len(modules) > MOST_MODULES
@@ -142,24 +142,26 @@ def complaints(house: House) -> list[str]:
     loose = [room for room in house.rooms if room.count(".") == 1 and room.startswith("tuner.") and room in house.files]
     loose = [room for room in loose if house.files[room].name != "__init__.py"]
     if len(loose) > MOST_LOOSE_IN_TUNER:
-        found.append(f"tuner/ holds {len(loose)} loose modules, {MOST_LOOSE_IN_TUNER} at most: {', '.join(loose)}")
-    found += [
+        broken_rules.append(
+            f"tuner/ holds {len(loose)} loose modules, {MOST_LOOSE_IN_TUNER} at most: {', '.join(loose)}"
+        )
+    broken_rules += [
         f"{each.importer} imports the command line ({each.imported})"
         for each in house.imports
         if each.imported.startswith("tuner.cli") and not each.importer.startswith("tuner.cli")
     ]
     names = Counter(module.rpartition(".")[2] for module in house.files)
-    found += [
+    broken_rules += [
         f"{count} modules are called {name}"
         for name, count in names.items()
         if count > MOST_OF_ONE_NAME and name not in NAMELESS
     ]
-    found += [
+    broken_rules += [
         f"{len(modules)} public classes are called {name}: {', '.join(modules)}"
         for name, modules in public_classes(house).items()
         if len(modules) > 1
     ]
-    return found
+    return broken_rules
 
 
 def sizes(house: House) -> str:
@@ -189,9 +191,9 @@ def main(arguments: list[str]) -> int:
         others = sorted({imported for importer, imported in house.arrows if importer == room})
         print(f"{room} ({len(modules)}) <- {', '.join(others) or 'nothing'}")
     print(f"\n{len(house.rooms)} rooms, {len(house.arrows)} arrows, {len(cycles(house))} circles\n{sizes(house)}")
-    found = complaints(house)
-    print("\n".join(f"complaint: {each}" for each in found) or "no complaint")
-    return 1 if found else 0
+    broken_rules = complaints(house)
+    print("\n".join(f"complaint: {each}" for each in broken_rules) or "no complaint")
+    return 1 if broken_rules else 0
 
 
 if __name__ == "__main__":

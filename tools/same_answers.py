@@ -113,13 +113,13 @@ def answer(checkout: Path, folder: Path, words: list[str]) -> Answer:
     """Run one command of a checkout in its working folder."""
     environment = os.environ | {"PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1", "COLUMNS": "200"}
     command = [sys.executable, "-m", "tuner.cli.main", *words]
-    known = set(folder.rglob("*"))
+    before = set(folder.rglob("*"))
     ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     document = _json(ran.stdout) if "--json" in words else None
     if document is not None and " ".join(words) == COMMANDS["plan founding"]:
         (folder / "plan.json").write_text(ran.stdout)
-    made = sorted(set(folder.rglob("*")) - known)
-    files = {str(path.relative_to(folder)): _content(path) for path in made if path.is_file()}
+    new_files = sorted(set(folder.rglob("*")) - before)
+    files = {str(path.relative_to(folder)): _content(path) for path in new_files if path.is_file()}
     return Answer(code=ran.returncode, document=document, text=ran.stdout + ran.stderr, files=files)
 
 
@@ -163,12 +163,12 @@ def _short(value: Any) -> str:
 
 def compare(name: str, before: Answer, after: Answer) -> tuple[list[str], bool]:
     """Return what differs between two answers, and whether their words for people do."""
-    found = [] if before.code == after.code else [f"exit code {before.code} -> {after.code}"]
+    unlike = [] if before.code == after.code else [f"exit code {before.code} -> {after.code}"]
     if name.endswith("(clock)"):
-        return found, False
-    found += differences(before.document, after.document)
-    found += differences(before.files, after.files, "files")
-    return found, before.document is None and before.text != after.text
+        return unlike, False
+    unlike += differences(before.document, after.document)
+    unlike += differences(before.files, after.files, "files")
+    return unlike, before.document is None and before.text != after.text
 
 
 def main() -> int:
@@ -176,11 +176,11 @@ def main() -> int:
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
     parser.add_argument("--only", default="", help="run the commands whose name contains this")
-    asked = parser.parse_args()
-    checkouts = (asked.before.resolve(), asked.after.resolve())
+    options = parser.parse_args()
+    checkouts = (options.before.resolve(), options.after.resolve())
     for checkout in checkouts:
         _check_import(checkout)
-    commands = {name: line for name, line in COMMANDS.items() if asked.only in name}
+    commands = {name: line for name, line in COMMANDS.items() if options.only in name}
     counts = {"equal": 0, "reworded": 0, "different": 0}
     with tempfile.TemporaryDirectory() as home:
         folders = (Path(home) / "a", Path(home) / "b")
@@ -189,14 +189,14 @@ def main() -> int:
         for name, line in commands.items():
             words = split(line)
             before, after = (answer(*place, words) for place in zip(checkouts, folders, strict=True))
-            found, reworded = compare(name, before, after)
-            verdict = "different" if found else "reworded" if reworded else "equal"
+            unlike, reworded = compare(name, before, after)
+            verdict = "different" if unlike else "reworded" if reworded else "equal"
             counts[verdict] += 1
             print(f"{verdict:9} exit {after.code}  {name}", flush=True)
-            for each in found[:12]:
+            for each in unlike[:12]:
                 print(f"            {each}")
-            if len(found) > 12:
-                print(f"            and {len(found) - 12} more")
+            if len(unlike) > 12:
+                print(f"            and {len(unlike) - 12} more")
     print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
     return 1 if counts["different"] else 0
 

@@ -112,34 +112,34 @@ def run_step(step: Step, folder: Path, *, quick: bool) -> tuple[list[str], bool]
     shim.parent.mkdir(exist_ok=True)
     shim.write_text(SHIM.format(python=sys.executable, columns=step.columns), encoding="utf-8")
     shim.chmod(0o755)
-    said, printed, sound, ran_all = [], "", True, True
+    report, printed, sound, ran_all = [], "", True, True
     for command in step.commands:
         why = why_not(command, quick=quick)
         if why is not None:
-            said.append(f"skipped ({why}): {command}")
+            report.append(f"skipped ({why}): {command}")
             ran_all = False
             continue
         typed = re.sub(r"(?:python3 dev\.py |\.venv/bin/)sgtune", "sgtune", command)
         began = time.monotonic()
-        done = subprocess.run(
+        process = subprocess.run(
             ["bash", "-c", typed], cwd=folder, capture_output=True, text=True, check=False, timeout=LONGEST_S,
             env={**os.environ, "PATH": f"{shim.parent}:{os.environ['PATH']}", "PYTHONSAFEPATH": "1"},
         )  # fmt: skip
-        printed += done.stdout + done.stderr
+        printed += process.stdout + process.stderr
         first = re.search(r"# *(\S.*?) first", command)
-        best = re.search(r"1\*? +│ +(\S.*?) +│", done.stdout)
-        wrong = done.returncode not in (0, NOT_MET) or bool(first and (best is None or best[1] != first[1]))
+        best = re.search(r"1\*? +│ +(\S.*?) +│", process.stdout)
+        wrong = process.returncode not in (0, NOT_MET) or bool(first and (best is None or best[1] != first[1]))
         sound = sound and not wrong
-        note = f"FAILED ({done.returncode})" if wrong else "ran"
-        said.append(f"{note} in {time.monotonic() - began:.1f} s: {command}")
+        note = f"FAILED ({process.returncode})" if wrong else "ran"
+        report.append(f"{note} in {time.monotonic() - began:.1f} s: {command}")
         if wrong:
-            said.append(done.stderr.strip()[-500:] or done.stdout.strip()[:500])
+            report.append(process.stderr.strip()[-500:] or process.stdout.strip()[:500])
     if step.shown and ran_all:
         measured = any("emulated" in command for command in step.commands)
         missing = compare(step.shown, printed, MEASURED_TOLERANCE if measured else TOLERANCE)
-        said += [f"NOT PRINTED: {line}" for line in missing]
+        report += [f"NOT PRINTED: {line}" for line in missing]
         sound = sound and not missing
-    return said, sound
+    return report, sound
 
 
 def walk(pages: list[Path], *, quick: bool) -> bool:
@@ -150,9 +150,9 @@ def walk(pages: list[Path], *, quick: bool) -> bool:
         (folder / "examples").symlink_to(ROOT / "examples")
         for page in pages:
             for step in steps(page):
-                said, held = run_step(step, folder, quick=quick)
-                sound = sound and held
-                print("\n".join(f"{step.page}: {line}" for line in said), flush=True)
+                report, step_sound = run_step(step, folder, quick=quick)
+                sound = sound and step_sound
+                print("\n".join(f"{step.page}: {line}" for line in report), flush=True)
     return sound
 
 
@@ -160,9 +160,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pages", nargs="*", type=Path, help="default: " + ", ".join(PAGES))
     parser.add_argument("--quick", action="store_true", help="leave out tuning runs and what needs their folders")
-    asked = parser.parse_args()
-    pages = [page.resolve() for page in asked.pages] or [ROOT / page for page in PAGES]
-    return 0 if walk(pages, quick=asked.quick) else 1
+    options = parser.parse_args()
+    pages = [page.resolve() for page in options.pages] or [ROOT / page for page in PAGES]
+    return 0 if walk(pages, quick=options.quick) else 1
 
 
 if __name__ == "__main__":

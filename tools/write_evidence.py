@@ -40,11 +40,11 @@ def rows() -> list[FamilyRow]:
     return [
         FamilyRow(
             family=family,
-            records=len(found),
-            mape_percent=round(sum(map(abs, found)) / len(found), 1),
-            bias_percent=round(sum(found) / len(found), 1),
+            records=len(percents),
+            mape_percent=round(sum(map(abs, percents)) / len(percents), 1),
+            bias_percent=round(sum(percents) / len(percents), 1),
         )
-        for family, found in sorted(errors.items(), key=lambda item: str(item[0]))
+        for family, percents in sorted(errors.items(), key=lambda item: str(item[0]))
     ]
 
 

@@ -40,8 +40,8 @@ def command_line() -> str:
     command = [sys.executable, "-m", "typer", "tuner.cli.main", "utils", "docs", "--name", "sgtune", "--title",
                "Command line"]  # fmt: skip
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "COLUMNS": "200", "TERM": "dumb"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    text = html.unescape(done.stdout)
+    process = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    text = html.unescape(process.stdout)
     head, _, rest = text.partition("\n")
     return re.sub(r"[ \t]+\n", "\n", f"{head}\n\n{NOTE}{rest}").rstrip() + "\n"
 
@@ -56,10 +56,10 @@ def rules() -> str:
         "The place is in SGLang 0.5.23's source.",
     ]
     for severity in Severity:
-        found = [rule for rule in RULES if rule.severity is severity]
-        lines += ["", f"## {severity}: {MEANING[severity]} ({len(found)})", ""]
+        of_severity = [rule for rule in RULES if rule.severity is severity]
+        lines += ["", f"## {severity}: {MEANING[severity]} ({len(of_severity)})", ""]
         lines += ["| rule | what | fix | SGLang | in its source |", "|---|---|---|---|---|"]
-        lines += [_row(rule) for rule in found]
+        lines += [_row(rule) for rule in of_severity]
     return "\n".join(lines) + "\n"
 
 
@@ -91,31 +91,37 @@ def documents() -> str:
 def _fields(schema: dict[str, Any], prefix: str) -> list[tuple[str, str, str]]:
     """Return name, type and meaning of every field, those of nested objects under dotted names."""
     rows = []
-    for name, found in schema.get("properties", {}).items():
-        inner = next((kind for kind in found.get("anyOf", ()) if kind.get("type") != "null"), found)
+    for name, field_schema in schema.get("properties", {}).items():
+        inner = next((kind for kind in field_schema.get("anyOf", ()) if kind.get("type") != "null"), field_schema)
         items = inner.get("items", {}) if inner.get("type") == "array" else {}
         mark = "[]" if items else ""
-        rows.append((f"{prefix}{name}{mark}", _kind(found), found.get("description") or inner.get("description", "")))
+        rows.append(
+            (
+                f"{prefix}{name}{mark}",
+                _kind(field_schema),
+                field_schema.get("description") or inner.get("description", ""),
+            )
+        )
         rows += _fields(items or inner, f"{prefix}{name}{mark}.")
     return rows
 
 
-def _kind(found: dict[str, Any]) -> str:
-    if "anyOf" in found:
-        return " or ".join(dict.fromkeys(_kind(kind) for kind in found["anyOf"]))
-    if "enum" in found:
-        return ", ".join(f"`{value}`" for value in found["enum"])
-    return str(found.get("type", "any"))
+def _kind(schema: dict[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(_kind(kind) for kind in schema["anyOf"]))
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    return str(schema.get("type", "any"))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     stale = []
     for name, text in (("cli.md", command_line()), ("rules.md", rules()), ("json.md", documents())):
         page = PAGES / name
-        if asked.check:
+        if options.check:
             if not page.exists() or page.read_text(encoding="utf-8") != text:
                 stale.append(name)
         else:
