@@ -48,10 +48,10 @@ def main() -> None:
         sys.stdout.flush()
 
 
-def answered(run: dict[str, Any], wanted: list[str]) -> str:
+def answered(run: dict[str, Any], replaced_before: list[str]) -> str:
     """Return what had to be replaced and the answers to every line of a run, by GPU. Once a process."""
     gpus, folder, lines = run["gpus"], Path(run["folder"]).resolve(), run["lines"]
-    replaced = load(str(folder), partial(answer_plainly, gpus[0], lines[0][:2]), wanted)
+    replaced = load(str(folder), partial(answer_plainly, gpus[0], lines[0][:2]), replaced_before)
     answers = [json.loads(in_child(partial(answered_on, gpu, folder, lines))) for gpu in gpus]
     return json.dumps([replaced, answers])
 
@@ -80,20 +80,20 @@ def resolve(argv: list[str]) -> Any:
 
 def ask(argv: list[str], folder: Path, memory_mib: float) -> dict[str, Any]:
     """Parse, resolve and check one command line. SGLang's resolution writes to the environment: put it back."""
-    environment, said, stage = dict(os.environ), io.StringIO(), "parse or resolve"
+    environment, printed, stage = dict(os.environ), io.StringIO(), "parse or resolve"
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
             args = resolve(argv)
             stage = "check"
             check(args)
             stage = "start"
             args = settle(folder, args)
-            found = resolved(args)
-            if found.get("cuda_graph_config") is None:
-                found["captured_bs"] = captured_sizes(folder, args, memory_mib)
-            return {"accepted": True, "resolved": found}
+            fields = resolved(args)
+            if fields.get("cuda_graph_config") is None:
+                fields["captured_bs"] = captured_sizes(folder, args, memory_mib)
+            return {"accepted": True, "resolved": fields}
     except SystemExit:
-        lines = said.getvalue().strip().splitlines()
+        lines = printed.getvalue().strip().splitlines()
         return {"accepted": False, "stage": "parse", "error": lines[-1][:300] if lines else ""}
     except REFUSALS as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]

@@ -45,9 +45,9 @@ def captured_sizes(folder: Path, args: Any, memory_mib: float) -> list[int] | No
     runner = SimpleNamespace(server_args=args, req_to_token_pool=pool, is_draft_worker=False)
     tokens = [_tokens_per_request(args)] if len(function.args.args) > 1 else []  # asked from 0.5.9 on
     sizes: list[int] = names[FUNCTION](runner, *tokens)[0]
-    kept = [size for size in sizes if size < LARGE_POOL - 1]
-    max(kept)  # as the graph runner does: it stops where no size is left
-    return kept
+    below_pool = [size for size in sizes if size < LARGE_POOL - 1]
+    max(below_pool)  # as the graph runner does: it stops where no size is left
+    return below_pool
 
 
 def _gathered_buffer(folder: Path, args: Any, names: dict[str, Any]) -> None:
@@ -55,8 +55,8 @@ def _gathered_buffer(folder: Path, args: Any, names: dict[str, Any]) -> None:
     none = (getattr(args, "moe_a2a_backend", None) or "none") == "none"
     names["get_moe_a2a_backend"] = lambda: SimpleNamespace(is_none=lambda: none)
     for file in (folder / "sglang/srt/utils.py", folder / "sglang/srt/utils/common.py"):
-        found = [function_of(file, name) for name in GATHERS]
-        run([plain(function) for function in found if function is not None], file, names)
+        functions = [function_of(file, name) for name in GATHERS]
+        run([plain(function) for function in functions if function is not None], file, names)
 
 
 def _tokens_per_request(args: Any) -> int:

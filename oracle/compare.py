@@ -103,8 +103,8 @@ def compare(
 
 def _verdict(checked: Checked, answer: Mapping[str, Any], shown: str) -> str:
     if checked.accepted:
-        said = f"{answer.get('where', answer['stage'])}: {answer['error'][:120]}"
-        return f"SGLang refuses ({said}), sgtune accepts\n    {shown}"
+        refusal = f"{answer.get('where', answer['stage'])}: {answer['error'][:120]}"
+        return f"SGLang refuses ({refusal}), sgtune accepts\n    {shown}"
     rules = ", ".join(violation.rule for violation in checked.violations if violation.refused)
     return f"SGLang accepts, sgtune refuses by {rules}\n    {shown}"
 
@@ -162,7 +162,7 @@ def table(tallies: Mapping[str, Tally]) -> str:
             for tally in tallies.values()
         ]
         lines.append(name.ljust(width) + "".join("-".rjust(13) if c is None else f"{100 * c:13.2f}" for c in cells))
-    asked = sum(tally.asked for tally in tallies.values())
+    launches = sum(tally.asked for tally in tallies.values())
     verdicts = sum(len(tally.verdicts) for tally in tallies.values())
-    lines.append(f"{asked} launches in all, {100 * (1 - verdicts / max(1, asked)):.2f} % of verdicts agree")
+    lines.append(f"{launches} launches in all, {100 * (1 - verdicts / max(1, launches)):.2f} % of verdicts agree")
     return "\n".join(lines)

@@ -44,25 +44,25 @@ def parser_of_sglang() -> argparse.ArgumentParser:
 
 def described(action: argparse.Action) -> dict[str, Any]:
     """Return what a reader of command lines must know of one flag; unset keys are left out."""
-    found: dict[str, Any] = {"dest": action.dest, "names": list(action.option_strings)}
+    record: dict[str, Any] = {"dest": action.dest, "names": list(action.option_strings)}
     kind = type(action).__name__
     if action.nargs is not None:
-        found["nargs"] = action.nargs
+        record["nargs"] = action.nargs
     if action.type is not None:
-        found["type"] = getattr(action.type, "__name__", "str")
+        record["type"] = getattr(action.type, "__name__", "str")
     choices = [choice for choice in action.choices or () if isinstance(choice, str | int | float)]
     if choices and len(choices) == len(list(action.choices or ())):
-        found["choices"] = choices
+        record["choices"] = choices
     if isinstance(action.default, str | int | float | bool | list):
-        found["default"] = action.default
+        record["default"] = action.default
     if "Deprecated" in kind:
-        found["deprecated"] = str(getattr(action, "new_flag", None) or getattr(action, "error_message", None) or "")
-        found["refused"] = bool(getattr(action, "error_message", None)) or _stops(action)
+        record["deprecated"] = str(getattr(action, "new_flag", None) or getattr(action, "error_message", None) or "")
+        record["refused"] = bool(getattr(action, "error_message", None)) or _stops(action)
     if action.nargs == 0:
-        found["const"] = not isinstance(action, argparse._StoreFalseAction)
+        record["const"] = not isinstance(action, argparse._StoreFalseAction)
     if action.required:
-        found["required"] = True
-    return found
+        record["required"] = True
+    return record
 
 
 def _stops(action: argparse.Action) -> bool:

@@ -26,8 +26,8 @@ def run(arguments: list[str]) -> int:
     listed = json.loads(TARGET.read_text(encoding="utf-8"))["versions"]
     folder = HOME / "flags"
     folder.mkdir(parents=True, exist_ok=True)
-    asked = [] if "--all" in arguments else [word for word in arguments if not word.startswith("-")]
-    releases = sorted({*listed, *asked}, key=order)
+    named_releases = [] if "--all" in arguments else [word for word in arguments if not word.startswith("-")]
+    releases = sorted({*listed, *named_releases}, key=order)
     unread = [name for name in releases if "--all" in arguments or not (folder / f"{name}.json").is_file()]
     if unread:
         command = [str(python_of(NEWEST)), str(HERE / "dump_flags.py"), str(folder)]

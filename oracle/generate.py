@@ -76,18 +76,18 @@ NEWEST_SWITCHES = frozenset(SWITCHES) - frozenset(EARLIER_SWITCHES)
 SPECULATIVE = ("EAGLE", "EAGLE", "EAGLE", "NEXTN", "NEXTN", "NGRAM", "STANDALONE")
 
 
-def command_lines(count: int, seed: int, model: str, known: Collection[str] = ()) -> list[list[str]]:
+def command_lines(count: int, seed: int, model: str, flags: Collection[str] = ()) -> list[list[str]]:
     """Return `count` argument lists for `sglang.launch_server`, the same for the same seed.
 
-    `known` are the flags of the release they are for; all there are where it is empty.
+    `flags` are those of the release they are for; all there are where it is empty.
     """
     rng = random.Random(seed)
-    return [["--model-path", model, *_one(rng, known)] for _ in range(count)]
+    return [["--model-path", model, *_one(rng, flags)] for _ in range(count)]
 
 
-def default_lines(model: str, known: Collection[str]) -> list[list[str]]:
+def default_lines(model: str, flags: Collection[str]) -> list[list[str]]:
     """Return plain launches of the layouts a default depends on, as far as the release has their flags."""
-    dp = ["--attn-dp-size"] if "--attn-dp-size" in known else ["--enable-dp-attention", "--dp-size"]
+    dp = ["--attn-dp-size"] if "--attn-dp-size" in flags else ["--enable-dp-attention", "--dp-size"]
     eagle = ["--speculative-algorithm", "EAGLE", "--speculative-num-steps", "3", "--speculative-eagle-topk", "1",
              "--speculative-num-draft-tokens", "4"]  # fmt: skip
     layouts = [
@@ -98,26 +98,26 @@ def default_lines(model: str, known: Collection[str]) -> list[list[str]]:
         ["--tp-size", "8", "--disaggregation-mode", "prefill"], ["--tp-size", "8", "--disaggregation-mode", "decode"],
         ["--tp-size", "8", "--max-running-requests", "64"], ["--tp-size", "8", "--chunked-prefill-size", "16384"],
     ]  # fmt: skip
-    return [["--model-path", model, *words] for words in layouts if _all_known(words, known)]
+    return [["--model-path", model, *words] for words in layouts if _all_known(words, flags)]
 
 
-def _all_known(words: list[str], known: Collection[str]) -> bool:
-    return not known or all(word in known for word in words if word.startswith("--"))
+def _all_known(words: list[str], flags: Collection[str]) -> bool:
+    return not flags or all(word in flags for word in words if word.startswith("--"))
 
 
-def _one(rng: random.Random, known: Collection[str]) -> list[str]:
+def _one(rng: random.Random, flags: Collection[str]) -> list[str]:
     words = ["--tp-size", str(rng.choice(PARALLEL["--tp-size"]))]
     crowd = rng.choice((0.04, 0.08, 0.15))  # plain launches and crowded ones
-    for table in (PARALLEL, MEMORY, BEHAVIOUR, EARLIER if known else {}):
+    for table in (PARALLEL, MEMORY, BEHAVIOUR, EARLIER if flags else {}):
         for flag, values in table.items():
             likely = crowd * (2 if table in (MEMORY, EARLIER) else 1)
-            if flag != "--tp-size" and rng.random() < likely and _all_known([flag], known):
+            if flag != "--tp-size" and rng.random() < likely and _all_known([flag], flags):
                 words += [flag, *_text(rng.choice(values))]
     for flag in SWITCHES:
-        if rng.random() < crowd / 2 and _all_known([flag], known or NEWEST_SWITCHES):
+        if rng.random() < crowd / 2 and _all_known([flag], flags or NEWEST_SWITCHES):
             words.append(flag)
     if rng.random() < 0.3:
-        words += _layout(rng, known)
+        words += _layout(rng, flags)
     if rng.random() < 0.25:
         words += _speculation(rng)
     return rng.choice(SPELLINGS)(rng, words) if rng.random() < 0.2 else words
@@ -127,7 +127,7 @@ def _text(value: Any) -> list[str]:
     return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
-def _layout(rng: random.Random, known: Collection[str]) -> list[str]:
+def _layout(rng: random.Random, flags: Collection[str]) -> list[str]:
     """One of the layouts people launch R1 with; a later flag overrides an earlier one."""
     layouts = (
         ["--tp", "8", "--dp", "8", "--enable-dp-attention"],
@@ -142,28 +142,28 @@ def _layout(rng: random.Random, known: Collection[str]) -> list[str]:
         ["--tp", "8", "--enable-ep-moe"],
     )
     short = {"--tp", "--dp", "--ep"}
-    usable = [words for words in layouts if not known or all(w in known or w in short for w in words if w[0] == "-")]
+    usable = [words for words in layouts if not flags or all(w in flags or w in short for w in words if w[0] == "-")]
     return rng.choice(usable)
 
 
 def _speculation(rng: random.Random) -> list[str]:
     words = ["--speculative-algorithm", rng.choice(SPECULATIVE)]
     numbers = [("num-steps", (1, 2, 3, 5)), ("eagle-topk", (1, 1, 2, 4)), ("num-draft-tokens", (2, 3, 4, 8))]
-    given = rng.choice((0, 0, 7, 7, 7, rng.randrange(8)))
+    chosen_bits = rng.choice((0, 0, 7, 7, 7, rng.randrange(8)))
     for index, (name, values) in enumerate(numbers):
-        if given >> index & 1:
+        if chosen_bits >> index & 1:
             words += [f"--speculative-{name}", str(rng.choice(values))]
     return words
 
 
 def _glued(rng: random.Random, words: list[str]) -> list[str]:
-    found: list[str] = []
+    glued_words: list[str] = []
     for word in words:
-        if found and not word.startswith("-") and found[-1].startswith("--") and "=" not in found[-1]:
-            found[-1] += "=" + word
+        if glued_words and not word.startswith("-") and glued_words[-1].startswith("--") and "=" not in glued_words[-1]:
+            glued_words[-1] += "=" + word
         else:
-            found.append(word)
-    return found
+            glued_words.append(word)
+    return glued_words
 
 
 def _shortened(rng: random.Random, words: list[str]) -> list[str]:

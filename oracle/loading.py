@@ -34,27 +34,27 @@ def import_libraries() -> None:
     allow_known_models()
 
 
-def load(folder: str, trial: Callable[[], object], wanted: Iterable[str] = ()) -> list[str]:
+def load(folder: str, trial: Callable[[], object], to_replace: Iterable[str] = ()) -> list[str]:
     """Put the release unpacked in `folder` on the path and replace modules until `trial` runs through.
 
-    Returns what was replaced, which spares the next process the search when it is given as `wanted`. Once a process,
-    after `import_libraries`; `in_child` runs one release after the other.
+    Returns what was replaced, which spares the next process the search when it is given as `to_replace`. Once a
+    process, after `import_libraries`; `in_child` runs one release after the other.
 
     Raises RuntimeError with the traceback of what no stand-in mends.
     """
     sys.path.insert(0, folder)
-    wanted = list(wanted)
+    to_replace = list(to_replace)
     for _ in range(MOST_STAND_INS):
-        said = _tried(wanted, trial)
-        if said is None:
+        traceback_text = _tried(to_replace, trial)
+        if traceback_text is None:
             break
-        missing = _missing(said, folder)
-        if missing is None or missing in wanted:
-            raise RuntimeError(said)
-        wanted.append(missing)
-    _replace(wanted)
+        missing = _missing(traceback_text, folder)
+        if missing is None or missing in to_replace:
+            raise RuntimeError(traceback_text)
+        to_replace.append(missing)
+    _replace(to_replace)
     trial()
-    return wanted
+    return to_replace
 
 
 def in_child(work: Callable[[], str]) -> str:
@@ -68,11 +68,11 @@ def in_child(work: Callable[[], str]) -> str:
     return answer
 
 
-def _tried(wanted: list[str], trial: Callable[[], object]) -> str | None:
+def _tried(to_replace: list[str], trial: Callable[[], object]) -> str | None:
     """Run the trial in a child with these replaced. Returns None when it ran through, else its traceback."""
 
     def work() -> str:
-        _replace(wanted)
+        _replace(to_replace)
         trial()
         return ""
 
@@ -101,24 +101,24 @@ def _forked(work: Callable[[], str]) -> tuple[str, str]:
     return answer, failed
 
 
-def _replace(wanted: list[str]) -> None:
-    replace_modules(*(name for name in wanted if ":" not in name))
-    for module, _, name in (text.partition(":") for text in wanted if ":" in text):
+def _replace(to_replace: list[str]) -> None:
+    replace_modules(*(name for name in to_replace if ":" not in name))
+    for module, _, name in (text.partition(":") for text in to_replace if ":" in text):
         setattr(importlib.import_module(module), name, Open(name, (), {}))
 
 
-def _missing(said: str, folder: str) -> str | None:
+def _missing(traceback_text: str, folder: str) -> str | None:
     """Return the module (or module:name) to replace, from the last line of a traceback or its last SGLang frame."""
-    last = said.strip().splitlines()[-1]
+    last = traceback_text.strip().splitlines()[-1]
     if match := MISSING_NAME.search(last):
         return match[2] if match[2].startswith("sglang") else f"{match[2]}:{match[1]}"
     if match := MISSING_MODULE.search(last):
         return match[1]
     if (match := MISSING_ATTRIBUTE.search(last)) and not match[1].startswith("sglang"):
         return f"{match[1]}:{match[2]}"
-    frames = re.findall(rf'File "{re.escape(folder)}/(sglang/[\w/]+)\.py"', said)
-    found = frames[-1].replace("/", ".") if frames else None
-    return None if found == ASKED else found
+    frames = re.findall(rf'File "{re.escape(folder)}/(sglang/[\w/]+)\.py"', traceback_text)
+    module = frames[-1].replace("/", ".") if frames else None
+    return None if module == ASKED else module
 
 
 def allow_known_models() -> None:

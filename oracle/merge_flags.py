@@ -27,15 +27,15 @@ def main(folder: Path) -> None:
     records: list[dict[str, Any]] = []
     open_records: dict[str, dict[str, Any]] = {}
     for release in releases:
-        seen = {}
+        still_open = {}
         for flag in json.loads((folder / f"{release}.json").read_text(encoding="utf-8")):
             flag["dest"] = FIELDS.get(flag["dest"], flag["dest"])
             key = json.dumps(flag, sort_keys=True)
-            seen[key] = open_records.get(key) or {**flag, "since": release}
+            still_open[key] = open_records.get(key) or {**flag, "since": release}
             if key not in open_records:
-                records.append(seen[key])
-            seen[key]["until"] = release
-        open_records = seen
+                records.append(still_open[key])
+            still_open[key]["until"] = release
+        open_records = still_open
     lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
     TARGET.write_text(f'{{"versions": {json.dumps(releases)},\n"flags": [\n{lines}\n]}}\n', encoding="utf-8")
     sys.stdout.write(f"{len(records)} records of {len(releases)} releases in {TARGET.name}\n")

@@ -60,12 +60,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--lines", type=int, default=320, help="launch lines per GPU")
     parser.add_argument("--seed", type=int, default=1, help="seed of the launch lines")
     parser.add_argument("--brief", action="store_true", help="leave the list of disagreements out")
-    asked = parser.parse_args(arguments)
-    several = asked.releases or asked.defaults
-    releases = tuple(asked.sglang or (RELEASES if several else (NEWEST,)))
-    tallies = measure(runs_of(releases, lines=asked.lines, seed=asked.seed, defaults=asked.defaults))
+    options = parser.parse_args(arguments)
+    several = options.releases or options.defaults
+    releases = tuple(options.sglang or (RELEASES if several else (NEWEST,)))
+    tallies = measure(runs_of(releases, lines=options.lines, seed=options.seed, defaults=options.defaults))
     for release, tally in tallies.items():
-        sys.stdout.write(f"SGLang {release}: {report(tally, every=not asked.brief)}\n")
+        sys.stdout.write(f"SGLang {release}: {report(tally, every=not options.brief)}\n")
     if len(tallies) > 1:
         sys.stdout.write(table(tallies) + "\n")
     return 0 if all(kept(tally) for tally in tallies.values()) else 1
@@ -99,8 +99,8 @@ def measure(runs: Sequence[Run]) -> dict[str, Tally]:
         if not by_gpu:
             continue  # it does not run here, which was said
         for gpu, answers in zip(run.gpus, by_gpu, strict=True):
-            found = compare(gpu, run.lines, answers, arch, Version(run.release))
-            tallies.setdefault(run.release, Tally()).add(found)
+            tally = compare(gpu, run.lines, answers, arch, Version(run.release))
+            tallies.setdefault(run.release, Tally()).add(tally)
     return tallies
 
 
@@ -116,15 +116,15 @@ def ask(runs: Iterable[Run]) -> list[list[list[dict[str, Any]]]]:
         for run in runs
     ]
     command = [str(python_of(NEWEST)), str(HERE / "ask_sglang.py")]
-    done = subprocess.run(
+    process = subprocess.run(
         command, input="".join(json.dumps(question) + "\n" for question in questions), capture_output=True, text=True,
         timeout=ASK_SECONDS, check=False, cwd=HOME,
     )  # fmt: skip
-    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    if done.returncode or len(answers) != len(questions):
-        raise RuntimeError(f"SGLang answered {len(answers)} of {len(questions)} runs:\n{done.stderr[-3000:]}")
-    said = [line for line in done.stderr.splitlines() if line.startswith("oracle: ")]
-    sys.stderr.write("".join(line + "\n" for line in said))
+    answers = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("[")]
+    if process.returncode or len(answers) != len(questions):
+        raise RuntimeError(f"SGLang answered {len(answers)} of {len(questions)} runs:\n{process.stderr[-3000:]}")
+    remarks = [line for line in process.stderr.splitlines() if line.startswith("oracle: ")]
+    sys.stderr.write("".join(line + "\n" for line in remarks))
     return answers
 
 

@@ -42,8 +42,8 @@ def _assertions(tree: ast.Module | None) -> list[ast.stmt]:
     starting = [
         each for each in methods if isinstance(each, ast.FunctionDef) and each.name.startswith(("__init", "init"))
     ]
-    found = [node for method in starting for node in method.body if isinstance(node, ast.Assert)]
-    return [node for node in found if _names(node.test) == {"server_args"}]
+    asserts = [node for method in starting for node in method.body if isinstance(node, ast.Assert)]
+    return [node for node in asserts if _names(node.test) == {"server_args"}]
 
 
 def _names(node: ast.expr) -> set[str]:
@@ -56,8 +56,8 @@ def check_context(folder: Path, args: Any) -> None:
     It stands in the constructor at first, later in a function of its own, which also asks whether it is a draft's.
     """
     file = folder / MODEL_CONFIG
-    found = _context_check(file)
-    if found is None or args.context_length is None:
+    check = _context_check(file)
+    if check is None or args.context_length is None:
         return
     names: dict[str, Any] = {
         "self": SimpleNamespace(),
@@ -69,15 +69,15 @@ def check_context(folder: Path, args: Any) -> None:
         "is_in_ci": lambda: False,
         "logger": LOG,
     }
-    run([found], file, names)
+    run([check], file, names)
 
 
 def _context_check(file: Path) -> ast.stmt | None:
     """Return the statement that compares the context asked for with the model's, where one stands by itself."""
     function = function_of(file, "_derive_context_length") or function_of(file, "__init__")
-    wanted = ast.unparse(ast.parse("context_length is not None", mode="eval"))
+    test_source = ast.unparse(ast.parse("context_length is not None", mode="eval"))
     bodies = function.body if function else []
-    return next((node for node in bodies if isinstance(node, ast.If) and ast.unparse(node.test) == wanted), None)
+    return next((node for node in bodies if isinstance(node, ast.If) and ast.unparse(node.test) == test_source), None)
 
 
 def settle_attention(folder: Path, args: Any) -> Any:

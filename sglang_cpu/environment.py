@@ -35,15 +35,15 @@ def _built(release: str) -> Path:
     home = HOME / release
     python = home / "bin" / "python"
     mark = home / "complete"
-    wanted = hashlib.sha256(PINS.read_bytes() + sys.version.encode()).hexdigest()
-    if mark.is_file() and mark.read_text(encoding="utf-8") == wanted:
+    stamp = hashlib.sha256(PINS.read_bytes() + sys.version.encode()).hexdigest()
+    if mark.is_file() and mark.read_text(encoding="utf-8") == stamp:
         return python
     sys.stderr.write(f"building an environment with SGLang {release} (once, about two minutes)\n")
     venv.create(home, with_pip=False, symlinks=True, clear=True)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
     install = [*pip, "install", "--quiet", "--no-deps", "--no-compile", "-r", str(PINS), f"sglang=={release}"]
     subprocess.run(install, check=True, timeout=BUILD_SECONDS)
-    mark.write_text(wanted, encoding="utf-8")
+    mark.write_text(stamp, encoding="utf-8")
     return python
 
 

@@ -35,7 +35,7 @@ class StandIn(types.ModuleType):
         return importlib.import_module(f"{self.__name__}.{name}")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return args[0] if len(args) == 1 and callable(args[0]) and not kwargs else (lambda made: made)
+        return args[0] if len(args) == 1 and callable(args[0]) and not kwargs else (lambda decorated: decorated)
 
 
 class Finder:
@@ -45,7 +45,7 @@ class Finder:
         self.names, self.kind = names, kind
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if any(name == known or name.startswith(known + ".") for known in self.names):
+        if any(name == module or name.startswith(module + ".") for module in self.names):
             return importlib.machinery.ModuleSpec(name, self, is_package=True)  # type: ignore[arg-type]
         return None
 
