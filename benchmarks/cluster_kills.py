@@ -83,11 +83,11 @@ def _strike(part: str, tuner: int, nodes: ThreeNodes, dice: random.Random) -> bo
         nodes.end_a_raylet()
         return True
     until = time.monotonic() + 60.0
-    while not (found := seats()) and time.monotonic() < until:
+    while not (running_seats := seats()) and time.monotonic() < until:
         time.sleep(0.1)
-    if not found:
+    if not running_seats:
         return False
-    seat = dice.choice(found)
+    seat = dice.choice(running_seats)
     if part == "server":
         children = seat.children(recursive=True)
         if not children:
@@ -102,12 +102,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
-    dice = random.Random(given.seed)
+    options = parser.parse_args()
+    dice = random.Random(options.seed)
     rounds: list[Round] = []
-    while len(rounds) < given.kills:
+    while len(rounds) < options.kills:
         with three_nodes() as nodes:  # a cluster lives until it has lost both raylets beside the head
-            while len(rounds) < given.kills:
+            while len(rounds) < options.kills:
                 part = PARTS[len(rounds) % len(PARTS)]
                 if part == "raylet" and not nodes.raylets:
                     break

@@ -71,24 +71,24 @@ def main() -> int:
     parser.add_argument("commands", nargs="*", metavar="COMMAND", help=", ".join(COMMANDS).replace("--help", "help"))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--assert", dest="judge", action="store_true", help="exit 1 when a promise is not kept")
-    asked = parser.parse_args()
-    wanted = ["--help" if word == "help" else word for word in asked.commands] or list(COMMANDS)
-    if unknown := set(wanted) - set(COMMANDS):
+    options = parser.parse_args()
+    names = ["--help" if word == "help" else word for word in options.commands] or list(COMMANDS)
+    if unknown := set(names) - set(COMMANDS):
         parser.error(f"no such command: {', '.join(sorted(unknown))}")
     print(machine())
     print("| command | wall s, median | least | CPU s, median | least | promised |\n|---|---|---|---|---|---|")
     least_s = {}
     with tempfile.TemporaryDirectory() as folder:
         plan = Path(folder) / "plan.json"
-        if "export" in wanted:
+        if "export" in names:
             run([sgtune(), *COMMANDS["plan"], "--out", str(plan)], cwd=Path(folder))
-        for name in wanted:
-            runs = timed(tuple(word.format(plan=plan) for word in COMMANDS[name]), asked.rounds)
+        for name in names:
+            runs = timed(tuple(word.format(plan=plan) for word in COMMANDS[name]), options.rounds)
             least_s[name] = min(r.wall_s for r in runs)
             print(row(name, runs, LIMITS_S.get(name)), flush=True)
     failures = too_slow(least_s)
     print("\n".join(failures) or "every promise kept")
-    return int(bool(failures) and asked.judge)
+    return int(bool(failures) and options.judge)
 
 
 if __name__ == "__main__":

@@ -29,10 +29,10 @@ TOOLS = re.compile(r"^(?:pip|setuptools|pkg_resources|_distutils_hack|distutils-
 
 def first_command(readme: str) -> list[str]:
     """Return README's first command as words. Raises ValueError when there is none."""
-    found = re.search(r"^python3 (dev\.py sgtune .+)$", readme, re.MULTILINE)
-    if found is None:
+    match = re.search(r"^python3 (dev\.py sgtune .+)$", readme, re.MULTILINE)
+    if match is None:
         raise ValueError("README shows no `python3 dev.py sgtune ...`")
-    return [sys.executable, *shlex.split(found[1])]
+    return [sys.executable, *shlex.split(match[1])]
 
 
 def without_tools_mb(home: Path) -> float:
@@ -56,7 +56,7 @@ def must(words: list[str], cwd: Path, environment: Mapping[str, str]) -> Ran:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assert", dest="judge", action="store_true", help="exit 1 when a promise is not kept")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     print(machine())
     environment = {name: value for name, value in kept_bytecode().items() if name != "PYTHONPATH"}
     with tempfile.TemporaryDirectory() as name:
@@ -78,9 +78,9 @@ def main() -> int:
         whole, alone = disk_mb(home), without_tools_mb(home)
         print(f"python3 -m venv env && env/bin/pip install . ({pip.wall_s:.0f} s, {help_.out.strip()}): {whole:.0f} MB "
               f"on disk, {alone:.0f} MB of it without pip and setuptools")  # fmt: skip
-    kept = first <= MOST_S and alone <= MOST_MB
-    print(f"promised: {MOST_S:.0f} s, and {MOST_MB:.0f} MB without pip: {'kept' if kept else 'NOT kept'}")
-    return int(asked.judge and not kept)
+    within_promise = first <= MOST_S and alone <= MOST_MB
+    print(f"promised: {MOST_S:.0f} s, and {MOST_MB:.0f} MB without pip: {'kept' if within_promise else 'NOT kept'}")
+    return int(options.judge and not within_promise)
 
 
 if __name__ == "__main__":

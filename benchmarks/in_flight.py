@@ -39,17 +39,17 @@ class Score:
 def scores_of(number: int, at_once: list[int], seeds: int) -> list[Score]:
     """Run one world with every number of launches in flight, from every seed."""
     job = Job(number, (SamplerName.MODEL,), 1, Asked(), unpriced=False)
-    found = []
+    scores = []
     with tempfile.TemporaryDirectory() as folder:
         plan = plan_of(job.asked)
         prepared = prepare(tune_question(job, plan, SamplerName.MODEL, 0, Path(folder)))
         best = optimum(prepared.question.world, prepared)
         for slots in at_once:
             for seed in range(seeds):
-                asked = tune_question(job, plan, SamplerName.MODEL, seed, Path(folder))
-                named = replace(asked, run=f"{number}-{seed}-{slots}", parallel=slots)
-                found.append(_score(number, replace(prepared, question=named), best))
-    return found
+                question = tune_question(job, plan, SamplerName.MODEL, seed, Path(folder))
+                named = replace(question, run=f"{number}-{seed}-{slots}", parallel=slots)
+                scores.append(_score(number, replace(prepared, question=named), best))
+    return scores
 
 
 def _score(number: int, prepared: Prepared, best: float) -> Score:
@@ -69,16 +69,16 @@ def main() -> None:
     parser.add_argument("--at-once", default="1,4")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2)
-    asked = parser.parse_args()
-    first, _, last = asked.worlds.partition("-")
-    at_once = [int(text) for text in asked.at_once.split(",")]
-    work = partial(scores_of, at_once=at_once, seeds=asked.seeds)
+    options = parser.parse_args()
+    first, _, last = options.worlds.partition("-")
+    at_once = [int(text) for text in options.at_once.split(",")]
+    work = partial(scores_of, at_once=at_once, seeds=options.seeds)
     scores: list[Score] = []
-    with multiprocessing.Pool(asked.processes) as pool:
+    with multiprocessing.Pool(options.processes) as pool:
         for part in pool.imap_unordered(work, range(int(first), int(last or first) + 1)):
             scores += part
             print(*part, sep="\n", file=sys.stderr, flush=True)
-    print(f"worlds {asked.worlds}, {asked.seeds} seed(s), twelve launches")
+    print(f"worlds {options.worlds}, {options.seeds} seed(s), twelve launches")
     print("at once | runs | best/optimum: mean | median | worst | hours on the clock | engine hours")
     for slots in at_once:
         mine = [score for score in scores if score.at_once == slots]

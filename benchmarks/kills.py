@@ -84,17 +84,17 @@ def kill(process: subprocess.Popen[bytes], part: str, after_s: float) -> bool:
             return False
         time.sleep(0.02)
     time.sleep(after_s)
-    found = part_of(process, part)
-    if found is None or process.poll() is not None:
+    victim = part_of(process, part)
+    if victim is None or process.poll() is not None:
         return False
     try:
-        found.kill()
+        victim.kill()
     except psutil.NoSuchProcess:
         return False
     return True
 
 
-def faults_after(run: Run, known: list[bytes]) -> Iterator[str]:
+def faults_after(run: Run, lines_before: list[bytes]) -> Iterator[str]:
     """Yield what a tune that has ended, however it ended, should not have left or lost."""
     if not nothing_left():
         yield "process left"
@@ -106,7 +106,7 @@ def faults_after(run: Run, known: list[bytes]) -> Iterator[str]:
         except Held:
             yield "lock left"
     now = run.lines()
-    if now[: len(known)] != known:
+    if now[: len(lines_before)] != lines_before:
         yield "record lost or changed"
     if [json.loads(line)["number"] for line in now] != list(range(len(now))):
         yield "numbers with gaps"
@@ -119,7 +119,7 @@ def storm(engine: str, parts: tuple[str, ...], kills: int, dice: random.Random) 
     undisturbed: list[bytes] = []
     while sum(struck.values()) < kills:
         with tempfile.TemporaryDirectory(prefix="sgtune-kills-") as home:
-            run, known = Run(engine, Path(home)), list[bytes]()
+            run, lines_before = Run(engine, Path(home)), list[bytes]()
             disturbed = engine == "emulated" or bool(undisturbed)
             while True:
                 process = run.start()
@@ -127,23 +127,23 @@ def storm(engine: str, parts: tuple[str, ...], kills: int, dice: random.Random) 
                 if disturbed and sum(struck.values()) < kills and kill(process, part, THEN_S[part] * dice.random()):
                     struck[part] += 1
                 try:
-                    said = process.communicate(timeout=END_S)[1].decode(errors="replace")
+                    stderr = process.communicate(timeout=END_S)[1].decode(errors="replace")
                 except subprocess.TimeoutExpired:
                     faults["hung"] += 1
                     process.kill()
                     process.communicate()
                     break
-                faults.update(faults_after(run, known))
-                if "Traceback" in said or "unexpectedly" in said:
+                faults.update(faults_after(run, lines_before))
+                if "Traceback" in stderr or "unexpectedly" in stderr:
                     faults["traceback"] += 1
-                    print(said[-1500:])
-                known = run.lines()
+                    print(stderr[-1500:])
+                lines_before = run.lines()
                 if process.returncode != -9:
                     faults["exit code"] += process.returncode not in (0, 1, 3)
                     break
             if engine == "simulated":
-                faults["other answer than undisturbed"] += bool(undisturbed) and known != undisturbed
-                undisturbed = undisturbed or known
+                faults["other answer than undisturbed"] += bool(undisturbed) and lines_before != undisturbed
+                undisturbed = undisturbed or lines_before
     return struck, +faults
 
 
@@ -151,12 +151,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     os.environ[WORKER] = f"kills-{os.getpid()}"  # what else runs here is not ours to count
-    dice, bad = random.Random(asked.seed), 0
+    dice, bad = random.Random(options.seed), 0
     engines: dict[str, tuple[tuple[str, ...], int]] = {
-        "simulated": (("tuner",), asked.kills // 4),
-        "emulated": (("tuner", *PARTS), asked.kills - asked.kills // 4),
+        "simulated": (("tuner",), options.kills // 4),
+        "emulated": (("tuner", *PARTS), options.kills - options.kills // 4),
     }
     for engine, (parts, kills) in engines.items():
         struck, faults = storm(engine, parts, kills, dice)

@@ -52,13 +52,13 @@ class Score:
 
 def world_of(number: int, kind: str) -> World:
     """Return a world of the search benchmark, whose slices are honest, blind or false."""
-    found = world(number, unpriced=False)
+    honest = world(number, unpriced=False)
     if kind == "honest":
-        return found
-    effects = [replace(effect, on="whole") for effect in found.effects]
+        return honest
+    effects = [replace(effect, on="whole") for effect in honest.effects]
     if kind == "false":
-        effects += [Effect(when=e.when, time_factor=1.0 / e.time_factor, on="slice") for e in found.effects]
-    return replace(found, effects=tuple(effects))
+        effects += [Effect(when=e.when, time_factor=1.0 / e.time_factor, on="slice") for e in honest.effects]
+    return replace(honest, effects=tuple(effects))
 
 
 def score(number: int, kinds: list[str], trials: int) -> list[Score]:
@@ -78,10 +78,10 @@ def score(number: int, kinds: list[str], trials: int) -> list[Score]:
 
 def _score(kind: str, arm: str, number: int, base: TuneQuestion, prepared: Prepared, best: float) -> Score:
     fidelity = Fidelity.SLICE if arm == ARMS[2] else Fidelity.WHOLE
-    asked = prepare(replace(base, fidelity=fidelity, run=f"{number}-{kind}-{ARMS.index(arm)}"))
+    prepared_run = prepare(replace(base, fidelity=fidelity, run=f"{number}-{kind}-{ARMS.index(arm)}"))
     if arm == ARMS[1]:
-        asked = replace(asked, seeds=asked.seeds[:1])
-    loop, _ = open_loop(asked, Silent())
+        prepared_run = replace(prepared_run, seeds=prepared_run.seeds[:1])
+    loop, _ = open_loop(prepared_run, Silent())
     loop.task = replace(loop.task, lower_rungs=0)  # loads below the asked one decide nothing here
     loop.run()
     loop.close()
@@ -113,14 +113,14 @@ def _hours(loop: Loop, launched: list[TrialRecord]) -> float:
 def _ratios(records: list[TrialRecord], truth: World, prepared: Prepared, best: float) -> list[float]:
     """Return, after each launch, the true rate of the best measured so far over the optimum."""
     launched = [record for record in records if record.launched]
-    found = []
+    ratios = []
     for count in range(1, len(launched) + 1):
         good = [record for record in launched[:count] if record.outcome is TrialOutcome.MEASURED]
         chosen = max(good, key=lambda record: record.objective, default=None)
         belief, workload = prepared.plan.context, prepared.space.workload
         rate = true_rate(truth, belief, chosen.config, workload, (), 0.0) if chosen else 0.0
-        found.append(rate / best)
-    return found
+        ratios.append(rate / best)
+    return ratios
 
 
 def main() -> None:
@@ -129,25 +129,25 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--processes", type=int, default=2)
-    asked = parser.parse_args()
-    first, _, last = asked.worlds.partition("-")
+    options = parser.parse_args()
+    first, _, last = options.worlds.partition("-")
     numbers = range(int(first), int(last or first) + 1)
-    work = partial(score, kinds=asked.kinds.split(","), trials=asked.trials)
+    work = partial(score, kinds=options.kinds.split(","), trials=options.trials)
     scores: list[Score] = []
-    with multiprocessing.Pool(asked.processes) as pool:
+    with multiprocessing.Pool(options.processes) as pool:
         for part in pool.imap_unordered(work, numbers):
             scores += part
             print(*part, sep="\n", file=sys.stderr, flush=True)
-    print(f"{len(numbers)} worlds ({asked.worlds}), {asked.trials} launches")
+    print(f"{len(numbers)} worlds ({options.worlds}), {options.trials} launches")
     print(
         "worlds | search | launches to 0.97: median | worst quarter | worst | never | after 2: median, worst | "
         "after 4: median, worst | at the end: worst | infeasible | slices | engine hours to 0.97: median | in all"
     )
-    for kind in asked.kinds.split(","):
+    for kind in options.kinds.split(","):
         for arm in ARMS:
             mine = [item for item in scores if (item.kind, item.arm) == (kind, arm)]
             if mine:
-                print(_line(kind, arm, mine, asked.trials))
+                print(_line(kind, arm, mine, options.trials))
 
 
 def _line(kind: str, arm: str, mine: list[Score], trials: int) -> str:

@@ -81,13 +81,13 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, help="only this case")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     sys.stdout.write(f"{os.cpu_count()} cores; load average {os.getloadavg()[0]:.2f} before\n")
     heading = ("streams", "in flight", "TTFT asked", "seen", "error", "TPOT asked", "seen", "error", "tok/s",
                "CPU s / 1,000 tok", "core share", "lag p99 ms", "verdict")  # fmt: skip
     sys.stdout.write(" | ".join(heading) + "\n")
     for case in CASES:
-        if asked.streams not in (None, case.streams):
+        if options.streams not in (None, case.streams):
             continue
         point = measure(case.streams, case.ttft_ms, case.tpot_ms, case.jitter_ms, case.osl)
         window, own = point.window, point.window.generator

@@ -151,10 +151,10 @@ def read_aiperf(folder: Path, output: str) -> Claim:
     """Read profile_export_aiperf.json; the "inter token latency" of AIPerf is TPOT."""
     report = json.loads((folder / "profile_export_aiperf.json").read_text())
     log = folder / "logs" / "aiperf.log"
-    said = complaints(output + (log.read_text() if log.exists() else ""))
+    log_complaints = complaints(output + (log.read_text() if log.exists() else ""))
     own_flight = f"its own mean in flight: {report['effective_concurrency']['avg']:,.0f}"
     ttft, tpot = report["time_to_first_token"]["avg"], report["inter_token_latency"]["avg"]
-    return Claim(ttft_ms=ttft, tpot_ms=tpot, remarks=(own_flight, *said))
+    return Claim(ttft_ms=ttft, tpot_ms=tpot, remarks=(own_flight, *log_complaints))
 
 
 def read_guidellm(folder: Path, output: str) -> Claim:
@@ -162,11 +162,11 @@ def read_guidellm(folder: Path, output: str) -> Claim:
     benchmark = json.loads((folder / "report.json").read_text())["benchmarks"][0]
     figures = benchmark["metrics"]
     own_flight = f"its own mean in flight: {figures['request_concurrency']['successful']['mean']:,.0f}"
-    said = [str(warning.get("message") or warning) for warning in benchmark.get("warnings") or []]
+    own_warnings = [str(warning.get("message") or warning) for warning in benchmark.get("warnings") or []]
     return Claim(
         ttft_ms=figures["time_to_first_token_ms"]["successful"]["mean"],
         tpot_ms=figures["inter_token_latency_ms"]["successful"]["mean"],
-        remarks=(own_flight, *said, *complaints(output)),
+        remarks=(own_flight, *own_warnings, *complaints(output)),
     )
 
 
@@ -264,13 +264,13 @@ def watch(child: subprocess.Popen[bytes], url: str) -> tuple[list[Sample], dict[
 
 def row(generator: Generator, case: Case, load: Load) -> str:
     """Return one line of the table."""
-    seen = load.claim
+    claim = load.claim
     truth = case.true_ttft_ms
     most = case.streams * case.osl / (truth + (case.osl - 1) * case.tpot_ms) * 1e3
     cells = (
         generator.name, f"{case.streams:,}", f"{load.in_flight:,.0f}", f"{truth:.0f}",
-        f"{seen.ttft_ms:,.0f} ({100 * (seen.ttft_ms / truth - 1):+.0f} %)", f"{case.tpot_ms:.0f}",
-        f"{seen.tpot_ms:.2f} ({100 * (seen.tpot_ms / case.tpot_ms - 1):+.1f} %)", f"{load.tok_s:,.0f} of {most:,.0f}",
+        f"{claim.ttft_ms:,.0f} ({100 * (claim.ttft_ms / truth - 1):+.0f} %)", f"{case.tpot_ms:.0f}",
+        f"{claim.tpot_ms:.2f} ({100 * (claim.tpot_ms / case.tpot_ms - 1):+.1f} %)", f"{load.tok_s:,.0f} of {most:,.0f}",
         f"{load.cpu_s_per_1000_tokens:.3f}", f"{load.wall_s:.0f} / {load.cpu_s:.0f}", f"{load.server_late_ms:.1f}",
     )  # fmt: skip
     return "| " + " | ".join(cells) + " |"
@@ -285,17 +285,17 @@ def main() -> int:
     parser.add_argument("--peer", choices=("aiperf", "guidellm", "none"), help="only this one; default: both")
     parser.add_argument("--streams", default="64,1024", help="default: 64,1024")
     parser.add_argument("--aiperf-workers", type=int, help="its --workers-max, instead of its default")
-    asked = parser.parse_args()
-    wanted = {int(word) for word in asked.streams.split(",")}
+    options = parser.parse_args()
+    stream_counts = {int(word) for word in options.streams.split(",")}
     generators = [own("sglang"), own("openai")]
-    if asked.peer in (None, "aiperf"):
-        generators.append(aiperf(AIPERF.command(), asked.aiperf_workers))
-    if asked.peer in (None, "guidellm"):
+    if options.peer in (None, "aiperf"):
+        generators.append(aiperf(AIPERF.command(), options.aiperf_workers))
+    if options.peer in (None, "guidellm"):
         generators.append(guidellm(GUIDELLM.command()))
     print(machine())
     print("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD), flush=True)
     remarks = []
-    for case in (case for case in CASES if case.streams in wanted):
+    for case in (case for case in CASES if case.streams in stream_counts):
         for generator in generators:
             load = drive(generator, case)
             print(row(generator, case, load), flush=True)

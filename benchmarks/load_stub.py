@@ -48,13 +48,13 @@ class Schedule:
     def event(self, prompt: int, number: int, last: bool) -> bytes:
         """Return the event of the `number`-th token as SGLang's /generate sends it."""
         key = (prompt, number, last)
-        found = self._events.get(key)
-        if found is None:
+        event_bytes = self._events.get(key)
+        if event_bytes is None:
             meta = {"id": "0", "prompt_tokens": prompt, "completion_tokens": number, "cached_tokens": 0,
                     "finish_reason": {"type": "length", "length": number} if last else None}  # fmt: skip
             text = json.dumps({"text": "", "output_ids": [7], "meta_info": meta}).encode()
-            found = self._events[key] = chunk(text)
-        return found
+            event_bytes = self._events[key] = chunk(text)
+        return event_bytes
 
     def jitter(self) -> float:
         """Return how much later than planned one token comes, in seconds (half-normal)."""
@@ -124,8 +124,8 @@ class Seen:
 class Connection(asyncio.Protocol):
     """One client's connection."""
 
-    def __init__(self, schedule: Schedule, seen: Seen, call_at: Callable[..., asyncio.TimerHandle]) -> None:
-        self._schedule, self._seen, self._call_at = schedule, seen, call_at
+    def __init__(self, schedule: Schedule, counters: Seen, call_at: Callable[..., asyncio.TimerHandle]) -> None:
+        self._schedule, self._seen, self._call_at = schedule, counters, call_at
         self._loop = asyncio.get_running_loop()
         self._buffer = b""
         self._timer: asyncio.TimerHandle | None = None
@@ -142,8 +142,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        head, found, body = self._buffer.partition(b"\r\n\r\n")
-        if not found:
+        head, blank_line, body = self._buffer.partition(b"\r\n\r\n")
+        if not blank_line:
             return
         length = LENGTH.search(head)
         if length is not None and len(body) < int(length.group(1)):
@@ -161,8 +161,8 @@ class Connection(asyncio.Protocol):
             self._transport.write(plain(self._seen.answer() if path == b"/stats" else b"{}"))
 
     def _start(self, body: bytes, prompt: int, event: Callable[[int, int, bool], bytes]) -> None:
-        asked = OUTPUT.search(body)
-        self._wanted = int(asked.group(1)) if asked else 16
+        output_match = OUTPUT.search(body)
+        self._wanted = int(output_match.group(1)) if output_match else 16
         self._prompt, self._event = prompt, event
         self._sent = 0
         self._first = self._loop.time() + self._schedule.ttft_s
@@ -196,8 +196,10 @@ class Connection(asyncio.Protocol):
 async def serve(port: int, schedule: Schedule) -> None:
     """Serve for ever."""
     loop = asyncio.get_running_loop()
-    seen = Seen(loop.time)
-    server = await loop.create_server(lambda: Connection(schedule, seen, loop.call_at), "127.0.0.1", port, backlog=8192)
+    counters = Seen(loop.time)
+    server = await loop.create_server(
+        lambda: Connection(schedule, counters, loop.call_at), "127.0.0.1", port, backlog=8192
+    )
     gc.freeze()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
@@ -211,14 +213,14 @@ def main() -> None:
     parser.add_argument("--tpot-ms", type=float, default=30.0)
     parser.add_argument("--jitter-ms", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    schedule = Schedule(asked.ttft_ms / 1e3, asked.tpot_ms / 1e3, asked.jitter_ms / 1e3, asked.seed)
+    options = parser.parse_args()
+    schedule = Schedule(options.ttft_ms / 1e3, options.tpot_ms / 1e3, options.jitter_ms / 1e3, options.seed)
     try:
         import uvloop
     except ImportError:
-        asyncio.run(serve(asked.port, schedule))
+        asyncio.run(serve(options.port, schedule))
     else:
-        uvloop.run(serve(asked.port, schedule))
+        uvloop.run(serve(options.port, schedule))
 
 
 if __name__ == "__main__":

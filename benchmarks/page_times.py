@@ -122,7 +122,7 @@ def slider_ms(page: Page) -> float:
     """Return milliseconds from a key on a slider until the browser shows the figures that it leads to."""
     slider = page.get_by_role("slider", name="mem_fraction_static")
     tile = page.get_by_test_id("stMetric").filter(has_text="Left free")
-    seen = []
+    times_ms = []
     for _ in range(PRESSES):
         before = tile.inner_text()
         began = time.monotonic()
@@ -131,8 +131,8 @@ def slider_ms(page: Page) -> float:
             "before => [...document.querySelectorAll('[data-testid=stMetric]')]"
             ".some(e => e.innerText.includes('Left free') && e.innerText !== before)", arg=before,
         )  # fmt: skip
-        seen.append(1e3 * (time.monotonic() - began))
-    return statistics.median(seen)
+        times_ms.append(1e3 * (time.monotonic() - began))
+    return statistics.median(times_ms)
 
 
 def cpu_s(process: psutil.Process) -> float:

@@ -60,14 +60,14 @@ def run(words: Sequence[str], cwd: Path = ROOT, environment: Mapping[str, str] |
     """Run a command to its end, as a user's shell would."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
-    done = subprocess.run(
+    process = subprocess.run(
         list(words), cwd=cwd, env=environment or kept_bytecode(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, check=False,
     )  # fmt: skip
     wall = time.perf_counter() - began
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Ran(code=done.returncode, out=done.stdout, wall_s=wall, cpu_s=cpu)
+    return Ran(code=process.returncode, out=process.stdout, wall_s=wall, cpu_s=cpu)
 
 
 def kept_bytecode() -> dict[str, str]:

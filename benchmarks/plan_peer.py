@@ -136,11 +136,11 @@ def checked(ran: Ran) -> Ran:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="without AIConfigurator's default run")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     command = PEER.command()
     print(machine())
     rows = [plan(), plan("--no-mtp"), configure(command, "aiconfigurator cli default, agg", "--serving-mode", "agg")]
-    if not asked.quick:
+    if not options.quick:
         rows.append(configure(command, "aiconfigurator cli default"))
     rows.append(estimate(command))
     print("| planner | wall s | CPU s | best layout | tok/s | per user | TPOT ms | TTFT ms | considered |")

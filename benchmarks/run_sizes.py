@@ -56,9 +56,9 @@ def make_run(folder: Path, count: int) -> None:
     runs = ("--runs", str(folder), "--run", "a")
     subprocess.run(sgtune(*QUESTION, "--trials", "3", *runs), check=True, capture_output=True)
     file = folder / "a" / "trials.jsonl"
-    seen = read_trials(file)
-    launched = [record for record in seen if record.launched]
-    ruled_out = next((record for record in seen if not record.launched), None)
+    originals = read_trials(file)
+    launched = [record for record in originals if record.launched]
+    ruled_out = next((record for record in originals if not record.launched), None)
     blank = replace(ruled_out or launched[0], source="sampler", points=(), failure=None)
     launched = [replace(record, source="sampler") if number else record for number, record in enumerate(launched)]
     write_trials(
@@ -89,10 +89,10 @@ def timed(words: list[str]) -> tuple[float, float, float, str]:
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
-        said = output.read().decode(errors="replace")
+        printed = output.read().decode(errors="replace")
     if child.returncode:
-        raise SystemExit(f"{' '.join(words[:6])} ... ended with {child.returncode}: {said[-800:]}")
-    last = said.strip().splitlines()[-1] if said.strip() else ""
+        raise SystemExit(f"{' '.join(words[:6])} ... ended with {child.returncode}: {printed[-800:]}")
+    last = printed.strip().splitlines()[-1] if printed.strip() else ""
     return time.monotonic() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, last
 
 
@@ -100,14 +100,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, nargs="+", default=[4000, 200_000])
     parser.add_argument("--make", type=Path, help="only make a run in this folder")
-    asked = parser.parse_args()
-    if asked.make is not None:  # a process of its own: a child's peak begins at its parent's
-        make_run(asked.make, asked.records[0])
+    options = parser.parse_args()
+    if options.make is not None:  # a process of its own: a child's peak begins at its parent's
+        make_run(options.make, options.records[0])
         return 0
     print(f"{'records':>8}  {'reader':<10} {'clock s':>8} {'work s':>8} {'MiB':>6}")
-    for count in asked.records:
-        with tempfile.TemporaryDirectory(prefix="sgtune-sizes-") as made:
-            folder = Path(made)
+    for count in options.records:
+        with tempfile.TemporaryDirectory(prefix="sgtune-sizes-") as temporary:
+            folder = Path(temporary)
             subprocess.run([sys.executable, __file__, "--make", str(folder), "--records", str(count)], check=True)
             resumed = (*QUESTION, "--trials", "1", "--runs", str(folder), "--run", "a", "--resume")
             readers = {

@@ -86,16 +86,16 @@ class Job:
     other_seeds: int | None = None
 
 
-def plan_of(asked: Asked) -> PlanQuestion:
+def plan_of(inputs: Asked) -> PlanQuestion:
     """Return the plan's question; a limit is so many times the TPOT of the plan's own best without it."""
     plan = PlanQuestion(
-        hardware=hardware_from_catalogue(asked.hardware), arch=deepseek_r1(), version=parse_version(asked.version),
-        isl=asked.isl, osl=asked.osl, concurrency=asked.concurrency, mtp=asked.mtp,
+        hardware=hardware_from_catalogue(inputs.hardware), arch=deepseek_r1(), version=parse_version(inputs.version),
+        isl=inputs.isl, osl=inputs.osl, concurrency=inputs.concurrency, mtp=inputs.mtp,
     )  # fmt: skip
-    best = make_plan(plan).best if asked.tpot_limit else None
-    if best is None or asked.tpot_limit is None:
+    best = make_plan(plan).best if inputs.tpot_limit else None
+    if best is None or inputs.tpot_limit is None:
         return plan
-    limit_ms = asked.tpot_limit * best.prediction.tpot_ms["mean"]
+    limit_ms = inputs.tpot_limit * best.prediction.tpot_ms["mean"]
     return replace(plan, slos=(Slo(metric=Metric.TPOT, statistic=Statistic.MEAN, limit_ms=limit_ms),))
 
 
@@ -158,19 +158,19 @@ def optimum(truth: World, prepared: Prepared) -> float:
         dict(zip(spoken, values, strict=True)) for values in itertools.product(*([None, *v] for v in spoken.values()))
     ]
     leaders = [rows.params[i] for _, i in exact[:COMBINED]]
-    wanted = [
+    leading_params = [
         base | {name: value for name, value in chosen.items() if value is not None}
         for base in leaders
         for chosen in combinations[1:]
     ]
-    more = [config for params in wanted if allowed(space, config := space.config(params))]
+    more = [config for params in leading_params if allowed(space, config := space.config(params))]
     more += UnmodelledKnobs(space).around(leaders[:2]).configs
     return max([best, *(rate(config) for config in more)])
 
 
 def run_job(job: Job) -> tuple[list[Score], float]:
     """Tune one world with every sampler, seed by seed; return the scores and the world's optimum."""
-    found = []
+    scores = []
     with tempfile.TemporaryDirectory() as folder:
         plan = plan_of(job.asked)
         best = job.best
@@ -179,13 +179,13 @@ def run_job(job: Job) -> tuple[list[Score], float]:
             best = optimum(prepared.question.world, prepared) if best is None else best
             others = sampler != job.samplers[0] and job.other_seeds is not None
             for seed in range(job.other_seeds or 0) if others else range(job.seeds):
-                asked = tune_question(job, plan, sampler, seed, Path(folder))
-                loop, _ = open_loop(replace(prepared, question=asked), Silent())
+                tuning = tune_question(job, plan, sampler, seed, Path(folder))
+                loop, _ = open_loop(replace(prepared, question=tuning), Silent())
                 loop.task = replace(loop.task, lower_rungs=0)  # loads below the asked one decide nothing here
                 loop.run()
                 loop.close()
-                found.append(_score(loop.records, job, sampler, seed, best, prepared))
-    return found, best or 0.0
+                scores.append(_score(loop.records, job, sampler, seed, best, prepared))
+    return scores, best or 0.0
 
 
 def _score(
@@ -236,34 +236,42 @@ def main() -> None:
     parser.add_argument("--priced-only", action="store_true", help="no effects of unpriced knobs in the worlds")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=None, help="JSON lines of finished runs, to go on from")
-    asked = parser.parse_args()
-    first, _, last = asked.worlds.partition("-")
-    samplers = [SamplerName(name) for name in asked.samplers.split(",")]
-    lines = asked.out.read_text().splitlines() if asked.out is not None and asked.out.exists() else []
+    options = parser.parse_args()
+    first, _, last = options.worlds.partition("-")
+    samplers = [SamplerName(name) for name in options.samplers.split(",")]
+    lines = options.out.read_text().splitlines() if options.out is not None and options.out.exists() else []
     scores = [Score(**{**json.loads(line), "ratios": tuple(json.loads(line)["ratios"])}) for line in lines]
-    done = {(score.world, score.sampler) for score in scores}
+    scored = {(score.world, score.sampler) for score in scores}
     jobs = []
-    known = asked.out.with_suffix(".optima") if asked.out is not None else None
-    optima: dict[str, float] = json.loads(known.read_text()) if known is not None and known.exists() else {}
+    optima_file = options.out.with_suffix(".optima") if options.out is not None else None
+    optima: dict[str, float] = (
+        json.loads(optima_file.read_text()) if optima_file is not None and optima_file.exists() else {}
+    )
     for number in range(int(first), int(last or first) + 1):
-        missing = tuple(sampler for sampler in samplers if (number, sampler) not in done)
-        put = question(number) if asked.questions == "broad" else Asked()
+        missing = tuple(sampler for sampler in samplers if (number, sampler) not in scored)
+        put = question(number) if options.questions == "broad" else Asked()
         if missing:
             jobs.append(
                 Job(
-                    number, missing, asked.seeds, put, not asked.priced_only, optima.get(str(number)), asked.other_seeds
+                    number,
+                    missing,
+                    options.seeds,
+                    put,
+                    not options.priced_only,
+                    optima.get(str(number)),
+                    options.other_seeds,
                 )
             )
-    with multiprocessing.Pool(asked.processes, maxtasksperchild=1) as pool:
+    with multiprocessing.Pool(options.processes, maxtasksperchild=1) as pool:
         for part, best in pool.imap_unordered(run_job, jobs):
             scores += part
             optima[str(part[0].world)] = best
-            if asked.out is not None and known is not None:
-                known.write_text(json.dumps(optima))
-                with asked.out.open("a") as stream:
+            if options.out is not None and optima_file is not None:
+                optima_file.write_text(json.dumps(optima))
+                with options.out.open("a") as stream:
                     stream.writelines(json.dumps(asdict(score)) + "\n" for score in part)
             sys.stderr.write(f"world {part[0].world}: {[round(s.ratios[-1], 3) for s in part]}\n")
-    sys.stdout.write(f"worlds {asked.worlds}, {asked.seeds} seeds, {asked.questions} question(s)\n")
+    sys.stdout.write(f"worlds {options.worlds}, {options.seeds} seeds, {options.questions} question(s)\n")
     sys.stdout.write(table(scores, samplers))
 
 

@@ -87,82 +87,84 @@ def fastest(cases: Sequence[Case]) -> list[Case]:
     groups: dict[tuple[Any, int], list[Case]] = {}
     for case in cases:
         groups.setdefault((case.run, case.context.arch.num_hidden_layers), []).append(case)
-    found = []
+    fastest_cases = []
     for members in groups.values():
-        seen = {name: [case.measured[name] for case in members if name in case.measured] for name in FIGURES}
-        best = {name: (max if name == "output_tok_s" else min)(values) for name, values in seen.items() if values}
-        found.append(replace(members[0], measured=best))
-    return found
+        values_of = {name: [case.measured[name] for case in members if name in case.measured] for name in FIGURES}
+        best = {name: (max if name == "output_tok_s" else min)(values) for name, values in values_of.items() if values}
+        fastest_cases.append(replace(members[0], measured=best))
+    return fastest_cases
 
 
 def settled(records: Sequence[dict[str, Any]], within: float = 0.1) -> bool:
     """Whether of every load and depth the two fastest repeats agree `within`: nothing held them up."""
-    seen: dict[tuple[Any, ...], list[float]] = {}
+    values_of: dict[tuple[Any, ...], list[float]] = {}
     for record in records:
-        own = seen.setdefault((record["isl"], record["osl"], record["concurrency"], record["num_hidden_layers"]), [])
+        own = values_of.setdefault(
+            (record["isl"], record["osl"], record["concurrency"], record["num_hidden_layers"]), []
+        )
         if record["role"] != LEFT_OUT:
             own.append(record["tpot_mean_ms"])
-    return all(len(own) > 1 and sorted(own)[1] <= (1.0 + within) * min(own) for own in seen.values())
+    return all(len(own) > 1 and sorted(own)[1] <= (1.0 + within) * min(own) for own in values_of.values())
 
 
 def compare(cases: Sequence[Case], whole: ModelArchitecture, context: Context) -> tuple[list[Compared], Calibration]:
     """Calibrate from the slices alone and compare the whole they predict_whole with the whole that was measured."""
     slices = [case for case in cases if case.context.arch.sliced_from]
-    found = calibrate(slices, context.engine)
+    calibration = calibrate(slices, context.engine)
     compared = []
-    for figure in predict_whole(slices, whole, found.profile):
-        seen: dict[int, list[float]] = {}
+    for figure in predict_whole(slices, whole, calibration.profile):
+        values_of: dict[int, list[float]] = {}
         for case in cases:
             if case.run == figure.run and figure.metric in case.measured:
-                seen.setdefault(case.context.arch.num_hidden_layers, []).append(case.measured[figure.metric])
-        if whole.num_hidden_layers in seen:
+                values_of.setdefault(case.context.arch.num_hidden_layers, []).append(case.measured[figure.metric])
+        if whole.num_hidden_layers in values_of:
             run = figure.run
             load = f"{run.isl.nominal}/{run.osl.nominal} c={run.concurrency}"
-            compared.append(Compared(load=load, metric=figure.metric, seen=seen, foretold=figure))
-    return compared, found
+            compared.append(Compared(load=load, metric=figure.metric, seen=values_of, foretold=figure))
+    return compared, calibration
 
 
-def question_of(asked: argparse.Namespace, where: Path) -> SliceQuestion:
+def question_of(options: argparse.Namespace, where: Path) -> SliceQuestion:
     """Return what to run; `where` keeps the servers' logs."""
-    if asked.cpu:
+    if options.cpu:
         installed = install()
-        asked.python, asked.model_path, asked.together = str(installed.python), str(installed.deep), True
-        asked.flags = [*CPU_FLAGS, *asked.flags]
-    machine = hardware_from_catalogue(asked.hardware)
-    version = parse_version(asked.sglang_version)
-    arch = load_architecture(Path(asked.model_path))
-    whole = arch.sliced(asked.whole or arch.num_hidden_layers)
+        options.python, options.model_path, options.together = str(installed.python), str(installed.deep), True
+        options.flags = [*CPU_FLAGS, *options.flags]
+    machine = hardware_from_catalogue(options.hardware)
+    version = parse_version(options.sglang_version)
+    arch = load_architecture(Path(options.model_path))
+    whole = arch.sliced(options.whole or arch.num_hidden_layers)
     whole = replace(whole, sliced_from=0)  # as deep as this measurement goes
     context = Context(arch=whole, machine=machine_of(machine), engine=profile_for(version), version=version)
     write_atomic(where / "hardware.json", encode_json(machine) + "\n")
     return SliceQuestion(
-        here=layout_of(context, asked.flags),
-        slices=(*slices_of(whole, asked.slices, None), whole),
-        loads=(*loads_of(asked.decode, "--decode"), *loads_of(asked.prefill, "--prefill")),
-        engine=EngineName.LOCAL, world=World(), where=where, model_path=asked.model_path, python=asked.python,
-        repeats=asked.repeats, rounds=asked.rounds, together=asked.together, point_s=asked.point_s,
+        here=layout_of(context, options.flags),
+        slices=(*slices_of(whole, options.slices, None), whole),
+        loads=(*loads_of(options.decode, "--decode"), *loads_of(options.prefill, "--prefill")),
+        engine=EngineName.LOCAL, world=World(), where=where, model_path=options.model_path, python=options.python,
+        repeats=options.repeats, rounds=options.rounds, together=options.together, point_s=options.point_s,
     ).checked()  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--cpu", action="store_true", help="the tiny model on this machine's CPU")
-    found.add_argument("--hardware", default="h200x1")
-    found.add_argument("--python", default="python3")
-    found.add_argument("--model-path", default="")
-    found.add_argument("--sglang-version", default="0.5.23")
-    found.add_argument("--slices", default="2,4")
-    found.add_argument("--whole", type=int, default=0, help="layers of the deepest; default: all of the model")
-    found.add_argument("--decode", default="32/16@1,4")
-    found.add_argument("--prefill", default="")
-    found.add_argument("--repeats", type=int, default=20)
-    found.add_argument("--rounds", type=int, default=1)
-    found.add_argument("--point-s", type=float, default=0.3)
-    found.add_argument("--together", action="store_true")
-    found.add_argument("--points", type=Path, help="keep the measured points in this file; measure what it lacks")
-    found.add_argument("--only", type=int, default=0, help="measure only this depth (layers), and compare nothing")
-    found.add_argument("flags", nargs="*", help="SGLang flags, after --")
-    return found
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--cpu", action="store_true", help="the tiny model on this machine's CPU")
+    arguments.add_argument("--hardware", default="h200x1")
+    arguments.add_argument("--python", default="python3")
+    arguments.add_argument("--model-path", default="")
+    arguments.add_argument("--sglang-version", default="0.5.23")
+    arguments.add_argument("--slices", default="2,4")
+    arguments.add_argument("--whole", type=int, default=0, help="layers of the deepest; default: all of the model")
+    arguments.add_argument("--decode", default="32/16@1,4")
+    arguments.add_argument("--prefill", default="")
+    arguments.add_argument("--repeats", type=int, default=20)
+    arguments.add_argument("--rounds", type=int, default=1)
+    arguments.add_argument("--point-s", type=float, default=0.3)
+    arguments.add_argument("--together", action="store_true")
+    arguments.add_argument("--points", type=Path, help="keep the measured points in this file; measure what it lacks")
+    arguments.add_argument("--only", type=int, default=0, help="measure only this depth (layers), and compare nothing")
+    arguments.add_argument("flags", nargs="*", help="SGLang flags, after --")
+    return arguments
 
 
 def kept_points(path: Path | None) -> list[dict[str, Any]]:
@@ -178,16 +180,16 @@ def kept_points(path: Path | None) -> list[dict[str, Any]]:
 
 def lacking(question: SliceQuestion, records: Sequence[dict[str, Any]], only: int = 0) -> list[SliceQuestion]:
     """Return what is left to measure: a question per slice (one for all that run side by side), none for whole ones."""
-    seen = Counter(
+    counts = Counter(
         (record["num_hidden_layers"], record["isl"], record["osl"], record["concurrency"]) for record in records
     )
 
     def short(depth: int, load: SliceLoad) -> int:
-        return question.rounds * question.repeats - seen[depth, load.isl, load.osl, load.clients]
+        return question.rounds * question.repeats - counts[depth, load.isl, load.osl, load.clients]
 
-    asked = [arch for arch in question.slices if only in (0, arch.num_hidden_layers)]
-    groups = [tuple(asked)] if question.together else [(arch,) for arch in asked]
-    left = []
+    slices_asked = [arch for arch in question.slices if only in (0, arch.num_hidden_layers)]
+    groups = [tuple(slices_asked)] if question.together else [(arch,) for arch in slices_asked]
+    questions = []
     for group in groups:
         slices = tuple(
             arch for arch in group if any(short(arch.num_hidden_layers, load) > 0 for load in question.loads)
@@ -196,16 +198,18 @@ def lacking(question: SliceQuestion, records: Sequence[dict[str, Any]], only: in
         most = max((short(arch.num_hidden_layers, load) for arch in slices for load in loads), default=0)
         rounds = question.rounds if most == question.rounds * question.repeats else 1
         if slices:
-            left.append(replace(question, slices=slices, loads=tuple(loads), rounds=rounds, repeats=-(-most // rounds)))
-    return left
+            questions.append(
+                replace(question, slices=slices, loads=tuple(loads), rounds=rounds, repeats=-(-most // rounds))
+            )
+    return questions
 
 
 def measure_lacking(question: SliceQuestion, points: Path | None, only: int = 0) -> list[dict[str, Any]]:
     """Measure what the file of points lacks, keep every point at once, and return all of them."""
     records = kept_points(points)
     names = {record["id"] for record in records}
-    for left in lacking(question, records, only):
-        for record in run_slices(left, lambda text: print(text, file=sys.stderr)):
+    for lacked in lacking(question, records, only):
+        for record in run_slices(lacked, lambda text: print(text, file=sys.stderr)):
             record = record | {"id": record["id"] if record["id"] not in names else f"{record['id']}.{len(names)}"}
             names.add(record["id"])
             records.append(record)
@@ -222,18 +226,21 @@ def logs_beside(points: Path | None, folder: str) -> Path:
 
 
 def main() -> None:
-    asked = parser().parse_args()
+    options = parser().parse_args()
     with tempfile.TemporaryDirectory(prefix="sgtune-slices-") as folder:
-        question = question_of(asked, logs_beside(asked.points, folder))
-        records = measure_lacking(question, asked.points, asked.only)
-    if asked.only:
-        print(f"{asked.only} layers: {sum(record['num_hidden_layers'] == asked.only for record in records)} points")
+        question = question_of(options, logs_beside(options.points, folder))
+        records = measure_lacking(question, options.points, options.only)
+    if options.only:
+        print(f"{options.only} layers: {sum(record['num_hidden_layers'] == options.only for record in records)} points")
         return
     context = question.here.context
     cases = cases_of(records, context.arch, context)
-    for title, chosen in ((f"medians of {asked.repeats}", cases), (f"fastest of {asked.repeats}", fastest(cases))):
-        compared, found = compare(chosen, context.arch, context)
-        print(f"{title} (lowest to highest); prior widened {found.width:.0f} times; foretold over measured, less one")
+    for title, chosen in ((f"medians of {options.repeats}", cases), (f"fastest of {options.repeats}", fastest(cases))):
+        compared, calibration = compare(chosen, context.arch, context)
+        print(
+            f"{title} (lowest to highest); prior widened {calibration.width:.0f} times; "
+            "foretold over measured, less one"
+        )
         show(compared)
 
 
@@ -243,10 +250,10 @@ def show(compared: Sequence[Compared]) -> None:
             f"{layers} layers {statistics.median(values):,.2f} ({min(values):,.2f} to {max(values):,.2f})"
             for layers, values in sorted(item.seen.items())
         ]
-        told = item.foretold
+        figure = item.foretold
         print(
-            f"{item.load} | {item.metric} | {' | '.join(cells)} | foretold {told.dummy:,.2f} +- "
-            f"{100 * told.deviation:.0f} % | error {100 * item.error:+.1f} %"
+            f"{item.load} | {item.metric} | {' | '.join(cells)} | foretold {figure.dummy:,.2f} +- "
+            f"{100 * figure.deviation:.0f} % | error {100 * item.error:+.1f} %"
         )
 
 

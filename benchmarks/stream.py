@@ -66,10 +66,10 @@ def stream(elements: int) -> dict[str, float]:
         # No memcpy for the copy: its streaming stores would skip the fetch that the triad's stores pay for.
         flags = ["-O3", "-march=native", "-ffast-math", "-fno-tree-loop-distribute-patterns", "-fopenmp"]
         subprocess.run([os.environ.get("CC", "cc"), *flags, str(source), "-o", str(program)], check=True)
-        done = subprocess.run(
+        process = subprocess.run(
             [str(program), str(elements), str(PASSES)], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
-    rows = [[float(number) for number in line.split()] for line in done.stdout.decode().splitlines()]
+    rows = [[float(number) for number in line.split()] for line in process.stdout.decode().splitlines()]
     return dict(zip(("copy", "triad", "read"), map(statistics.median, zip(*rows, strict=True)), strict=True))
 
 
@@ -77,10 +77,10 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--against", type=Path, help="a hardware.json written by sgtune probe --device cpu")
     arguments.add_argument("--mib", type=int, default=1024, help="size of one array")
-    asked = arguments.parse_args()
+    options = arguments.parse_args()
     sys.stdout.write(f"load before: {os.getloadavg()[0]:.2f} on {os.cpu_count()} CPUs\n")
-    rates = stream(asked.mib * 2**20 // 4)
-    probed = json.loads(asked.against.read_text())["host"]["measured"] if asked.against else {}
+    rates = stream(options.mib * 2**20 // 4)
+    probed = json.loads(options.against.read_text())["host"]["measured"] if options.against else {}
     worst = 0.0
     for name, rate in rates.items():
         line = f"{name:6} {rate:7.2f} GB/s"

@@ -64,7 +64,7 @@ def question(seed: int) -> Asked:
 def world(seed: int, *, unpriced: bool = True) -> World:
     """Return the world of a seed: figures, skew, acceptance, memory beyond the ledger, effects of knobs and pairs."""
     rng = np.random.default_rng(seed)
-    made = World(
+    priced_world = World(
         name=f"world-{seed}",
         parameters={name: float(np.exp(rng.normal(0.0, spread))) for name, spread in FIGURES.items()},
         sigma=float(rng.uniform(0.1, 0.8)),
@@ -75,9 +75,11 @@ def world(seed: int, *, unpriced: bool = True) -> World:
         effects=tuple(_effect(rng) for _ in range(int(rng.integers(4, 11)))),
     )
     if not unpriced or rng.random() < 0.5:
-        return made
+        return priced_world
     more = tuple(_unpriced_effect(rng) for _ in range(int(rng.integers(1, 3))))
-    return World(**{name: getattr(made, name) for name in World.__slots__} | {"effects": (*made.effects, *more)})
+    return World(
+        **{name: getattr(priced_world, name) for name in World.__slots__} | {"effects": (*priced_world.effects, *more)}
+    )
 
 
 def _effect(rng: np.random.Generator) -> Effect:
