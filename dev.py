@@ -6,6 +6,7 @@
     python3 dev.py test --quick    before each commit: without servers, pages, whole tunes and what is slow
     python3 dev.py check           formatting, lint, types
     python3 dev.py oracle          sgtune's reading of launch lines against SGLang's own (--help)
+    python3 dev.py oracle --radix  the replay's radix cache against SGLang's own, on three kinds of traffic
     python3 dev.py flags 0.5.24    read a release's command-line flags into planner/sglang/flags.json
     python3 dev.py sglang-cpu      the real SGLang on this machine's CPU, with a tiny DeepSeek-V3 (--help)
     python3 dev.py install         only make the environment, with the development tools
@@ -46,6 +47,8 @@ def main(arguments: list[str]) -> int:
         return install("dev") or check()
     if command in ("oracle", "flags"):
         script = ROOT / "oracle" / ("run.py" if command == "oracle" else "flags.py")
+        if "--radix" in rest:
+            script, rest = ROOT / "oracle" / "radix.py", [word for word in rest if word != "--radix"]
         return install("dev") or subprocess.run([str(PYTHON), str(script), *rest], check=False).returncode
     if command == "sglang-cpu":
         return subprocess.run([sys.executable, str(ROOT / "sglang_cpu" / "run.py"), *rest], check=False).returncode

@@ -21,16 +21,9 @@ from models.engine.profile import ASSUMED_TRANSFER_GB_S
 from models.layout import Array
 from models.serving.estimate import Context
 from models.serving.replay import Replay
+from models.serving.request import Request
 from models.serving.role_times import DecodeTimes, PrefillTimes, per_rank_prefill, prefill_speed, shares_network
-from models.serving.scheduler import (
-    DUE,
-    INITIAL_NEW_TOKEN_RATIO,
-    Limits,
-    Request,
-    Scheduler,
-    run_batch,
-    take_finished,
-)
+from models.serving.scheduler import DUE, INITIAL_NEW_TOKEN_RATIO, Limits, Scheduler, run_batch, take_finished
 from models.serving.step_times import StepTimes
 
 # The handshakes of one request's transfer, in seconds (assumed).

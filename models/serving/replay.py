@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.layout import Array
-from models.serving.scheduler import DUE, INITIAL_NEW_TOKEN_RATIO, Limits, Request, Scheduler, run_batch, take_finished
+from models.serving.request import Request
+from models.serving.scheduler import DUE, INITIAL_NEW_TOKEN_RATIO, Limits, Scheduler, run_batch, take_finished
 from models.serving.step_times import StepTimes
 
 

@@ -12,6 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from models.layout import MAX_PREFILL_TOKENS
+from models.serving.request import PrefixCache, Request
 from models.serving.step_times import StepTimes
 
 # SGLang's admission: share of the remaining output of running requests it keeps room for, times the
@@ -43,33 +44,12 @@ class Limits:
 
 
 @dataclass(slots=True)
-class Request:
-    """One request on its way; `generated` counts its output tokens as of the step it last joined.
-
-    `prompt` is what there is to prefill: the input, and after a retraction what was generated too. While it runs,
-    `left` is the output that was still to come when it joined, `due` the step of its last token.
-    """
-
-    index: int
-    isl: int
-    osl: int
-    sent_s: float
-    visible_s: float
-    prompt: int
-    prefilled: int = 0
-    generated: float = 0.0
-    first_token_s: float = -1.0
-    start_step: float = 0.0
-    left: float = 0.0
-    due: float = 0.0
-
-
-@dataclass(slots=True)
 class Scheduler:
     """State of the replayed scheduler. Token counts of running requests are kept as sums, not per request.
 
     `seen_s` is up to when arrivals are known at the next decision: with overlap scheduling SGLang decides on a
-    batch while the one before it runs, so a request waits for one batch more than it would have to.
+    batch while the one before it runs, so a request waits for one batch more than it would have to. `coming_s`: no
+    request that has not arrived yet will before then. With a `cache` prompts share what they begin with.
     """
 
     times: StepTimes
@@ -91,6 +71,8 @@ class Scheduler:
     peak_kv: float = 0.0
     retractions: int = 0
     held: int = 0  # requests that are done here but keep their slot: their KV cache is being sent
+    coming_s: float = math.inf
+    cache: PrefixCache | None = None
 
     @property
     def decoded(self) -> float:
@@ -101,6 +83,16 @@ class Scheduler:
     def used(self) -> float:
         held = self.chunked.prefilled if self.chunked else 0
         return self.sum_prompt + self.decoded + held
+
+    @property
+    def occupied(self) -> float:
+        """KV tokens that cannot be evicted: what requests hold, what they share counted once."""
+        return self.used if self.cache is None else self.cache.locked + self.outside
+
+    @property
+    def outside(self) -> float:
+        """KV tokens of answers: they are in no cache before they are complete."""
+        return self.decoded + len(self.running)
 
     def spend(self, seconds: float) -> None:
         """Run one batch of `seconds`."""
@@ -133,7 +125,7 @@ def _run_prefill(server: Scheduler) -> bool:
     limits, times = server.limits, server.times
     budget = limits.chunk
     left_output = server.sum_osl_left - server.decoded
-    room = limits.kv_tokens - server.used - max(0.0, left_output) * min(1.0, server.ratio)
+    room = limits.kv_tokens - server.occupied - max(0.0, left_output) * min(1.0, server.ratio)
     new_tokens, pairs, joined = 0, 0.0, []
     if server.chunked is not None:
         request, server.chunked = server.chunked, None
@@ -148,26 +140,51 @@ def _run_prefill(server: Scheduler) -> bool:
         if len(server.running) + len(joined) + server.held >= limits.max_running:
             break
         request = server.waiting[0]
-        needed = request.prompt + _output_reserve(request)
+        needed = _needed(server, request)
         if needed > room and (server.running or joined):
             break
-        server.waiting.popleft()
+        _admit(server)
         room -= needed
-        take = min(budget, request.prompt)
-        pairs += 0.5 * take * take
-        request.prefilled = take
+        take = min(budget, request.prompt - request.cached)
+        pairs += take * (0.5 * take + request.cached)
+        request.prefilled = request.cached + take
         new_tokens, budget = new_tokens + take, budget - take
         joined.append(request)
     if not joined:
         return False
+    _make_room(server, new_tokens)
     server.spend(times.prefill_s(len(joined), new_tokens, pairs) / times.stages_at_work)
     for request in joined:
+        if server.cache is not None:
+            server.cache.computed(request)
         if request.prefilled < request.prompt:
             server.chunked = request
         else:
             _join(server, request)
-    server.peak_kv = max(server.peak_kv, server.used)
+    server.peak_kv = max(server.peak_kv, server.occupied)
     return True
+
+
+def _needed(server: Scheduler, request: Request) -> int:
+    """Return the KV tokens that admitting a request takes, once what of it is cached has been looked up."""
+    needed = request.prompt + _output_reserve(request)
+    if server.cache is None:
+        return needed
+    request.cached, locks = server.cache.look_up(request)
+    return needed + locks - request.cached
+
+
+def _admit(server: Scheduler) -> None:
+    """Take the first request out of the queue."""
+    request = server.waiting.popleft()
+    if server.cache is not None:
+        server.cache.admit(request)
+
+
+def _make_room(server: Scheduler, new_tokens: int = 0) -> None:
+    """Evict from the cache what stands in the way of so many new tokens, and of the answers."""
+    if server.cache is not None:
+        server.cache.make_room(server.outside + new_tokens)
 
 
 def _whole_chunks(server: Scheduler, request: Request, budget: int) -> None:
@@ -213,8 +230,9 @@ def _run_decode(server: Scheduler) -> None:
     used = server.sum_prompt + times.accepted * (batch * server.step - server.sum_start)
     if server.chunked is not None:
         used += server.chunked.prefilled
+    occupied = used if server.cache is None else server.occupied
     stride = max(1.0, server.finishing[0][0] - server.step)
-    free_steps = (limits.kv_tokens - used) / tokens_a_step
+    free_steps = (limits.kv_tokens - occupied) / tokens_a_step
     if free_steps < 1.0 and batch > 1:
         _retract(server)
         return
@@ -228,9 +246,10 @@ def _run_decode(server: Scheduler) -> None:
     if stride >= limits.longest_stride + 1.0:  # else what is left over would be less than a step, and cost a whole one
         stride = limits.longest_stride
     step_s = times.decode_s(batch, (used + 0.5 * stride * tokens_a_step) / batch)
-    if server.arriving and not server.waiting:
+    coming_s = _coming_s(server)
+    if coming_s < math.inf and not server.waiting:
         lag = 1.0 if times.overlap else 0.0
-        until = max(1.0, math.ceil((server.arriving[0][0] - server.now_s) / step_s) + lag)
+        until = max(1.0, math.ceil((coming_s - server.now_s) / step_s) + lag)
         if until < stride:
             stride = until
             step_s = times.decode_s(batch, (used + 0.5 * stride * tokens_a_step) / batch)
@@ -241,7 +260,13 @@ def _run_decode(server: Scheduler) -> None:
     server.generated += stride * tokens_a_step
     if server.ratio > floor:
         server.ratio = max(floor, server.ratio - stride * (initial - floor) / RATIO_DECAY_STEPS)
-    server.peak_kv = max(server.peak_kv, used + stride * tokens_a_step)
+    server.peak_kv = max(server.peak_kv, occupied + stride * tokens_a_step)
+    _make_room(server)
+
+
+def _coming_s(server: Scheduler) -> float:
+    """Return when the next request may arrive."""
+    return min(server.coming_s, server.arriving[0][0]) if server.arriving else server.coming_s
 
 
 def take_finished(server: Scheduler) -> list[Request]:
@@ -253,6 +278,8 @@ def take_finished(server: Scheduler) -> list[Request]:
         if request is None or request.due != due:
             continue  # retracted since
         leave(server, request)
+        if server.cache is not None:
+            server.cache.finished(request)
         server.generated -= server.times.accepted * (server.step - due)  # a step's tokens beyond the last one asked for
         request.generated = float(request.osl)
         found.append(request)
@@ -271,7 +298,7 @@ def _retract(server: Scheduler) -> None:
     """The cache is full: send the requests with the least output back to the queue, as SGLang does."""
     by_output = sorted(server.running.values(), key=lambda r: (server.step - r.start_step + r.generated, -r.isl))
     for request in by_output:
-        room = (server.limits.kv_tokens - server.used) / max(1, len(server.running))
+        room = (server.limits.kv_tokens - server.occupied) / max(1, len(server.running))
         if room >= RETRACT_DECODE_STEPS or len(server.running) == 1:
             break
         since = (server.step - request.start_step) * server.times.accepted
@@ -279,6 +306,8 @@ def _retract(server: Scheduler) -> None:
         request.generated = min(request.osl - 1.0, request.generated + since)
         request.prompt = request.isl + int(request.generated)
         request.prefilled = 0
+        if server.cache is not None:
+            server.cache.retracted(request)
         server.waiting.append(request)
         server.retractions += 1
     wanted = server.sum_osl_left

@@ -9,15 +9,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from models.serving.scheduler import (
-    INITIAL_NEW_TOKEN_RATIO,
-    Limits,
-    Request,
-    Scheduler,
-    leave,
-    run_batch,
-    take_finished,
-)
+from models.serving.request import Request
+from models.serving.scheduler import INITIAL_NEW_TOKEN_RATIO, Limits, Scheduler, leave, run_batch, take_finished
 from models.serving.step_times import StepTimes
 from tuner.emulator.recorder import Recorder
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from models.costs.system import System
-from models.serving.scheduler import Request, Scheduler
+from models.serving.request import Request
+from models.serving.scheduler import Scheduler
 from models.serving.step_times import StepTimes
 
 if TYPE_CHECKING:
