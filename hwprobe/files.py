@@ -43,22 +43,22 @@ OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS)
 OWN_STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 
 
-def read_bytes(path: Path, what: str, *, most_bytes: int = MOST_BYTES) -> bytes:
+def read_bytes(path: Path, file_kind: str, *, most_bytes: int = MOST_BYTES) -> bytes:
     """Return the bytes of a regular file, or of a pipe of this process (/dev/stdin, a shell's `<(...)`).
 
-    Raises InputError naming `what` the file was meant to be: unreadable, no file, larger than `most_bytes`.
+    Raises InputError naming the `file_kind` expected: unreadable, no file, larger than `most_bytes`.
     """
     try:
-        with _opened(path, what) as stream:
+        with _opened(path, file_kind) as stream:
             data: bytes = stream.read(most_bytes + 1)
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {what} '{path}': {_why(error)}") from error
+        raise InputError(f"cannot read {file_kind} '{path}': {_why(error)}") from error
     if len(data) > most_bytes:
-        raise InputError(f"{what} '{path}' is larger than {_size(most_bytes)}, the most that is read of one")
+        raise InputError(f"{file_kind} '{path}' is larger than {_size(most_bytes)}, the most that is read of one")
     return data
 
 
-def _opened(path: Path, what: str) -> Any:
+def _opened(path: Path, file_kind: str) -> Any:
     """Open for reading without ever waiting for a writer. Raises InputError for what is no file."""
     own = own_stream(path)
     if own is not None:
@@ -68,7 +68,7 @@ def _opened(path: Path, what: str) -> Any:
     if kind == stat.S_IFREG:
         return os.fdopen(handle, "rb")
     os.close(handle)
-    raise InputError(f"{what} '{path}' is {KINDS.get(kind, 'no file')}; name a file")
+    raise InputError(f"{file_kind} '{path}' is {KINDS.get(kind, 'no file')}; name a file")
 
 
 def own_stream(path: Path) -> int | None:

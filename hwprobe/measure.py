@@ -93,11 +93,11 @@ def host_tasks(*, quick: bool) -> tuple[MeasureTask, ...]:
 def gpu_tasks(gpus: Sequence[tuple[int, str]], *, quick: bool) -> tuple[MeasureTask, ...]:
     """Return the measurements of (position, uuid) GPUs: each alone, then what they do together."""
 
-    def task(step: Step, chosen: Sequence[tuple[int, str]]) -> MeasureTask:
+    def task(step: Step, on_gpus: Sequence[tuple[int, str]]) -> MeasureTask:
         return MeasureTask(
-            request=MeasureRequest(step=step, device=DeviceName.CUDA, quick=quick, ranks=max(2, len(chosen))),
-            gpus=tuple(position for position, _ in chosen),
-            visible=tuple(uuid for _, uuid in chosen),
+            request=MeasureRequest(step=step, device=DeviceName.CUDA, quick=quick, ranks=max(2, len(on_gpus))),
+            gpus=tuple(position for position, _ in on_gpus),
+            visible=tuple(uuid for _, uuid in on_gpus),
         )
 
     steps = PER_GPU if quick else (*PER_GPU, Step.SUSTAINED)

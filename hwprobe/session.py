@@ -232,7 +232,7 @@ def merge(outcomes: Sequence[TaskOutcome]) -> Measured:
         if report is None:
             continue
         software |= report.software
-        missing |= dict.fromkeys(f"not measured: {what}" for what in report.missing)
+        missing |= dict.fromkeys(f"not measured: {quantity}" for quantity in report.missing)
         collectives.extend(report.all_reduce)
         if report.p2p_gb_s is not None:
             pairs = (outcome.task.gpus, report)

@@ -44,9 +44,9 @@ class _Guesses:
 
     said: list[str]
 
-    def take(self, value: float | None, otherwise: float, what: str) -> float:
+    def take(self, value: float | None, otherwise: float, field_name: str) -> float:
         if value is None:
-            self.said.append(f"{what} not given: {otherwise:,.0f} assumed")
+            self.said.append(f"{field_name} not given: {otherwise:,.0f} assumed")
             return otherwise
         return value
 

@@ -74,11 +74,11 @@ def checks(items: SeenItems) -> tuple[Check, ...]:
     return tuple(results)
 
 
-def _range(what: str, value: float | None, span: tuple[float, float], unit: str, place: str = "") -> Check:
+def _range(title: str, value: float | None, span: tuple[float, float], unit: str, place: str = "") -> Check:
     low, high = span
     holds = None if value is None else low <= value <= high
     shown = "not measured" if value is None else f"{value:,.4g} {unit}"
-    return Check(what=what, expected=f"{low:,.4g} to {high:,.4g} {unit}", seen=shown, holds=holds, place=place)
+    return Check(what=title, expected=f"{low:,.4g} to {high:,.4g} {unit}", seen=shown, holds=holds, place=place)
 
 
 def _machine(items: SeenItems) -> Iterator[Check]:

@@ -85,7 +85,7 @@ def _measured(record: ItemRecord) -> Iterator[str]:
         return
     figures = [f"{name} {quantity.value:,.4g}" for name, quantity in record.report.quantities.items()]
     figures += [f"{p.backend} {p.message_bytes:,} B {p.time_us.value:,.1f} us" for p in record.report.all_reduce]
-    figures += [f"not measured: {what}" for what in record.report.missing]
+    figures += [f"not measured: {missing_quantity}" for missing_quantity in record.report.missing]
     if figures:
         yield f"- {record.title}: {'; '.join(figures)}"
 

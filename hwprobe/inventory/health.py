@@ -55,7 +55,7 @@ def warnings(inventory: Inventory) -> tuple[str, ...]:
         for remark in _remarks(gpu):
             gpus_of.setdefault(remark, []).append(gpu.index)
     absent = [f"no GPU: {inventory.absent}"] if inventory.absent else []
-    lost = [f"{what}; left out: it needs a reset or a reboot" for what in inventory.lost]
+    lost = [f"{gpu_name}; left out: it needs a reset or a reboot" for gpu_name in inventory.lost]
     return (
         *absent,
         *lost,
@@ -96,7 +96,7 @@ def _remarks(gpu: NvmlGpu) -> Iterator[str]:
         yield f"NVSwitch fabric: {', '.join(state.fabric_health)}"
     if state.nvlink_errors:
         yield f"NVLink errors: {', '.join(f'{count:,} {name}' for name, count in state.nvlink_errors.items())}"
-    yield from (f"NVML does not say: {what}" for what in state.missing)
+    yield from (f"NVML does not say: {field}" for field in state.missing)
 
 
 def _memory_remarks(gpu: NvmlGpu) -> Iterator[str]:
@@ -113,13 +113,13 @@ def _memory_remarks(gpu: NvmlGpu) -> Iterator[str]:
 
 def _uneven(gpus: Sequence[NvmlGpu]) -> Iterator[str]:
     """Warn when the GPUs of one machine differ: a TP group runs at its slowest member."""
-    for what, values in (
+    for quantity, values in (
         ("are different cards", [(gpu.name, round(gpu.memory_mib)) for gpu in gpus]),
         ("have different power caps", [gpu.state.power_limit_w for gpu in gpus]),
         ("have different numbers of NVLinks", [gpu.state.nvlinks for gpu in gpus]),
     ):
         if len(set(values)) > 1:
-            yield f"the GPUs {what}: {', '.join(str(value) for value in dict.fromkeys(values))}"
+            yield f"the GPUs {quantity}: {', '.join(str(value) for value in dict.fromkeys(values))}"
 
 
 def sheet_mismatch(gpu: NvmlGpu, sheet_gb_s: float) -> str | None:

@@ -76,12 +76,12 @@ class Refusals:
         self._errors = nvml.NVMLError
         self.missing: list[str] = []
 
-    def ask(self, what: str, call: Callable[[], T]) -> T | None:
+    def ask(self, query: str, call: Callable[[], T]) -> T | None:
         """Return the call's answer, or None when the driver refuses or this pynvml has no such call."""
         try:
             return call()
         except (self._errors, AttributeError) as error:
-            message = f"{what}: {error}"
+            message = f"{query}: {error}"
             if message not in self.missing:
                 self.missing.append(message)
             return None

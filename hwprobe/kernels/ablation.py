@@ -75,9 +75,9 @@ def _queueing(timer: Timer, samples: int) -> Iterator[tuple[str, Quantity]]:
     works["replay"] = timer.graph(works["mm"])
     if hasattr(torch, "_scaled_mm"):
         eight = (small * FP8_LARGEST).to(torch.float8_e4m3fn)
-        one = torch.ones((), device=timer.device)
+        scale = torch.ones((), device=timer.device)
         works["scaled_mm"] = partial(
-            torch._scaled_mm, eight, eight.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16
+            torch._scaled_mm, eight, eight.t(), scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16
         )
     for name, work in works.items():
         try:
@@ -137,12 +137,12 @@ def _short(timer: Timer, samples: int, shape: Shape) -> Iterator[tuple[str, Quan
     weights = [random_tensor(n * k, torch.bfloat16, timer.device).view(n, k).t() for _ in range(number)]
     out = torch.empty(m, n, dtype=torch.bfloat16, device=timer.device)
 
-    def over(chosen: list[Any]) -> None:
-        for each in chosen:
+    def over(rotation: list[Any]) -> None:
+        for each in rotation:
             torch.mm(rows, each, out=out)
 
-    for cache, chosen in (("warm", weights[:1] * number), ("cold", weights)):
-        work: Work = partial(over, chosen)
+    for cache, rotation in (("warm", weights[:1] * number), ("cold", weights)):
+        work: Work = partial(over, rotation)
         for how, ready in (("eager", work), ("graph", timer.graph(work))):
             whole = time_work(timer, ready, samples=samples)
             timing = timing_of([whole.seconds / number])

@@ -90,18 +90,18 @@ def measure_stream(
     total = working_set_bytes or max(CACHES * timer.cache_bytes, 2 * max(sizes) * 2**20)
     weights = random_tensor(min(total, timer.free_bytes() // 3) // 2, torch.bfloat16, timer.device)
     samples = 5 if quick else 15
-    what = f"BF16 GEMMs of {STREAM_ROWS} rows, weights of {weights.numel() * 2 / 2**20:.0f} MiB in rotation"
+    method = f"BF16 GEMMs of {STREAM_ROWS} rows, weights of {weights.numel() * 2 / 2**20:.0f} MiB in rotation"
     points: dict[int, tuple[int, Timing]] = {}
     quantities: dict[str, Quantity] = {}
     for mib in sizes:
         size, timing = points[mib] = stream_once(timer, weights, mib * 2**20, samples)
-        quantities[f"stream_{mib}mib_gb_s"] = rate(size / 1e9, timing, f"{what}, {size / 2**20:.2f} MiB each")
+        quantities[f"stream_{mib}mib_gb_s"] = rate(size / 1e9, timing, f"{method}, {size / 2**20:.2f} MiB each")
         emit(Report(quantities=dict(quantities)))
     try:
         line = fit_line([size for size, _ in points.values()], [timing.seconds for _, timing in points.values()])
     except ValueError as error:
         return Report(quantities=quantities, missing=(f"weight streaming rate: {error}",))
-    source = f"line through {min(sizes)} to {max(sizes)} MiB; {what}"
+    source = f"line through {min(sizes)} to {max(sizes)} MiB; {method}"
     for mib, (size, timing) in points.items():
         quantity = quantities[f"stream_{mib}mib_gb_s"]
         off = f"{100 * line.residual(size, timing.seconds):+.1f} % off the line"

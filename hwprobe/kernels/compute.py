@@ -149,9 +149,11 @@ def gemm_rates(
                 each()
 
         whole = time_work(timer, timer.graph(work), samples=5 if quick else 11)
-        one = replace(whole, seconds=whole.seconds / len(works))
+        per_gemm = replace(whole, seconds=whole.seconds / len(works))
         source = f"{name.upper()} {m}x{n}x{k}, random data, {len(works)} weights in rotation"
-        rates[f"{name}_{m}x{n}x{k}_tflops" if rates else f"{name}_tflops"] = rate(2.0 * m * n * k / 1e12, one, source)
+        rates[f"{name}_{m}x{n}x{k}_tflops" if rates else f"{name}_tflops"] = rate(
+            2.0 * m * n * k / 1e12, per_gemm, source
+        )
     return rates
 
 
@@ -188,8 +190,8 @@ def _product(timer: Timer, dtype: torch.dtype, shape: Shape, data: Draw) -> Work
     if dtype.itemsize > 1:
         out = torch.empty(m, n, dtype=dtype, device=timer.device)
         return partial(torch.mm, a, b, out=out)
-    one = torch.ones((), device=timer.device)
-    return partial(torch._scaled_mm, a, b, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
+    scale = torch.ones((), device=timer.device)
+    return partial(torch._scaled_mm, a, b, scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16, use_fast_accum=True)
 
 
 def measure_launch(timer: Timer, *, quick: bool) -> Report:

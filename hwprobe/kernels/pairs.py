@@ -81,16 +81,21 @@ def measure_p2p(
         cells.small[pair] = alone(pair, SMALL_BYTES) * 1e6
         emit(cells.report())
     for a, b in itertools.combinations(range(len(timers)), 2):
-        ways = [way for way in ((a, b), (b, a)) if way in cells.one_way]
+        ways = [pair_way for pair_way in ((a, b), (b, a)) if pair_way in cells.one_way]
         if len(ways) == 2:
-            seconds = timing_of(_together(timers, {way: copy(way, 0, size) for way in ways}, samples)).seconds
+            seconds = timing_of(
+                _together(timers, {pair_way: copy(pair_way, 0, size) for pair_way in ways}, samples)
+            ).seconds
             cells.both[a, b] = cells.both[b, a] = 2 * size / seconds / 1e9
             emit(cells.report())
     peers = len(timers) - 1
     if peers < 2 or len(cells.one_way) < peers * (peers + 1):
         return cells.report()
     share = size // peers
-    works = {way: copy(way, share * ((way[0] - way[1]) % len(timers) - 1), share) for way in cells.one_way}
+    works = {
+        pair_way: copy(pair_way, share * ((pair_way[0] - pair_way[1]) % len(timers) - 1), share)
+        for pair_way in cells.one_way
+    }
     timing = timing_of(_together(timers, works, samples))
     source = f"every GPU to all {peers} others at once, {share / 2**20:.0f} MiB each; what one GPU sends"
     return cells.report(rate(peers * share / 1e9, timing, source))

@@ -83,10 +83,10 @@ _NUMBERS = {name for name, kind in _KNOWN.items() if "float" in str(kind)} | _WH
 _UNBOUNDED = ("inf", "infinity")
 
 
-def read_lines(path: Path, what: str = "point records") -> Iterator[tuple[int, str]]:
+def read_lines(path: Path, record_kind: str = "point records") -> Iterator[tuple[int, str]]:
     """Yield the numbered lines of a JSON-lines file that hold something. Raises InputError if unreadable."""
     try:
-        text = read_bytes(path, what, most_bytes=MOST_RECORD_BYTES).decode("utf-8-sig")
+        text = read_bytes(path, record_kind, most_bytes=MOST_RECORD_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a text file ({error.reason})") from error
     yield from ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())

@@ -120,10 +120,10 @@ def teaching_points(records: Sequence[TrialRecord]) -> list[tuple[TrialRecord, M
     priced = [record for record in records if usable_points(record) and not record.unpriced]
     first = [record for record in priced if record.repeats is None]
     best = sorted(first, key=lambda record: -record.objective)
-    chosen = {record.number for record in (*first[:MOST_FIRST], *best[:MOST_BEST])}
+    taught_numbers = {record.number for record in (*first[:MOST_FIRST], *best[:MOST_BEST])}
     teaching = []
     for record in priced:
-        if record.number in chosen or record.repeats in chosen:
+        if record.number in taught_numbers or record.repeats in taught_numbers:
             points = usable_points(record)
             teaching += [(record, point) for point in points if point is points[0] or point == record.target]
     return teaching

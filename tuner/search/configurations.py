@@ -64,12 +64,12 @@ class Candidates:
         return rows_of(self.space, [(self.params[i], self.configs[i]) for i in index.tolist()])
 
 
-def rows_of(space: TuningSpace, chosen: Sequence[tuple[dict[str, Any], ServerConfig]]) -> Candidates:
+def rows_of(space: TuningSpace, settled: Sequence[tuple[dict[str, Any], ServerConfig]]) -> Candidates:
     """Return the rows of these parameters and configurations."""
-    configs = tuple(config for _, config in chosen)
+    configs = tuple(config for _, config in settled)
     table = table_of(list(configs))
     return Candidates(
-        params=tuple(params for params, _ in chosen),
+        params=tuple(params for params, _ in settled),
         configs=configs,
         table=table,
         memory=space.context.memory(table),

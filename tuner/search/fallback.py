@@ -34,9 +34,9 @@ class LeastMemoryFallback:
     @property
     def _nothing_holds(self) -> bool:
         launched = [record for record in self.records if record.launched]
-        chosen = sum(record.source == "sampler" for record in launched)
+        of_sampler = sum(record.source == "sampler" for record in launched)
         failed = all(record.outcome is TrialOutcome.INFEASIBLE for record in launched)
-        return bool(launched) and failed and chosen >= self.patience
+        return bool(launched) and failed and of_sampler >= self.patience
 
     @property
     def params(self) -> dict[str, Any] | None:

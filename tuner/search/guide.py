@@ -130,13 +130,13 @@ class Guide:
             self._believed.append(self._as_expected(record))
         best = best_of(self._known)
         core, holds = self._likely(self._untried(self._rows), most=MOST_ROWS)
-        chosen, gain = self._best_of(core, holds, best)
+        candidate, gain = self._best_of(core, holds, best)
         if best is None or (self._just_moved() and gain >= LEAST_IMPROVEMENT):
-            return chosen, gain
+            return candidate, gain
         measured = sorted((r for r in self._known if r.feasible and r.repeats is None), key=lambda r: -r.objective)
         moved, holds = self._likely(self._untried(self._unmodelled.around([r.params for r in measured[:BASES]])))
         move, worth = self._best_of(moved, holds, None)
-        return (move, worth) if worth > gain else (chosen, gain)
+        return (move, worth) if worth > gain else (candidate, gain)
 
     @property
     def _known(self) -> list[TrialRecord]:

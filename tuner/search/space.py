@@ -121,12 +121,12 @@ def tuning_space(
     )
 
 
-def _spelled_out(config: ServerConfig, chosen: dict[str, Any]) -> ServerConfig:
+def _spelled_out(config: ServerConfig, knobs: dict[str, Any]) -> ServerConfig:
     """Return the configuration with the chosen values as flags, even where SGLang would choose the same."""
     typed: dict[str, Any] = {}
-    if chosen.get("attention_backend") in AUTOMATIC_ATTENTION:
-        typed["attention_backend"] = chosen["attention_backend"]
-    if chosen.get("page_size") == 1 and typed_page(config) is None:
+    if knobs.get("attention_backend") in AUTOMATIC_ATTENTION:
+        typed["attention_backend"] = knobs["attention_backend"]
+    if knobs.get("page_size") == 1 and typed_page(config) is None:
         typed["page_size"] = 1
     return config.with_flags(**typed) if typed else config
 

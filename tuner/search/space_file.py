@@ -76,9 +76,9 @@ def _choices(path: Path, name: str, value: Any) -> tuple[Choice, ...]:
     if name not in NAMES:
         raise InputError(f"{path}: unknown parameter space.{name}; {did_you_mean(name, list(NAMES))}")
     values = value if isinstance(value, list) else [value]
-    for one in values:
-        if not _possible(name, one):
-            raise InputError(f"{path}: space.{name} has {one!r}; {_EXPECTED[name]}")
+    for choice in values:
+        if not _possible(name, choice):
+            raise InputError(f"{path}: space.{name} has {choice!r}; {_EXPECTED[name]}")
     if not values or len(set(values)) != len(values):
         raise InputError(f"{path}: space.{name} needs at least one value, and none twice")
     return tuple(values)

@@ -35,9 +35,9 @@ def dashboard(
         raise InputError(f"the dashboard needs {', '.join(missing)}: in the checkout, pip install -e '.[dashboard]'")
     if runs.exists() and not runs.is_dir():
         raise InputError(f"--runs is '{runs}'; it must be a folder of run folders")
-    chosen = _free_port(port)
-    typer.echo(f"dashboard of '{runs}' on http://{HOST}:{chosen} (Ctrl-C ends it)", err=True)
-    _serve(command(chosen, browser=browser), runs)
+    free_port = _free_port(port)
+    typer.echo(f"dashboard of '{runs}' on http://{HOST}:{free_port} (Ctrl-C ends it)", err=True)
+    _serve(command(free_port, browser=browser), runs)
 
 
 def command(port: int, *, browser: bool) -> list[str]:

@@ -102,9 +102,9 @@ def _of_run(folder: Path, trial: int | None, parameters: Parameters) -> Exportab
 
     manifest = read_manifest(folder)
     records = read_trials(folder / "trials.jsonl")
-    chosen = chosen_trial(records, trial, folder)
+    record = chosen_trial(records, trial, folder)
     documents = {"hardware.json": read_profile(folder / "hardware.json")}
-    source = ExportedTrial(record=chosen, records=records, manifest=manifest)
+    source = ExportedTrial(record=record, records=records, manifest=manifest)
     return trial_export(source, parameters, command_line(), documents)
 
 

@@ -110,13 +110,13 @@ def show_comparison(a: str, b: str, changes: Sequence[Change], screen: Console) 
     table = Table(title=escape(f"{a} against {b}"))
     for heading in ("where", "quantity", "first", "second", "change", "verdict"):
         table.add_column(heading, justify="right" if heading in ("first", "second", "change") else "left")
-    for one in changes:
+    for change in changes:
         table.add_row(
-            one.where,
-            one.label,
-            f"{one.a:,.4g} {one.unit}" if one.a is not None else "-",
-            f"{one.b:,.4g} {one.unit}" if one.b is not None else "-",
-            f"{one.change:+.1%}" if one.change is not None else "-",
-            one.verdict,
+            change.where,
+            change.label,
+            f"{change.a:,.4g} {change.unit}" if change.a is not None else "-",
+            f"{change.b:,.4g} {change.unit}" if change.b is not None else "-",
+            f"{change.change:+.1%}" if change.change is not None else "-",
+            change.verdict,
         )
     screen.print(table)
