@@ -17,6 +17,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,9 +32,10 @@ from models.workload import Slo
 from planner.plans.make import Plan, PlanQuestion, make_plan
 from tuner.bench.point import MeasuredPoint, Settings, measure_point
 from tuner.engines.build import emulated_runner
-from tuner.engines.live import LiveEngine
+from tuner.engines.follower import RankEngine
+from tuner.engines.live import LiveEngine, LiveServer
 from tuner.engines.world import World
-from tuner.seam import Verdict
+from tuner.seam import LaunchOrder, Rank, Verdict
 
 MACHINES = ("h200x8", "nf5688g7", "h20x8", "h20-3ex8", "b200x8", "h100x16")
 TOLERANCES = {"output": 0.05, "TPOT": 0.05, "TTFT": 0.10, "TTFT p99": 0.20}
@@ -129,18 +131,19 @@ def run(plan: Plan, folder: Path, number: int, requests: int) -> Row:
     settings = Settings(least_s=seconds, most_s=4 * seconds, waves=max(5.0, requests / clients))
     if plan.question.request_rate is not None:
         settings = replace(settings.at_rate(plan.load), least_s=seconds)
-    server = engine.launch_words(plan.best.config, number, lambda port: (_words(plan, port), {}))
-    try:
+    typed = ("--model-path", "deepseek-ai/DeepSeek-R1", "--trust-remote-code", *plan.argv(plan.best))
+    order = LaunchOrder(config=plan.best.config, number=number, typed=typed)
+    with ExitStack() as stack:  # rank 0 is stopped first: the others wait for its word
+        ranks: list[Rank | None] = [None]
+        if plan.best.config.nnodes > 1:
+            meet_at = f"127.0.0.1:{engine.meeting_port()}"
+            ranks = [Rank(index=index, meet_at=meet_at) for index in reversed(range(plan.best.config.nnodes))]
+        for rank in ranks:
+            trial = number + 1000 * (rank.index if rank else 0)  # each rank has a folder of its own
+            server = RankEngine(live=engine).launch_order(replace(order, rank=rank, number=trial))
+            stack.callback(server.stop)
+        assert isinstance(server, LiveServer)
         return Row(plan=plan, point=measure_point(server.url, plan.load, seed=number, settings=settings))
-    finally:
-        server.stop()
-
-
-def _words(plan: Plan, port: int) -> list[str]:
-    assert plan.best is not None
-    ports = ["--host", "127.0.0.1", "--port", str(port)]
-    nodes = ["--node-rank", "0", "--dist-init-addr", "127.0.0.1:20000"] if plan.best.config.nnodes > 1 else []
-    return ["--model-path", "deepseek-ai/DeepSeek-R1", "--trust-remote-code", *plan.argv(plan.best), *nodes, *ports]
 
 
 def described(row: Row) -> list[str]:

@@ -72,11 +72,56 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where in a cluster a launch ran: the node's id, its host name, and the ids of its GPUs."""
+    """Where in a cluster a launch ran: the node's name, its host, and the ids of its GPUs.
+
+    Of a server over several nodes that is rank 0; `beside` are the nodes of the other ranks, in their order.
+    """
 
     node: str
     host: str
     gpus: tuple[int, ...] = ()
+    beside: tuple[str, ...] = ()
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Return the names of all its nodes, rank 0's first."""
+        return (self.node, *self.beside)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rank:
+    """One process of a server over several nodes: which, and where all of them meet (HOST:PORT)."""
+
+    index: int
+    meet_at: str
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Return SGLang's flags that say so."""
+        return ("--node-rank", str(self.index), "--dist-init-addr", self.meet_at)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchOrder:
+    """A launch to make: trial `number` of a configuration, on one node or as one `rank` of several.
+
+    `typed` and `environment` are the command that `config` describes where it was not made here (a launch file's, a
+    slice's); --host and --port follow it, the last of two being what SGLang takes.
+    """
+
+    config: ServerConfig
+    number: int
+    typed: tuple[str, ...] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    rank: Rank | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A server process that has ended: why, and how many seconds ago."""
+
+    failure: LaunchFailed
+    ago_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,3 +193,36 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Let go of the machine: locks on its GPUs."""
+
+
+class OrderedEngine(Engine, Protocol):
+    """An engine that also launches commands that were not made here."""
+
+    def launch_order(self, order: LaunchOrder) -> Server:
+        """Start what is ordered and wait until it is ready. Raises LaunchFailed when it does not start."""
+
+
+class MortalServer(Server, Protocol):
+    """A server that can be asked whether it still lives."""
+
+    def death(self) -> Death | None:
+        """Return how it ended, None while it runs."""
+
+
+class NodeEngine(Protocol):
+    """An engine on a node of a cluster: starts whole servers, and ranks of servers over several nodes.
+
+    A rank beyond the first is handed back as soon as it is started; the first one's readiness is the server's.
+    """
+
+    def launch_order(self, order: LaunchOrder) -> MortalServer:
+        """Start what is ordered. Raises LaunchFailed when it does not start."""
+
+    def meeting_port(self) -> int:
+        """Return a free port of this node at which ranks may meet."""
+
+    def abort(self) -> None:
+        """End every server that runs, and start none any more."""
+
+    def close(self) -> None:
+        """Let go of the machine."""

@@ -1,58 +1,96 @@
-"""An engine over a pool: a launch takes a seat on a free node, and its files come home."""
+"""An engine over a pool: a launch takes a seat on a free node, or one a rank, and its files come home."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hwprobe.files import write_own
 from models.config import ServerConfig
 from models.workload import Workload
+from tuner.cluster.first_death import RankWatch
 from tuner.cluster.ledger import Loss, NodeLedger
 from tuner.cluster.pool import NodeLost, RemoteSeat, SeatPool
-from tuner.seam import FailureKind, LaunchFailed, Measurement, ServerInfo
+from tuner.cluster.seat import Build
+from tuner.seam import FailureKind, LaunchFailed, LaunchOrder, Measurement, Rank, ServerInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterEngine:
-    """Launches on the nodes of a pool; `trials` is where files of trials come home to."""
+    """Launches on the nodes of a pool; `trials` is where files of trials come home to.
+
+    `ran` are the nodes that a configuration was launched on: when it is launched again, it goes elsewhere.
+    """
 
     name: str
     pool: SeatPool
+    build: Build
     ledger: NodeLedger
     trials: Path
-    # Where a trial was launched last: a second try goes elsewhere.
-    last: dict[int, str] = field(default_factory=dict)
+    ran: dict[ServerConfig, set[str]] = field(default_factory=dict)
 
     def launch(self, config: ServerConfig, number: int) -> ClusterServer:
-        """Reserve a seat and start there. A node that is lost meanwhile is a LaunchFailed of kind node_lost."""
+        """Reserve seats and start there. A node that is lost meanwhile is a LaunchFailed of kind node_lost."""
+        return self.launch_order(LaunchOrder(config=config, number=number))
+
+    def launch_order(self, order: LaunchOrder) -> ClusterServer:
+        """Launch what is ordered; a server over several nodes takes a seat on each."""
         began_s = time.monotonic()
+        ran = self.ran.setdefault(order.config, set())
         try:
-            seat = self.pool.reserve([self.last[number]] if number in self.last else [])
+            seats = self.pool.reserve(order.config.nnodes, self.build, frozenset(ran))
         except NodeLost as lost:
-            raise self.lost(lost, number, began_s) from lost
-        self.last[number] = seat.node.id
+            raise self.lost(lost, order.number, began_s) from lost
+        ran.update(seat.node.name for seat in seats)
+        with ExitStack() as undo:
+            undo.callback(self.give_back, seats, order.number)
+            watch = RankWatch(seats)
+            undo.callback(watch.close)
+            server = ClusterServer(
+                engine=self, seats=tuple(seats), number=order.number, watch=watch, began_s=began_s,
+                ready=self._started(seats, order, watch, began_s),
+            )  # fmt: skip
+            undo.pop_all()
+        return server
+
+    def _started(self, seats: Sequence[RemoteSeat], order: LaunchOrder, watch: RankWatch, began_s: float) -> ServerInfo:
+        """Start every rank, and wait for the first one's readiness, which is the server's."""
         try:
-            info = seat.launch(config, number)
+            try:
+                meet_at = seats[0].meeting_point() if len(seats) > 1 else ""
+                for index, seat in enumerate(seats[1:], start=1):
+                    _follow(seat, replace(order, rank=Rank(index=index, meet_at=meet_at)))
+                info = seats[0].launch(replace(order, rank=Rank(index=0, meet_at=meet_at) if meet_at else None))
+                for seat in seats[1:]:
+                    seat.info()  # its figures are kept beside its log
+            except LaunchFailed as failure:
+                raise watch.decided(failure) from failure
         except NodeLost as lost:
-            seat.release()
-            raise self.lost(lost, number, began_s) from lost
-        except LaunchFailed:
-            self.give_back(seat, number)
-            raise
-        return ClusterServer(engine=self, seat=seat, number=number, ready=info, began_s=began_s)
+            raise self.lost(lost, order.number, began_s) from lost
+        place = info.place and replace(info.place, beside=tuple(seat.node.name for seat in seats[1:]))
+        return replace(info, place=place)
 
     def lost(self, lost: NodeLost, number: int, began_s: float) -> LaunchFailed:
         """Write the loss down, and return it as a failure that says nothing against the configuration."""
         self.ledger.add(Loss(node=lost.node.name, number=number, why=str(lost)))
         return LaunchFailed(FailureKind.NODE_LOST, str(lost), time.monotonic() - began_s)
 
-    def give_back(self, seat: RemoteSeat, number: int) -> None:
-        """Stop what runs in a seat, bring its files home, and release it; a seat that is gone has nothing to give."""
+    def give_back(self, seats: Sequence[RemoteSeat], number: int) -> None:
+        """Stop all ranks together, since each waits for the first one's word; bring their files home; release."""
+        with ThreadPoolExecutor(len(seats)) as threads:
+            list(threads.map(lambda rank: self._give_back(seats[rank], number, rank), range(len(seats))))
+
+    def _give_back(self, seat: RemoteSeat, number: int, rank: int) -> None:
+        """Stop what runs in a seat; one that is gone has nothing to give. Files of rank 2 begin with `rank-2.`."""
+        prefix = f"rank-{rank}." if rank else ""
         try:
             for name, data in seat.stop(number).files.items():
-                write_own(self.trials / str(number) / name, data.decode(errors="replace"), private=True)
+                file = self.trials / str(number) / f"{prefix}{name}"
+                write_own(file, data.decode(errors="replace"), private=True)
         except NodeLost as lost:
             self.ledger.add(Loss(node=lost.node.name, number=number, why=str(lost)))
         finally:
@@ -69,24 +107,37 @@ class ClusterEngine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterServer:
-    """A server that is ready on a node."""
+    """A server that is ready, on one node or several; the first seat holds rank 0 and the load generator."""
 
     engine: ClusterEngine
-    seat: RemoteSeat
+    seats: tuple[RemoteSeat, ...]
     number: int
     ready: ServerInfo
+    watch: RankWatch
     began_s: float
 
     def info(self) -> ServerInfo:
         return self.ready
 
     def measure(self, workload: Workload) -> Measurement:
-        """Measure on the node. Raises LaunchFailed, of kind node_lost where the node is gone."""
+        """Measure beside rank 0. Raises LaunchFailed, of kind node_lost where a node is gone."""
         try:
-            return self.seat.measure(workload)
+            try:
+                return self.seats[0].measure(workload)
+            except LaunchFailed as failure:
+                raise self.watch.decided(failure) from failure
         except NodeLost as lost:
             raise self.engine.lost(lost, self.number, self.began_s) from lost
 
     def stop(self) -> None:
-        """Stop the server and bring its files home."""
-        self.engine.give_back(self.seat, self.number)
+        """Stop all ranks and bring their files home."""
+        self.watch.close()
+        self.engine.give_back(self.seats, self.number)
+
+
+def _follow(seat: RemoteSeat, order: LaunchOrder) -> None:
+    """Start a rank beyond the first. Raises LaunchFailed, naming its node, and NodeLost."""
+    try:
+        seat.launch(order)
+    except LaunchFailed as failure:
+        raise LaunchFailed(failure.kind, f"on {seat.node}: {failure.evidence}", failure.seconds) from failure

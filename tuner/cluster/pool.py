@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from models.config import ServerConfig
 from models.workload import Workload
-from tuner.cluster.seat import Ended
-from tuner.seam import Measurement, ServerInfo
+from tuner.cluster.seat import Build, Ended
+from tuner.seam import Death, LaunchOrder, Measurement, ServerInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A machine of the cluster: its id, its name (by default its address), and its GPUs as the cluster counts them."""
+    """A machine of the cluster: its id, its name (by default its address), its address, and the GPUs counted there."""
 
     id: str
     name: str
     gpus: int
+    address: str = ""
 
     def __str__(self) -> str:
         return f"node {self.name}"
@@ -39,11 +39,23 @@ class RemoteSeat(Protocol):
     def node(self) -> Node:
         """Return where it is."""
 
-    def launch(self, config: ServerConfig, number: int) -> ServerInfo:
-        """Start a configuration and wait until it is ready."""
+    def meeting_point(self) -> str:
+        """Return HOST:PORT of this node where the ranks of a server may meet."""
+
+    def launch(self, order: LaunchOrder) -> ServerInfo:
+        """Start what is ordered and wait until it is ready; a rank beyond the first is only started."""
+
+    def info(self) -> ServerInfo:
+        """Return what a rank that is ready says of itself."""
 
     def measure(self, workload: Workload) -> Measurement:
         """Measure one load."""
+
+    def death(self) -> Death | None:
+        """Return how the server here ended, None while it runs."""
+
+    def halt(self) -> None:
+        """End the server here, whoever waits for it."""
 
     def stop(self, number: int) -> Ended:
         """Stop the server; return the files of the trial."""
@@ -59,8 +71,11 @@ class SeatPool(Protocol):
     def nodes(self) -> Sequence[Node]:
         """Return the nodes that can hold a server."""
 
-    def reserve(self, avoid: Sequence[str] = ()) -> RemoteSeat:
-        """Return a seat on a free node, on none whose id is in `avoid` while there is another. Raises NodeLost."""
+    def reserve(self, count: int, build: Build, avoid: Collection[str] = ()) -> Sequence[RemoteSeat]:
+        """Return seats on `count` free nodes, on none whose name is in `avoid` while there are others.
+
+        Each seat runs the engine that `build` makes there. Raises NodeLost.
+        """
 
     def abort(self) -> None:
         """End every seat at once."""

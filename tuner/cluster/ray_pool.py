@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -18,13 +19,12 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hwprobe.errors import InputError
-from models.config import ServerConfig
 from models.workload import Workload
 from tuner.cluster.ledger import NodeLedger
 from tuner.cluster.node_report import NodeReport, report
-from tuner.cluster.pool import Node, NodeLost, RemoteSeat
-from tuner.cluster.seat import Build, Ended, Failed, Seat
-from tuner.seam import Measurement, ServerInfo
+from tuner.cluster.pool import Node, NodeLost
+from tuner.cluster.seat import Build, Ended, Failed, Seat, Stand
+from tuner.seam import Death, LaunchOrder, Measurement, ServerInfo
 
 BEATS_A_LEASE = 5
 START_S = 60.0
@@ -62,7 +62,12 @@ def disconnect() -> None:
 def nodes_of(gpus: int) -> list[Node]:
     """Return the living nodes of the cluster that have so many GPUs, by name."""
     found = [
-        Node(id=item["NodeID"], name=item["NodeName"], gpus=int(item["Resources"].get("GPU", 0)))
+        Node(
+            id=item["NodeID"],
+            name=item["NodeName"],
+            gpus=int(item["Resources"].get("GPU", 0)),
+            address=item["NodeManagerAddress"],
+        )
         for item in ray.nodes()  # type: ignore[no-untyped-call]  # as ray ships it
         if item["Alive"]
     ]
@@ -86,38 +91,48 @@ def _on(node: str, what: Any, **options: Any) -> Any:
 
 
 class RayPool:
-    """One seat a node, for servers that take `gpus` GPUs of one."""
+    """One seat a node, with `gpus` GPUs of it, for servers that take `at_once` nodes each."""
 
-    def __init__(self, *, gpus: int, build: Build, ledger: NodeLedger, lease_s: float) -> None:
-        """Raises InputError where no node has so many GPUs."""
-        self._gpus, self._build, self._ledger, self._lease_s = gpus, build, ledger, lease_s
+    def __init__(self, *, gpus: int, at_once: int, ledger: NodeLedger, lease_s: float) -> None:
+        """Raises InputError where too few nodes have so many GPUs."""
+        self._gpus, self._ledger, self._lease_s = gpus, ledger, lease_s
         self._free = threading.Condition()
         self._taken: dict[str, RaySeat] = {}
-        if not nodes_of(gpus):
-            raise InputError(
-                f"no node of the Ray cluster has {gpus} GPUs; start its nodes with `ray start --num-gpus {gpus}`"
-            )
+        there = len(nodes_of(gpus))
+        if there < at_once:
+            wanted = "no node of the Ray cluster has" if at_once == 1 else f"{there} of {at_once} nodes asked for have"
+            raise InputError(f"{wanted} {gpus} GPUs; start its nodes with `ray start --num-gpus {gpus}`")
 
     @property
     def nodes(self) -> Sequence[Node]:
         return [node for node in nodes_of(self._gpus) if node.name not in self._ledger.left_out]
 
-    def reserve(self, avoid: Sequence[str] = ()) -> RemoteSeat:
-        """Wait for a free node and take a seat there. Raises NodeLost where none is left, or the seat does not come."""
+    def reserve(self, count: int, build: Build, avoid: Collection[str] = ()) -> list[RaySeat]:
+        """Wait for so many free nodes and take seats there, all or none.
+
+        Raises NodeLost where too few are left, or a seat does not come.
+        """
         with self._free:
             while True:
                 nodes = self.nodes
-                if not nodes:
-                    raise NodeLost(Node(id="", name="none", gpus=0), "no node of the cluster is left for a launch")
+                if len(nodes) < count:
+                    left = f"{len(nodes) or 'no'} node{'s' if len(nodes) > 1 else ''} of the cluster left for a launch"
+                    raise NodeLost(Node(id="", name="none", gpus=0), f"{left} that takes {count}")
                 free = [node for node in nodes if node.id not in self._taken]
-                free.sort(key=lambda node: node.id in avoid)
-                if free:
+                if len(free) >= count:
                     break
                 self._free.wait(WAIT_S)
-            seat = RaySeat(free[0], self)
-            self._taken[free[0].id] = seat
-        seat.start(self._build, self._gpus, self._lease_s)
-        return seat
+            free.sort(key=lambda node: node.name in avoid)
+            seats = [RaySeat(node, self) for node in free[:count]]
+            self._taken |= {seat.node.id: seat for seat in seats}
+        with ThreadPoolExecutor(count) as threads:
+            starting = [threads.submit(seat.start, build, self._gpus, self._lease_s) for seat in seats]
+        failed = [error for future in starting if (error := future.exception()) is not None]
+        if failed:
+            for seat in seats:
+                seat.release()
+            raise failed[0]
+        return seats
 
     def given_back(self, node: Node) -> None:
         """Take a node back."""
@@ -154,18 +169,32 @@ class RaySeat:
             max_task_retries=0,
             max_concurrency=CALLS_AT_ONCE,
         )
-        self._actor = made.remote(build, self.node.id, tuple(range(gpus)), lease_s)
+        stand = Stand(node=self.node.name, address=self.node.address, gpus=tuple(range(gpus)))
+        self._actor = made.remote(build, stand, lease_s)
         try:
             ray.get(self._actor.beat.remote(), timeout=START_S)
         except RayError as error:
             self.end(_words(error))
-            self._pool.given_back(self.node)
             raise NodeLost(self.node, self._why_lost) from error
         threading.Thread(target=self._beat, args=(lease_s,), name="beat", daemon=True).start()
 
-    def launch(self, config: ServerConfig, number: int) -> ServerInfo:
-        answer: ServerInfo = self._ask("launch", config, number)
+    def meeting_point(self) -> str:
+        return str(self._ask("meeting_point"))
+
+    def launch(self, order: LaunchOrder) -> ServerInfo:
+        answer: ServerInfo = self._ask("launch", order)
         return answer
+
+    def info(self) -> ServerInfo:
+        answer: ServerInfo = self._ask("info")
+        return answer
+
+    def death(self) -> Death | None:
+        answer: Death | None = self._ask("death")
+        return answer
+
+    def halt(self) -> None:
+        self._ask("halt")
 
     def measure(self, workload: Workload) -> Measurement:
         answer: Measurement = self._ask("measure", workload)

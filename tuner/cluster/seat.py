@@ -17,16 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hwprobe.holds import scratch_folder
-from models.config import ServerConfig
 from models.workload import Workload
-from tuner.seam import Engine, LaunchFailed, Measurement, Place, Server, ServerInfo
+from tuner.seam import Death, LaunchFailed, LaunchOrder, Measurement, MortalServer, NodeEngine, Place, ServerInfo
 
 # Files of a trial that are carried home, and of each file so much, of its end.
 CARRIED_BYTES = 4 << 20
 # Cluster frameworks set these for their own workers; servers must not inherit them.
 FOREIGN = ("OMP_NUM_THREADS",)
 
-Build = Callable[[Path], Engine]
+Build = Callable[[Path], NodeEngine]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +42,29 @@ class Ended:
     files: dict[str, bytes] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stand:
+    """Where a seat stands: the node's name and its address inside the cluster, and the ids of the GPUs it may use."""
+
+    node: str
+    address: str
+    gpus: tuple[int, ...]
+
+
 class Seat:
-    """Launches one configuration at a time with the engine that `build` makes in a scratch folder of the node.
+    """Launches one server, or one rank of a server, with the engine that `build` makes in a scratch folder of the node.
 
     Ends its process `lease_s` seconds after the last beat: whoever asked for it is gone, or cannot be heard.
     """
 
-    def __init__(self, build: Build, node: str, gpus: tuple[int, ...], lease_s: float) -> None:
+    def __init__(self, build: Build, stand: Stand, lease_s: float) -> None:
         for name in FOREIGN:
             os.environ.pop(name, None)
         self._held = ExitStack()
         self._scratch = self._held.enter_context(scratch_folder("seat"))
-        self._place = Place(node=node, host=socket.gethostname(), gpus=gpus)
+        self._stand = stand
         self._engine = build(self._scratch)
-        self._server: Server | None = None
+        self._server: MortalServer | None = None
         self._lease_s, self._beaten_s = lease_s, time.monotonic()
         threading.Thread(target=self._watch, name="lease", daemon=True).start()
 
@@ -65,14 +73,38 @@ class Seat:
         self._beaten_s = time.monotonic()
         return time.time()
 
-    def launch(self, config: ServerConfig, number: int) -> ServerInfo | Failed:
-        """Start a configuration and wait until it is ready."""
+    def meeting_point(self) -> str | Failed:
+        """Return HOST:PORT of this node where the ranks of a server may meet."""
         try:
-            self._server = self._engine.launch(config, number)
-            info = self._server.info()
+            return f"{self._stand.address}:{self._engine.meeting_port()}"
         except LaunchFailed as failure:
             return Failed(failure)
-        return ServerInfo(kv_tokens=info.kv_tokens, boot_s=info.boot_s, place=self._place)
+
+    def launch(self, order: LaunchOrder) -> ServerInfo | Failed:
+        """Start what is ordered and wait until it is ready; a rank beyond the first is only started."""
+        try:
+            self._server = self._engine.launch_order(order)
+        except LaunchFailed as failure:
+            return Failed(failure)
+        if order.rank is not None and order.rank.index > 0:
+            return ServerInfo(kv_tokens=0, boot_s=0.0)
+        return self.info()
+
+    def info(self) -> ServerInfo | Failed:
+        """Return what the server here says of itself, and where it is."""
+        if self._server is None:
+            raise RuntimeError("info before launch")
+        info, stand = self._server.info(), self._stand
+        place = Place(node=stand.node, host=socket.gethostname(), gpus=stand.gpus)
+        return ServerInfo(kv_tokens=info.kv_tokens, boot_s=info.boot_s, place=place)
+
+    def death(self) -> Death | None:
+        """Return how the server here ended, None while it runs or before it was launched."""
+        return None if self._server is None else self._server.death()
+
+    def halt(self) -> None:
+        """End the server here, whoever waits for it, and start none any more."""
+        self._engine.abort()
 
     def measure(self, workload: Workload) -> Measurement | Failed:
         """Measure one load with a generator on this node."""

@@ -41,7 +41,8 @@ def main(arguments: list[str]) -> int:
     refusal = _refusal(checked)
     if refusal is not None:
         return refusal
-    faults = tuple(fault for fault in world.faults if not fault.launches or asked.launch in fault.launches)
+    rank = int(checked.arguments.values.get("node_rank") or 0)
+    faults = tuple(fault for fault in world.faults if fault.meant_for(asked.launch, rank))
     return boot(
         EmulatedMachine(
             context=context,

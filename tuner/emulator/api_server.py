@@ -31,7 +31,10 @@ POLL_S = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiServer:
-    """Everything the HTTP side needs to know; `boot_s` is the world's, `started` a monotonic time."""
+    """Everything the HTTP side needs to know; `boot_s` is the world's, `started` a monotonic time.
+
+    `leave` tells the other ranks of the server, where there are some, that this one ends.
+    """
 
     times: CountedTimes
     limits: Limits
@@ -50,6 +53,7 @@ class ApiServer:
     boot_s: float
     started: float
     children: tuple[int, ...]
+    leave: Callable[[], None]
 
 
 def serve(asked: ApiServer) -> int:
@@ -64,7 +68,7 @@ async def _serve(asked: ApiServer) -> int:
     answers = Answers(asked, driver, shown)
     runner = web.AppRunner(application(answers), access_log=None, handler_cancellation=True)
     await runner.setup()
-    host, port = str(asked.arguments.get("host", HOST)), int(asked.arguments.get("port", PORT))
+    host, port = address_of(asked.arguments)
     say("INFO:     Application startup complete.")
     try:
         await web.TCPSite(runner, host, port, backlog=4096).start()
@@ -90,7 +94,13 @@ async def _serve(asked: ApiServer) -> int:
     say("Gracefully exiting... Remaining number of requests 0.")
     running.cancel()
     await runner.cleanup()
+    asked.leave()
     return 0
+
+
+def address_of(arguments: dict[str, Any]) -> tuple[str, int]:
+    """Return where SGLang's arguments say that a server listens."""
+    return str(arguments.get("host", HOST)), int(arguments.get("port", PORT))
 
 
 def habits_of(asked: ApiServer) -> Habits:

@@ -14,8 +14,9 @@ from models.layout import table_of
 from models.serving.estimate import Context, limits_of
 from planner.check.judge import Checked, modelled
 from tuner.emulator import family
-from tuner.emulator.api_server import ApiServer, serve
+from tuner.emulator.api_server import ApiServer, address_of, serve
 from tuner.emulator.log import say, write
+from tuner.emulator.ranks import Ranks, follow
 from tuner.emulator.recorder import CountedTimes, Observed
 from tuner.engines.faults import Fault, FaultKind
 from tuner.engines.world import World
@@ -62,6 +63,9 @@ def boot(machine: EmulatedMachine) -> int:
     _phase(machine, "import")
     children = [family.start_child(name) for name in ("sglang::scheduler", "sglang::detoken")]
     say("Init parallel begin.")
+    ranks = Ranks.of(machine.checked.arguments.values)
+    if ranks is not None:
+        ranks.meet()
     _phase(machine, "distributed")
     say("Init parallel ends. elapsed=0.05 s")
     say(f"Load weight begin. avail mem={free:.2f} GB")
@@ -82,6 +86,8 @@ def boot(machine: EmulatedMachine) -> int:
         f"max_prefill_tokens={config.max_prefill_tokens}, max_running_requests={config.max_running_requests}, "
         f"context_len={config.context_length}, available_gpu_mem={free - graphs:.2f} GB"
     )
+    if ranks is not None and ranks.index > 0:
+        return follow(ranks, address_of(machine.checked.arguments.values), children[0])
     most = min(int(table.most_running[0]), MOST_RUNNING)
     limits = limits_of(config, table, float(filled.kv_tokens[0]))
     return serve(
@@ -103,6 +109,7 @@ def boot(machine: EmulatedMachine) -> int:
             boot_s=machine.boot_s,
             started=started,
             children=tuple(children),
+            leave=ranks.leave if ranks else lambda: None,
         )
     )
 

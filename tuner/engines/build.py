@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import msgspec
 import tomli_w
@@ -24,9 +24,6 @@ from tuner.engines.runners import EmulatedRunner, Runner
 from tuner.engines.world import World
 from tuner.server.gate import GpuLocks
 from tuner.server.readiness import Smoke
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,5 +90,11 @@ def emulated_runner(where: Path, context: Context, world: World, seed: int) -> E
 
 def world_toml(world: World) -> str:
     """Return a world as the file it could have been read from."""
-    found = msgspec.to_builtins(world)
-    return tomli_w.dumps({name: value for name, value in found.items() if value is not None})
+    return tomli_w.dumps(_without_none(msgspec.to_builtins(world)))
+
+
+def _without_none(value: Any) -> Any:
+    """Leave out what is None: TOML has no word for it."""
+    if isinstance(value, dict):
+        return {name: _without_none(item) for name, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list | tuple) else value

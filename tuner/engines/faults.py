@@ -30,7 +30,7 @@ PHASES = ("import", "distributed", "weights", "kv pool", "graphs", "warm-up", "s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One fault. `launches` restricts it to trials of these numbers."""
+    """One fault. `launches` restricts it to trials of these numbers, `rank` to one of a server over several nodes."""
 
     kind: FaultKind
     phase: str = "serving"
@@ -40,3 +40,8 @@ class Fault:
     factor: float = 2.0
     text: str = ""
     launches: tuple[int, ...] = field(default_factory=tuple)
+    rank: int | None = None
+
+    def meant_for(self, launch: int, rank: int) -> bool:
+        """Say whether it happens to this rank of this launch."""
+        return (not self.launches or launch in self.launches) and self.rank in (None, rank)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -23,7 +24,7 @@ from models.serving.estimate import Context
 from models.workload import Workload
 from planner.launch import launch_spec
 from tuner.engines.runners import Runner
-from tuner.seam import FailureKind, LaunchFailed, Measurement, ServerInfo
+from tuner.seam import Death, FailureKind, LaunchFailed, LaunchOrder, Measurement, ServerInfo
 from tuner.server.ask import NO_ANSWER, HttpRequest, ask, without_secret_fields
 from tuner.server.figures import BootFigures, boot_figures
 from tuner.server.gate import Gate
@@ -47,8 +48,6 @@ MEASURING_ERRORS = (
 
 Alive = Callable[[], None]
 Measure = Callable[[str, Workload, Alive], Measurement]
-# SGLang's flags and environment for a port of this machine.
-Words = Callable[[int], tuple[list[str], dict[str, str]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,54 +79,76 @@ class LiveEngine:
 
     def launch(self, config: ServerConfig, number: int) -> LiveServer:
         """Pass the gate, start, wait until ready. A port taken by another process costs a retry, not the trial."""
+        return self.launch_order(LaunchOrder(config=config, number=number))
 
-        def words(port: int) -> tuple[list[str], dict[str, str]]:
-            spec = launch_spec(config, self.context.version, model_path=self.model_path, host=HOST, port=port)
-            return spec.argv()[3:], spec.environment
+    def launch_order(self, order: LaunchOrder) -> LiveServer:
+        """Launch what is ordered; of a server over several nodes its first rank.
 
-        return self.launch_words(config, number, words)
-
-    def launch_words(self, config: ServerConfig, number: int, words: Words) -> LiveServer:
-        """Launch what `words` says, which `config` describes: a command that was not made here."""
+        Its ranks have agreed on where to meet: there a port that is taken is a failure.
+        """
         if self.aborted.is_set():
             raise LaunchFailed(FailureKind.SUPERVISOR, "the run ends", 0.0)
         self.gate.pass_through()
-        for _ in range(PORT_TRIES - 1):
+        for _ in range(PORT_TRIES - 1 if order.rank is None else 0):
             try:
-                return self._start(config, number, self.ports.next(), words)
+                return self._start(order, self.ports.next())
             except LaunchFailed as failure:
                 if failure.kind is not FailureKind.PORT:
                     raise
-        return self._start(config, number, self.ports.next(), words)
+        return self._start(order, self.ports.next())
+
+    def meeting_port(self) -> int:
+        """Return a free port at which the ranks of a server may meet."""
+        return self.ports.meeting()
 
     def _expected(self, served_name: str) -> ExpectedStart:
         return ExpectedStart(served_name=served_name, phases=self.phases, smoke=self.smoke, entered=self.entered)
 
-    def _start(self, config: ServerConfig, number: int, port: int, words: Words) -> LiveServer:
-        nonce = f"sgtune-{number}-{secrets.token_hex(4)}"
-        typed, environment = words(port)
-        flags = [*typed, "--served-model-name", nonce, *self.extra_flags]
-        command = self.runner.command(flags, environment, nonce, number)
-        folder = self.trials / str(number)
+    def _start(self, order: LaunchOrder, port: int) -> LiveServer:
+        nonce = f"sgtune-{order.number}-{secrets.token_hex(4)}"
+        process = self.start_process(order, port, nonce)
+        with ExitStack() as undo:
+            undo.callback(self.ended, process)
+            ready = wait_until_ready(process, port, self._expected(nonce))
+            figures = self.figures_of(process, order, ready.server_info)
+            undo.pop_all()
+        return LiveServer(engine=self, process=process, config=order.config, port=port, ready=ready, figures=figures)
+
+    def start_process(self, order: LaunchOrder, port: int, nonce: str) -> ServerProcess:
+        """Start the process that an order asks for; it serves under the name `nonce`. Raises LaunchFailed."""
+        typed, environment = self._words(order, port)
+        command = self.runner.command(
+            [*typed, "--served-model-name", nonce, *self.extra_flags], environment, nonce, order.number
+        )
         try:
             process = ServerProcess(
-                command.words, folder, command.environment, drain_s=self.drain_s, after=command.after
-            )
+                command.words, self.trials / str(order.number), command.environment, drain_s=self.drain_s,
+                after=command.after,
+            )  # fmt: skip
         except (OSError, ValueError) as error:
             raise LaunchFailed(FailureKind.SUPERVISOR, f"the supervisor did not start: {error}", 0.0) from error
         self.running.append(process)
         if self.aborted.is_set():
             process.terminate()
-        with ExitStack() as undo:
-            undo.callback(self.ended, process)
-            ready = wait_until_ready(process, port, self._expected(nonce))
-            table = table_of([config])
-            ledger = ledger_of(self.context.memory(table), table, 0)
-            said = without_secret_fields(ready.server_info)
-            figures = boot_figures(process.log_text(), ready.server_info, ledger)
-            write_own(folder / "server_info.json", encode_json({"figures": figures, **said}) + "\n", private=True)
-            undo.pop_all()
-        return LiveServer(engine=self, process=process, config=config, port=port, ready=ready, figures=figures)
+        return process
+
+    def _words(self, order: LaunchOrder, port: int) -> tuple[list[str], dict[str, str]]:
+        """Return SGLang's flags and environment for a port of this machine."""
+        ranked = order.rank.words if order.rank else ()
+        if order.typed is not None:
+            return [*order.typed, *ranked, "--host", HOST, "--port", str(port)], order.environment
+        spec = launch_spec(order.config, self.context.version, model_path=self.model_path, host=HOST, port=port)
+        return [*spec.argv()[3:], *ranked], spec.environment
+
+    def figures_of(self, process: ServerProcess, order: LaunchOrder, server_info: dict[str, Any]) -> BootFigures:
+        """Read what a started server said of its memory, and keep it beside its log."""
+        table = table_of([order.config])
+        ledger = ledger_of(self.context.memory(table), table, 0)
+        figures = boot_figures(process.log_text(), server_info, ledger)
+        document = {"figures": figures, **without_secret_fields(server_info)}
+        file = self.trials / str(order.number) / "server_info.json"
+        write_own(file, encode_json(document) + "\n", private=True)
+        return figures
 
     def ended(self, process: ServerProcess) -> None:
         """Stop a process of this engine and forget it."""
@@ -182,6 +203,10 @@ class LiveServer:
                 raise LaunchFailed(death.kind, at + death.evidence, self._lived_s()) from error
             evidence = f"{at}{error}" if isinstance(error, SgtuneError) else f"{at}{type(error).__name__}: {error}"
             raise LaunchFailed(FailureKind.MEASURING, evidence, self._lived_s()) from error
+
+    def death(self) -> Death | None:
+        """Return how it ended, None while it runs."""
+        return None if self.process.alive else Death(died(self.process), self.process.ended_ago_s)
 
     def _lived_s(self) -> float:
         return time.monotonic() - self.process.started

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values
 from planner.sglang.resolver import resolve
 from tuner.choices import SIMULATED_ENGINES
-from tuner.engines.live import HOST, LiveEngine, LiveServer
-from tuner.seam import LaunchFailed, Measurement, Verdict
+from tuner.seam import LaunchFailed, LaunchOrder, Measurement, OrderedEngine, Server, Verdict
 
+# What a launcher of several nodes gives to each of them.
+RANKS = frozenset({"--node-rank", "--dist-init-addr", "--nccl-init-addr"})
 SURROUNDINGS = ("SGLANG_CACHE_DIR", "HF_HOME", "HOME", "MODEL_PATH", "PYTHON")
 
 
@@ -187,7 +188,7 @@ def read_claim(path: Path, target: Target = Target.BASH) -> Claim:
 
 
 def _checked(claim: Claim) -> Claim:
-    """Raise InputError for a claim that cannot be verified on one machine."""
+    """Return a claim that can be verified, without what tells ranks apart. Raises InputError for any other."""
     if not claim.record.points:
         raise InputError(f"'{claim.file}' records no figures: nothing was measured or predicted when it was made")
     for point in claim.record.points:
@@ -197,36 +198,38 @@ def _checked(claim: Claim) -> Claim:
                 f"'{claim.file}' records {point.output_tok_s:,.1f} tok/s for {point.load}, which its "
                 f"own interval ({low:,.1f} to {high:,.1f}) does not hold: the figure was changed by hand"
             )
-    if claim.record.nnodes > 1:
-        raise InputError(
-            f"'{claim.file}' starts {claim.record.nnodes} nodes; verify starts servers on this machine only: start it "
-            "and measure with sgtune bench --url"
-        )
+    claim = replace(claim, line=_without_ranks(claim.line))
     unknown = [*claim.line.left_out, *(value.flag for value in claim.line.unknown)]
     if unknown:
         raise InputError(f"'{claim.file}': the value of {unknown[0]} is a variable, unknown here")
     return claim
 
 
+def _without_ranks(line: LaunchLine) -> LaunchLine:
+    """Leave out which rank a command is and where ranks meet: whoever starts several nodes says so."""
+    words: list[str] = []
+    flags = iter(line.words)
+    for word in flags:
+        name, equals, _ = word.partition("=")
+        if name not in RANKS:
+            words.append(word)
+        elif not equals:
+            next(flags, None)
+    return replace(line, words=tuple(words), left_out=tuple(flag for flag in line.left_out if flag not in RANKS))
+
+
 def verify(
     claim: Claim,
-    engine: LiveEngine,
-    typed: Sequence[str],
-    environment: dict[str, str],
+    engine: OrderedEngine,
+    order: LaunchOrder,
     shown: Callable[[str], None] = lambda text: None,
 ) -> Verified:
-    """Boot the claim's command and measure its points, fewest clients first.
+    """Boot what of the claim's command may be started (`order`) and measure its points, fewest clients first.
 
-    `typed` and `environment` are what of the file may be started; --host and --port follow them, the last of two
-    being what SGLang takes.
     Raises SgtuneError when the server does not start or dies.
     """
-
-    def words(port: int) -> tuple[list[str], dict[str, str]]:
-        return [*typed, "--host", HOST, "--port", str(port)], environment
-
     try:
-        server = engine.launch_words(claim.config(engine.context), 0, words)
+        server = engine.launch_order(order)
         try:
             measured = _measured(claim, server, shown)
             return replace(measured, simulated=engine.name in SIMULATED_ENGINES)
@@ -236,7 +239,7 @@ def verify(
         raise SgtuneError(f"'{claim.file}' did not run ({failure.kind}): {failure.evidence}") from failure
 
 
-def _measured(claim: Claim, server: LiveServer, shown: Callable[[str], None]) -> Verified:
+def _measured(claim: Claim, server: Server, shown: Callable[[str], None]) -> Verified:
     boot_s = server.info().boot_s
     shown(f"ready after {boot_s:.0f} s")
     points = []

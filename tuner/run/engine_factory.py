@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-from hwprobe.files import encode_json, write_atomic
 from models.serving.estimate import Context
 from tuner.choices import SIMULATED_ENGINES, EngineName
-from tuner.cluster.engine import ClusterEngine
-from tuner.cluster.ledger import NodeLedger
 from tuner.cluster.require import require_ray
 from tuner.engines.build import LiveSettings, emulated_runner, live_engine
+from tuner.engines.on_nodes import NodeSetup, cluster_engine
 from tuner.engines.runners import DockerRunner, LocalRunner, Runner
 from tuner.engines.simulated import SimulatedEngine
 from tuner.run.question import TuneQuestion
 from tuner.seam import Engine
 from tuner.server.preflight import Preflight
 from tuner.server.readiness import Smoke
-
-# A seat ends itself, and a node counts as lost, after so many seconds without an answered beat.
-LEASE_S = 15.0
 
 
 def engine_of(question: TuneQuestion, context: Context, folder: Path) -> Engine:
@@ -31,8 +24,6 @@ def engine_of(question: TuneQuestion, context: Context, folder: Path) -> Engine:
     """
     if question.engine is EngineName.SIMULATED:
         return SimulatedEngine(question.world, context, question.seed, slos=question.plan.slos)
-    if question.cluster is not None:
-        return _cluster_engine(question, context, folder)
     live = LiveSettings(
         model_path=question.model_path,
         trials=folder / "trials",
@@ -42,26 +33,13 @@ def engine_of(question: TuneQuestion, context: Context, folder: Path) -> Engine:
         smoke=_smoke(question.smoke),
         slos=question.plan.slos,
     )
-    return live_engine(_runner(question, context, folder), context, live)
-
-
-def engine_on_node(question: TuneQuestion, context: Context, scratch: Path) -> Engine:
-    """Build the engine that a seat uses, in a scratch folder of its node."""
-    write_atomic(scratch / "hardware.json", encode_json(question.plan.hardware) + "\n")
-    return engine_of(replace(question, cluster=None), context, scratch)
-
-
-def _cluster_engine(question: TuneQuestion, context: Context, folder: Path) -> ClusterEngine:
-    ray_pool = require_ray()
-    ray_pool.connect(str(question.cluster))
-    ledger = NodeLedger(folder)
-    pool = ray_pool.RayPool(
-        gpus=question.plan.hardware.gpus_per_node,
-        build=partial(engine_on_node, question, context),
-        ledger=ledger,
-        lease_s=LEASE_S,
-    )
-    return ClusterEngine(name=str(question.engine), pool=pool, ledger=ledger, trials=folder / "trials")
+    if question.cluster is None:
+        return live_engine(_runner(question, context, folder), context, live)
+    setup = NodeSetup(
+        hardware=question.plan.hardware, context=context, engine=question.engine, world=question.world, live=live,
+        python=question.python,
+    )  # fmt: skip
+    return cluster_engine(question.cluster, setup, folder)
 
 
 def preflight(question: TuneQuestion) -> None:

@@ -15,6 +15,7 @@ from planner.sglang.arguments import read_arguments
 from planner.sglang.secret_flags import without_secrets
 from tuner.choices import SIMULATED_ENGINES, EngineName, Fidelity, Objective, SamplerName
 from tuner.engines.build import check_emulator
+from tuner.engines.on_nodes import check_on_nodes
 from tuner.engines.world import World
 from tuner.evidence.trial import Manifest
 from tuner.search.objective import Goal
@@ -85,8 +86,8 @@ class TuneQuestion:
         slots = 1 if self.parallel is None else self.parallel
         if not 1 <= slots <= MOST_PARALLEL:
             raise InputError(f"--parallel is {slots}; it must be between 1 and {MOST_PARALLEL}")
-        if self.cluster is not None and self.engine not in (EngineName.LOCAL, EngineName.EMULATED):
-            raise InputError(f"--cluster starts servers: --engine local or emulated, not {self.engine}")
+        if self.cluster is not None:
+            check_on_nodes(self.engine)
         if slots > 1 and self.engine not in SIMULATED_ENGINES and self.cluster is None:
             raise InputError(
                 f"--parallel {slots} with --engine {self.engine}: every launch takes all GPUs of this machine; "
@@ -114,10 +115,10 @@ class TuneQuestion:
                     "SGLang flags (after `--`, or in --space) need a server: --engine emulated, local or docker"
                 )
             return
-        if self.plan.hardware.nodes > 1:
+        if self.plan.hardware.nodes > 1 and self.cluster is None:
             raise InputError(
                 f"--engine {self.engine} starts servers on this machine; --hardware {self.plan.hardware.name} is "
-                f"{self.plan.hardware.nodes} machines: plan them, or tune one with --engine simulated"
+                f"{self.plan.hardware.nodes} machines: name their cluster with --cluster, or use --engine simulated"
             )
         if self.smoke is not None and not all(self.smoke.partition("=")):
             raise InputError(f"--smoke is '{self.smoke}'; write it as in --smoke 'The capital of France is=Paris'")

@@ -155,8 +155,8 @@ def open_loop(prepared: Prepared, reporter: Reporter) -> tuple[Loop, bool]:
 
 def _airspace(question: TuneQuestion, engine: Engine, log: FlightLog, records: Sequence[TrialRecord]) -> Airspace:
     """Return what carries the launches: threads for real servers side by side, else one after the other."""
-    nodes = len(engine.pool.nodes) if isinstance(engine, ClusterEngine) else 1
-    slots = nodes if question.parallel is None else question.parallel
+    fitting = len(engine.pool.nodes) // question.plan.hardware.nodes if isinstance(engine, ClusterEngine) else 1
+    slots = max(1, fitting) if question.parallel is None else question.parallel
     if isinstance(engine, ClusterEngine) or (slots > 1 and isinstance(engine, LiveEngine)):
         return ThreadAirspace(slots, engine.abort)
     return VirtualAirspace(slots, log.flights, records)

@@ -113,10 +113,12 @@ RULES = (
     Pattern(
         FailureKind.NCCL, r"Watchdog caught collective operation timeout|NCCL error|ncclSystemError|ncclRemoteError"
     ),
+    Pattern(FailureKind.NCCL, r"gloo/transport/.*(reset|closed) by peer", "rank_lost"),
     Pattern(FailureKind.WATCHDOG, r"watchdog timeout \(self\.watchdog_timeout"),
     Pattern(
         FailureKind.KILLED, r"(crashed with exit code|died during initialization \(exit code:) -9", "scheduler_killed"
     ),
+    Pattern(FailureKind.KILLED, r"Scheduler or DataParallelController \d+ terminated with -9", "rank_scheduler_killed"),
     Pattern(FailureKind.UNSUPPORTED, r"minimum required version .* is not installed", "package_missing"),
 )
 OOM = re.compile(r"torch\.(cuda\.)?OutOfMemoryError|CUDA out of memory", re.IGNORECASE)

@@ -15,6 +15,8 @@ BEFORE = re.compile(r"Load weight begin\. avail mem=([\d.]+) GB")
 AFTER = re.compile(r"Load weight end\..*?avail mem=([\d.]+) GB")
 POOL_END = re.compile(r"Memory pool end\. avail mem=([\d.]+) GB")
 LAST_FREE = re.compile(r"available_gpu_mem=([\d.]+) GB")
+# What a rank without a web server says of its pool.
+TOKENS = re.compile(r"KV Cache is allocated\..*?#tokens: (\d+)")
 GRAPHS = re.compile(r"Capture .*?(?:CUDA|cuda) graph end.*?mem usage=([\d.]+) GB")
 
 
@@ -44,7 +46,7 @@ def boot_figures(log: str, info: dict[str, Any], ledger: MemoryLedger) -> BootFi
     if weights is None and before is not None and after is not None:
         weights = before - after
     graphs = [float(text) for text in GRAPHS.findall(log)]
-    free, tokens = _last(LAST_FREE, log), number(info.get("max_total_num_tokens"))
+    free, tokens = _last(LAST_FREE, log), number(info.get("max_total_num_tokens")) or _first(TOKENS, log)
     return BootFigures(
         weights_gib=BootFigure(predicted=ledger.weights_gib, measured=weights),
         graphs_gib=BootFigure(predicted=ledger.per_gpu_gib.get("CUDA graphs", 0.0), measured=sum(graphs) or None),

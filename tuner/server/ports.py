@@ -11,6 +11,8 @@ from tuner.seam import FailureKind, LaunchFailed
 
 # With attention DP SGLang takes the HTTP port + 233 and the next few (server_args.py, PortArgs).
 DERIVED = range(233, 241)
+# From --dist-init-addr on SGLang counts further: one port a rank of attention DP and some of its own.
+MEETING = range(0, 48)
 FIRST, LAST, STRIDE = 20_000, 32_500, 10  # below the ports the kernel gives to clients (32768)
 VARIABLE = "SGTUNE_PORTS"  # FIRST-LAST, for machines whose ports are not all ours
 
@@ -38,11 +40,18 @@ class Ports:
 
     def next(self) -> int:
         """Return the next port that is free together with its derived ones. Raises LaunchFailed if none is."""
+        return self._next((0, *DERIVED), turns=1)
+
+    def meeting(self) -> int:
+        """Return the next port at which ranks of one server may meet. Raises LaunchFailed if none is free."""
+        return self._next(tuple(MEETING), turns=-(-len(MEETING) // self._ports.step))
+
+    def _next(self, offsets: tuple[int, ...], *, turns: int) -> int:
         for _ in self._ports:
             with self._lock:
                 port = self._ports[self._turn % len(self._ports)]
-                self._turn += 1
-            if all(is_free(candidate) for candidate in (port, *(port + offset for offset in DERIVED))):
+                self._turn += turns
+            if all(is_free(port + offset) for offset in offsets):
                 return port
         between = f"between {self._ports.start} and {self._ports.stop}"
         raise LaunchFailed(FailureKind.PORT, f"no free port {between}; {VARIABLE} sets others", 0.0)

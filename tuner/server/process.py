@@ -79,6 +79,14 @@ class ServerProcess:
             return None
 
     @property
+    def ended_ago_s(self) -> float:
+        """Seconds since the server ended; 0 where its shim left no record of it."""
+        try:
+            return max(0.0, time.time() - self._record.stat().st_mtime)
+        except FileNotFoundError:
+            return 0.0
+
+    @property
     def host_oom(self) -> str | None:
         """The kernel's OOM-kill message since the start, or None."""
         now, then = oom_kills(), self._oom_kills

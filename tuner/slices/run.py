@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from hwprobe.errors import InputError, SgtuneError
+from hwprobe.profile import HardwareProfile
 from models.architecture import ModelArchitecture
+from models.serving.estimate import Context
 from tuner.choices import EngineName
 from tuner.engines.build import LiveSettings, emulated_runner, live_engine
-from tuner.engines.live import HOST
+from tuner.engines.on_nodes import NodeSetup, check_on_nodes, cluster_engine
 from tuner.engines.runners import DockerRunner, LocalRunner, Runner
 from tuner.engines.simulated import SimulatedEngine
 from tuner.engines.world import World
-from tuner.seam import LaunchFailed, Server
+from tuner.seam import LaunchFailed, LaunchOrder, OrderedEngine, Server
 from tuner.server.ports import Ports, candidates
 from tuner.slices.launch import Layout, SliceBoot, SliceLoad, launch_words, measure_loads
 
@@ -31,7 +33,10 @@ Shown = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SliceQuestion:
-    """What is to be measured on slices, and where. `where` is a folder for logs that holds hardware.json."""
+    """What is to be measured on slices, and where. `where` is a folder for logs that holds hardware.json.
+
+    With `cluster` the slices run on nodes of that Ray cluster; `hardware` is then the machine of a slice.
+    """
 
     here: Layout
     slices: tuple[ModelArchitecture, ...]
@@ -48,6 +53,8 @@ class SliceQuestion:
     most_kv_tokens: float = math.inf
     point_s: float = 10.0
     seed: int = 0
+    hardware: HardwareProfile | None = None
+    cluster: str | None = None
 
     def checked(self) -> SliceQuestion:
         """Raise InputError for a question that has no meaning or could not start; return it otherwise."""
@@ -57,9 +64,15 @@ class SliceQuestion:
             raise InputError(f"--repeats is {self.repeats}; it must be between 1 and 100")
         if not 1 <= self.rounds <= 100:
             raise InputError(f"--rounds is {self.rounds}; it must be between 1 and 100")
+        if self.cluster is not None:
+            check_on_nodes(self.engine)
+            if self.together:
+                raise InputError("--together runs the slices side by side on one machine: leave it out with --cluster")
+            return self
         if self.engine is not EngineName.SIMULATED and self.here.context.machine.nodes > 1:
             raise InputError(
-                f"--engine {self.engine} starts servers on this machine; {self.here.context.machine.name} is several"
+                f"--engine {self.engine} starts servers on this machine; {self.here.context.machine.name} is several: "
+                "name their cluster with --cluster"
             )
         if self.engine is EngineName.DOCKER and not self.image:
             raise InputError("--engine docker needs --image, as in --image lmsysorg/sglang:v0.5.23")
@@ -122,18 +135,28 @@ def _launch(question: SliceQuestion, arch: ModelArchitecture, number: int) -> tu
     settings = LiveSettings(
         model_path=question.model_path, trials=question.where / "trials", point_s=question.point_s, seed=question.seed
     )
-    live = live_engine(_runner(question), context, settings)
+    typed = launch_words(here, arch, question.model_path, question.most_kv_tokens)
+    order = LaunchOrder(config=here.config, number=number, typed=tuple(typed))
+    live = _live(question, context, settings, number)
     with ExitStack() as undo:
         undo.callback(live.close)
-        ports = Ports(candidates()[number % MOST_TOGETHER :: MOST_TOGETHER]) if question.together else live.ports
-
-        def words(port: int) -> tuple[list[str], dict[str, str]]:
-            typed = launch_words(here, arch, question.model_path, question.most_kv_tokens)
-            return [*typed, "--host", HOST, "--port", str(port)], {}
-
-        server = replace(live, ports=ports).launch_words(here.config, number, words)
+        server = live.launch_order(order)
         undo.pop_all()
     return server, live.close
+
+
+def _live(question: SliceQuestion, context: Context, settings: LiveSettings, number: int) -> OrderedEngine:
+    """Return what starts a slice: on the nodes of a cluster, or here."""
+    if question.cluster is not None and question.hardware is not None:
+        setup = NodeSetup(
+            hardware=question.hardware, context=context, engine=question.engine, world=question.world, live=settings,
+            python=question.python,
+        )  # fmt: skip
+        return cluster_engine(question.cluster, setup, question.where)
+    live = live_engine(_runner(question), context, settings)
+    if not question.together:
+        return live
+    return replace(live, ports=Ports(candidates()[number % MOST_TOGETHER :: MOST_TOGETHER]))
 
 
 def _runner(question: SliceQuestion) -> Runner:

@@ -20,6 +20,8 @@ RECORDED = {
     "attention_backend_unsupported": FailureKind.UNSUPPORTED,
     "assertion_in_scheduler": FailureKind.UNSUPPORTED,
     "scheduler_killed": FailureKind.KILLED,
+    "rank_scheduler_killed": FailureKind.KILLED,
+    "rank_lost": FailureKind.NCCL,
     "serving_and_sigterm": FailureKind.UNKNOWN,
 }
 

@@ -49,6 +49,7 @@ def calibrate(
     repeats: slices.Repeats = 3,
     rounds: slices.Rounds = 1,
     together: slices.Together = False,
+    cluster: options.Cluster = None,
     target: slices.Target = None,
     target_args: slices.TargetArgs = "",
     point_time: options.PointTime = "5s",
@@ -79,7 +80,7 @@ def calibrate(
         version=sglang_version or options.NEWEST_VERSION, base=start, engine=engine, python=python, image=image,
         decode=decode, prefill=prefill, repeats=repeats, rounds=rounds, together=together, target=target,
         target_args=target_args, point_s=parse_duration_s(point_time, "--point-time"), world=world, seed=seed,
-        words=tuple(server_flags or ()), logs=logs,
+        words=tuple(server_flags or ()), logs=logs, cluster=cluster,
     )  # fmt: skip
     source = slices.points_of(slice_options, points, save_points or out.with_suffix(".points.jsonl"))
     setting = records.setting_of(hardware, sglang_version, launch_args, start, model)

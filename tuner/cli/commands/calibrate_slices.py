@@ -83,6 +83,7 @@ class SliceOptions:
     seed: int
     words: tuple[str, ...]
     logs: Path | None
+    cluster: str | None = None
 
 
 def points_of(options: SliceOptions, points: Path | None, save_points: Path) -> Path:
@@ -170,6 +171,7 @@ def _question(options: SliceOptions, machine: HardwareProfile, where: Path) -> S
         world=load_world(options.world), where=where, model_path=options.model_path, python=options.python,
         image=options.image, repeats=options.repeats, rounds=options.rounds, together=options.together,
         most_kv_tokens=meant_for.kv_tokens_per_rank or math.inf, point_s=options.point_s, seed=options.seed,
+        hardware=machine, cluster=options.cluster,
     )  # fmt: skip
     return question.checked()
 

@@ -15,11 +15,17 @@ from tuner.cli.common import completion, options
 from tuner.cli.common.terminal import console, print_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hwprobe.profile import HardwareProfile
     from models.serving.estimate import Context
+    from tuner.cluster.engine import ClusterEngine
+    from tuner.engines.live import LiveEngine
     from tuner.engines.runners import Runner
     from tuner.engines.world import World
     from tuner.launch_files.trust import Start
     from tuner.launch_files.verification import Claim, Verified
+    from tuner.seam import LaunchOrder
 
 EXAMPLE = "Example: sgtune verify launch/ --engine local"
 DISAGREES = 1
@@ -58,6 +64,7 @@ def verify(
     model: options.Model = None,
     profile: options.Profile = None,
     world: options.WorldFile = None,
+    cluster: options.Cluster = None,
     point_time: options.PointTime = "10s",
     seed: options.Seed = 0,
     logs: Logs = None,
@@ -71,11 +78,16 @@ def verify(
     It shows the command first. Of the file's environment, image and paths it takes SGLang's own and those granted
     here, no others.
     """
+    from functools import partial
+
     from planner.launch_files.targets import Target
     from tuner.cli.commands.tune import parse_duration_s
+    from tuner.engines.build import LiveSettings, live_engine
+    from tuner.engines.on_nodes import NodeSetup, check_on_nodes, cluster_engine
     from tuner.engines.world import load_world
     from tuner.launch_files.trust import trusted_start
     from tuner.launch_files.verification import read_claim
+    from tuner.seam import LaunchOrder
 
     point_s = parse_duration_s(point_time, "--point-time")
     claim = read_claim(path, Target.DOCKER if engine is EngineName.DOCKER else Target.BASH)
@@ -84,13 +96,25 @@ def verify(
     start = replace(start, words=(*start.words, *(server_flags or ())))
     with scratch_folder("verify") as temporary:
         where = (logs or temporary).absolute()
-        context = _context(claim, hardware, model, profile, where)
-        runner = _runner(
-            claim, start, context, engine=engine, python=python, image=image, world=found, seed=seed, where=where,
-            granted=model_path is not None,
-        )  # fmt: skip
-        _ask(claim, start, runner, yes=yes)
-        verified = _verified(claim, start, runner, context, where=where, point_s=point_s, seed=seed)
+        settings = LiveSettings(model_path=start.model_path, trials=where / "trials", point_s=point_s, seed=seed)
+        machine, context = _machine(claim, hardware, model, profile, where)
+        begin: Callable[[], LiveEngine | ClusterEngine]
+        if cluster is not None:
+            setup = NodeSetup(
+                hardware=machine, context=context, engine=engine, world=found, live=settings, python=python
+            )
+            check_on_nodes(engine)
+            begin = partial(cluster_engine, cluster, setup, where)
+        else:
+            _check_alone(claim)
+            runner = _runner(
+                claim, start, context, engine=engine, python=python, image=image, world=found, seed=seed, where=where,
+                granted=model_path is not None,
+            )  # fmt: skip
+            begin = partial(live_engine, runner, context, settings)
+        _ask(claim, start, engine, yes=yes)
+        order = LaunchOrder(config=claim.config(context), number=0, typed=start.words, environment=start.environment)
+        verified = _verified(claim, begin, order)
     if json:
         print_json(verified.document())
     else:
@@ -99,7 +123,20 @@ def verify(
         raise typer.Exit(DISAGREES)
 
 
-def _context(claim: Claim, hardware: str | None, model: Path | None, profile: Path | None, where: Path) -> Context:
+def _check_alone(claim: Claim) -> None:
+    """Raise InputError for a server over several nodes where no cluster is named."""
+    from hwprobe.errors import InputError
+
+    if claim.record.nnodes > 1:
+        raise InputError(
+            f"'{claim.file}' starts {claim.record.nnodes} nodes: name their Ray cluster with --cluster auto, or start "
+            "it and measure with sgtune bench --url"
+        )
+
+
+def _machine(
+    claim: Claim, hardware: str | None, model: Path | None, profile: Path | None, where: Path
+) -> tuple[HardwareProfile, Context]:
     """Return what the command runs on, and write the machine where the emulated server finds it."""
     from hwprobe.errors import InputError
     from hwprobe.files import encode_json, write_atomic
@@ -121,19 +158,19 @@ def _context(claim: Claim, hardware: str | None, model: Path | None, profile: Pa
         range_ratio=record.range_ratio, concurrency=max(point.concurrency for point in record.points),
         engine=load_engine_profile(profile) if profile else None,
     )  # fmt: skip
-    return question.checked().context()
+    return machine, question.checked().context()
 
 
-def _ask(claim: Claim, start: Start, runner: Runner, *, yes: bool) -> None:
+def _ask(claim: Claim, start: Start, engine: EngineName, *, yes: bool) -> None:
     """Show what will be started and ask; sgtune's own emulated server needs no yes. Raises InputError without one."""
     from hwprobe.errors import InputError
 
     for note in start.notes:
         typer.echo(f"note: {note}", err=True)
-    if runner.name == EngineName.EMULATED or yes:
+    if engine is EngineName.EMULATED or yes:
         return
     program = "python3 -m sglang.launch_server"
-    typer.echo(f"'{claim.file}' starts, {start.shown(runner.name, program)}", err=True)
+    typer.echo(f"'{claim.file}' starts, {start.shown(engine, program)}", err=True)
     if not sys.stdin.isatty():
         raise InputError("cannot ask for confirmation without a terminal: read the line above, then add --yes")
     if not typer.confirm("start it?", err=True):
@@ -175,20 +212,16 @@ def _runner(
     return DockerRunner(image=trusted_image(claim, image), model_path=start.model_path, cache=None, mounted=folder)
 
 
-def _verified(
-    claim: Claim, start: Start, runner: Runner, context: Context, *, where: Path, point_s: float, seed: int
-) -> Verified:
-    from tuner.engines.build import LiveSettings, live_engine
+def _verified(claim: Claim, begin: Callable[[], LiveEngine | ClusterEngine], order: LaunchOrder) -> Verified:
     from tuner.launch_files.verification import verify
 
     screen = console(stderr=True)
-    live = LiveSettings(model_path=start.model_path, trials=where / "trials", point_s=point_s, seed=seed)
-    started = live_engine(runner, context, live)
-    screen.print(f"starting {claim.file} on the {runner.name} engine", markup=False)
+    engine = begin()
+    screen.print(f"starting {claim.file} on the {engine.name} engine", markup=False)
     try:
-        return verify(claim, started, start.words, start.environment, lambda text: screen.print(text, markup=False))
+        return verify(claim, engine, order, lambda text: screen.print(text, markup=False))
     finally:
-        started.close()
+        engine.close()
 
 
 def _show(verified: Verified) -> None:
