@@ -30,6 +30,8 @@ from tuner.seam import LaunchFailed, LaunchOrder, Measurement, OrderedEngine, Se
 
 # What a launcher of several nodes gives to each of them.
 RANKS = frozenset({"--node-rank", "--dist-init-addr", "--nccl-init-addr"})
+# What verify gives itself, whatever the file says.
+OURS = RANKS | {"--host", "--port"}
 SURROUNDINGS = ("SGLANG_CACHE_DIR", "HF_HOME", "HOME", "MODEL_PATH", "PYTHON")
 
 
@@ -215,7 +217,7 @@ def _without_ranks(line: LaunchLine) -> LaunchLine:
             words.append(word)
         elif not equals:
             next(flags, None)
-    return replace(line, words=tuple(words), left_out=tuple(flag for flag in line.left_out if flag not in RANKS))
+    return replace(line, words=tuple(words), left_out=tuple(flag for flag in line.left_out if flag not in OURS))
 
 
 def verify(
