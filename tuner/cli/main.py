@@ -78,6 +78,7 @@ app.command(name="export", epilog=export.EXAMPLE)(export.export)
 app.command(name="verify", epilog=verify.EXAMPLE)(verify.verify)
 app.add_typer(runs.app, name="runs")
 app.command(name="doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
+app.command(name="cluster", epilog=doctor.CLUSTER_EXAMPLE)(doctor.cluster)
 app.command(name="dashboard", epilog=dashboard.EXAMPLE)(dashboard.dashboard)
 
 

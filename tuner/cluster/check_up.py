@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tuner import __version__
 from tuner.cluster.node_report import NodeReport
 from tuner.cluster.pool import Node
-from tuner.cluster.require import require_ray
+from tuner.cluster.require import join
 
 # Clocks further apart than this make times of one run contradict each other.
 MOST_CLOCK_S = 2.0
@@ -27,8 +27,7 @@ class NodeFinding:
 
 def examine_cluster(address: str) -> list[NodeFinding]:
     """Ask every node. Raises InputError where no cluster answers or Ray is missing."""
-    ray_pool = require_ray()
-    ray_pool.connect(address)
+    ray_pool, _ = join(address)
     asked_s = time.time()
     found = [_finding(node, answer, asked_s) for node, answer in ray_pool.survey()]
     ray_pool.disconnect()

@@ -26,6 +26,7 @@ class NodeReport:
     sgtune: str
     ray: str
     gpus: tuple[str, ...]
+    gpu_memory_mib: float | None
     cpus: int
     memory_gib: float
     niceness: int
@@ -51,12 +52,14 @@ class NodeReport:
 
 def report() -> NodeReport:
     """Return what this process's machine is."""
+    gpus = read_inventory().gpus
     return NodeReport(
         host=socket.gethostname(),
         python=platform.python_version(),
         sgtune=__version__,
         ray=importlib.metadata.version("ray"),
-        gpus=tuple(gpu.name for gpu in read_inventory().gpus),
+        gpus=tuple(gpu.name for gpu in gpus),
+        gpu_memory_mib=gpus[0].memory_mib if gpus else None,
         cpus=os.cpu_count() or 0,
         memory_gib=psutil.virtual_memory().total / 2**30,
         niceness=os.getpriority(os.PRIO_PROCESS, 0),

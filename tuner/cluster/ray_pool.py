@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -90,22 +91,36 @@ def _on(node: str, what: Any, **options: Any) -> Any:
     return what.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node, soft=False), **options)
 
 
-class RayPool:
-    """One seat a node, with `gpus` GPUs of it, for servers that take `at_once` nodes each."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What servers need: GPUs of a node, nodes each; `only` nodes of these names or addresses, if there are any."""
 
-    def __init__(self, *, gpus: int, at_once: int, ledger: NodeLedger, lease_s: float) -> None:
-        """Raises InputError where too few nodes have so many GPUs."""
-        self._gpus, self._ledger, self._lease_s = gpus, ledger, lease_s
+    gpus: int
+    at_once: int = 1
+    only: frozenset[str] = frozenset()
+
+    def nodes(self) -> list[Node]:
+        """Return the living nodes that have it."""
+        return [node for node in nodes_of(self.gpus) if not self.only or {node.name, node.address} & self.only]
+
+
+class RayPool:
+    """One seat a node, for servers that need `room`."""
+
+    def __init__(self, *, room: Room, ledger: NodeLedger, lease_s: float) -> None:
+        """Raises InputError where too few nodes have the room."""
+        self._room, self._ledger, self._lease_s = room, ledger, lease_s
         self._free = threading.Condition()
         self._taken: dict[str, RaySeat] = {}
-        there = len(nodes_of(gpus))
+        there, at_once, gpus = len(room.nodes()), room.at_once, room.gpus
         if there < at_once:
-            wanted = "no node of the Ray cluster has" if at_once == 1 else f"{there} of {at_once} nodes asked for have"
+            cluster = "the cluster file's nodes" if room.only else "the Ray cluster"
+            wanted = f"no node of {cluster} has" if at_once == 1 else f"{there} of {at_once} nodes asked for have"
             raise InputError(f"{wanted} {gpus} GPUs; start its nodes with `ray start --num-gpus {gpus}`")
 
     @property
     def nodes(self) -> Sequence[Node]:
-        return [node for node in nodes_of(self._gpus) if node.name not in self._ledger.left_out]
+        return [node for node in self._room.nodes() if node.name not in self._ledger.left_out]
 
     def reserve(self, count: int, build: Build, avoid: Collection[str] = ()) -> list[RaySeat]:
         """Wait for so many free nodes and take seats there, all or none.
@@ -126,7 +141,7 @@ class RayPool:
             seats = [RaySeat(node, self) for node in free[:count]]
             self._taken |= {seat.node.id: seat for seat in seats}
         with ThreadPoolExecutor(count) as threads:
-            starting = [threads.submit(seat.start, build, self._gpus, self._lease_s) for seat in seats]
+            starting = [threads.submit(seat.start, build, self._room.gpus, self._lease_s) for seat in seats]
         failed = [error for future in starting if (error := future.exception()) is not None]
         if failed:
             for seat in seats:

@@ -6,12 +6,18 @@ from importlib.util import find_spec
 from types import ModuleType
 
 from hwprobe.errors import InputError
+from tuner.cluster.found_nodes import ClusterFile, read_cluster
 
 
-def require_ray() -> ModuleType:
-    """Return `tuner.cluster.ray_pool`. Raises InputError where Ray is not installed."""
+def join(cluster: str) -> tuple[ModuleType, ClusterFile]:
+    """Join what --cluster names; return `tuner.cluster.ray_pool`, and which nodes are ours.
+
+    Raises InputError where Ray is not installed, no cluster answers, or a cluster file is wrong.
+    """
     if find_spec("ray") is None:
         raise InputError("--cluster needs ray: in the checkout, pip install -e '.[cluster]'")
     from tuner.cluster import ray_pool
 
-    return ray_pool
+    known = read_cluster(cluster)
+    ray_pool.connect(known.ray)
+    return ray_pool, known

@@ -12,7 +12,7 @@ from models.serving.estimate import Context
 from tuner.choices import EngineName
 from tuner.cluster.engine import ClusterEngine
 from tuner.cluster.ledger import NodeLedger
-from tuner.cluster.require import require_ray
+from tuner.cluster.require import join
 from tuner.engines.build import LiveSettings, emulated_runner, live_engine
 from tuner.engines.follower import RankEngine
 from tuner.engines.runners import LocalRunner
@@ -60,11 +60,12 @@ def cluster_engine(address: str, setup: NodeSetup, folder: Path) -> ClusterEngin
 
     Raises InputError where no cluster answers, or it has too few nodes.
     """
-    ray_pool = require_ray()
-    ray_pool.connect(address)
+    ray_pool, known = join(address)
     ledger = NodeLedger(folder)
     pool = ray_pool.RayPool(
-        gpus=setup.hardware.gpus_per_node, at_once=setup.hardware.nodes, ledger=ledger, lease_s=LEASE_S
+        room=ray_pool.Room(gpus=setup.hardware.gpus_per_node, at_once=setup.hardware.nodes, only=known.only),
+        ledger=ledger,
+        lease_s=LEASE_S,
     )
     trials = folder / "trials"
     return ClusterEngine(name=str(setup.engine), pool=pool, build=setup, ledger=ledger, trials=trials)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from models.serving.estimate import Context
 from tuner.choices import SIMULATED_ENGINES, EngineName
-from tuner.cluster.require import require_ray
+from tuner.cluster.require import join
 from tuner.engines.build import LiveSettings, emulated_runner, live_engine
 from tuner.engines.on_nodes import NodeSetup, cluster_engine
 from tuner.engines.runners import DockerRunner, LocalRunner, Runner
@@ -45,7 +45,7 @@ def engine_of(question: TuneQuestion, context: Context, folder: Path) -> Engine:
 def preflight(question: TuneQuestion) -> None:
     """Raise InputError where every launch on a real engine would fail alike, before anything is written."""
     if question.cluster is not None:
-        require_ray().connect(question.cluster)
+        join(question.cluster)
         return
     if question.engine in SIMULATED_ENGINES:
         return

@@ -150,7 +150,9 @@ Parallel = Annotated[
 ]
 Cluster = Annotated[
     str | None,
-    typer.Option("--cluster", help="Launch on the nodes of a Ray cluster: auto, or HOST:PORT (docs/cluster.md)."),
+    typer.Option(
+        "--cluster", help="Launch on the nodes of a Ray cluster: auto, HOST:PORT, or a file of sgtune cluster."
+    ),
 ]
 SpacePath = Annotated[
     Path | None,
