@@ -10,6 +10,9 @@ from hwprobe.plain_text import clean
 from models.config import ServerConfig
 from models.workload import Workload
 
+# Where servers on a node of a cluster find its name.
+NODE_VARIABLE = "SGTUNE_NODE"
+
 
 class FailureKind(StrEnum):
     """Why a launch or a measurement did not work; `tuner.server.failure` says what each one asks for."""

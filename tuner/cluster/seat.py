@@ -18,7 +18,17 @@ from pathlib import Path
 
 from hwprobe.holds import scratch_folder
 from models.workload import Workload
-from tuner.seam import Death, LaunchFailed, LaunchOrder, Measurement, MortalServer, NodeEngine, Place, ServerInfo
+from tuner.seam import (
+    NODE_VARIABLE,
+    Death,
+    LaunchFailed,
+    LaunchOrder,
+    Measurement,
+    MortalServer,
+    NodeEngine,
+    Place,
+    ServerInfo,
+)
 
 # Files of a trial that are carried home, and of each file so much, of its end.
 CARRIED_BYTES = 4 << 20
@@ -60,6 +70,7 @@ class Seat:
     def __init__(self, build: Build, stand: Stand, lease_s: float) -> None:
         for name in FOREIGN:
             os.environ.pop(name, None)
+        os.environ[NODE_VARIABLE] = stand.node
         self._held = ExitStack()
         self._scratch = self._held.enter_context(scratch_folder("seat"))
         self._stand = stand

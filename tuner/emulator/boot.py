@@ -21,7 +21,7 @@ from tuner.emulator.recorder import CountedTimes, Observed
 from tuner.engines.faults import Fault, FaultKind
 from tuner.engines.world import World
 from tuner.engines.world_memory import boot_failure, fails_under_load
-from tuner.seam import FailureKind
+from tuner.seam import NODE_VARIABLE, FailureKind
 
 # Share of the boot time that each phase takes.
 SHARES = {"import": 0.05, "distributed": 0.1, "weights": 0.5, "kv pool": 0.05, "graphs": 0.25, "warm-up": 0.05}
@@ -49,7 +49,7 @@ class EmulatedMachine:
         return self.world.start_s(self.context)
 
     def truth(self) -> Context:
-        return self.world.truth(self.context, self.config)
+        return self.world.truth(self.context, self.config, os.environ.get(NODE_VARIABLE, ""))
 
 
 def boot(machine: EmulatedMachine) -> int:

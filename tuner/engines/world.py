@@ -58,7 +58,8 @@ class World:
     relative standard deviation of a measurement; `expert_balance` is the mean over the largest of the GPUs' shares of
     tokens under expert parallelism, by default what the spread of popularity gives; `boot_s` is what one launch costs,
     `slice_boot_s` that of a slice;
-    `faults` happen in the emulated server only.
+    `faults` happen in the emulated server only. `node_factors` multiply the step times of servers on nodes of a
+    cluster, by the name of the (first) node.
     """
 
     name: str = "unnamed"
@@ -73,13 +74,14 @@ class World:
     slow_rank: SlowRank | None = None
     expert_balance: Annotated[float, Meta(gt=0, le=1)] | None = None
     faults: tuple[Fault, ...] = ()
+    node_factors: dict[str, Positive] = field(default_factory=dict)
 
-    def truth(self, belief: Context, config: ServerConfig) -> Context:
-        """Return the context that is true for this configuration, starting from the planner's belief.
+    def truth(self, belief: Context, config: ServerConfig, node: str = "") -> Context:
+        """Return the context that is true for this configuration on this node, starting from the planner's belief.
 
         A slice has made-up weights: they accept no draft, and send every token to the same experts.
         """
-        slower, sliced = 1.0, belief.arch.sliced_from > 0
+        slower, sliced = self.node_factors.get(node, 1.0), belief.arch.sliced_from > 0
         for effect in self.effects:
             if effect.on in ("both", "slice" if sliced else "whole") and all(
                 _knob(config, name) == value for name, value in effect.when.items()
@@ -150,6 +152,8 @@ def load_world(path: Path | None) -> World:
     check_fields(world, {name: bound for name, bound in WORLD.items() if name != "parameters"}, where)
     for name, factor in world.parameters.items():
         within(factor, f"parameters.{name}", WORLD["parameters"], where)
+    for factor in world.node_factors.values():
+        within(factor, "a factor of node_factors", WORLD["time_factor"], where)
     for effect in world.effects:
         within(effect.time_factor, "time_factor of an effect", WORLD["time_factor"], where)
     return world

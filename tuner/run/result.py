@@ -17,6 +17,7 @@ from planner.plans.evidence import evidence_for
 from planner.plans.frontier import pareto_front
 from planner.plans.space import as_launched
 from tuner.evidence.knob_effects import knob_effects, residuals
+from tuner.evidence.node_effects import node_effects
 from tuner.evidence.standings import BASELINE, RECIPE, Standing, decide, named, standings
 from tuner.evidence.trial import Manifest, TrialOutcome, TrialRecord
 from tuner.seam import Verdict
@@ -77,6 +78,7 @@ def result_document(run: Path, manifest: Manifest, records: Sequence[TrialRecord
             "measured_over_predicted": [asdict(residual) for residual in residuals(records)],
         },
         "pareto": pareto_of(records),
+        "nodes": [{**asdict(effect), "slow": effect.slow} for effect in node_effects(records)],
         "calibrated": end.calibrated,
         "engine_hours": sum(r.spent_s for r in records) / 3600,
         "elapsed_hours": end.elapsed_s / 3600,

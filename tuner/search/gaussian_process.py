@@ -32,6 +32,8 @@ CARRIES_BELIEVED = (0.05, 0.10, 0.15, 0.25, 0.25, 0.20)
 # One standard deviation (log) of an effect common to all slices, and of one particular to a sliced configuration.
 SLICE_BIAS = 0.10
 OWN = 0.03
+# One standard deviation (log) of what a node of a cluster does to a launch.
+NODE = 0.10
 # Rounds of evaluating the equations anew where the data moved the machine's figures (Gauss-Newton), and how many
 # standard deviations they may move.
 ROUNDS = 2
@@ -54,11 +56,15 @@ class Posterior:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSet:
-    """Rows that were launched, of the whole model or of slices, and the logarithm of the figure measured on each."""
+    """Rows that were launched, of the whole model or of slices, and the logarithm of the figure measured on each.
+
+    `nodes` are the nodes of a cluster that each ran on; none where they ran on this machine.
+    """
 
     rows: Candidates
     log_measured: Array
     sliced: bool = False
+    nodes: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +125,7 @@ class _Inputs:
     unscaled: Array
     own: Array
     sliced: Array
+    nodes: Array
     common: float
 
     @classmethod
@@ -131,7 +138,11 @@ class _Inputs:
         configs = [config for part in parts for config in part.configs]
         own = np.array([[config == other for other in tried] for config in configs]).reshape(len(configs), len(tried))
         unscaled = np.array([name.split()[0] in UNSCALED for name in names], dtype=bool)
-        return cls(knobs, unscaled, OWN * own, sliced, common)
+        return cls(knobs, unscaled, OWN * own, sliced, NODE * _node_shares(train, len(query.configs)), common)
+
+    def on_any_node(self, row: Array) -> Array:
+        """Return a row of inputs without what its nodes did to it: their columns are the last."""
+        return np.append(row[: len(row) - self.nodes.shape[1]], np.zeros(self.nodes.shape[1]))
 
     @property
     def sizes(self) -> list[_Size]:
@@ -144,11 +155,20 @@ class _Inputs:
         shared = np.full((len(slope), 1), self.common)
         effects = np.hstack([self.knobs[rows] * np.where(self.unscaled, 1.0, size.knobs), self.own[rows]])
         if not self.sliced.any():
-            return np.hstack([slope * size.figures, effects, shared])
+            return np.hstack([slope * size.figures, effects, shared, self.nodes[rows]])
         on_slice = self.sliced[rows].reshape(-1, 1)
         apart = np.sqrt(1.0 - size.carry) * effects
         parts = [np.sqrt(size.carry) * effects, np.where(on_slice, apart, 0.0), np.where(on_slice, 0.0, apart)]
-        return np.hstack([slope * size.figures, *parts, shared, SLICE_BIAS * on_slice])
+        return np.hstack([slope * size.figures, *parts, shared, SLICE_BIAS * on_slice, self.nodes[rows]])
+
+
+def _node_shares(train: Sequence[TrainingSet], queried: int) -> Array:
+    """Return the share of every node (columns) in every row; those of the query run on no node in particular."""
+    ran = [nodes for part in train for nodes in (part.nodes or ((),) * len(part.rows.configs))] + [()] * queried
+    names = sorted({name for nodes in ran for name in nodes})
+    return np.array([[nodes.count(name) / len(nodes) if nodes else 0.0 for name in names] for nodes in ran]).reshape(
+        len(ran), len(names)
+    )
 
 
 def _fits(inputs: _Inputs, slope: Array, y_train: Array) -> tuple[list[GaussianProcessRegressor], Array]:

@@ -254,7 +254,8 @@ class Guide:
         launched = rows_of(self._space, [(record.params, record.config) for record in measured])
         missed = self._missed(launched, quantity)
         typical = float(missed[against] if against is not None else missed.mean() if len(missed) else 0.0)
-        train = [TrainingSet(rows=launched, log_measured=log_measured - missed)]
+        ran = tuple(record.place.nodes if record.place else () for record in measured)
+        train = [TrainingSet(rows=launched, log_measured=log_measured - missed, nodes=ran)]
         if self._slices is not None and (shown := self._slices(quantity)) is not None:
             train.append(shown)
         learned = learn(train, rows, quantity.figure, quantity.common, against)

@@ -13,6 +13,7 @@ from rich.table import Table
 from planner.launch_files.parameters import Parameters
 from tuner.choices import SIMULATED, Objective
 from tuner.evidence.knob_effects import knob_effects, residuals
+from tuner.evidence.node_effects import node_effects
 from tuner.evidence.standings import BASELINE, RECIPE, Decision, Standing, decide, named
 from tuner.evidence.trial import Manifest, TrialOutcome, TrialRecord
 from tuner.launch_files.trial_export import spec_of
@@ -154,6 +155,9 @@ def _show_learned(records: Sequence[TrialRecord], screen: Console) -> None:
     """Say what single knobs did, and where the prediction was off."""
     for effect in knob_effects(records)[:MOST_SENTENCES]:
         screen.print(f"learned: {effect.sentence}", markup=False)
+    for effect_of_node in node_effects(records):
+        if effect_of_node.slow:
+            screen.print(effect_of_node.sentence, markup=False)
     off = [f"{r.family} {100 * r.mean:+.1f} %" for r in residuals(records)[:MOST_SENTENCES]]
     if off:
         screen.print(f"measured over predicted: {', '.join(off)}", markup=False)
