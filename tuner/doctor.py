@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import resource
 import shutil
 import subprocess
+import tarfile
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,6 +18,7 @@ from pathlib import Path
 from hwprobe.errors import InputError
 from hwprobe.inventory.nvml import Inventory, read_inventory
 from tuner import __version__
+from tuner.engines.image_check import NO_GPU_RUNTIME, gpus_refused
 from tuner.server.gate import LEAST_SHM_MIB
 from tuner.server.ports import candidates, is_free
 
@@ -135,13 +139,36 @@ def _docker(run: Run) -> PartReport:
         )
     code, output = run(["docker", "version", "--format", "{{.Server.Version}}"], DOCKER_S)
     last = output.splitlines()[-1] if output else ""
+    gpus, fix = ("", "start its daemon, or join its group") if code else _gpus_in_containers(run)
     return PartReport(
         part="engine docker",
-        state=PartState.MISSING if code else PartState.OK,
-        found=last if code else f"docker {last}",
+        state=PartState.MISSING if fix else PartState.OK,
+        found=last if code else f"docker {last}, {gpus}",
         serves=serves,
-        fix="start its daemon, or join its group" if code else "",
+        fix=fix,
     )
+
+
+def _gpus_in_containers(run: Run) -> tuple[str, str]:
+    """Start an empty image with --gpus all; return what came of it, and what to do about it, empty where it works.
+
+    The image holds no program, so that an error about the program means that everything before it went well.
+    """
+    tag = f"sgtune-doctor:{os.getpid()}"
+    with tempfile.TemporaryDirectory(prefix="sgtune-doctor-") as folder:
+        empty = Path(folder) / "empty.tar"
+        tarfile.open(empty, "w").close()
+        code, output = run(["docker", "import", str(empty), tag], DOCKER_S)
+    if code:
+        return f"takes no image: {output.splitlines()[-1] if output else code}", "see the daemon's log"
+    words = ["docker", "run", "--rm", "--gpus", "all", "--network", "none", "--entrypoint", "/nothing", tag]
+    code, output = run(words, DOCKER_S)
+    run(["docker", "rmi", "--force", tag], DOCKER_S)
+    if "no such file or directory" in output:
+        return "containers get GPUs", ""
+    if gpus_refused(output):
+        return "containers get no GPUs: " + output.splitlines()[0], NO_GPU_RUNTIME
+    return "starts no container: " + (output.splitlines()[0] if output else str(code)), "see the daemon's log"
 
 
 def _files() -> PartReport:

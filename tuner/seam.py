@@ -43,6 +43,7 @@ class FailureKind(StrEnum):
     GPU_BUSY = "gpu_busy"
     GPU_LOST = "gpu_lost"
     SHM_FULL = "shm_full"
+    CONTAINER_RUNTIME = "container_runtime"
 
 
 class LaunchFailed(Exception):

@@ -24,6 +24,8 @@ _DOTS = frozenset({"...", "\u2026", "[...]", "<...>"})
 class LaunchLine:
     """The server's arguments, its environment settings, the image it runs in and that image's release, if it names one.
 
+    `options` is what is asked of the container's runtime, as `--name=value` of docker run.
+
     `left_out` are flags whose value is not known and decides nothing, or the model's; `unknown` those that must be
     asked for before a verdict; `assumed` the values taken instead; `doubted` the unset variables that decide a
     condition before the server. `role` is that of a server of several, `line` where it stands in its file.
@@ -32,6 +34,7 @@ class LaunchLine:
     words: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
     image: str | None = None
+    options: tuple[str, ...] = ()
     image_version: str | None = None
     pinned_version: str | None = None
     notes: tuple[str, ...] = ()
@@ -65,6 +68,7 @@ def launch_line(server: FoundServer) -> LaunchLine:
         words=tuple(reading.words),
         environment=server.scope.environment(),
         image=server.image,
+        options=server.options,
         image_version=version["version"] if version else None,
         notes=tuple(dict.fromkeys(reading.notes)),
         left_out=tuple(reading.left_out),

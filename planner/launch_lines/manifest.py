@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from planner.assumption import Assumption
+from planner.launch_lines.container_options import options_of_service
 from planner.launch_lines.interpolation import compose_text, kubernetes_text, literal_dollars, split_words
 from planner.launch_lines.launch_line import IMAGE_VERSION
 from planner.launch_lines.model_names import named_checkpoint
@@ -34,6 +35,7 @@ class _Place:
     scope: Scope
     document: Any
     image: str | None = None
+    options: tuple[str, ...] = ()
     path: tuple[str, ...] = ()
     names: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     visits: list[int] = field(default_factory=lambda: [0])
@@ -109,6 +111,8 @@ def _entered(node: dict[Any, Any], place: _Place) -> _Place:
     platform_variables = variables_of(node)
     image = _image(node, place)
     settings = _environment(node, place)
+    if place.kind == "compose" and len(place.path) == 2 and (options := options_of_service(node)):
+        place = replace(place, options=options)
     if not platform_variables and not settings and image == place.image:
         return place
     scope = place.scope.copy()
@@ -288,6 +292,7 @@ def _at_place(server: FoundServer, place: _Place, nodes: Sequence[str] = ("NODES
         [f"the variants of {', '.join(variants[:3])} are not read: check what srtctl makes of them"] if variants else []
     )
     return replace(
-        server, arguments=arguments, image=server.image or place.image, role=server.role or role,
+        server, arguments=arguments, image=server.image or place.image,
+        options=server.options or place.options, role=server.role or role,
         notes=(*server.notes, *notes),
     )  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
+from planner.launch_lines.container_options import options_of_run
 from planner.shell.scope import Scope
 from planner.shell.script import Started, commands_of_script
 from planner.shell.values import Text
@@ -38,7 +39,8 @@ DEEPEST = 8
 class FoundServer:
     """A server's arguments as they stand, what they could see, and the words before them.
 
-    `kind` names whose module it is where it is not SGLang's own; `image` the container's image, if one was named.
+    `kind` names whose module it is where it is not SGLang's own; `image` the container's image, if one was named, and
+    `options` what is asked of its runtime, as `--name=value` of docker run.
     """
 
     arguments: tuple[Text, ...]
@@ -46,6 +48,7 @@ class FoundServer:
     line: int
     kind: str = ""
     image: str | None = None
+    options: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     role: str | None = None
 
@@ -98,18 +101,19 @@ def _in_words(command: Started, depth: int, *, talkers: bool) -> Iterator[FoundS
         before = words[index - 1].raw if index else ""
         kind, arguments = _server_at(words, index, before)
         if arguments is not None:
-            image = _image_before(words[:index])
             yield FoundServer(
                 arguments=tuple(arguments), scope=_inside(command, words[:index]), line=command.line,
-                kind=kind, image=image, notes=command.notes,
+                kind=kind, image=_image_before(words[:index]), options=_options_before(words[:index]),
+                notes=command.notes,
             )  # fmt: skip
             return
         if MENTION.search(word.source) and re.search(r"\s", word.source):
             inner = _inside(command, words[:index])
             servers = _nested(word.source, inner, command.line, depth, talkers=talkers)
-            image = _image_before(words[:index])
+            image, options = _image_before(words[:index]), _options_before(words[:index])
             for server in servers:
-                yield server if server.image or image is None else replace(server, image=image)
+                outer = server.image or image is None
+                yield server if outer else replace(server, image=image, options=(*options, *server.options))
             if servers:
                 return
 
@@ -156,6 +160,10 @@ def _image_before(words: Sequence[Text]) -> str | None:
         return None
     candidates = [word.source for word in words if IMAGE.fullmatch(word.source)]
     return candidates[-1] if candidates else None
+
+
+def _options_before(words: Sequence[Text]) -> tuple[str, ...]:
+    return options_of_run([word.raw if word.known else word.source for word in words])
 
 
 IMAGE = re.compile(r"(?:[\w.-]+(?::\d+)?/)*[\w.-]*(?:sglang|sgl-dev)[\w.-]*(?::[\w.${}:-]+)?(?:@sha256:\w+)?")

@@ -20,7 +20,7 @@ from tuner.engines.runners import DockerRunner
 # Runs what the container would run as the emulated server, and writes down how it was called.
 DOCKER = """#!/bin/sh
 echo "$@" >> {calls}
-[ "$1" = rm ] && exit 0
+case "$1" in rm|ps|image) exit 0;; esac
 while [ "$1" != sglang.launch_server ]; do shift; done
 shift
 exec {python} -m tuner.emulator --world {world} -- "$@"
@@ -41,7 +41,8 @@ def test_a_container_is_named_mounted_and_removed(docker: tuple[LiveEngine, Path
     engine, calls = docker
     server = engine.launch(config, 0)
     server.stop()
-    run, remove = calls.read_text().splitlines()
+    *looks, run, remove = calls.read_text().splitlines()
+    assert all(look.startswith("ps ") for look in looks)
     name = str(server.ready.server_info["served_model_name"])
     assert f"--name {name} " in run
     assert "-v /models/r1:/models/r1:ro" in run

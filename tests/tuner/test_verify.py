@@ -98,7 +98,7 @@ def test_a_rate_outside_its_own_interval_fails_before_anything_starts(
 # Notes how it was called and runs what the container would run as the emulated server.
 DOCKER = """#!/bin/sh
 echo "$@" >> {calls}
-[ "$1" = rm ] && exit 0
+case "$1" in rm|ps|image) exit 0;; esac
 while [ "$1" != sglang.launch_server ]; do shift; done
 shift
 exec {python} -m tuner.emulator --hardware h200x8 --world {world} -- "$@"
@@ -115,7 +115,9 @@ def test_docker_boots_the_files_command_in_the_files_image(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     ran = sgtune("verify", str(bundle), "--engine", "docker", "--point-time", "2s", "--yes", "--json")
     assert (ran.code, json.loads(ran.out)["file"]) == (0, str(bundle / "docker-run.sh")), ran.err
-    run, remove = calls.read_text().splitlines()
+    *looks, run, remove, last_look = calls.read_text().splitlines()
+    assert all(look.split()[0] in ("image", "ps") for look in (*looks, last_look))
+    assert "--ulimit=memlock=-1 " in run  # the file's own limits
     assert " ".join(read_claim(bundle / "docker-run.sh").line.words) in run
     assert " lmsysorg/sglang:v0.5.23 python3 -m sglang.launch_server " in run
     assert "HF_HOME" not in run  # a place of the file's own container

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -12,7 +13,7 @@ import msgspec
 import tomli_w
 
 from hwprobe.errors import InputError
-from hwprobe.files import encode_json, write_atomic
+from hwprobe.files import encode_json, read_bytes, write_atomic
 from hwprobe.inventory.looks import read_throttles
 from hwprobe.inventory.nvml import read_inventory
 from models.serving.estimate import Context
@@ -24,11 +25,15 @@ from tuner.engines.runners import EmulatedRunner, Runner
 from tuner.engines.world import World
 from tuner.server.gate import GpuLocks
 from tuner.server.readiness import Smoke
+from tuner.server.strays import end_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveSettings:
-    """How a live engine launches and measures: the weights, a folder for logs, seconds per point, and what to check."""
+    """How a live engine launches and measures: the weights, a folder for logs, seconds per point, and what to check.
+
+    `run` marks what it starts, so that the next session of the same run can end what this one left.
+    """
 
     model_path: str
     trials: Path
@@ -37,6 +42,7 @@ class LiveSettings:
     extra_flags: tuple[str, ...] = ()
     smoke: Smoke | None = None
     slos: tuple[Slo, ...] = ()
+    run: str = ""
 
 
 def live_engine(runner: Runner, context: Context, live: LiveSettings) -> LiveEngine:
@@ -49,6 +55,12 @@ def live_engine(runner: Runner, context: Context, live: LiveSettings) -> LiveEng
     if runner.name != EngineName.EMULATED:
         uuids = [gpu.uuid for gpu in read_inventory().gpus if gpu.uuid]
         closing.callback(GpuLocks(uuids).release)
+    if runner.containers is not None:
+        if not uuids:  # the daemon may see GPUs that this process does not
+            closing.callback(GpuLocks([runner.containers.daemon], what="daemon").release)
+        closing.callback(runner.containers.sweep_if_possible)
+    if live.run:
+        end_run(live.run)
 
     def throttles() -> list[str]:
         return sorted({reason for reasons in read_throttles(uuids).values() for reason in reasons}) if uuids else []
@@ -62,8 +74,17 @@ def live_engine(runner: Runner, context: Context, live: LiveSettings) -> LiveEng
         measure=measure_for_tuner(live.seed, settings, throttles),
         extra_flags=live.extra_flags,
         smoke=live.smoke,
+        run=live.run,
         closing=closing,
     )
+
+
+def run_mark(folder: Path) -> str:
+    """Return what marks the processes and containers of a run: made once, kept in its folder."""
+    file = folder / "mark"
+    if not file.exists():
+        write_atomic(file, secrets.token_hex(6) + "\n")
+    return read_bytes(file, "mark of the run", most_bytes=64).decode(errors="replace").strip()
 
 
 def check_emulator() -> None:

@@ -29,7 +29,7 @@ from tuner.server.ask import NO_ANSWER, HttpRequest, ask, without_secret_fields
 from tuner.server.figures import BootFigures, boot_figures
 from tuner.server.gate import Gate
 from tuner.server.ports import Ports
-from tuner.server.process import ServerProcess
+from tuner.server.process import Launch, ServerProcess
 from tuner.server.readiness import PHASES, ExpectedStart, Phase, Ready, Smoke, died, unheard, wait_until_ready
 
 HOST = "127.0.0.1"
@@ -68,6 +68,7 @@ class LiveEngine:
     phases: tuple[Phase, ...] = PHASES
     smoke: Smoke | None = None
     drain_s: float = DRAIN_S
+    run: str = ""
     entered: Callable[[str], None] = unheard
     closing: ExitStack = field(default_factory=ExitStack)
     running: list[ServerProcess] = field(default_factory=list)
@@ -88,6 +89,9 @@ class LiveEngine:
         """
         if self.aborted.is_set():
             raise LaunchFailed(FailureKind.SUPERVISOR, "the run ends", 0.0)
+        if self.runner.containers is not None:
+            self.runner.containers.sweep()
+            self.runner.containers.wait_alone(self.gate.wait_s)
         self.gate.pass_through()
         for _ in range(PORT_TRIES - 1 if order.rank is None else 0):
             try:
@@ -120,10 +124,13 @@ class LiveEngine:
         command = self.runner.command(
             [*typed, "--served-model-name", nonce, *self.extra_flags], environment, nonce, order.number
         )
+        containers = self.runner.containers
+        if containers is not None:
+            containers.held.add(nonce)
         try:
             process = ServerProcess(
                 command.words, self.trials / str(order.number), command.environment, drain_s=self.drain_s,
-                after=command.after,
+                launch=Launch(name=nonce, run=self.run, after=command.after, client_exits=command.client_exits),
             )  # fmt: skip
         except (OSError, ValueError) as error:
             raise LaunchFailed(FailureKind.SUPERVISOR, f"the supervisor did not start: {error}", 0.0) from error
@@ -153,6 +160,8 @@ class LiveEngine:
     def ended(self, process: ServerProcess) -> None:
         """Stop a process of this engine and forget it."""
         process.stop()
+        if self.runner.containers is not None:
+            self.runner.containers.held.discard(process.launch.name)
         with suppress(ValueError):  # another thread was first
             self.running.remove(process)
 

@@ -42,6 +42,12 @@ HARMLESS = frozenset(
     }
 )  # fmt: skip
 IMAGE = re.compile(r"(docker\.io/)?lmsysorg/sglang(:[\w.-]+)?(@sha256:[0-9a-f]{64})?", re.ASCII)
+# What only bounds a container or takes rights from it.
+LIMITS = re.compile(
+    r"--(?:(?:ulimit|shm-size|memory|memory-swap|cpus|cpuset-cpus|pids-limit)=[\w.:=,-]+|cap-drop=\w+|read-only|init"
+    r"|security-opt=no-new-privileges(?:[=:]true)?|cap-add=(?:IPC_LOCK|SYS_NICE)|ipc=(?:private|none))",
+    re.ASCII,
+)
 # Folders that are no model's: mounting one would show a container the machine.
 SYSTEM = ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/root", "/run", "/sbin", "/sys", "/usr", "/var")
 
@@ -106,6 +112,20 @@ def trusted_image(claim: Claim, image: str | None) -> str:
             "--image"
         )
     return found
+
+
+def trusted_options(claim: Claim) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return what the file asks of docker and may have, and sentences on what it may not.
+
+    Limits and what takes rights away are taken as they stand: a file that cannot start with them must not pass.
+    """
+    taken = tuple(option for option in claim.line.options if LIMITS.fullmatch(option))
+    notes = tuple(
+        f"{one_line(option)} of the file is left out: it gives the container more of this machine than verify does"
+        for option in claim.line.options
+        if option not in taken
+    )
+    return taken, notes
 
 
 def mountable(path: str, *, granted: bool) -> str | None:

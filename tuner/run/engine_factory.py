@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from models.serving.estimate import Context
 from tuner.choices import SIMULATED_ENGINES, EngineName
 from tuner.cluster.require import join
-from tuner.engines.build import LiveSettings, emulated_runner, live_engine
+from tuner.engines.build import LiveSettings, emulated_runner, live_engine, run_mark
+from tuner.engines.containers import Containers
+from tuner.engines.image_check import image_problems, pull_if_missing
 from tuner.engines.on_nodes import NodeSetup, cluster_engine
-from tuner.engines.runners import DockerRunner, LocalRunner, Runner
+from tuner.engines.runners import DockerRunner, LocalRunner, Runner, hub_folder
 from tuner.engines.simulated import SimulatedEngine
 from tuner.run.question import TuneQuestion
 from tuner.seam import Engine
@@ -34,7 +38,7 @@ def engine_of(question: TuneQuestion, context: Context, folder: Path) -> Engine:
         slos=question.plan.slos,
     )
     if question.cluster is None:
-        return live_engine(_runner(question, context, folder), context, live)
+        return live_engine(_runner(question, context, folder), context, replace(live, run=run_mark(folder)))
     setup = NodeSetup(
         hardware=question.plan.hardware, context=context, engine=question.engine, world=question.world, live=live,
         python=question.python,
@@ -50,8 +54,12 @@ def preflight(question: TuneQuestion) -> None:
     if question.engine in SIMULATED_ENGINES:
         return
     plan = question.plan
+    in_container = question.engine is EngineName.DOCKER
+    if in_container:
+        pull_if_missing("docker", str(question.image))
     Preflight(
-        python=question.python if question.engine is EngineName.LOCAL else None,
+        python=None if in_container else question.python,
+        image=partial(image_problems, "docker", str(question.image), plan.version) if in_container else list,
         version=plan.version,
         gpus=plan.hardware.gpus_per_node,
         model_path=question.model_path,
@@ -70,5 +78,8 @@ def _runner(question: TuneQuestion, context: Context, folder: Path) -> Runner:
     if question.engine is EngineName.LOCAL:
         return LocalRunner(python=question.python)
     if question.engine is EngineName.DOCKER:
-        return DockerRunner(image=str(question.image), model_path=question.model_path)
+        containers = Containers(run=run_mark(folder))
+        return DockerRunner(
+            image=str(question.image), model_path=question.model_path, hub=hub_folder(), containers=containers
+        )
     return emulated_runner(folder.absolute(), context, question.world, question.seed)

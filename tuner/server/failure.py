@@ -41,6 +41,7 @@ STOP = frozenset(
         FailureKind.GPU_BUSY,
         FailureKind.GPU_LOST,
         FailureKind.SHM_FULL,
+        FailureKind.CONTAINER_RUNTIME,
     }
 )
 
@@ -128,6 +129,13 @@ REFUSAL = re.compile(
 # SGLang says so and then waits for ever: its ranks live on behind a web server that has no port.
 PORT_LOST = re.compile(r"error while attempting to bind on address .*address already in use", re.IGNORECASE)
 RAISE_ABOVE = re.compile(r"Raise --mem-fraction-static above (\d*\.\d+)")
+# How docker's and podman's clients begin when they speak for themselves, and what they add that helps nobody.
+CLIENT = re.compile(
+    r"^(docker: |Error: |Error response from daemon|error during connect|unknown flag|invalid argument|flag needs|"
+    r"Cannot connect to |permission denied while|time=\S+ level=(error|fatal) msg=|Unable to find image)",
+    re.IGNORECASE,
+)
+HELP = re.compile(r"^(See|Run) '(docker|podman) run --help'")
 READY = "The server is fired up and ready to roll!"
 
 
@@ -166,6 +174,17 @@ def classify(log: str, *, host_oom: str | None = None) -> Failure:
     if refusals and READY not in log:
         return Failure(kind=FailureKind.UNSUPPORTED, evidence=_around(log, refusals[-1].start()))
     return Failure(kind=FailureKind.UNKNOWN, evidence=tuple(log.splitlines()[-LAST_LINES:]))
+
+
+def refusal(log: str) -> Failure | None:
+    """Return what kept a container from running, by the last words of docker's client; None where it said nothing.
+
+    That includes a daemon that goes away while the server runs: what becomes of the container nobody knows.
+    """
+    said = [line[:500] for line in log.splitlines() if line.strip() and not HELP.match(line)]
+    if not any(CLIENT.search(line) for line in said[-EVIDENCE_LINES:]):
+        return None
+    return Failure(kind=FailureKind.CONTAINER_RUNTIME, evidence=tuple(said[-EVIDENCE_LINES:]))
 
 
 def _oom_by_phase(before: str) -> FailureKind:

@@ -108,8 +108,8 @@ class GpuLocks:
     memory it holds.
     """
 
-    def __init__(self, uuids: Sequence[str], folder: Path | None = None) -> None:
-        """Take the locks. Raises InputError naming the holder's pid and host."""
+    def __init__(self, uuids: Sequence[str], folder: Path | None = None, what: str = "GPU") -> None:
+        """Take the locks; `what` they are for, in words. Raises InputError naming the holder's pid and host."""
         if folder is None:
             folder = own_folder(LOCKS) if uuids else Path()
         saying = f"process {os.getpid()} on {socket.gethostname()}"
@@ -119,9 +119,10 @@ class GpuLocks:
                     undo.callback(Hold(folder / f"{uuid}.lock", saying).release)
                 except Held as held:
                     holder = one_line(held.said) or "its holder left no name"
-                    raise InputError(f"GPU {uuid} is in use by another sgtune: {holder}; wait for it to end") from None
+                    held_by = f"{what} {uuid} is in use by another sgtune: {holder}"
+                    raise InputError(f"{held_by}; wait for it to end") from None
                 except OSError as error:
-                    raise InputError(f"cannot lock GPU {uuid} in '{folder}': {error.strerror or error}") from error
+                    raise InputError(f"cannot lock {what} {uuid} in '{folder}': {error.strerror or error}") from error
             self._held = undo.pop_all()
 
     def release(self) -> None:

@@ -37,7 +37,10 @@ def ask_python(python: str) -> tuple[int, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preflight:
-    """What launches need: an interpreter with that release (None: a container has its own), GPUs, weights, room."""
+    """What launches need: an interpreter with that release (None: a container has its own), GPUs, weights, room.
+
+    `image` returns what is wrong with a container's image, as sentences.
+    """
 
     python: str | None
     version: Version
@@ -47,10 +50,12 @@ class Preflight:
     ask: Ask = ask_python
     inventory: Callable[[], Inventory] = read_inventory
     shm: Path = field(default=Path("/dev/shm"))
+    image: Callable[[], list[str]] = list
 
     def check(self) -> None:
         """Raise InputError naming everything that would make launches fail alike, each with its remedy."""
-        problems = [*self._python(), *self._gpus(), *self._weights(), *self._ports(), *self._shared_memory()]
+        runtime = [*self._python(), *self.image()]
+        problems = [*runtime, *self._gpus(), *self._weights(), *self._ports(), *self._shared_memory()]
         if problems:
             listed = "".join(f"\n  - {problem}" for problem in problems)
             raise InputError(f"no launch could succeed here; nothing was started:{listed}")

@@ -12,11 +12,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from tuner.server.host_memory import oom_kills
-from tuner.server.shim import descendants, older_of, tail_of
-from tuner.server.strays import MARK, end_marked
+from tuner.server.shim import descendants, older_of, run_after, tail_of
+from tuner.server.strays import MARK, end_marked, mark_of
 
 LOG_CAP_BYTES = 50 << 20
 READ_BYTES = 2 << 20
@@ -24,14 +25,28 @@ DRAIN_S = 20.0
 KILL_S = 10.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """What a process is started for and how it ends.
+
+    `name` of the launch, `run` it belongs to, whose next session looks for what is left; `after` is a command that
+    runs at the end in any case; `client_exits` are exit codes of what runs the server, no word of the server's.
+    """
+
+    name: str = ""
+    run: str = ""
+    after: tuple[str, ...] = ()
+    client_exits: frozenset[int] = frozenset()
+
+
 class ServerProcess:
     """A command running under the lifeline: it cannot outlive this process, whatever happens to either."""
 
     def __init__(
         self, command: Sequence[str], folder: Path, environment: Mapping[str, str], *, drain_s: float = DRAIN_S,
-        after: Sequence[str] = (),
+        launch: Launch = Launch(),
     ) -> None:  # fmt: skip
-        """Start the command; its output goes to `folder`/server.log; `after` runs when it has ended, in any case.
+        """Start the command; its output goes to `folder`/server.log.
 
         Raises OSError when the shim cannot start.
         """
@@ -40,7 +55,8 @@ class ServerProcess:
         for stale in (self.log, tail_of(self.log), older_of(self.log), self._record):
             stale.unlink(missing_ok=True)
         self._drain_s = drain_s
-        self._mark = secrets.token_hex(8)
+        self.launch = launch
+        self._mark = mark_of(launch.run, secrets.token_hex(8))
         self._oom_kills = oom_kills()
         self.started = time.monotonic()
         ours, self._lifeline = os.pipe()
@@ -50,7 +66,7 @@ class ServerProcess:
             failed.callback(self._close)
             words = [sys.executable, "-m", "tuner.server.shim", "--lifeline", str(ours), "--log", str(self.log),
                      "--record", str(self._record), "--cap-bytes", str(LOG_CAP_BYTES), "--drain-s", str(drain_s),
-                     "--after", json.dumps(list(after)), "--", *command]  # fmt: skip
+                     "--after", json.dumps(list(launch.after)), "--", *command]  # fmt: skip
             self._shim = subprocess.Popen(
                 words, env={**os.environ, "PYTHONSAFEPATH": "1", **environment, MARK: self._mark},
                 pass_fds=(ours,), start_new_session=True,
@@ -85,6 +101,11 @@ class ServerProcess:
             return max(0.0, time.time() - self._record.stat().st_mtime)
         except FileNotFoundError:
             return 0.0
+
+    @property
+    def refused(self) -> bool:
+        """Whether what runs the server ended with a code of its own, which is no word of the server's."""
+        return self.returncode in self.launch.client_exits
 
     @property
     def host_oom(self) -> str | None:
@@ -131,7 +152,7 @@ class ServerProcess:
             except subprocess.TimeoutExpired:
                 self.kill()
         self._close()
-        end_marked(self._mark)
+        self._clean_up()
 
     def kill(self) -> None:
         """End the whole tree now: closing the lifeline is what the shim takes for the tuner's death."""
@@ -141,7 +162,13 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             self._shim.kill()  # its server dies with it, and SGLang's workers with the server
             self._shim.wait()
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        """Do what the shim did not live to do: whoever is left cleans up."""
         end_marked(self._mark)
+        if not self._record.exists():
+            run_after(self.launch.after)
 
     def _close(self) -> None:
         if self._lifeline >= 0:

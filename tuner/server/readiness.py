@@ -10,7 +10,7 @@ from typing import Any
 
 from tuner.seam import FailureKind, LaunchFailed
 from tuner.server.ask import HttpRequest, ask, json_answer
-from tuner.server.failure import LAST_LINES, PORT_LOST, classify
+from tuner.server.failure import LAST_LINES, PORT_LOST, classify, refusal
 from tuner.server.process import ServerProcess
 
 POLL_S = 0.25
@@ -122,7 +122,8 @@ def wait_until_ready(process: ServerProcess, port: int, expected: ExpectedStart)
 
 def died(process: ServerProcess) -> LaunchFailed:
     """Return the failure of a server that has ended."""
-    failure = classify(process.log_text(), host_oom=process.host_oom)
+    failure = refusal(process.log_text()) if process.refused else None
+    failure = failure or classify(process.log_text(), host_oom=process.host_oom)
     code = process.returncode
     end = f"exit code {code}" if code is not None else "its supervisor was killed"
     remedy = " or ".join(str(remedy) for remedy in failure.remedies)

@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 
@@ -168,6 +169,14 @@ def descendants(root: int) -> list[int]:
     return found
 
 
+def run_after(command: Sequence[str]) -> None:
+    """Run the command that cleans up, if there is one; that it fails is for whoever looks next."""
+    if command:
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                           timeout=AFTER_S, check=False)  # fmt: skip
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="tuner.server.shim")
     parser.add_argument("--lifeline", type=int, required=True)
@@ -180,10 +189,7 @@ def main(arguments: list[str]) -> int:
     asked = parser.parse_args(arguments)
     shim = Shim(asked.command, asked.lifeline, CappedLog(asked.log, asked.cap_bytes), asked.drain_s)
     code = shim.run()
-    if asked.after:
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(asked.after, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                           timeout=AFTER_S, check=False)  # fmt: skip
+    run_after(asked.after)
     part = asked.record.with_name(asked.record.name + ".part")
     part.write_text(json.dumps({"returncode": code}))
     part.replace(asked.record)

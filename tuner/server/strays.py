@@ -19,6 +19,17 @@ def marked(value: str | None = None) -> list[int]:
     return [pid for pid in pids if pid != os.getpid() and _carries(pid, value)]
 
 
+def mark_of(run: str, launch: str) -> str:
+    """Return the mark of a launch, which names its run where it has one."""
+    return f"{run}:{launch}" if run else launch
+
+
+def end_run(run: str) -> None:
+    """End what the launches of a run left: their tuner and shim may have been killed together."""
+    for value in {value for pid in marked() if (value := _mark(pid)).startswith(f"{run}:")}:
+        end_marked(value)
+
+
 def end_marked(value: str) -> None:
     """SIGKILL every process that carries this mark, and those it started meanwhile.
 
@@ -39,9 +50,15 @@ def end_marked(value: str) -> None:
 
 
 def _carries(pid: int, value: str | None) -> bool:
-    wanted = f"{MARK}={value or ''}".encode()
+    mark = _mark(pid)
+    return mark == value if value else bool(mark)
+
+
+def _mark(pid: int) -> str:
+    """Return the mark of a process, empty for one that has none, is gone, or is somebody else's."""
     try:
         words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:  # gone, or somebody else's
-        return False
-    return any(word == wanted if value else word.startswith(wanted) for word in words)
+    except OSError:
+        return ""
+    own = (word for word in words if word.startswith(f"{MARK}=".encode()))
+    return next(own, b"").partition(b"=")[2].decode(errors="replace")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from models.architecture import ModelArchitecture
 from models.serving.estimate import Context
 from tuner.choices import EngineName
 from tuner.engines.build import LiveSettings, emulated_runner, live_engine
+from tuner.engines.containers import Containers
 from tuner.engines.on_nodes import NodeSetup, check_on_nodes, cluster_engine
-from tuner.engines.runners import DockerRunner, LocalRunner, Runner
+from tuner.engines.runners import DockerRunner, LocalRunner, Runner, hub_folder
 from tuner.engines.simulated import SimulatedEngine
 from tuner.engines.world import World
 from tuner.seam import LaunchFailed, LaunchOrder, OrderedEngine, Server
@@ -159,9 +161,18 @@ def _live(question: SliceQuestion, context: Context, settings: LiveSettings, num
     return replace(live, ports=Ports(candidates()[number % MOST_TOGETHER :: MOST_TOGETHER]))
 
 
+@cache
+def _containers(where: Path) -> Containers:
+    """Return the containers of one measurement: slices that run together are no strangers to one another."""
+    return Containers()
+
+
 def _runner(question: SliceQuestion) -> Runner:
     if question.engine is EngineName.LOCAL:
         return LocalRunner(python=question.python)
     if question.engine is EngineName.DOCKER:
-        return DockerRunner(image=str(question.image), model_path=question.model_path)
+        containers = _containers(question.where)
+        return DockerRunner(
+            image=str(question.image), model_path=question.model_path, hub=hub_folder(), containers=containers
+        )
     return emulated_runner(question.where, question.here.context, question.world, question.seed)

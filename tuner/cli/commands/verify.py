@@ -83,7 +83,9 @@ def verify(
     from planner.launch_files.targets import Target
     from tuner.cli.commands.tune import parse_duration_s
     from tuner.engines.build import LiveSettings, live_engine
+    from tuner.engines.image_check import pull_if_missing
     from tuner.engines.on_nodes import NodeSetup, check_on_nodes, cluster_engine
+    from tuner.engines.runners import DockerRunner
     from tuner.engines.world import load_world
     from tuner.launch_files.trust import trusted_start
     from tuner.launch_files.verification import read_claim
@@ -98,6 +100,7 @@ def verify(
         where = (logs or temporary).absolute()
         settings = LiveSettings(model_path=start.model_path, trials=where / "trials", point_s=point_s, seed=seed)
         machine, context = _machine(claim, hardware, model, profile, where)
+        runner: Runner | None = None
         begin: Callable[[], LiveEngine | ClusterEngine]
         if cluster is not None:
             setup = NodeSetup(
@@ -113,6 +116,8 @@ def verify(
             )  # fmt: skip
             begin = partial(live_engine, runner, context, settings)
         _ask(claim, start, engine, yes=yes)
+        if isinstance(runner, DockerRunner):
+            pull_if_missing(runner.docker, runner.image)
         order = LaunchOrder(config=claim.config(context), number=0, typed=start.words, environment=start.environment)
         verified = _verified(claim, begin, order)
     if json:
@@ -164,8 +169,10 @@ def _machine(
 def _ask(claim: Claim, start: Start, engine: EngineName, *, yes: bool) -> None:
     """Show what will be started and ask; sgtune's own emulated server needs no yes. Raises InputError without one."""
     from hwprobe.errors import InputError
+    from tuner.launch_files.trust import trusted_options
 
-    for note in start.notes:
+    notes = trusted_options(claim)[1] if engine is EngineName.DOCKER else ()
+    for note in (*start.notes, *notes):
         typer.echo(f"note: {note}", err=True)
     if engine is EngineName.EMULATED or yes:
         return
@@ -195,8 +202,8 @@ def _runner(
 
     from hwprobe.errors import InputError
     from tuner.engines.build import emulated_runner
-    from tuner.engines.runners import DockerRunner, LocalRunner
-    from tuner.launch_files.trust import mountable, trusted_image
+    from tuner.engines.runners import DockerRunner, LocalRunner, hub_folder
+    from tuner.launch_files.trust import mountable, trusted_image, trusted_options
 
     if engine is EngineName.SIMULATED:
         raise InputError("--engine simulated starts no server; verify with local, docker or emulated")
@@ -208,8 +215,10 @@ def _runner(
         raise InputError(f"{flag}: no program '{program}' here that could be started")
     if engine is EngineName.LOCAL:  # started elsewhere, so that nothing beside the file is imported
         return LocalRunner(python=str(Path(str(shutil.which(program))).absolute()), cwd=where)
-    folder = mountable(start.model_path, granted=granted)
-    return DockerRunner(image=trusted_image(claim, image), model_path=start.model_path, cache=None, mounted=folder)
+    return DockerRunner(
+        image=trusted_image(claim, image), model_path=start.model_path, cache=None,
+        mounted=mountable(start.model_path, granted=granted), hub=hub_folder(), options=trusted_options(claim)[0],
+    )  # fmt: skip
 
 
 def _verified(claim: Claim, begin: Callable[[], LiveEngine | ClusterEngine], order: LaunchOrder) -> Verified:
