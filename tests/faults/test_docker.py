@@ -13,7 +13,7 @@ import pytest
 
 from models.config import ServerConfig
 from tests.faults.conftest import Launcher
-from tests.left import marked
+from tests.left import nothing_left
 from tuner.engines.live import LiveEngine
 from tuner.engines.runners import DockerRunner
 
@@ -62,4 +62,4 @@ def test_a_container_is_removed_when_the_tuner_is_killed(docker: tuple[LiveEngin
     while "rm --force" not in calls.read_text():
         assert time.monotonic() < until
         time.sleep(0.1)
-    assert marked() == []
+    assert nothing_left()

@@ -95,10 +95,10 @@ class Containers:
         return set(self._ask(*words, "--format", "{{.Names}}").split())
 
     def _ask(self, *words: str) -> str:
-        code, said, complaint = run_client((self.docker, *words))
+        code, output, complaint = run_client((self.docker, *words))
         if code:
             raise _failed(f"'{self.docker} {words[0]}' says: {one_line(complaint)} (exit code {code})")
-        return said
+        return output
 
 
 def _failed(text: str) -> LaunchFailed:

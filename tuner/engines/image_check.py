@@ -42,14 +42,14 @@ def image_problems(docker: str, image: str, version: Version | None = None) -> l
     """
     words = (docker, "run", "--rm", *Containers(docker=docker).labels, "--gpus", "all", "--network", "none",
              image, "python3", "-c", ASK)  # fmt: skip
-    code, said, complaint = run_client(words, TRY_S)
+    code, output, complaint = run_client(words, TRY_S)
     if code == REFUSED:
         remedy = f": {NO_GPU_RUNTIME}" if gpus_refused(complaint) else ""
         return [f"docker does not start '{image}' with --gpus all ({_short(complaint)}){remedy}"]
     if code:
         return [f"'{image}' has no SGLang that python3 finds ({_short(complaint)}): name one that has with --image"]
     try:
-        there = Version(said.splitlines()[-1])
+        there = Version(output.splitlines()[-1])
     except (InvalidVersion, IndexError):
         return []  # a build that names itself otherwise: its flags decide
     if version is not None and there.release[:3] != version.release[:3]:
@@ -66,6 +66,6 @@ def gpus_refused(complaint: str) -> bool:
 
 
 def _short(complaint: str) -> str:
-    """Return the last lines of a complaint, all that was said in them, without the pointer to --help."""
+    """Return the last lines of a complaint, all that was output in them, without the pointer to --help."""
     lines = [line for line in clean(complaint).splitlines() if line.strip() and "run --help" not in line]
     return " ".join(line.strip() for line in lines[-MOST_LINES:]) or "it does not say why"

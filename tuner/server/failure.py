@@ -181,10 +181,10 @@ def refusal(log: str) -> Failure | None:
 
     That includes a daemon that goes away while the server runs: what becomes of the container nobody knows.
     """
-    said = [line[:500] for line in log.splitlines() if line.strip() and not HELP.match(line)]
-    if not any(CLIENT.search(line) for line in said[-EVIDENCE_LINES:]):
+    lines = [line[:500] for line in log.splitlines() if line.strip() and not HELP.match(line)]
+    if not any(CLIENT.search(line) for line in lines[-EVIDENCE_LINES:]):
         return None
-    return Failure(kind=FailureKind.CONTAINER_RUNTIME, evidence=tuple(said[-EVIDENCE_LINES:]))
+    return Failure(kind=FailureKind.CONTAINER_RUNTIME, evidence=tuple(lines[-EVIDENCE_LINES:]))
 
 
 def _oom_by_phase(before: str) -> FailureKind:
