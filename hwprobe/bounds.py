@@ -64,6 +64,7 @@ ENGINE = {
     "mtp_host_ms": Bound(0.001, 1e4, "ms"),
     "mtp_request_us": Bound(0.001, 1e6, "us"),
     "first_wave_s": Bound(0.0001, 1e4, "s"),
+    "ep_prefill": Bound(0.1, 100, "times"),
     "transfer_gb_s": Bound(0.001, 1e5, "GB/s"),
     "prefill_role": Bound(0.01, 100, "times"),
     "decode_role": Bound(0.01, 100, "times"),

@@ -29,7 +29,8 @@ class ConfigTable:
     `max_total_tokens`, the most KV tokens a rank may have (infinite where nothing was said). `dense_tp` is the TP
     degree of the dense layers; the columns after `redundant_experts` are 0/1: `default_attention` says that no other
     backend than SGLang's own choice on NVIDIA GPUs was asked for, `converted_kv` that an FP8 cache is converted to
-    BF16 layer by layer.
+    BF16 layer by layer, `balanced_experts` that something keeps the EP ranks evenly loaded (redundant experts, or a
+    dispatch that ignores what tokens choose).
     """
 
     tp: Array
@@ -64,6 +65,7 @@ class ConfigTable:
     symm_mem: Array
     default_attention: Array
     converted_kv: Array
+    balanced_experts: Array
 
     @property
     def attn_tp(self) -> Array:
@@ -143,6 +145,9 @@ def _switches(configs: Sequence[ServerConfig]) -> dict[str, Array]:
         "prefill_graphs": lambda c: prefill_graphs(c) is not None,
         "a2a_normal_only": lambda c: c.flag("deepep_mode") == "normal",
         "a2a_low_latency_only": lambda c: c.flag("deepep_mode") == "low_latency",
+        "balanced_experts": lambda c: (
+            c.moe_a2a_backend != "none" or bool(c.flag("enable_eplb")) or c.flag("ep_dispatch_algorithm") == "fake"
+        ),
         "symm_mem": lambda c: bool(c.flag("enable_symm_mem")),
         "default_attention": lambda c: (c.attention_backend or "fa3") in ("fa3", "flashattention"),
         "converted_kv": lambda c: (

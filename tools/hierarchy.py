@@ -31,7 +31,7 @@ WIDE = np.array([1.0, 0.3, 0.5, 0.7, 0.5])
 # What the releases of a family share: one relative standard deviation of the prior around START.
 SHARED = {
     "eta_kv": 0.15, "eta_pa": 0.5, "internode_us": 0.7, "token_us": 0.6, "ep_layer_us": 0.6, "dp_layer_us": 0.8,
-    "mtp_step_ms": 0.7, "mtp_host_ms": 0.5, "mtp_request_us": 0.5,
+    "mtp_step_ms": 0.7, "mtp_host_ms": 0.5, "mtp_request_us": 0.5, "ep_prefill": 0.15,
 }  # fmt: skip
 # Where the walk of a family starts to look; the prior stays START, so this saves rounds and changes nothing.
 FIRST_GUESS = {
@@ -225,6 +225,9 @@ def _touches(name: str, case: Case) -> bool:
         return config.nnodes > 1
     if name == "ep_layer_us":
         return config.ep_size > 1
+    if name == "ep_prefill":
+        prefills = case.run.kind != "decode_step" and case.context.independence < 1.0
+        return prefills and config.ep_size > 1
     if name == "dp_layer_us":
         return config.attn_dp_size > 1 and config.ep_size == 1
     return case.run.kind != "decode_step" or name not in ("eta_pf", "eta_pa", "t_pf0_ms", "first_wave_s")

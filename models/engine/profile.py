@@ -57,7 +57,8 @@ class EngineParameters:
     first requests in addition to their prefill; mtp_step_ms: time that drafting and verifying add to a step in addition
     to the model's kernels, under overlap scheduling (spec v2); mtp_host_ms and mtp_request_us: the same without it
     (spec v1), per step and running request; transfer_gb_s: rate of one request's KV cache between prefill and decode
-    servers (1e9 bytes/s); prefill_role and decode_role: speed of servers in these roles relative to the equations.
+    servers (1e9 bytes/s); prefill_role and decode_role: speed of servers in these roles relative to the equations;
+    ep_prefill: rows of the busiest of eight EP ranks over the mean, in prefill of random prompts.
     """
 
     tau_us: Positive
@@ -76,6 +77,7 @@ class EngineParameters:
     mtp_host_ms: Positive = 3.0
     mtp_request_us: Positive = 60.0
     first_wave_s: Positive = 1.0
+    ep_prefill: Positive = 2.2
     transfer_gb_s: Positive = ASSUMED_TRANSFER_GB_S
     prefill_role: Positive = 1.0
     decode_role: Positive = 1.0

@@ -21,10 +21,10 @@ from models.version import at_least
 # Seconds a prefill server spends on a request beside its pass: bootstrap, sending the KV cache, the host's work on it.
 # H200, 0.5.8: 1k prompts complete at 70 to 84 % of the rate of full passes, 8k prompts at 99 to 104 %.
 REQUEST_S = 0.01
-# How many times as fast as the profile's a prefill server's full passes are on Blackwell, by who shares the experts.
-# The profiles' efficiency is that of single servers, whose passes are small and wait for the host; EP without a
-# balancer waits for its busiest rank; DeepEP runs DeepGEMM on balanced experts of full width.
-BLACKWELL_SPEED = {"width": 1.9, "number": 1.1}
+# How many times as fast as the profile's a prefill server's full passes are on Blackwell. The profiles' efficiency is
+# that of single servers, whose passes are small and wait for the host; DeepEP runs DeepGEMM on balanced experts of full
+# width.
+BLACKWELL_SPEED = 2.1
 # Share of the GEMM rate that DeepEP's prefill reaches on Blackwell, in the profiles' measure (eta_pf).
 DEEPEP_ETA = 1.5
 # Waiting of DeepEP's ranks per MoE layer where NVLink joins the whole rack, from each release on (GB200 and GB300, EP8
@@ -76,7 +76,7 @@ def prefill_speed(context: Context, config: ServerConfig) -> float:
         return parameters.prefill_role
     if config.moe_a2a_backend == "deepep":
         return parameters.prefill_role * DEEPEP_ETA / parameters.eta_pf
-    return parameters.prefill_role * BLACKWELL_SPEED["number" if config.ep_size > 1 else "width"]
+    return parameters.prefill_role * BLACKWELL_SPEED
 
 
 def per_rank_prefill(limits: Limits, config: ServerConfig) -> Limits:
