@@ -80,7 +80,8 @@ def gpu_from_catalogue(key: str) -> GpuProfile:
 def hardware_from_catalogue(name: str) -> HardwareProfile:
     """Return the machine called `name`. Raises InputError naming the nearest known names."""
     normalized = re.sub(r"\s*[x*]\s*(?=\d)|(?<=\d)\s*[x*]\s+", "x", name.strip().lower().replace("\u00d7", "x"))
-    normalized = re.sub(r"[\s_]+", "-", re.sub(r"\b(nvidia|amd|instinct)[\s_-]+", "", normalized))
+    normalized = re.sub(r"[\s_]+", "-", re.sub(r"\b(nvidia|amd|instinct|dgx|hgx)[\s_-]+", "", normalized))
+    normalized = re.sub(r":(?=\d+$)", "x", normalized)  # as SkyPilot counts: H200:8
     machine = _read(normalized, name)
     if not 1 <= machine.count <= LARGEST_NODE:
         raise InputError(f"hardware '{name}': {machine.count} GPUs in a node; 1 to {LARGEST_NODE} are possible")
@@ -130,10 +131,11 @@ def _server(normalized: str, nodes: int) -> _Named | None:
     gpu = _gpu_key(counted["gpu"]) if counted else None
     if counted is None or gpu is None:
         return None
-    count, tray = int(counted["count"]), _table("gpus.toml")[gpu].get("node", 0)
-    if tray and count > tray and count % tray == 0:
-        assumption = f"{normalized} is taken as {count // tray} trays of {tray} GPUs"
-        return _Named(gpu=gpu, count=tray, nodes=nodes * count // tray, said=assumption)
+    count, usual = int(counted["count"]), _table("gpus.toml")[gpu].get("node", USUAL_NODE)
+    if count > usual and count % usual == 0:
+        part = "trays" if "node" in _table("gpus.toml")[gpu] else "nodes"
+        assumption = f"{normalized} is taken as {count // usual} {part} of {usual} GPUs"
+        return _Named(gpu=gpu, count=usual, nodes=nodes * count // usual, said=assumption)
     return _Named(gpu=gpu, count=count, nodes=nodes)
 
 
@@ -149,9 +151,11 @@ def _of_gpus(gpu: str, count: int, typed: str) -> _Named:
 
 def _gpu_key(text: str) -> str | None:
     """Return the catalogue key of a GPU's name or alias, or None."""
-    for key in gpu_keys():
-        if text == key or text in _table("gpus.toml")[key].get("aliases", ()):
-            return key
+    plain = re.sub(r"-(sxm\d?|hbm\de?)(?=-|$)", "", text)
+    for name in (text, plain):
+        for key in gpu_keys():
+            if name == key or name in _table("gpus.toml")[key].get("aliases", ()):
+                return key
     return None
 
 

@@ -22,6 +22,7 @@ from planner.check.advice import Advice, advise
 from planner.check.host_memory import host_violations
 from planner.check.judge import Checked, Weighed, judge, predicted, read_launch, weigh, why_unpredicted
 from planner.check.memory_fit import memory_violations
+from planner.check.visible_gpus import visibility_violations
 from planner.launch_lines.checkpoint import ServedModel, served_model
 from planner.launch_lines.launch_line import LaunchLine, how_to_give
 from planner.sglang.arguments import knows_flags, read_arguments
@@ -165,7 +166,8 @@ def _settled(checked: Checked, question: CheckQuestion, served: ServedModel) -> 
     """Add what is wrong with the model, and drop what the launch's environment or its unknown values explain."""
     explained = _explained(question.launch)
     kept = [violation for violation in checked.violations if violation.rule not in explained]
-    found = replace(checked, violations=tuple(sorted_violations([*kept, *served.violations])))
+    hidden = visibility_violations(question.launch.environment, checked.resolved.config)
+    found = replace(checked, violations=tuple(sorted_violations([*kept, *served.violations, *hidden])))
     return _with_environment(found, question)
 
 

@@ -49,7 +49,10 @@ def served_model(values: Mapping[str, Any], own_model: ModelArchitecture | None)
     if values.get("dtype") in ("float", "float32"):
         raise _not_modelled(path, f"--dtype {values['dtype']} computes and stores in 32 bits")
     served = _by_config(own_model, values) if own_model is not None else _by_line(path, values)
-    return replace(served, arch=_overridden(served.arch, values.get("json_model_override_args"), path))
+    arch = _overridden(served.arch, values.get("json_model_override_args"), path)
+    if arch.num_hidden_layers != served.arch.num_hidden_layers:
+        served = replace(served, basis=f"{served.basis}; {arch.num_hidden_layers} layers by --json-model-override-args")
+    return replace(served, arch=arch)
 
 
 def _by_config(own_model: ModelArchitecture, values: Mapping[str, Any]) -> ServedModel:

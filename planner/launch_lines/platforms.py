@@ -20,7 +20,8 @@ def variables_of(node: dict[Any, Any]) -> dict[str, Text]:
 def slurm_variables(text: str) -> dict[str, Text]:
     """Return what Slurm sets by the #SBATCH lines of a batch script."""
     variables: dict[str, str] = {}
-    for option, value in re.findall(r"^#SBATCH\s+(--?[\w-]+)(?:[= ]\s*(\S+))?", text, re.MULTILINE):
+    lines = re.findall(r"^#SBATCH\s+(-[^#\n]*)", text, re.MULTILINE)
+    for option, value in re.findall(r"(?<!\S)(--?[A-Za-z][\w-]*)(?:(?:=|\s+)([^\s-]\S*))?", "\n".join(lines)):
         number = re.match(r"\d+$", value) and value
         if option in ("-N", "--nodes") and number:
             variables |= {"SLURM_NNODES": value, "SLURM_JOB_NUM_NODES": value}
@@ -31,6 +32,8 @@ def slurm_variables(text: str) -> dict[str, Text]:
         elif option in ("--gres", "--gpus-per-node") and re.search(r"(\d+)$", value):
             gpus = re.search(r"(\d+)$", value)
             variables["SLURM_GPUS_ON_NODE"] = variables["SLURM_GPUS_PER_NODE"] = gpus[1] if gpus else value
+        elif option in ("-G", "--gpus") and re.search(r"(\d+)$", value):
+            variables["SLURM_GPUS"] = value.rpartition(":")[2]
     return {name: Text(value) for name, value in variables.items()}
 
 

@@ -27,7 +27,7 @@ FORMS = "`python -m sglang.launch_server ...`, `sglang serve ...`, `docker run .
 # Flags that differ between the nodes of one server.
 OF_ONE_NODE = ("--node-rank", "--dist-init-addr", "--nccl-init-addr", "--host")
 # Files of a folder that may start servers.
-FOLDER_SUFFIXES = (".sh", ".slurm", ".yaml", ".yml", ".service")
+FOLDER_SUFFIXES = (".sh", ".slurm", ".yaml", ".yml", ".service", ".container")
 # Where a line given as words ends.
 OPERATORS = frozenset({"&&", "||", ";", "|", "&", ">", ">>", "2>&1", "2>", "<", "&>"})
 _FENCE = re.compile(r"^[ \t]*```[^\n]*\n(.*?)^[ \t]*```", re.MULTILINE | re.DOTALL)
@@ -98,7 +98,7 @@ def launches_of_file(path: Path, inputs: Given | None = None) -> list[LaunchLine
     text = data.decode("utf-8", errors="replace").removeprefix("\ufeff").replace("\0", "")
     scope = (inputs or Given()).scope()
     suffix = path.suffix.lower()
-    if suffix == ".service":
+    if suffix in (".service", ".container"):
         servers = servers_of_unit(text, Scope(given=scope.given, used=scope.used))
     elif suffix in (".yaml", ".yml", ".json") or path.name.endswith((".yaml.j2", ".yml.j2", ".yaml.tpl")):
         servers = servers_of_manifest(text, _with_env_file(scope, path, text), name=str(path))

@@ -1,8 +1,9 @@
-"""Finds the SGLang server of a systemd unit."""
+"""Finds the SGLang server of a systemd unit, or of a Podman container unit (quadlet)."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from planner.launch_lines.servers import FoundServer, servers_of_command
 from planner.sglang.unit_words import LITERAL, assignments_of, unit_words
@@ -15,22 +16,25 @@ _SPECIFIER = re.compile(r"(?<!\0)%[a-zA-Z]")
 
 
 def servers_of_unit(text: str, scope: Scope) -> list[FoundServer]:
-    """Return the servers among a unit's ExecStart= lines; its Environment= counts."""
+    """Return the servers among a unit's ExecStart= lines, or a container unit's Exec=; its Environment= counts."""
     commands: list[list[str]] = []
+    image: str | None = None
     for key, value in assignments_of(text.replace("\r\n", "\n")):
         if key == "Environment":
             for word in unit_words(value, command=False):
                 name, _, setting = word.partition("=")
                 scope.variables[name] = _plain(setting)
                 scope.exported.add(name)
-        elif key == "ExecStart":
+        elif key == "Image":
+            image = value.strip()
+        elif key in ("ExecStart", "Exec"):
             commands.append(unit_words(re.sub(r"^[-@:+!]+", "", value), command=True))
-    row = next((n for n, line in enumerate(text.splitlines(), 1) if line.startswith("ExecStart=")), 1)
+    row = next((n for n, line in enumerate(text.splitlines(), 1) if line.startswith(("ExecStart=", "Exec="))), 1)
     servers: list[FoundServer] = []
     for words in commands:
         texts = tuple(piece for word in words for piece in _expanded(word, scope))
         servers += servers_of_command(Started(words=texts, line=row, scope=scope))
-    return servers
+    return [server if server.image else replace(server, image=image) for server in servers]
 
 
 def _expanded(word: str, scope: Scope) -> list[Text]:

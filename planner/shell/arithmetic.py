@@ -27,6 +27,7 @@ def names_in(text: str) -> list[str]:
 def evaluate(text: str, values: dict[str, int]) -> int | None:
     """Return the value of an expression, or None if it is not plain integer arithmetic."""
     plain = text.strip().replace("&&", " and ").replace("||", " or ").replace("/", "//").replace("\n", " ")
+    plain = _conditional(re.sub(r"!(?!=)", " not ", plain)).strip()
     plain = re.sub(r"(?<![\w])0+(?=\d)", "", plain)
     if len(plain) > 500:
         return None
@@ -37,6 +38,23 @@ def evaluate(text: str, values: dict[str, int]) -> int | None:
     return result if result is not None and abs(result) <= LARGEST else None
 
 
+def _conditional(text: str) -> str:
+    """Write `a ? b : c` as Python does; the first question mark outside brackets ends the condition."""
+    depth, asked, question = 0, 0, -1
+    for place, char in enumerate(text):
+        depth += (char == "(") - (char == ")")
+        if depth:
+            continue
+        if char == "?":
+            question, asked = (place if question < 0 else question), asked + 1
+        elif char == ":" and question >= 0:
+            asked -= 1
+            if not asked:
+                then, other = _conditional(text[question + 1 : place]), _conditional(text[place + 1 :])
+                return f"(({then}) if ({text[:question]}) else ({other}))"
+    return text
+
+
 def _value(node: ast.expr, values: dict[str, int]) -> int | None:
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, int) and not isinstance(node.value, bool) else None
@@ -45,6 +63,9 @@ def _value(node: ast.expr, values: dict[str, int]) -> int | None:
     if isinstance(node, ast.UnaryOp):
         inner = _value(node.operand, values)
         return None if inner is None else _unary(node.op, inner)
+    if isinstance(node, ast.IfExp):
+        test = _value(node.test, values)
+        return None if test is None else _value(node.body if test else node.orelse, values)
     if isinstance(node, ast.BoolOp):
         operands = [_value(item, values) for item in node.values]
         truths = [bool(item) for item in operands if item is not None]
@@ -61,8 +82,8 @@ def _value(node: ast.expr, values: dict[str, int]) -> int | None:
 
 
 def _unary(operation: ast.unaryop, inner: int) -> int | None:
-    if isinstance(operation, ast.USub):
-        return -inner
+    if isinstance(operation, ast.USub | ast.Not):
+        return -inner if isinstance(operation, ast.USub) else int(not inner)
     return inner if isinstance(operation, ast.UAdd) else None
 
 

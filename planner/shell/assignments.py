@@ -10,6 +10,8 @@ from planner.shell.scope import Scope, Value
 from planner.shell.syntax import Assignment, Simple
 from planner.shell.values import Text, joined, unknown
 
+KEYED = re.compile(r"\[[^\]]+\]=")
+QUOTES = "\"' "
 DECLARING = ("export", "declare", "local", "readonly", "typeset")
 
 
@@ -17,8 +19,14 @@ def assign(assignment: Assignment, scope: Scope) -> None:
     """Give a variable the value of an assignment; --set has the word where the file leaves it open."""
     name = assignment.name
     before: Value | None = scope.variables.get(name)
+    if assignment.index is None and not assignment.append:
+        for element in [key for key in scope.variables if key.startswith(f"{name}[")]:
+            del scope.variables[element]
     if assignment.items is not None:
         items = [text for word in assignment.items for text in expand(word, scope)]
+        if items and all(KEYED.match(item.raw) for item in items):
+            _assign_keys(name, items, scope)
+            return
         old = before if isinstance(before, list) else [before] if before is not None else []
         scope.variables[name] = [*old, *items] if assignment.append else items
         return
@@ -28,6 +36,7 @@ def assign(assignment: Assignment, scope: Scope) -> None:
         text = Text(scope.given[name])
     if assignment.index is not None:
         scope.variables[name] = unknown(f"${name}")
+        scope.variables[f"{name}[{assignment.index.strip(QUOTES)}]"] = text
     elif assignment.append and before is None:
         inherited = scope.look(name)
         scope.variables[name] = joined([inherited, text]) if isinstance(inherited, Text) else text
@@ -35,6 +44,14 @@ def assign(assignment: Assignment, scope: Scope) -> None:
         scope.variables[name] = [joined([before[0], text]), *before[1:]] if before else [text]
     else:
         scope.variables[name] = joined([before, text]) if assignment.append and isinstance(before, Text) else text
+
+
+def _assign_keys(name: str, items: Sequence[Text], scope: Scope) -> None:
+    """Keep `NAME=([key]=value ...)` by its keys; all elements together, `${NAME[@]}`, are not known."""
+    scope.variables[name] = unknown(f"${name}")
+    for item in items:
+        key, _, value = item.raw[1:].partition("]=")
+        scope.variables[f"{name}[{key.strip(QUOTES)}]"] = Text(value, item.assumed)
 
 
 def declare(node: Simple, words: Sequence[Text], scope: Scope) -> bool:

@@ -174,6 +174,9 @@ def _plain(part: Variable, scope: Scope) -> Text | None:
         return Text(str(len(scope.positional or ())))
     if not (part.name[0].isalpha() or part.name[0] == "_"):
         return unknown(part.source)
+    element = scope.variables.get(f"{part.name}[{_key(part.index, scope)}]") if part.index else None
+    if isinstance(element, Text):
+        return element
     value: Value | None = scope.look(part.name)
     if isinstance(value, list):
         place = arithmetic(part.index or "0", scope, part.source)
@@ -182,6 +185,14 @@ def _plain(part: Variable, scope: Scope) -> Text | None:
             return unknown(part.source)
         return value[number] if -len(value) <= number < len(value) else Text("")
     return value
+
+
+def _key(index: str, scope: Scope) -> str:
+    """Return the key between brackets as a shell reads it: its variables expanded, its quotes gone."""
+    try:
+        return expand_text(Word(WordReader(index).quoted_until("")), scope).raw.strip("\"' ")
+    except ShellSyntaxError:
+        return index
 
 
 def _defaulted(part: Variable, value: Text | None, scope: Scope) -> Iterator[Text]:

@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
+from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.errors import InputError
+from models.architecture import deepseek_r1
+from models.workload import Workload
+from planner.check.answer import CheckQuestion, answer_check
 from planner.launch_lines.launch_line import LaunchLine
 from planner.launch_lines.read import launches_of_file, launches_of_words
 
@@ -109,3 +114,29 @@ def test_the_release_that_a_script_installs_is_the_one_it_runs(text: str, releas
 def test_so_is_the_one_that_a_command_installs() -> None:
     (line,) = launches_of_words(["uv", "run", "--with", "sglang[all]==0.5.9", *SERVER.split(), "--tp", "8"])
     assert line.pinned_version == "0.5.9"
+
+
+def test_a_podman_unit_names_its_image_and_command(tmp_path: Path) -> None:
+    text = f"[Container]\nImage=docker.io/lmsysorg/sglang:v0.5.9\nEnvironment=TP=8\nExec={SERVER} --tp $TP\n"
+    line = read(tmp_path, "sglang.container", text)
+    assert (line.image_version, line.words[-2:]) == ("0.5.9", ("--tp", "8"))
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        (f"export CUDA_VISIBLE_DEVICES=0,1,2,3\n{SERVER} --tp 8\n", False),
+        (f"CUDA_VISIBLE_DEVICES=0,1,2,3 {SERVER} --tp 8\n", False),
+        (f"CUDA_VISIBLE_DEVICES=0,1,2,3 {SERVER} --tp 4\n", True),
+        (f"CUDA_VISIBLE_DEVICES=0,1,2,3,4,5,6,7 {SERVER} --tp 16 --nnodes 2\n", True),
+        (f"CUDA_VISIBLE_DEVICES=$GPUS {SERVER} --tp 8\n", True),
+    ],
+)
+def test_a_server_that_sees_fewer_gpus_than_its_ranks_fails(text: str, seen: bool, tmp_path: Path) -> None:
+    line = read(tmp_path, "run.sh", text)
+    question = CheckQuestion(
+        launch=line, hardware=hardware_from_catalogue("2xb200x8"), arch=deepseek_r1(), version=Version("0.5.9"),
+        workload=Workload.checked(1000, 1000, 8, 1.0),
+    )  # fmt: skip
+    answer = answer_check(question)
+    assert ("visible-gpus" in {violation.rule for violation in answer.violations}) != seen
