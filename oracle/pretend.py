@@ -23,6 +23,9 @@ KERNELS = ("sgl_kernel", "flashinfer", "deep_gemm", "deep_ep", "triton", "quack"
 class Open(type):
     """The type of stand-ins for classes: their members are there, whatever they are called."""
 
+    def __add__(cls, other: Any) -> Any:  # lists of names that modules of AMD put together
+        return other
+
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
