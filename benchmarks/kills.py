@@ -1,6 +1,7 @@
 """SIGKILLs of every part of a running tune, and what they leave: processes, ports, locks, lost or changed records.
 
     python benchmarks/kills.py --kills 200 --seed 1
+    python benchmarks/kills.py --kills 60 --engine emulated --minutes 40
 
 Emulated engine: tuner, shim, server and load workers in turn, each some time after it was first seen. Simulated engine:
 the tuner, and every finished run equals the undisturbed one line for line. After each kill the run is resumed. Prints
@@ -112,19 +113,22 @@ def faults_after(run: Run, lines_before: list[bytes]) -> Iterator[str]:
         yield "numbers with gaps"
 
 
-def storm(engine: str, parts: tuple[str, ...], kills: int, dice: random.Random) -> tuple[collections.Counter[str], ...]:
-    """Kill parts in turn until there were so many kills; return kills by part, and faults by kind."""
+def storm(
+    engine: str, parts: tuple[str, ...], kills: int, dice: random.Random, until: float
+) -> tuple[collections.Counter[str], ...]:
+    """Kill parts in turn until there were so many kills or it is late; return kills by part, and faults by kind."""
     struck: collections.Counter[str] = collections.Counter()
     faults: collections.Counter[str] = collections.Counter()
     undisturbed: list[bytes] = []
-    while sum(struck.values()) < kills:
+    while sum(struck.values()) < kills and time.monotonic() < until:
         with tempfile.TemporaryDirectory(prefix="sgtune-kills-") as home:
             run, lines_before = Run(engine, Path(home)), list[bytes]()
             disturbed = engine == "emulated" or bool(undisturbed)
             while True:
                 process = run.start()
                 part = parts[sum(struck.values()) % len(parts)]
-                if disturbed and sum(struck.values()) < kills and kill(process, part, THEN_S[part] * dice.random()):
+                going_on = sum(struck.values()) < kills and time.monotonic() < until
+                if disturbed and going_on and kill(process, part, THEN_S[part] * dice.random()):
                     struck[part] += 1
                 try:
                     stderr = process.communicate(timeout=END_S)[1].decode(errors="replace")
@@ -151,15 +155,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--engine", choices=("simulated", "emulated"), help="one alone; both otherwise, 1 to 3")
+    parser.add_argument("--minutes", type=float, default=24 * 60.0, help="stop killing after so long, for each engine")
     options = parser.parse_args()
     os.environ[WORKER] = f"kills-{os.getpid()}"  # what else runs here is not ours to count
     dice, bad = random.Random(options.seed), 0
-    engines: dict[str, tuple[tuple[str, ...], int]] = {
-        "simulated": (("tuner",), options.kills // 4),
-        "emulated": (("tuner", *PARTS), options.kills - options.kills // 4),
-    }
-    for engine, (parts, kills) in engines.items():
-        struck, faults = storm(engine, parts, kills, dice)
+    parts_of: dict[str, tuple[str, ...]] = {"simulated": ("tuner",), "emulated": ("tuner", *PARTS)}
+    shares = {"simulated": options.kills // 4, "emulated": options.kills - options.kills // 4}
+    if options.engine is not None:
+        shares = {options.engine: options.kills}
+    for engine, kills in shares.items():
+        parts = parts_of[engine]
+        struck, faults = storm(engine, parts, kills, dice, time.monotonic() + 60.0 * options.minutes)
         bad += sum(faults.values())
         by_part = ", ".join(f"{part} {struck[part]}" for part in parts)
         print(f"{engine}: {sum(struck.values())} kills ({by_part}); faults: {dict(faults) or 'none'}", flush=True)

@@ -190,7 +190,7 @@ def _plain(part: Variable, scope: Scope) -> Text | None:
 def _key(index: str, scope: Scope) -> str:
     """Return the key between brackets as a shell reads it: its variables expanded, its quotes gone."""
     try:
-        return expand_text(Word(WordReader(index).quoted_until("")), scope).raw.strip("\"' ")
+        return expand_text(Word(tuple(WordReader(index).quoted_until(""))), scope).raw.strip("\"' ")
     except ShellSyntaxError:
         return index
 
