@@ -12,6 +12,7 @@ import os
 import secrets
 import stat
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -21,6 +22,7 @@ import msgspec
 from hwprobe.errors import InputError, SgtuneError
 
 T = TypeVar("T")
+Content = str | Iterable[bytes]
 
 MIB = 1 << 20
 # What a person or a tool of ours writes to configure something stays far below.
@@ -84,9 +86,9 @@ def own_stream(path: Path) -> int | None:
 
 
 def write_atomic(
-    path: Path, text: str, *, executable: bool = False, durable: bool = True, private: bool = False
+    path: Path, text: Content, *, executable: bool = False, durable: bool = True, private: bool = False
 ) -> None:
-    """Write `text` so that the file is either the old one or the whole new one, never half.
+    """Write `text` (or parts in UTF-8, never held whole) so that the file is the old one or the whole new one.
 
     Mode and owner of a file that is there are kept, and so is a link to it; a new one is as the umask says, for its
     owner alone where `private`. /dev/stdout and its like are written through. `durable` waits until it is on disk;
@@ -100,12 +102,14 @@ def write_atomic(
             return
         target, before = _target(path)
         manner = _Manner(executable=executable, durable=durable, private=private)
-        _replace(target, before, text.encode(), manner)
+        _replace(target, before, _parts(text), manner)
     except (OSError, ValueError) as error:
         raise_unwritable(path, error)
 
 
-def write_own(path: Path, text: str, *, executable: bool = False, durable: bool = True, private: bool = False) -> None:
+def write_own(
+    path: Path, text: Content, *, executable: bool = False, durable: bool = True, private: bool = False
+) -> None:
     """Write where sgtune chose to, not its user: as `write_atomic`, but whatever fails is a SgtuneError (exit 1)."""
     try:
         write_atomic(path, text, executable=executable, durable=durable, private=private)
@@ -113,11 +117,15 @@ def write_own(path: Path, text: str, *, executable: bool = False, durable: bool 
         raise SgtuneError(str(error)) from error
 
 
-def _write_through(path: Path, own: int | None, text: str) -> None:
+def _parts(text: Content) -> Iterable[bytes]:
+    return (text.encode(),) if isinstance(text, str) else text
+
+
+def _write_through(path: Path, own: int | None, text: Content) -> None:
     sys.stdout.flush()
     handle = os.open(path, os.O_WRONLY) if own is None else os.dup(own)
     with os.fdopen(handle, "wb") as stream:
-        stream.write(text.encode())
+        stream.writelines(_parts(text))
 
 
 def _target(path: Path) -> tuple[Path, os.stat_result | None]:
@@ -143,7 +151,7 @@ class _Manner:
     private: bool
 
 
-def _replace(target: Path, before: os.stat_result | None, data: bytes, manner: _Manner) -> None:
+def _replace(target: Path, before: os.stat_result | None, parts: Iterable[bytes], manner: _Manner) -> None:
     temporary = target.with_name(f".{target.name[:LONGEST_NAME]}.{secrets.token_hex(4)}{PART}")
     mode = (0o777 if manner.executable else 0o666) & (0o700 if manner.private else 0o777)
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
@@ -151,7 +159,7 @@ def _replace(target: Path, before: os.stat_result | None, data: bytes, manner: _
         with os.fdopen(handle, "wb") as stream:
             if before is not None:
                 _keep_owner_and_mode(stream.fileno(), before, manner)
-            stream.write(data)
+            stream.writelines(parts)
             stream.flush()
             if manner.durable:
                 os.fsync(stream.fileno())
@@ -228,8 +236,13 @@ def decode_json(data: bytes | str, kind: type[T], where: str) -> T:
 
 def encode_json(value: Any, *, indent: int = 2) -> str:
     """Encode a value as JSON text, indented for people (indent=0: one line)."""
+    return json_bytes(value, indent=indent).decode()
+
+
+def json_bytes(value: Any, *, indent: int = 2) -> bytes:
+    """Encode a value as `encode_json` does, in UTF-8."""
     raw = msgspec.json.encode(value)
-    return (msgspec.json.format(raw, indent=indent) if indent else raw).decode()
+    return msgspec.json.format(raw, indent=indent) if indent else raw
 
 
 def content_hash(value: Any) -> str:

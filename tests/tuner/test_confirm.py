@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
+from hwprobe.files import encode_json
 from models.config import ServerConfig
 from tuner.evidence.knob_effects import knob_effects, residuals
 from tuner.evidence.standings import BASELINE, RECIPE, decide, standings, to_confirm, winner_of
 from tuner.evidence.trial import TrialOutcome, TrialRecord
+from tuner.run.result import written_parts
 from tuner.seam import Measurement
 
 Sgtune = Callable[..., Any]
@@ -250,3 +252,10 @@ def test_a_grid_measures_every_configuration_once_even_after_a_resume(sgtune: Sg
     assert document["stopped"] == "every configuration of the space was tried"
     lines = [json.loads(line) for line in (tmp_path / "a" / "trials.jsonl").read_text().splitlines()]
     assert sorted(str(line["params"]["chunked_prefill_size"]) for line in lines) == ["2048", "4096", "default"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 2500])
+def test_a_long_result_is_written_in_parts_as_it_would_be_whole(count: int) -> None:
+    trials = [{"number": number, "reason": 'a\n  "trials": []'} for number in range(count)]
+    document = {"run": '\n  "trials": []', "best": {"trials": []}, "trials": trials, "pareto": [1, {"a": None}]}
+    assert b"".join(written_parts(document)).decode() == encode_json(document) + "\n"

@@ -16,7 +16,7 @@ import msgspec
 import tomli_w
 
 from hwprobe.errors import InputError, SgtuneError, did_you_mean
-from hwprobe.files import PART, append_line, encode_json, plain_problem, read_bytes, write_atomic, write_own
+from hwprobe.files import PART, Content, append_line, encode_json, plain_problem, read_bytes, write_atomic, write_own
 from hwprobe.holds import Held, Hold
 from hwprobe.parsing import load_toml
 from hwprobe.profile import HardwareProfile
@@ -127,7 +127,7 @@ class RunFolder:
         """Write a file into the trial's own folder. Raises SgtuneError where that fails."""
         self.write(f"trials/{number}/{name}", text, executable=executable)
 
-    def write(self, name: str, text: str, *, executable: bool = False, durable: bool = True) -> None:
+    def write(self, name: str, text: Content, *, executable: bool = False, durable: bool = True) -> None:
         """Write a file into the run folder. Raises SgtuneError where that fails."""
         self.check_in_place()
         try:

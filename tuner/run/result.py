@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from packaging.version import Version
 
+from hwprobe.files import json_bytes
 from hwprobe.profile import load_profile
 from models.machine import machine_of
 from planner.launch import launch_spec
@@ -22,6 +23,8 @@ from tuner.evidence.standings import BASELINE, RECIPE, Standing, decide, named, 
 from tuner.evidence.trial import Manifest, TrialOutcome, TrialRecord
 from tuner.seam import Verdict
 from tuner.search.objective import UNITS
+
+TRIALS_A_PART = 1000
 
 
 def nearest_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
@@ -118,6 +121,17 @@ def _trial(standing: Standing, manifest: Manifest) -> dict[str, Any]:
         "drift": standing.drift,
         "misses": list(record.misses),
     }
+
+
+def written_parts(document: dict[str, Any]) -> Iterator[bytes]:
+    """Yield a result document as `encode_json` writes it, a thousand trials at a time: it may be of tens of MiB."""
+    trials = document["trials"]
+    before, mark, after = json_bytes({**document, "trials": []}).partition(b'\n  "trials": []')
+    yield before + mark.removesuffix(b"]")
+    for start in range(0, len(trials), TRIALS_A_PART):
+        part = json_bytes(trials[start : start + TRIALS_A_PART]).removeprefix(b"[").removesuffix(b"\n]")
+        yield (b"," if start else b"") + part.replace(b"\n", b"\n  ")
+    yield (b"\n  ]" if trials else b"]") + after + b"\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

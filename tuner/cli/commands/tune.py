@@ -142,13 +142,12 @@ def _run(loop: Loop) -> None:
 
 
 def _finish(loop: Loop, prepared: Prepared, *, model_path: str, json: bool) -> None:
-    from hwprobe.files import encode_json
     from planner.launch_files.parameters import Parameters
     from planner.launch_files.targets import Target, possible_targets
     from tuner.cli.views.tune_result import show_calibrated, show_result
     from tuner.evidence.standings import winner_of
     from tuner.launch_files.trial_export import ExportedTrial, trial_export
-    from tuner.run.result import RunEnd, result_document
+    from tuner.run.result import RunEnd, result_document, written_parts
 
     manifest = prepared.question.manifest()
     best = winner_of(loop.records)
@@ -165,10 +164,11 @@ def _finish(loop: Loop, prepared: Prepared, *, model_path: str, json: bool) -> N
         elapsed_s=loop.airspace.elapsed_s,
     )  # fmt: skip
     document = result_document(loop.folder.path, manifest, loop.records, end)
-    loop.folder.write("result.json", encode_json(document) + "\n")
+    loop.folder.write("result.json", written_parts(document))
     if json:
         print_json(document)
     else:
+        del document  # of a run of hundreds of thousands of records it is large
         show_result(loop, manifest, exports, console(), model_path=model_path)
         show_calibrated(calibrated, console())
     if best is None:
