@@ -9,13 +9,13 @@ import resource
 import shutil
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from hwprobe.errors import InputError
+from hwprobe.holds import scratch_folder
 from hwprobe.inventory.nvml import Inventory, read_inventory
 from tuner import __version__
 from tuner.engines.image_check import NO_GPU_RUNTIME, gpus_refused
@@ -155,8 +155,8 @@ def _gpus_in_containers(run: Run) -> tuple[str, str]:
     The image holds no program, so that an error about the program means that everything before it went well.
     """
     tag = f"sgtune-doctor:{os.getpid()}"
-    with tempfile.TemporaryDirectory(prefix="sgtune-doctor-") as folder:
-        empty = Path(folder) / "empty.tar"
+    with scratch_folder("doctor") as folder:
+        empty = folder / "empty.tar"
         tarfile.open(empty, "w").close()
         code, output = run(["docker", "import", str(empty), tag], DOCKER_S)
     if code:
