@@ -16,7 +16,7 @@ WORKER = "PYTEST_XDIST_WORKER"
 
 def marked(value: str | None = None) -> list[int]:
     """Return the processes with our mark that a test of this worker started."""
-    return [pid for pid in strays.marked(value) if _worker_of(pid) == os.environ.get(WORKER)]
+    return [pid for pid in strays.marked(value) if of_this_worker(pid)]
 
 
 def nothing_left(within_s: float = 15.0) -> bool:
@@ -33,6 +33,11 @@ def still_listening(run: Path) -> set[int]:
     """Return the ports of a run's servers, as their logs name them, that are not free."""
     logs = [log.read_text(errors="replace") for log in run.glob("trials/*/server.log")]
     return {port for log in logs for port in map(int, re.findall(r"'port': (\d+)", log)) if not is_free(port)}
+
+
+def of_this_worker(pid: int) -> bool:
+    """Say whether a process descends from this worker's tests; others run beside it."""
+    return _worker_of(pid) == os.environ.get(WORKER)
 
 
 def _worker_of(pid: int) -> str | None:

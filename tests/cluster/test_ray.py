@@ -14,7 +14,7 @@ import pytest
 from tests.children import start_sgtune
 from tests.cluster.three_nodes import ThreeNodes, three_nodes
 from tests.faults.test_tune_faults import question
-from tests.left import nothing_left
+from tests.left import nothing_left, of_this_worker
 from tuner.cluster.ledger import NODES_FILE
 from tuner.evidence.flight import FLIGHT_FILE
 from tuner.evidence.trial import TrialRecord
@@ -35,8 +35,9 @@ def asked(folder: Path, cluster: ThreeNodes, *more: str) -> list[str]:
 
 
 def seats() -> list[psutil.Process]:
-    """The processes of seats on this machine, by the name Ray gives them."""
-    return [process for process in psutil.process_iter(["cmdline"]) if _is_seat(process.info["cmdline"])]
+    """The processes of this worker's seats, by the name Ray gives them."""
+    found = [process for process in psutil.process_iter(["cmdline"]) if _is_seat(process.info["cmdline"])]
+    return [process for process in found if of_this_worker(process.pid)]
 
 
 def _is_seat(words: list[str] | None) -> bool:

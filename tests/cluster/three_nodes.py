@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,9 +41,10 @@ class ThreeNodes:
 
 
 @contextmanager
-def three_nodes() -> Iterator[ThreeNodes]:
-    environment = os.environ | ENVIRONMENT
-    command = [sys.executable, str(Path(__file__))]
+def three_nodes(gpus: int = GPUS, variables: Mapping[str, str] | None = None) -> Iterator[ThreeNodes]:
+    """Start the cluster, its nodes with so many logical GPUs; servers inherit `variables`."""
+    environment = os.environ | ENVIRONMENT | dict(variables or {})
+    command = [sys.executable, str(Path(__file__)), str(gpus)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
     ) as process:
@@ -60,7 +61,7 @@ def three_nodes() -> Iterator[ThreeNodes]:
 def main() -> None:
     from ray.cluster_utils import Cluster
 
-    small = {"num_cpus": 4, "num_gpus": GPUS, "object_store_memory": 80 << 20}
+    small = {"num_cpus": 4, "num_gpus": int(sys.argv[1]), "object_store_memory": 80 << 20}
     cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False, "node_name": "n1"})
     raylets = [cluster.add_node(**small, node_name=name) for name in ("n2", "n3")]
     sys.stdout.write(f"{READY}{cluster.address}\n")
