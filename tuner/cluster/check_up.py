@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
 
+from hwprobe.files import encode_json, write_own
 from tuner import __version__
 from tuner.cluster.node_report import NodeReport
 from tuner.cluster.pool import Node
@@ -28,10 +34,65 @@ class NodeFinding:
 def examine_cluster(address: str) -> list[NodeFinding]:
     """Ask every node. Raises InputError where no cluster answers or Ray is missing."""
     ray_pool, _ = join(address)
-    asked_s = time.time()
-    found = [_finding(node, answer, asked_s) for node, answer in ray_pool.survey()]
+    found = _examined(ray_pool)
     ray_pool.disconnect()
     return found
+
+
+def first_look(address: str, folder: Path) -> list[str]:
+    """Ask every node of a cluster that was joined; return what is wrong with each or sets it apart, in sentences.
+
+    What hwprobe finds on a node with GPUs is kept as nodes/NAME.json, for `sgtune probe --compare`.
+    """
+    ray_pool, known = join(address)
+    notes = []
+    for finding in _examined(ray_pool):
+        if known.only and finding.node not in known.only:
+            continue
+        notes += [f"node {finding.node}: {complaint}" for complaint in finding.complaints]
+        if finding.broken:
+            notes.append(f"node {finding.node}: {finding.summary}")
+        if finding.report is not None and finding.report.gpus:
+            name = re.sub(r"[^\w.-]", "-", finding.node)
+            write_own(folder / "nodes" / f"{name}.json", encode_json(finding.report.profile) + "\n")
+    return notes
+
+
+def _examined(ray_pool: ModuleType) -> list[NodeFinding]:
+    asked_s = time.time()
+    answers = ray_pool.survey()
+    odd = set_apart({node.name: answer for node, answer in answers if isinstance(answer, NodeReport)})
+    found = [_finding(node, answer, asked_s) for node, answer in answers]
+    return [replace(item, complaints=(*item.complaints, *odd.get(item.node, ()))) for item in found]
+
+
+def set_apart(reports: Mapping[str, NodeReport]) -> dict[str, list[str]]:
+    """Return by node what of it differs from most others: cards, drivers, CPUs, versions."""
+    found: dict[str, list[str]] = {}
+    told = {name: _told(report) for name, report in reports.items()}
+    for what in sorted({what for facts in told.values() for what in facts}):
+        values = {name: facts.get(what, "none") for name, facts in told.items()}
+        usual, count = Counter(values.values()).most_common(1)[0]
+        if count * 2 <= len(values):
+            usual = ""  # no value is that of most
+        for name, value in values.items():
+            if value != usual:
+                others = f"most nodes have {usual}" if usual else "every node has another"
+                found.setdefault(name, []).append(f"its {what} is {value}, {others}")
+    return {name: texts for name, texts in found.items() if len(reports) > 1}
+
+
+def _told(report: NodeReport) -> dict[str, str]:
+    cards = ", ".join(f"{count} x {name}" for name, count in Counter(report.gpus).items())
+    memory = "none" if report.gpu_memory_mib is None else f"{report.gpu_memory_mib:.0f} MiB"
+    return {
+        "set of GPUs": cards or "none",
+        "memory of a GPU": memory,
+        "number of CPUs": str(report.cpus),
+        "Python": report.python,
+        "Ray": report.ray,
+        **report.profile.software,
+    }
 
 
 def _finding(node: Node, answer: NodeReport | str, asked_s: float) -> NodeFinding:

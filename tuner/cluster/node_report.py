@@ -14,12 +14,17 @@ from pathlib import Path
 import psutil
 
 from hwprobe.inventory.nvml import read_inventory
+from hwprobe.probe import Measured, assemble
+from hwprobe.profile import HardwareProfile
 from tuner import __version__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeReport:
-    """One node. `clock_s` is its time of day when asked; niceness and OOM score are those servers would inherit."""
+    """One node. `clock_s` is its time of day when asked; niceness and OOM score are those servers would inherit.
+
+    `profile` is what hwprobe finds there without measuring: cards, links, drivers, and warnings about any of them.
+    """
 
     host: str
     python: str
@@ -33,6 +38,7 @@ class NodeReport:
     oom_score_adj: int
     open_files: int
     clock_s: float
+    profile: HardwareProfile
 
     @property
     def complaints(self) -> list[str]:
@@ -47,12 +53,13 @@ class NodeReport:
             )
         if self.open_files < 4096:
             found.append(f"{self.open_files} open files: raise `ulimit -n` to 65536")
-        return found
+        return [*found, *(self.profile.warnings if self.gpus else ())]
 
 
 def report() -> NodeReport:
     """Return what this process's machine is."""
-    gpus = read_inventory().gpus
+    inventory = read_inventory()
+    gpus = inventory.gpus
     return NodeReport(
         host=socket.gethostname(),
         python=platform.python_version(),
@@ -66,4 +73,5 @@ def report() -> NodeReport:
         oom_score_adj=int(Path("/proc/self/oom_score_adj").read_text()),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
         clock_s=time.time(),
+        profile=assemble(inventory, Measured()),
     )

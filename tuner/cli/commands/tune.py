@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tuner.choices import Fidelity, Objective, SamplerName
+from tuner.choices import SIMULATED_ENGINES, Fidelity, Objective, SamplerName
 from tuner.cli.common import options
 from tuner.cli.common.terminal import console, print_json
 
@@ -97,6 +97,7 @@ def tune(
 
 def _tune(question: TuneQuestion, *, model_path: str, dry_run: bool, json: bool) -> None:
     from tuner.cli.views.tune_view import LiveReporter, show_dry_run
+    from tuner.cluster.check_up import first_look
     from tuner.run.dry_run import dry_run_document
     from tuner.run.engine_factory import preflight
     from tuner.run.live_writer import LiveWriter
@@ -120,6 +121,9 @@ def _tune(question: TuneQuestion, *, model_path: str, dry_run: bool, json: bool)
             loop.screen.shown = reporter.slice
         if torn:
             screen.print("note: the last record was incomplete and has been cut off; its trial runs again")
+        if question.cluster is not None and question.engine not in SIMULATED_ENGINES:
+            for note in first_look(question.cluster, loop.folder.path):
+                screen.print(f"note: {note}", markup=False)
         with reporter, LiveWriter(loop, ceiling_tok_s):
             reporter.begin(loop, prepared)
             _run(loop)
