@@ -150,7 +150,26 @@ class _Play:
     first_s: list[float]
     end_s: list[float]
     cached: list[int]
+    planned: list[float]
+    next: list[tuple[float, int]] = field(default_factory=list)
     done: int = 0
+
+    def plan(self, server: int) -> None:
+        """Note when a server does its next piece of work; what was noted of it before no longer counts."""
+        at_s = _next_s(self.schedulers[server])
+        if at_s != self.planned[server]:
+            self.planned[server] = at_s
+            if at_s < math.inf:
+                heapq.heappush(self.next, (at_s, server))
+
+    def furthest_behind(self) -> tuple[float, int]:
+        """Return the server with the earliest work, and when that is; never is infinity."""
+        while self.next:
+            at_s, server = self.next[0]
+            if self.planned[server] == at_s:
+                return at_s, server
+            heapq.heappop(self.next)
+        return math.inf, -1
 
     def send(self, index: int, at_s: float) -> None:
         """Let a request reach the router, and the server it chooses."""
@@ -162,6 +181,7 @@ class _Play:
         times = self.servers.times
         visible_s = at_s + times.front_end_s + times.front_end_token_s * isl
         self.schedulers[chosen].arrive(Request(index, isl, osl, at_s, visible_s, prompt=isl))
+        self.plan(chosen)
 
     def finish(self, request: Request, at_s: float) -> None:
         """Note an answer; the session's next request comes when its user has read it."""
@@ -187,17 +207,19 @@ def replay_trace(
     """
     play = _begin(trace, servers, told)
     while play.done < len(trace):
-        server = min(play.schedulers, key=_next_s) if len(play.schedulers) > 1 else play.schedulers[0]
-        at_s = _next_s(server)
+        at_s, which = play.furthest_behind()
         if play.due and play.due[0][0] <= at_s:
             send_s, index = heapq.heappop(play.due)
             play.send(index, send_s)
             continue
+        server = play.schedulers[which]
         server.coming_s = play.due[0][0] if play.due else math.inf
         run_batch(server)
         if server.finishing and server.finishing[0][0] <= server.step + DUE:
             for request in take_finished(server):
                 play.finish(request, server.now_s)
+        play.planned[which] = math.inf
+        play.plan(which)
     return _summary(play)
 
 
@@ -244,6 +266,7 @@ def _begin(trace: Trace, servers: TraceServers, told: Callable[[str, int, int], 
         first_s=[0.0] * count,
         end_s=[0.0] * count,
         cached=[0] * count,
+        planned=[math.inf] * servers.count,
     )
 
 

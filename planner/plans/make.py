@@ -160,7 +160,7 @@ def make_plan(question: PlanQuestion, families: int = REPLAYED) -> Plan:
     best = found.candidates[0] if found.candidates else None
     nodes_needed, node_answer = context.machine.nodes * replicas, None
     if best is None:
-        nodes_needed, node_answer = _more_nodes(question, context, concurrency)
+        nodes_needed, node_answer = more_nodes(question, context, concurrency)
     published = None
     if question.concurrency is not None:
         published = compare_with_published(context, question.hardware.name, question.workload(concurrency))
@@ -228,7 +228,7 @@ def _solve_rate(
     return found, min(in_flight, MOST_CLIENTS), 1, met
 
 
-def _more_nodes(question: PlanQuestion, context: Context, concurrency: int) -> tuple[int, str | None]:
+def more_nodes(question: PlanQuestion, context: Context, concurrency: int) -> tuple[int, str | None]:
     """Return the smallest cluster of these nodes that holds the model, and a sentence about it."""
     for factor in NODE_STEPS:
         nodes = context.machine.nodes * factor

@@ -20,8 +20,8 @@ EXAMPLE = "Example: sgtune plan --hardware nf5688g7 --isl 1000 --osl 1000 --conc
 
 
 def plan(
-    isl: options.Isl,
-    osl: options.Osl,
+    isl: options.MaybeIsl = None,
+    osl: options.MaybeOsl = None,
     hardware: options.Hardware = "",
     prefill_hardware: options.PrefillHardware = None,
     decode_hardware: options.DecodeHardware = None,
@@ -29,6 +29,9 @@ def plan(
     request_rate: options.RequestRate = None,
     users: options.Users = None,
     min_user_tok_s: options.MinUserTokS = None,
+    traffic: options.Traffic = None,
+    rate_scale: options.RateScale = 1.0,
+    map: options.TrafficMap = None,
     slo: options.SloTexts = None,
     sglang_version: options.SglangVersion = options.NEWEST_VERSION,
     range_ratio: options.RangeRatio = 1.0,
@@ -48,15 +51,43 @@ def plan(
 ) -> None:
     """Answer from physics: does it fit, how much KV cache is left, how many users at what speed, which flags."""
 
+    from hwprobe.errors import InputError
     from planner.inputs import read_question
+    from tuner.cli.under_traffic.plan_traffic import TrafficAsked, plan_for_traffic, refuse_beside_traffic
 
     _check_hardware(hardware, prefill_hardware, decode_hardware)
+    prices = _prices(cost_per_gpu_hour, api_price_input, api_price_output)
+    if traffic is not None:
+        loads = {"--isl": isl, "--osl": osl, "--concurrency": concurrency, "--request-rate": request_rate,
+                 "--users": users, "--min-user-tok-s": min_user_tok_s, "--prefill-hardware": prefill_hardware,
+                 "--range-ratio": None if range_ratio == 1.0 else range_ratio}  # fmt: skip
+        refuse_beside_traffic(loads, servers)
+        asked = TrafficAsked(
+            hardware=hardware,
+            sglang_version=sglang_version,
+            slo=slo,
+            mtp=mtp,
+            mtp_acceptance=mtp_acceptance,
+            expert_skew=expert_skew,
+            model=model,
+            profile=profile,
+            traffic=traffic,
+            rate_scale=rate_scale,
+            map=map,
+            model_path=model_path,
+            explain=explain,
+        )
+        plan_for_traffic(asked, prices=prices, out=out, json=json)
+        return
+    if rate_scale != 1.0 or map:
+        raise InputError("--rate-scale and --map speak of --traffic: name the file of requests")
+    if isl is None or osl is None:
+        raise InputError("say how long requests are with --isl and --osl, or give a file of them with --traffic")
     question = read_question(
         hardware=hardware or str(decode_hardware), model=model, sglang_version=sglang_version, slo=slo, profile=profile,
         isl=isl, osl=osl, range_ratio=range_ratio, concurrency=concurrency, request_rate=request_rate, users=users,
         min_user_tok_s=min_user_tok_s, mtp=mtp, acceptance=mtp_acceptance, sigma=expert_skew,
     )  # fmt: skip
-    prices = _prices(cost_per_gpu_hour, api_price_input, api_price_output)
     answer = _planned(question, servers, prefill_hardware)
     _show(answer, prices=prices, model_path=model_path, explain=explain, out=out, json=json)
 

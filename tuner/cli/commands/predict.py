@@ -14,26 +14,64 @@ from tuner.cli.common.terminal import start_fast
 if TYPE_CHECKING:
     from models.records.case import Case, CasePrediction
     from models.serving.uncertainty import Errors
+    from tuner.calibrate.cases import Setting
 
 EXAMPLE = "Example: sgtune predict --points asked.jsonl --out predicted.jsonl"
 
 
 def predict(
-    points: records.Points,
-    out: Annotated[Path, typer.Option("--out", help="File to write: one line per record, in order.")],
+    points: records.MaybePoints = None,
+    out: Annotated[Path | None, typer.Option("--out", help="File to write: one line per record, in order.")] = None,
+    traffic: options.Traffic = None,
+    rate_scale: options.RateScale = 1.0,
+    map: options.TrafficMap = None,
+    replicas: Annotated[int, typer.Option("--replicas", help="Of --traffic: servers behind a router.", min=1)] = 1,
+    slo: options.SloTexts = None,
     profile: options.Profile = None,
     hardware: records.PointsHardware = None,
     sglang_version: records.PointsVersion = None,
     launch_args: records.LaunchArgs = None,
     model: options.Model = None,
 ) -> None:
-    """Predict TTFT, TPOT, output tok/s and KV tokens of every record, with a 90 % band and the assumptions."""
+    """Predict TTFT, TPOT, output tok/s and KV tokens of every record, with a 90 % band and the assumptions.
+
+    With --traffic: of one launch (--launch-args) under a file of requests, with its radix cache, minute by minute.
+    """
     start_fast()
+    from hwprobe.errors import InputError
+    from tuner.cli.under_traffic.predict_traffic import LaunchAsked, predict_traffic
+
+    if (points is None) == (traffic is None):
+        raise InputError("give records with --points, or a file of requests with --traffic")
+    if traffic is not None:
+        launch = LaunchAsked(
+            traffic=traffic,
+            rate_scale=rate_scale,
+            map=map,
+            replicas=replicas,
+            slo=slo,
+            hardware=hardware,
+            sglang_version=sglang_version,
+            launch_args=launch_args,
+            profile=profile,
+            model=model,
+        )
+        predict_traffic(launch, out)
+        return
+    if rate_scale != 1.0 or map or replicas != 1 or slo:
+        raise InputError("--rate-scale, --map, --replicas and --slo speak of --traffic: name the file of requests")
+    if out is None or points is None:
+        raise InputError("name the file of the predictions with --out")
+    _predict_points(
+        points, out, records.setting_of(hardware, sglang_version, launch_args, records.profile_option(profile), model)
+    )
+
+
+def _predict_points(points: Path, out: Path, setting: Setting) -> None:
     from hwprobe.files import encode_json, write_atomic
     from tuner.calibrate.cases import read_cases
     from tuner.calibrate.predict_cases import predict_cases
 
-    setting = records.setting_of(hardware, sglang_version, launch_args, records.profile_option(profile), model)
     lines = list(read_cases(points, setting))
     cases = [line.case for line in lines if line.case is not None]
     answers = iter([_answer(case, *prediction) for case, prediction in zip(cases, predict_cases(cases), strict=True)])

@@ -26,6 +26,18 @@ Hardware = Annotated[
 ]
 Isl = Annotated[int, typer.Option("--isl", help="Input tokens per request.", show_default=False)]
 Osl = Annotated[int, typer.Option("--osl", help="Output tokens per request.", show_default=False)]
+MaybeIsl = Annotated[int | None, typer.Option("--isl", help="Input tokens per request.")]
+MaybeOsl = Annotated[int | None, typer.Option("--osl", help="Output tokens per request.")]
+Traffic = Annotated[
+    Path | None,
+    typer.Option("--traffic", help="File of requests instead of lengths and a load: what `sgtune traffic` reads."),
+]
+RateScale = Annotated[
+    float, typer.Option("--rate-scale", help="Of --traffic: so many times as many requests a second.")
+]
+TrafficMap = Annotated[
+    list[str] | None, typer.Option("--map", help="Of --traffic: columns of another form, as in `sgtune traffic`.")
+]
 RangeRatio = Annotated[
     float, typer.Option("--range-ratio", help="Lengths are uniform from ratio x length to length; 1 fixes them.")
 ]

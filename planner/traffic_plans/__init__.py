@@ -1,0 +1,1 @@
+"""Plans for a trace: what servers do under it minute by minute, and the fewest that keep its SLOs; reads no file."""

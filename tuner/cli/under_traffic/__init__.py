@@ -1,0 +1,1 @@
+"""Commands under a trace (`--traffic`): the same questions, with requests as recorded; knows options, not typer."""

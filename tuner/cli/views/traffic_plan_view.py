@@ -1,0 +1,70 @@
+"""How servers do under a trace, in a terminal: minute by minute, with and without cache, by router."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from planner.traffic_plans.served import Minute, ServedTrace
+from planner.traffic_plans.sizing import TrafficPlan
+
+MOST_MINUTES = 30
+
+
+def show_traffic_plan(planned: TrafficPlan, screen: Console) -> None:
+    """Print what the trace adds to a plan."""
+    asked, served = planned.asked, planned.served
+    if served is None:
+        return
+    slos = ", ".join(str(slo) for slo in asked.slos)
+    kept = "keep" if planned.plan.meets_target else "do not keep"
+    screen.print(
+        f"\n{served.servers} servers {kept} {slos} under {asked.name} x{asked.rate_scale:g}: "
+        f"{served.hit_rate:.1%} of the prompt tokens come from the radix cache",
+        markup=False,
+    )
+    screen.print(_ways(planned))
+    if planned.without_cache is not None:
+        fewest = planned.servers_without_cache
+        need = f"{fewest} servers" if fewest else "more servers than were tried"
+        screen.print(f"without the radix cache: {need}", markup=False)
+    show_minutes(served.minutes, screen)
+
+
+def _ways(planned: TrafficPlan) -> Table:
+    served, without = planned.served, planned.without_cache
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "hits", "TTFT p50", "TTFT p99", "TPOT mean", "goodput"):
+        table.add_column(name, justify="right" if name else "left")
+    rows: list[tuple[str, ServedTrace | None]] = [
+        (f"{way.value} router", seen) for way, seen in planned.routings.items()
+    ]
+    rows = rows or [("with cache", served)]
+    for name, seen in [*rows, ("no cache", without)]:
+        if seen is not None:
+            table.add_row(name, f"{seen.hit_rate:.1%}", f"{seen.ttft_ms['p50']:,.0f} ms",
+                          f"{seen.ttft_ms['p99']:,.0f} ms", f"{seen.tpot_ms['mean']:,.1f} ms",
+                          f"{seen.goodput_rps:,.2f}/s")  # fmt: skip
+    return table
+
+
+def show_minutes(minutes: Sequence[Minute], screen: Console) -> None:
+    """Print the minutes, of many the worst by waiting, in their order."""
+    worst = sorted(minutes, key=lambda minute: (-minute.missed_share, -minute.waiting))[:MOST_MINUTES]
+    shown = sorted(worst, key=lambda minute: minute.minute)
+    table = Table(box=None, pad_edge=False)
+    for name in ("minute", "requests", "waiting", "TTFT p50", "TTFT p99", "TPOT", "hits", "over SLO"):
+        table.add_column(name, justify="right")
+    for minute in shown:
+        table.add_row(
+            f"{minute.minute}", f"{minute.requests}", f"{minute.waiting:,.1f}", f"{minute.ttft_p50_ms:,.0f} ms",
+            f"{minute.ttft_p99_ms:,.0f} ms", f"{minute.tpot_mean_ms:,.1f} ms", f"{minute.hit_rate:.0%}",
+            f"{minute.missed_share:.0%}",
+        )  # fmt: skip
+    if len(shown) < len(minutes):
+        screen.print(f"\nthe worst {len(shown)} of {len(minutes)} minutes:", markup=False)
+    else:
+        screen.print()
+    screen.print(table)
