@@ -17,7 +17,7 @@ def traffic_plan_document(planned: TrafficPlan, prices: Prices | None = None) ->
     asked, served = planned.asked, planned.served
     document["question"] |= {"traffic": asked.name, "rate_scale": asked.rate_scale, "slo": [str(s) for s in asked.slos]}
     if document["answer"] is not None and served is not None:
-        names = ("servers", "hit_rate", "goodput_rps", "e2e_ms")
+        names = ("servers", "routing", "hit_rate", "goodput_rps", "e2e_ms")
         document["answer"] |= {name: getattr(served, name) for name in names}
     document["traffic"] = {
         "requests": len(asked.trace),

@@ -43,6 +43,7 @@ class ServedTrace:
     """
 
     servers: int
+    routing: Routing
     ttft_ms: dict[str, float]
     tpot_ms: dict[str, float]
     e2e_ms: dict[str, float]
@@ -73,6 +74,7 @@ def serve(
     elapsed_s = max(float(seen.end_s.max()), 1e-9)
     return ServedTrace(
         servers=servers.count,
+        routing=servers.routing,
         ttft_ms=statistics_ms(seen.ttft_s),
         tpot_ms=statistics_ms(seen.tpot_s[seen.osl > 1] if (seen.osl > 1).any() else np.zeros(1)),
         e2e_ms=statistics_ms(seen.e2e_s),
@@ -100,11 +102,14 @@ def servers_of(context: Context, config: ServerConfig, requests: int) -> TraceSe
     )
 
 
-def on(
-    servers: TraceServers, count: int, *, cache: bool = True, routing: Routing = Routing.CACHE_AWARE
-) -> TraceServers:
-    """Return so many of them; without `cache` none keeps prefixes, as with --disable-radix-cache."""
-    return replace(servers, count=count, cache=servers.cache and cache, routing=routing)
+def on(servers: TraceServers, count: int, *, cache: bool = True, routing: Routing | None = None) -> TraceServers:
+    """Return so many of them; without `cache` none keeps prefixes, as with --disable-radix-cache.
+
+    A router that knows prefixes stands before caches, one that counts requests before servers without.
+    """
+    cache = servers.cache and cache
+    way = routing or (Routing.CACHE_AWARE if cache else Routing.LEAST_REQUESTS)
+    return replace(servers, count=count, cache=cache, routing=way)
 
 
 def _broken(seen: TraceReplay, slos: tuple[Slo, ...]) -> npt.NDArray[np.bool_]:

@@ -144,11 +144,17 @@ def fewest(
 ) -> ServedTrace:
     """Return the trace on the fewest of these servers that keep the SLOs, on `most` of them where none do.
 
-    More servers are taken never to be slower, so the number is bisected.
+    More servers are taken never to be slower, so the number is bisected. Where the cache-aware router sends too much to
+    too few, one that counts requests is tried.
     """
 
     def at(count: int) -> ServedTrace:
-        return serve(context, candidate.config, asked.trace, on(servers, count, cache=servers.cache), asked.slos)
+        seen = serve(context, candidate.config, asked.trace, on(servers, count), asked.slos)
+        if seen.excess(asked.slos) <= 0.0 or count == 1 or not servers.cache:
+            return seen
+        idlest = on(servers, count, routing=Routing.LEAST_REQUESTS)
+        other = serve(context, candidate.config, asked.trace, idlest, asked.slos)
+        return min(seen, other, key=lambda served: served.excess(asked.slos))
 
     low, high = 0, 1
     served = at(high)
@@ -226,10 +232,8 @@ def _plan(
             fewer = alone.servers if alone.excess(asked.slos) <= 0.0 else None
         if count > 1:
             routings = {
-                way: serve(context, config, trace, on(servers, count, routing=way), asked.slos)
-                for way in (Routing.ROUND_ROBIN, Routing.LEAST_REQUESTS)
+                way: serve(context, config, trace, on(servers, count, routing=way), asked.slos) for way in Routing
             }
-            routings[Routing.CACHE_AWARE] = served
     replicas = 1 if served is None else served.servers
     in_flight = 1 if served is None else max(1, math.ceil(served.in_flight_p99 / replicas))
     nodes, node_answer = _nodes(context, leader, replicas), None

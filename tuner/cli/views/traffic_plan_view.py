@@ -22,7 +22,8 @@ def show_traffic_plan(planned: TrafficPlan, screen: Console) -> None:
     kept = "keep" if planned.plan.meets_target else "do not keep"
     screen.print(
         f"\n{served.servers} servers {kept} {slos} under {asked.name} x{asked.rate_scale:g}: "
-        f"{served.hit_rate:.1%} of the prompt tokens come from the radix cache",
+        f"{served.hit_rate:.1%} of the prompt tokens come from the radix cache"
+        + (f", behind a {served.routing} router" if served.servers > 1 else ""),
         markup=False,
     )
     screen.print(_ways(planned))
