@@ -7,7 +7,7 @@ step that grows with the batch it holds, and X no more than the prefill servers 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,6 +43,8 @@ from planner.sglang.flags import flags_of
 ROLE_FLAG = "disaggregation_mode"
 # Ratios of one number of servers that are tried: every one up to so many servers.
 MOST_RATIOS = 32
+# Machines that one decode server spans.
+DECODE_WIDTHS = (1, 2, 4)
 # Deployments replayed event by event, requests per client replayed, and the most of them.
 REPLAYED = 3
 REQUESTS_PER_CLIENT = 5
@@ -57,12 +59,25 @@ class Sides:
     decode: Context
     ratios: tuple[tuple[int, int], ...]
 
-    @classmethod
-    def alike(cls, context: Context, servers: int) -> Sides:
-        """Return one kind of machine, shared at every ratio; of many servers every so many ratios are tried."""
-        step = max(1, servers // MOST_RATIOS)
-        ratios = tuple((servers - decode, decode) for decode in range(step, servers, step))
-        return cls(prefill=context, decode=context, ratios=ratios)
+    @property
+    def prefill_count(self) -> dict[int, int]:
+        """Prefill servers beside each number of decode servers."""
+        return {decode: prefill for prefill, decode in self.ratios}
+
+
+def role_sizes(context: Context, servers: int) -> list[Sides]:
+    """Return how `servers` machines, each the smallest server of `context`, may be shared between the roles.
+
+    Decode servers span one, two or four of them (wide EP); of many machines every so many ratios are tried.
+    """
+    options = []
+    for width in DECODE_WIDTHS:
+        most = (servers - 1) // width
+        step = max(1, most // MOST_RATIOS)
+        ratios = tuple((servers - width * decode, decode) for decode in range(step, most + 1, step))
+        machine = context.machine if width == 1 else context.machine.with_nodes(context.machine.nodes * width)
+        options.append(Sides(prefill=context, decode=replace(context, machine=machine), ratios=ratios))
+    return options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,15 +95,23 @@ def can_disaggregate(context: Context) -> bool:
     return ROLE_FLAG in flags_of(context.version).by_dest
 
 
-def disaggregated(sides: Sides, workload: Workload, slos: tuple[Slo, ...], *, mtp: bool) -> list[Candidate]:
-    """Return the best prefill/decode deployments, best first.
+def disaggregated(options: Sequence[Sides], workload: Workload, slos: tuple[Slo, ...], *, mtp: bool) -> list[Candidate]:
+    """Return the best prefill/decode deployments among the options, best first.
 
     `workload` is the whole fleet's: its clients, or its request rate.
     """
-    if not sides.ratios or not can_disaggregate(sides.decode):
-        return []
-    splits = itertools.islice(_splits(sides, workload, slos, mtp=mtp), REPLAYED)
-    finalists = [_replayed(sides, split, workload, slos) for split in splits]
+    usable = [sides for sides in options if sides.ratios and can_disaggregate(sides.decode)]
+    prefill: dict[int, dict[int, RoleServer]] = {}
+    rated = []
+    for sides in usable:
+        if id(sides.prefill) not in prefill:
+            prefill[id(sides.prefill)] = _prefill_by_depth(sides, workload, mtp=mtp)
+        rows = _rated(sides, prefill[id(sides.prefill)], workload, slos)
+        rated += [] if rows is None else [rows]
+    finalists = [
+        _replayed(rows.sides, rows.split(row), workload, slos)
+        for rows, row in itertools.islice(_best_first(rated), REPLAYED)
+    ]
     return sorted(finalists, key=lambda c: (fleet_key(c, workload, slos), -c.output_tok_s))
 
 
@@ -98,51 +121,86 @@ def fleet_key(candidate: Candidate, workload: Workload, slos: tuple[Slo, ...]) -
     return final_key(candidate.prediction, each, slos)[0]
 
 
-def _splits(sides: Sides, workload: Workload, slos: tuple[Slo, ...], *, mtp: bool) -> Iterator[_Split]:
-    """Yield the best deployment of each ratio, with and without MTP, best first in closed form."""
-    context, before = sides.decode, sides.prefill
-    depths = MTP_STEPS if mtp and context.arch.has_mtp else (0,)
-    prefill = prefill_servers(before, list(layouts(before.machine, before.version)), workload, depths)
-    prefill_count = {decode: count for count, decode in sides.ratios}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rated:
+    """Every decode layout at every ratio of two sides, with the prefill server of its MTP depth, in closed form.
+
+    `excess` is the worst excess over the limits (log, of the means), 0 where all are kept.
+    """
+
+    sides: Sides
+    prefill: dict[int, RoleServer]
+    table: DecodeTable
+    excess: Array
+    requests_s: Array
+
+    def kind(self, row: int) -> tuple[int, int, bool]:
+        """What a reader would call another deployment: GPUs of a decode server, how many of them, MTP or none."""
+        gpus = self.table.configs[row].gpu_count
+        return gpus, int(self.table.servers[row]), bool(self.table.depth[row])
+
+    def is_allowed(self, row: int) -> bool:
+        return is_allowed(self.sides.decode, self.table.configs[row])
+
+    def split(self, row: int) -> _Split:
+        """Return one row as a deployment."""
+        decode_servers = int(self.table.servers[row])
+        batch = int(self.table.table.most_running[row])
+        return _Split(
+            prefill=self.prefill[int(self.table.depth[row])],
+            prefill_servers=self.sides.prefill_count[decode_servers],
+            decode=decode_server(self.sides.decode, self.table.configs[row], batch=batch),
+            decode_servers=decode_servers,
+        )
+
+
+def _prefill_by_depth(sides: Sides, workload: Workload, *, mtp: bool) -> dict[int, RoleServer]:
+    """Return the best prefill server for each MTP depth that is planned."""
+    context = sides.prefill
+    depths = MTP_STEPS if mtp and sides.decode.arch.has_mtp else (0,)
+    return prefill_servers(context, list(layouts(context.machine, context.version)), workload, depths)
+
+
+def _rated(sides: Sides, prefill: dict[int, RoleServer], workload: Workload, slos: tuple[Slo, ...]) -> _Rated | None:
+    """Rate every ratio and layout of the two sides; None where no decode server fits."""
+    context = sides.decode
     shapes = list(layouts(context.machine, context.version))
-    table = decode_table(context, shapes, workload, depths=tuple(prefill), counts=tuple(prefill_count))
+    table = decode_table(context, shapes, workload, depths=tuple(prefill), counts=tuple(sides.prefill_count))
     if table is None:
-        return
+        return None
     isl = workload.isl.mean
     rates = {depth: prefill_rate(server.model, isl) for depth, server in prefill.items()}
     one = np.array([rates[int(depth)] for depth in table.depth])
     upstream = Upstream(
-        most_requests_s=one * np.array([prefill_count[int(count)] for count in table.servers]),
+        most_requests_s=one * np.array([sides.prefill_count[int(count)] for count in table.servers]),
         before_s=1.0 / one + _transfer(sides).seconds(round(isl)),
     )
+    solved = solve_rates(context, table, upstream, workload)
+    return _Rated(
+        sides=sides, prefill=prefill, table=table, excess=_excess(solved, slos), requests_s=solved.requests_s
+    )  # fmt: skip
+
+
+def _best_first(rated: Sequence[_Rated]) -> Iterator[tuple[_Rated, int]]:
+    """Yield the best layout of each deployment, best first in closed form: ten layouts of one would tell less."""
+    if not rated:
+        return
+    places = [(rows, row) for rows in rated for row in range(len(rows.excess))]
+    excess, requests_s = (np.concatenate([getattr(rows, name) for rows in rated]) for name in ("excess", "requests_s"))
     seen = set()
-    for row in _ordered(solve_rates(context, table, upstream, workload), slos):
-        kind = (int(table.servers[row]), bool(table.depth[row]))
-        if kind in seen or not is_allowed(context, table.configs[row]):
-            continue
-        seen.add(kind)  # ten layouts of one ratio would tell a reader less
-        yield _split(context, prefill[int(table.depth[row])], table, row, prefill_count[kind[0]])
+    for place in np.lexsort((-requests_s, excess)).tolist():
+        rows, row = places[place]
+        if rows.kind(row) not in seen and rows.is_allowed(row):
+            seen.add(rows.kind(row))
+            yield rows, row
 
 
-def _split(context: Context, prefill: RoleServer, table: DecodeTable, row: int, prefill_count: int) -> _Split:
-    config, count = table.configs[row], int(table.servers[row])
-    batch = int(table.table.most_running[row])
-    return _Split(
-        prefill=prefill,
-        prefill_servers=prefill_count,
-        decode=decode_server(context, config, batch=batch),
-        decode_servers=count,
-    )
-
-
-def _ordered(rates: PoolRates, slos: tuple[Slo, ...]) -> list[int]:
-    """Return the rows, best first: the least excess over the limits (log, of the means), then the most requests."""
+def _excess(rates: PoolRates, slos: tuple[Slo, ...]) -> Array:
     seconds: dict[Metric, Array] = {Metric.TTFT: rates.ttft_s, Metric.TPOT: rates.tpot_s, Metric.E2E: rates.e2e_s}
     worst = np.zeros_like(rates.requests_s)
     for slo in slos:
         worst = np.maximum(worst, np.log(seconds[slo.metric] * 1e3 / slo.limit_ms))
-    order: list[int] = np.lexsort((-rates.requests_s, worst)).tolist()
-    return order
+    return worst
 
 
 def _transfer(sides: Sides) -> Transfer:

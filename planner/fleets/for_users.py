@@ -7,7 +7,7 @@ from dataclasses import replace
 from models.serving.estimate import Context
 from models.serving.fleet_replay import Limit
 from models.workload import Slo, Workload
-from planner.fleets.disaggregated import LIMITS, Sides, disaggregated
+from planner.fleets.disaggregated import LIMITS, disaggregated, role_sizes
 from planner.plans.search import Candidate
 
 
@@ -21,7 +21,7 @@ def fleets_for_users(
     """
 
     def best_first(servers: int) -> list[Candidate]:
-        found = disaggregated(Sides.alike(context, servers), workload, slos, mtp=mtp)
+        found = disaggregated(role_sizes(context, servers), workload, slos, mtp=mtp)
         return sorted((_judged(candidate) for candidate in found), key=lambda c: bool(c.misses))
 
     fleets = best_first(most) if most > 1 else []

@@ -9,7 +9,7 @@ from typing import Any
 from hwprobe.errors import InputError
 from hwprobe.profile import HardwareProfile
 from models.machine import machine_of
-from planner.fleets.disaggregated import Sides, disaggregated, fleet_key
+from planner.fleets.disaggregated import disaggregated, fleet_key, role_sizes
 from planner.fleets.for_users import fleets_for_users
 from planner.plans.make import Plan, PlanQuestion, make_plan
 from planner.plans.search import REPLAYED, Candidate, Found, final_key, with_reasons
@@ -102,7 +102,7 @@ def _apart(
     count = nodes // smallest.context.machine.nodes
     clients = question.concurrency or smallest.concurrency * count
     workload = replace(question.workload(clients), request_rate=question.request_rate)
-    found = disaggregated(Sides.alike(smallest.context, count), workload, question.slos, mtp=question.mtp)
+    found = disaggregated(role_sizes(smallest.context, count), workload, question.slos, mtp=question.mtp)
     rate = question.request_rate is not None
     return [
         ((fleet_key(c, workload, question.slos), c.prediction.e2e_ms["mean"] if rate else -c.output_tok_s), smallest, c)

@@ -20,7 +20,7 @@ from models.serving.fleet_replay import Limit
 from models.workload import Slo
 from planner.check.judge import check_arguments
 from planner.fleets.deployment import Deployment, Pool, Role
-from planner.fleets.disaggregated import LIMITS, Sides, disaggregated
+from planner.fleets.disaggregated import LIMITS, disaggregated, role_sizes
 from planner.fleets.make_fleet import plan_fleet, splits
 from planner.fleets.plan_document import plan_document
 from planner.plans.make import Plan, PlanQuestion, make_plan
@@ -112,12 +112,22 @@ def test_users_with_long_prompts_are_planned_with_prefill_and_decode_apart_too()
     assert total(any_kind) > total(copies)
 
 
+def test_decode_servers_may_span_several_machines_of_the_prefill_servers() -> None:
+    """Racks of trays decode best with wide EP; each role has whole machines, and all of them are used once."""
+    best = plan_fleet(question("8xgb200x4", 1000, 1000, concurrency=2048), "pd").best
+    assert best is not None
+    assert best.prefill is not None
+    assert best.config.gpu_count > best.prefill.config.gpu_count
+    assert best.gpus <= 32
+    assert best.prefill.servers * best.prefill.config.gpu_count + best.servers * best.config.gpu_count == best.gpus
+
+
 def test_a_smaller_fleet_than_the_answer_would_leave_users_waiting() -> None:
     asked = question("h200x8", 8000, 1000, users=400, min_user_tok_s=20.0)
     best = plan_fleet(asked, "pd").best
     assert best is not None
     smaller = disaggregated(
-        Sides.alike(asked.context(), best.gpus // 8 - 1), asked.workload(400), asked.all_slos, mtp=True
+        role_sizes(asked.context(), best.gpus // 8 - 1), asked.workload(400), asked.all_slos, mtp=True
     )
     assert all(each.misses or each.prediction.limiting != LIMITS[Limit.DECODE] for each in smaller)
 

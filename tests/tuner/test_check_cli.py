@@ -37,6 +37,7 @@ def test_a_line_is_explained(sgtune: Callable[..., Any]) -> None:
         "--cuda-graph-max-bs-decode 64 frees",
     ):
         assert words in ran.out
+    assert "[/]" not in ran.out, "styles take effect, they are not shown"
 
 
 def test_a_misfit_exits_3_and_json_is_one_line(sgtune: Callable[..., Any]) -> None:

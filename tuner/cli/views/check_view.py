@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from models.config import ServerConfig
 from models.costs.memory import MemoryLedger
@@ -131,7 +132,7 @@ def waterfall(ledger: MemoryLedger) -> Table:
         start, width = round(max(0.0, used) * scale), round(abs(gib) * scale)
         style = "red" if gib < 0 else "green" if owner in ("KV pool", "free") else "blue"
         bar = " " * max(0, start if gib >= 0 else start - width) + "█" * max(width, 1)
-        table.add_row(owner, f"{gib:.2f}", f"{node[owner]:.1f}", f"[{style}]{bar[:BAR]}[/]")
+        table.add_row(owner, f"{gib:.2f}", f"{node[owner]:.1f}", Text(bar[:BAR], style=style))
         used += gib
     return table
 
