@@ -193,7 +193,7 @@ def test_prefill_and_decode_apart_are_planned_at_every_ratio(apart: Plan) -> Non
     for candidate in document["candidates"]:
         roles = {pool["role"]: pool for pool in candidate["deployment"]["pools"]}
         assert set(roles) == {"prefill", "decode"}
-        assert roles["prefill"]["servers"] + roles["decode"]["servers"] == 4
+        assert sum(pool["servers"] * pool["gpus_per_server"] for pool in roles.values()) == 32, "every GPU, once"
         assert candidate["argv"] == roles["prefill"]["argv"]
         for role, pool in roles.items():
             assert pool["argv"][pool["argv"].index("--disaggregation-mode") + 1] == role
