@@ -1,10 +1,10 @@
-"""Kills on a real Ray cluster: seats, servers, raylets, the tuner, and seats that freeze, at moments drawn by seed.
+"""Kills on a real Ray cluster: seats, servers, raylets, the tuner, the head, and seats that freeze, by seed.
 
     python benchmarks/cluster_kills.py --kills 40 --seed 1
 
 Every round tunes six configurations of the emulated engine on three raylets of this machine and kills one part at a
-drawn moment; a killed tuner is resumed. After each round: no process of ours is left, every trial has one record, none
-twice, and the run has its answer. Prints a line a round and the sums.
+drawn moment; a killed tuner is resumed, after the loss of the head on a new cluster. After each round: no process of
+ours is left, every trial has one record, none twice, and the run has its answer. Prints a line a round and the sums.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from tests.cluster.test_ray import TRIALS, asked, launched, seats
 from tests.cluster.three_nodes import ThreeNodes, three_nodes
 from tests.left import nothing_left
 
-PARTS = ("seat", "server", "raylet", "tuner", "frozen seat")
+PARTS = ("seat", "server", "raylet", "tuner", "frozen seat", "head")
 ROUND_S = 400.0
 
 
@@ -48,12 +49,13 @@ def play(part: str, after_s: float, nodes: ThreeNodes, folder: Path, dice: rando
     time.sleep(after_s)
     struck = _strike(part, process.pid, nodes, dice)
     out, err = process.communicate(timeout=ROUND_S)
-    if part == "tuner" and struck:
-        if not nothing_left():
-            return Round(part, after_s, "", "a process is left after the tuner")
+    if part in ("tuner", "head") and struck and process.returncode != 0:
+        if not nothing_left(60.0 if part == "head" else 15.0):
+            return Round(part, after_s, "", f"a process is left after the {part}")
         resume = ["--resume"] if (folder / "runs/a/run.toml").exists() else []
-        process = start_sgtune(*asked(folder, nodes, *resume))
-        out, err = process.communicate(timeout=ROUND_S)
+        with three_nodes() if part == "head" else nullcontext(nodes) as there:
+            process = start_sgtune(*asked(folder, there, *resume))
+            out, err = process.communicate(timeout=ROUND_S)
     if process.returncode != 0:
         return Round(part, after_s, "", f"exit {process.returncode}: {err[-300:]}")
     records = launched(folder)
@@ -76,6 +78,9 @@ def _strike(part: str, tuner: int, nodes: ThreeNodes, dice: random.Random) -> bo
     """Kill one part; say whether there was one."""
     if part == "tuner":
         psutil.Process(tuner).kill()
+        return True
+    if part == "head":
+        nodes.end_the_head()
         return True
     if part == "raylet":
         if not nodes.raylets:
@@ -116,6 +121,8 @@ def main() -> int:
                 last = rounds[-1]
                 print(f"{len(rounds):3} {last.part} after {last.after_s:.1f} s: {last.outcomes} {last.wrong or 'held'}")
                 sys.stdout.flush()
+                if part == "head":
+                    break
     bad = [item for item in rounds if item.wrong]
     print(f"{len(rounds)} kills ({dict(Counter(item.part for item in rounds))}), {len(bad)} wrong")
     return 1 if bad else 0

@@ -1,7 +1,7 @@
 """A real Ray cluster on this machine: three raylets with eight logical GPUs each, in a process of its own.
 
-Ray must not be loaded where other tests run. As a script: prints the cluster's address, ends a raylet for every line it
-reads, and the cluster at the end of its input.
+Ray must not be loaded where other tests run. As a script: prints the cluster's address, ends a raylet or the head as
+the lines it reads say, and the cluster at the end of its input.
 """
 
 from __future__ import annotations
@@ -32,12 +32,20 @@ class ThreeNodes:
 
     def end_a_raylet(self) -> None:
         """Kill the youngest raylet; returns when it is gone."""
+        self._do("end a raylet")
+        self.raylets -= 1
+
+    def end_the_head(self) -> None:
+        """Kill the head's control service (GCS): the cluster is of no use any more."""
+        self._do("end the head")
+        self.raylets = 0
+
+    def _do(self, order: str) -> None:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write("end\n")
+        self.process.stdin.write(f"{order}\n")
         self.process.stdin.flush()
-        assert self.process.stdout.readline().strip() == "ended"
-        self.raylets -= 1
+        assert self.process.stdout.readline().strip() == "done"
 
 
 @contextmanager
@@ -66,9 +74,12 @@ def main() -> None:
     raylets = [cluster.add_node(**small, node_name=name) for name in ("n2", "n3")]
     sys.stdout.write(f"{READY}{cluster.address}\n")
     sys.stdout.flush()
-    for _ in sys.stdin:
-        cluster.remove_node(raylets.pop(), allow_graceful=False)
-        sys.stdout.write("ended\n")
+    for order in sys.stdin:
+        if order.strip() == "end the head":
+            cluster.head_node.kill_gcs_server(check_alive=False)
+        else:
+            cluster.remove_node(raylets.pop(), allow_graceful=False)
+        sys.stdout.write("done\n")
         sys.stdout.flush()
     cluster.shutdown()
 
