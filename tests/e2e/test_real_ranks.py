@@ -125,7 +125,7 @@ def test_a_rank_that_is_killed_under_load_is_named(tuned: OverTwo, sglang: Insta
         if line.startswith("measuring"):
             break
     named = [p for p in psutil.process_iter(["cmdline"]) if "sglang::scheduler_TP1" in str(p.info["cmdline"])]
-    schedulers = [process for process in named if of_this_worker(process.pid)]
+    schedulers = [process for process in named if any(of_this_worker(parent.pid) for parent in process.parents())]
     assert len(schedulers) == 1
     killed_s = time.monotonic()
     schedulers[0].kill()
