@@ -14,6 +14,7 @@ from hwprobe.errors import InputError, SgtuneError
 from hwprobe.files import write_atomic
 from models.workload import Slo, Workload
 from tuner.bench.cross_check import TheirLoad, Theirs, run_theirs
+from tuner.bench.each_server import ServerShare, ServerState, read_all, shares
 from tuner.bench.formats import json_lines, point_document, point_record, request_lines, sglang_record
 from tuner.bench.max_clients import Knee, find_knee
 from tuner.bench.plot import plot_html
@@ -56,6 +57,7 @@ class BenchQuestion:
     plot: Path | None
     cross_check: str | None
     command: str
+    servers: tuple[str, ...] = ()
     key: str | None = field(repr=False, default=None)
 
     def loads(self) -> list[float]:
@@ -142,6 +144,8 @@ class SweepDisplay(Protocol):
 
     def point(self, point: MeasuredPoint) -> None: ...
 
+    def server(self, share: ServerShare) -> None: ...
+
 
 @dataclass(slots=True)
 class BenchAnswer:
@@ -150,19 +154,30 @@ class BenchAnswer:
     facts: ServerFacts
     points: list[MeasuredPoint] = field(default_factory=list)
     theirs: list[Theirs] = field(default_factory=list)
+    # What each server behind a router did, a point each.
+    shares: list[tuple[ServerShare, ...]] = field(default_factory=list)
     knee: Knee | None = None
     written: list[Path] = field(default_factory=list)
 
     @property
     def usable(self) -> bool:
-        return all(point.verdict is Verdict.OK for point in self.points)
+        return all(point.verdict is Verdict.OK for point in self.points) and not self.degraded
+
+    @property
+    def degraded(self) -> bool:
+        """Whether a server was gone during a point: the fleet that was measured is not the one that was meant."""
+        return any(share.state is ServerState.LOST for shares in self.shares for share in shares)
 
     def document(self) -> dict[str, Any]:
         """Return the JSON answer."""
         return {
             "server": {"model": self.facts.served_model, "version": self.facts.version},
             "simulated": self.facts.simulated,
-            "points": [point_document(point) for point in self.points],
+            "degraded": self.degraded,
+            "points": [
+                {**point_document(point), **({"servers": self.shares[at]} if self.shares else {})}
+                for at, point in enumerate(self.points)
+            ],
             "knee": None if self.knee is None else {"best": self.knee.best, "broken": self.knee.broken,
                                                     "misses": self.knee.misses},
             "sglang_benchmark": [{name: getattr(their, name) for name in Theirs.__slots__} for their in self.theirs],
@@ -173,6 +188,8 @@ class BenchAnswer:
 def run_bench(question: BenchQuestion, screen: SweepDisplay) -> BenchAnswer:
     """Measure what was asked. Raises InputError or SgtuneError; a point is on disk before the next one starts."""
     facts = read_facts(Address.parse(question.url), question.key)
+    if question.servers:
+        facts = _behind(question, facts)
     settings = question.checked(facts).settings(facts)
     answer = BenchAnswer(facts=facts)
 
@@ -182,6 +199,7 @@ def run_bench(question: BenchQuestion, screen: SweepDisplay) -> BenchAnswer:
         if question.request_rate:
             chosen = replace(settings, arrival=question.arrival, request_rate=load)
         seed = question.seed * 1_000_003 + len(answer.points)
+        before = read_all(question.servers, question.key)
         try:
             workload = replace(question.workload, concurrency=clients)
             around = Surroundings(watch=screen.live)
@@ -189,8 +207,12 @@ def run_bench(question: BenchQuestion, screen: SweepDisplay) -> BenchAnswer:
         except LaunchFailed as failure:
             raise SgtuneError(f"the server stopped answering: {failure.evidence}") from failure
         answer.points.append(point)
+        if question.servers:
+            answer.shares.append(shares(question.servers, before, read_all(question.servers, question.key)))
         _write(question, answer, point)
         screen.point(point)
+        for share in answer.shares[-1] if question.servers else ():
+            screen.server(share)
         if question.cross_check:
             isl, osl = question.workload.isl.nominal, question.workload.osl.nominal
             model = str(facts.info.get("model_path") or facts.served_model)
@@ -205,6 +227,23 @@ def run_bench(question: BenchQuestion, screen: SweepDisplay) -> BenchAnswer:
         write_atomic(question.plot, plot_html(answer.points, title, question.command))
         answer.written.append(question.plot)
     return answer
+
+
+def _behind(question: BenchQuestion, router: ServerFacts) -> ServerFacts:
+    """Return what is measured: the servers behind a router, of which it says little itself.
+
+    Raises InputError for a server that does not answer or shows no metrics.
+    """
+    for url, counters in zip(question.servers, read_all(question.servers, question.key), strict=True):
+        if counters is None:
+            raise InputError(f"--server {url}: nothing answers there; start it, or leave it out")
+    behind = [read_facts(Address.parse(url), question.key) for url in question.servers]
+    if router.version:
+        return router
+    simulated = {"simulated": True} if any(facts.simulated for facts in behind) else {}
+    return replace(
+        behind[0], served_model=router.served_model or behind[0].served_model, info={**behind[0].info, **simulated}
+    )
 
 
 def _measure_all(question: BenchQuestion, answer: BenchAnswer, measure: Callable[[float], MeasuredPoint]) -> None:

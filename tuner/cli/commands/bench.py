@@ -22,6 +22,10 @@ NOT_USABLE = 1
 
 
 Url = Annotated[str, typer.Option("--url", help="Address of the server.", show_default=False)]
+Servers = Annotated[
+    list[str] | None,
+    typer.Option("--server", help="A server behind the router at --url, repeatable: read beside the total."),
+]
 Concurrencies = Annotated[str, typer.Option("--concurrency", help="Clients in a closed loop: 1,16,64.")]
 Rates = Annotated[str | None, typer.Option("--request-rate", help="Requests per second instead of clients: 0.5,1,2.")]
 ArrivalLaw = Annotated[Arrival, typer.Option("--arrival", help="How requests of a rate are spaced.")]
@@ -80,6 +84,7 @@ def bench(
     requests: Requests = None,
     plot: Plot = None,
     cross_check: CrossCheck = None,
+    server: Servers = None,
     json: options.Json = False,
 ) -> None:
     """Measure a running server: closed or open loop, steady-state windows, and a verdict on every point."""
@@ -93,7 +98,7 @@ def bench(
         until_knee=until_knee, point_s=parse_duration_s(point_time, "--point-time"),
         most_s=parse_duration_s(duration, "--duration"), waves=waves, vocabulary=vocab_size, workers=workers, seed=seed,
         out=out, sglang_jsonl=sglang_jsonl, requests=requests, plot=plot, cross_check=cross_check,
-        command=command_line(), key=os.environ.get(KEY_VARIABLE),
+        command=command_line(), servers=tuple(server or ()), key=os.environ.get(KEY_VARIABLE),
     )  # fmt: skip
     _bench(question, json=json)
 

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from tuner.bench.each_server import ServerShare, ServerState
 from tuner.bench.point import LivePoint, MeasuredPoint
 from tuner.bench.sweep import BenchAnswer
 from tuner.choices import SIMULATED
@@ -45,6 +46,18 @@ class BenchScreen(ProgressScreen):
             markup=False,
         )
 
+    def server(self, share: ServerShare) -> None:
+        figures = (
+            f"{share.requests} requests, {share.output_tok_s:,.1f} output tok/s, "
+            f"TTFT {_ms(share.ttft_ms)}, TPOT {_ms(share.tpot_ms)}"
+        )
+        marked = "" if share.state is ServerState.OK else f"  <- {share.state}: {share.why}"
+        self._screen.print(f"  {share.url}: {figures}{marked}", markup=False)
+
+
+def _ms(value: float | None) -> str:
+    return "not said" if value is None else f"{value:,.1f} ms"
+
 
 def show_bench(answer: BenchAnswer, screen: Console) -> None:
     """Print the table of the points, the knee, and the other benchmark's figures beside ours."""
@@ -61,6 +74,8 @@ def show_bench(answer: BenchAnswer, screen: Console) -> None:
             screen.print(
                 f"not for decisions, {point.workload.concurrency} clients: {point.verdict}: {point.why}", markup=False
             )
+    if answer.degraded:
+        screen.print("degraded: a server was gone; the figures are not those of the whole fleet")
     for path in answer.written:
         screen.print(f"wrote {path}", markup=False)
 
