@@ -16,9 +16,10 @@ from models.engine.transfer import profile_on
 from models.machine import Machine, machine_of
 from models.serving.estimate import DEFAULT_ACCEPTANCE, Context, Prediction
 from models.unpriced import Unpriced
-from models.workload import Workload
+from models.workload import Slo, Workload, missed
 from planner.assumption import Assumption, UnknownValue
 from planner.check.advice import Advice, advise
+from planner.check.changes import Conditions
 from planner.check.host_memory import host_violations
 from planner.check.judge import Checked, Weighed, judge, predicted, read_launch, weigh, why_unpredicted
 from planner.check.memory_fit import memory_violations
@@ -48,6 +49,7 @@ class CheckQuestion:
     hardware: HardwareProfile
     version: Version
     workload: Workload
+    slos: tuple[Slo, ...] = ()
     arch: ModelArchitecture | None = None
     free_before_load_gib: float | None = None
     engine: EngineProfile | None = None
@@ -69,7 +71,7 @@ class UnknownValues(InputError):
 class CheckAnswer:
     """Violations worst first, resolved values, memory, prediction (None: see `unpredicted`) and advice.
 
-    `unpriced` are the flags that no equation has.
+    `unpriced` are the flags that no equation has, `misses` the limits that the prediction misses.
     """
 
     question: dict[str, Any]
@@ -83,6 +85,7 @@ class CheckAnswer:
     assumed: tuple[Assumption, ...]
     notes: tuple[str, ...]
     unpriced: tuple[Unpriced, ...] = ()
+    misses: tuple[str, ...] = ()
 
     @property
     def hangs_on(self) -> tuple[Unpriced, ...]:
@@ -129,12 +132,18 @@ def answer_check(question: CheckQuestion) -> CheckAnswer:
     checked = _settled(judge(typed, served.arch, machine, question.version).typed_as(arguments), question, served)
     weighed = weigh(checked, context, question.workload, question.free_before_load_gib)
     found = list(checked.violations)
+    conditions = Conditions(
+        context=context,
+        workload=question.workload,
+        slos=question.slos,
+        free_before_load_gib=question.free_before_load_gib,
+    )
+    prediction = predicted(checked, weighed, context, question.workload, question.free_before_load_gib)
     advice: list[Advice] = []
     if weighed is not None:
         found += memory_violations(checked, weighed, question.workload.longest_request)
         found += host_violations(checked, weighed)
-        advice = advise(checked, weighed, context, question.workload, question.free_before_load_gib)
-    prediction = predicted(checked, weighed, context, question.workload, question.free_before_load_gib)
+        advice = advise(checked, weighed, prediction, conditions)
     if served.assumed is not None:
         why = UNKNOWN_MODEL if "--model-path" in question.launch.left_out else ASSUMED_MODEL
         assumed.append(Assumption(name="model", value=served.assumed, why=why))
@@ -149,6 +158,7 @@ def answer_check(question: CheckQuestion) -> CheckAnswer:
         served=served,
         assumed=tuple(assumed),
         notes=(*question.notes, *_notes(question, context, prediction)),
+        misses=() if prediction is None else missed(question.slos, prediction),
         unpriced=unpriced_flags(checked.arguments.values, checked.typed, served.arch, machine, question.version),
     )
 
@@ -220,6 +230,7 @@ def _asked(question: CheckQuestion, served: ServedModel) -> dict[str, Any]:
         "isl": workload.isl.nominal,
         "osl": workload.osl.nominal,
         "concurrency": workload.concurrency,
+        "slo": [str(slo) for slo in question.slos],
         "free_before_load_gib": question.free_before_load_gib,
     }
 

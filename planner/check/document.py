@@ -41,11 +41,20 @@ def check_document(answer: CheckAnswer) -> dict[str, Any]:
         "requests": weighed.most_requests if weighed else None,
         "prediction": prediction_document(answer.prediction) if answer.prediction else None,
         "unpredicted": answer.unpredicted,
+        "misses": list(answer.misses),
         "model": {"name": answer.served.arch.name, "weights": answer.served.arch.weights, "basis": answer.served.basis},
         "assumed": assumed_document(answer.assumed),
         "unknown": [],
         "advice": [
-            {"flags": a.flags, "text": a.text, "kv_tokens_per_rank": a.kv_after, "makes_it_fit": a.makes_it_fit}
+            {
+                "flags": a.flags,
+                "text": a.text,
+                "kv_tokens_per_rank": a.kv_after,
+                "makes_it_fit": a.makes_it_fit,
+                "output_tok_s": a.output_tok_s,
+                "gain_percent": a.gain_percent,
+                "misses": list(a.misses),
+            }
             for a in answer.advice
         ],
         "unpriced": [flag.as_dict() for flag in answer.unpriced],

@@ -186,7 +186,7 @@ def _best_row(
     if not fits.any():
         return None
     rows = rows[fits]
-    excess = _excess(steady, rows, workload, slos)
+    excess = closed_form_excess(steady, rows, workload, slos)
     if slos:
         rows = rows[excess <= max(0.0, float(excess.min())) + 1e-9]
     output = steady.output_tok_s[rows]
@@ -201,7 +201,9 @@ def _best_row(
     return int(rows[np.argmax(filled.kv_tokens[rows])])
 
 
-def _excess(steady: ClosedForm, rows: npt.NDArray[np.intp], workload: Workload, slos: tuple[Slo, ...]) -> Array:
+def closed_form_excess(
+    steady: ClosedForm, rows: npt.NDArray[np.intp], workload: Workload, slos: tuple[Slo, ...]
+) -> Array:
     """Largest log(predicted / limit) over the SLOs and the wait in line; percentiles judged by the mean."""
     worst = np.full(len(rows), -np.inf)
     for slo in slos:
@@ -236,7 +238,7 @@ def _shortlist(flat: Sequence[ServerConfig], ordered: Sequence[int], count: int)
 
 def _rank_key(steady: ClosedForm, row: int, workload: Workload, slos: tuple[Slo, ...]) -> tuple[float, float]:
     rows = np.array([row])
-    excess = max(0.0, float(_excess(steady, rows, workload, slos)[0])) if slos else 0.0
+    excess = max(0.0, float(closed_form_excess(steady, rows, workload, slos)[0])) if slos else 0.0
     return (excess, -float(steady.output_tok_s[row]))
 
 

@@ -45,10 +45,13 @@ def layouts(machine: Machine, version: Version) -> Iterator[ServerConfig]:
         if pp > 1 and not at_least(version, "0.4.6.post2"):
             continue
         tp = gpus // pp
-        base = ServerConfig(tp_size=tp, pp_size=pp, nnodes=machine.nodes)
-        for dp in _divisors(tp, tp):
-            if dp not in (1, tp) and not at_least(version, FREE_ATTENTION_DP):
-                continue
+        yield from layouts_on(ServerConfig(tp_size=tp, pp_size=pp, nnodes=machine.nodes), version)
+
+
+def layouts_on(base: ServerConfig, version: Version) -> Iterator[ServerConfig]:
+    """Yield a configuration without attention DP or EP with every degree of either that the release can express."""
+    for dp in _divisors(base.tp_size, base.tp_size):
+        if dp in (1, base.tp_size) or at_least(version, FREE_ATTENTION_DP):
             yield from _expert_layouts(replace(base, attn_dp_size=dp), version)
 
 

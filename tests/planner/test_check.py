@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.version import Version
 
 from hwprobe.catalogue import hardware_from_catalogue
 from models.architecture import deepseek_r1
-from models.workload import Workload
+from models.workload import Slo, Workload
 from planner.check.answer import CheckAnswer, CheckQuestion, answer_check
 from planner.check.document import check_document
 from planner.launch_lines.read import launch_of_file, launch_of_words
@@ -19,14 +20,16 @@ from planner.launch_lines.read import launch_of_file, launch_of_words
 DP8 = "--model-path deepseek-ai/DeepSeek-R1 --tp 8 --dp 8 --enable-dp-attention"
 
 
-def answered(words: str, hardware: str = "h200x8", version: str = "0.5.23", **changes: float) -> CheckAnswer:
+def answered(
+    words: str, hardware: str = "h200x8", version: str = "0.5.23", *, concurrency: int = 64, **changes: Any
+) -> CheckAnswer:
     question = CheckQuestion(
         launch=launch_of_words(words.split()),
         hardware=hardware_from_catalogue(hardware),
         arch=deepseek_r1(),
         version=Version(version),
-        workload=Workload.checked(1000, 1000, 64, 1.0),
-        **changes,  # type: ignore[arg-type]
+        workload=Workload.checked(1000, 1000, concurrency, 1.0),
+        **changes,
     )
     return answer_check(question)
 
@@ -244,3 +247,34 @@ spec:
     found = answer_check(asked)
     assert found.checked.typed.nnodes == 2
     assert not [v for v in found.violations if v.rule.startswith("nodes-without")]
+
+
+def test_advice_is_ranked_by_tok_s_and_each_gives_what_it_says() -> None:
+    """Plain TP for many clients lacks attention DP, EP and MTP: worth far more than any KV cache."""
+    found = answered("--model-path r1 --tp 8", concurrency=256)
+    gains = [advice.gain_percent for advice in found.advice if advice.gain_percent is not None]
+    assert gains[0] > 50.0
+    faster = [gain for gain in gains if gain > 3.0]
+    assert faster == sorted(faster, reverse=True)
+    assert f"{gains[0]:+.0f} %" in found.advice[0].text
+    again = answered(f"--model-path r1 --tp 8 {found.advice[0].flags}", concurrency=256)
+    assert again.prediction is not None
+    assert again.prediction.output_tok_s == pytest.approx(found.advice[0].output_tok_s, rel=1e-6)
+
+
+def test_advice_that_keeps_the_limits_comes_before_advice_that_is_faster() -> None:
+    limit = Slo.parse("tpot:mean<30ms")
+    free, limited = (answered("--model-path r1 --tp 8", concurrency=256, slos=slos) for slos in ((), (limit,)))
+    assert limited.misses
+    assert limited.advice[0].misses == ()
+    misses = [bool(advice.misses) for advice in limited.advice]
+    assert misses == sorted(misses)
+    assert free.advice[0].output_tok_s is not None
+    assert limited.advice[0].output_tok_s is not None
+    assert free.advice[0].output_tok_s >= 0.97 * limited.advice[0].output_tok_s
+
+
+def test_a_line_that_is_best_already_gets_no_advice_on_speed() -> None:
+    best = answered("--model-path r1 --tp 8", concurrency=256).advice[0].flags
+    again = answered(f"--model-path r1 --tp 8 {best}", concurrency=256)
+    assert all((advice.gain_percent or 0.0) < 5.0 for advice in again.advice)

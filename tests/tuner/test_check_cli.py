@@ -34,7 +34,7 @@ def test_a_line_is_explained(sgtune: Callable[..., Any]) -> None:
         "attention-DP padding",
         "KV pool",
         "tok/s",
-        "--cuda-graph-max-bs-decode 64 frees",
+        "--cuda-graph-max-bs-decode 64: ",
     ):
         assert words in ran.out
     assert "[/]" not in ran.out, "styles take effect, they are not shown"
@@ -152,6 +152,26 @@ def test_check_answers_before_a_user_looks_up() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     assert min(seconds) < LIMIT_S
+
+
+@pytest.mark.parametrize(
+    ("words", "fields"),
+    [
+        (["--dp-size", "1"], ["attn_dp_size"]),
+        (["--disable-cuda-graph"], ["decode_cuda_graph", "prefill_cuda_graph"]),
+        (["--disable-decode-cuda-graph"], ["decode_cuda_graph"]),
+        (["--schedule-policy", "fcfs", "--page-size", "1"], ["schedule_policy", "page_size"]),
+        (["--ep-size", "1", "--kv-cache-dtype", "auto"], ["ep_size", "kv_cache_dtype"]),
+    ],
+)
+def test_what_was_typed_is_never_called_a_default(
+    sgtune: Callable[..., Any], words: list[str], fields: list[str]
+) -> None:
+    ran = sgtune("check", "--hardware", "h200x8", "--", "--model-path", "r1", "--tp", "8", *words)
+    for field in fields:
+        line = next(line for line in ran.out.splitlines() if f" {field} " in line)
+        assert "typed" in line
+        assert "default" not in line
 
 
 def test_what_was_typed_by_an_older_name_is_not_called_sglangs_default(sgtune: Callable[..., Any]) -> None:

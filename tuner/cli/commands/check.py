@@ -16,7 +16,7 @@ from tuner.cli.common.terminal import console, print_json, start_fast
 if TYPE_CHECKING:
     from packaging.version import Version
 
-    from models.workload import Workload
+    from models.workload import Slo, Workload
     from planner.check.answer import CheckQuestion
     from planner.check.verdicts import ServerVerdict
     from planner.launch_lines.launch_line import LaunchLine
@@ -75,6 +75,7 @@ def check(
     osl: Annotated[int, typer.Option("--osl", help="Output tokens per request.")] = 1000,
     concurrency: Annotated[int, typer.Option("--concurrency", help="Clients in a closed loop.")] = 64,
     range_ratio: options.RangeRatio = 1.0,
+    slo: options.SloTexts = None,
     free_before_load_gib: FreeBeforeLoad = None,
     mtp_acceptance: options.MtpAcceptance = None,
     model: options.Model = None,
@@ -84,7 +85,7 @@ def check(
     """Explain any SGLang launch line: what SGLang refuses or changes, memory, KV tokens, speed, and what to change."""
     start_fast()
     from hwprobe.errors import InputError
-    from models.workload import Workload
+    from models.workload import Slo, Workload
 
     try:
         verdicts = _verdicts(
@@ -95,6 +96,7 @@ def check(
                 version=sglang_version,
                 model=model,
                 workload=Workload.checked(isl, osl, concurrency, range_ratio),
+                slos=tuple(Slo.parse(text) for text in slo or ()),
                 free_before_load_gib=free_before_load_gib,
                 acceptance=mtp_acceptance,
                 profile=profile,
@@ -152,6 +154,7 @@ class _Asked:
     version: str | None
     model: Path | None
     workload: Workload
+    slos: tuple[Slo, ...]
     free_before_load_gib: float | None
     acceptance: float | None
     profile: Path | None
@@ -216,6 +219,7 @@ def _question(launch: LaunchLine, asked: _Asked, shared: dict[str, Any], notes: 
         hardware_assumed=asked.hardware is None,
         version=version,
         workload=asked.workload,
+        slos=asked.slos,
         free_before_load_gib=asked.free_before_load_gib,
         notes=(*said, *notes),
         **shared,

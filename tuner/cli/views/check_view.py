@@ -25,6 +25,17 @@ VERDICTS = {
 }
 ALONE = "[bold yellow]It runs, once its nodes find each other[/]"
 NOTHING = ServerConfig(tp_size=1)  # what differs from it was typed, by whatever name the release has
+# Flags that settle a value by another name.
+SET_BY = {
+    "attn_dp_size": ("dp_size",),
+    "decode_cuda_graph": (
+        "disable_cuda_graph", "disable_decode_cuda_graph", "cuda_graph_backend_decode", "cuda_graph_config",
+    ),
+    "prefill_cuda_graph": (
+        "disable_cuda_graph", "disable_prefill_cuda_graph", "cuda_graph_backend_prefill", "cuda_graph_config",
+        "enable_piecewise_cuda_graph", "disable_piecewise_cuda_graph",
+    ),
+}  # fmt: skip
 BAR = 48
 SHOWN = (
     "mem_fraction_static", "chunked_prefill_size", "cuda_graph_max_bs_decode", "max_running_requests",
@@ -57,7 +68,7 @@ def show_check(answer: CheckAnswer, screen: Console) -> None:
         _show_capacity(answer, screen)
     _show_prediction(answer, screen)
     if answer.advice:
-        screen.print("advice, each tried:", style="bold")
+        screen.print("advice, each tried, most tok/s under the limits first:", style="bold")
     for advice in answer.advice:
         screen.print(f"  {escape(advice.text)}", soft_wrap=True)
     for taken in answer.assumed:
@@ -106,17 +117,24 @@ def _resolved_table(answer: CheckAnswer) -> Table:
     table.add_column("field")
     table.add_column("value", justify="right")
     table.add_column("why")
-    typed = answer.checked.arguments.values
     for name in SHOWN:
         value = resolved.fields.get(name)
         if value is None and name.startswith("speculative"):
             continue
         reason = resolved.reasons.get(name) or resolved.reasons.get("speculative" if "speculative" in name else name)
-        given = name in typed or getattr(answer.checked.typed, name, None) not in (None, getattr(NOTHING, name, None))
-        why = reason or ("typed" if given else "SGLang's default")
+        why = reason or _typed(answer, name) or "SGLang's default"
         shown = "settled after loading" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
         table.add_row(name, escape(shown), escape(why))
     return table
+
+
+def _typed(answer: CheckAnswer, name: str) -> str | None:
+    """Say that a value was typed, and by which flag where it has another name; None where it was not."""
+    values = answer.checked.arguments.values
+    if by := [f"--{dest.replace('_', '-')}" for dest in SET_BY.get(name, ()) if dest in values]:
+        return f"typed: {', '.join(by)}"
+    given = name in values or getattr(answer.checked.typed, name, None) not in (None, getattr(NOTHING, name, None))
+    return "typed" if given else None
 
 
 def waterfall(ledger: MemoryLedger) -> Table:
@@ -158,3 +176,5 @@ def _show_prediction(answer: CheckAnswer, screen: Console) -> None:
         f"[bold]{found.output_tok_s:,.0f} tok/s[/] (90 % band {low:,.0f} to {high:,.0f}), "
         f"TPOT {found.tpot_ms['mean']:.1f} ms, TTFT {found.ttft_ms['mean']:,.0f} ms mean, limited by {found.limiting}."
     )
+    for miss in answer.misses:
+        screen.print(f"  [yellow]limit[/] {escape(miss)}")
