@@ -150,5 +150,9 @@ class Slo:
 
 
 def missed(slos: tuple[Slo, ...], seen: Latencies) -> tuple[str, ...]:
-    """Return one phrase for each objective that is not met."""
-    return tuple(f"{slo} missed: {slo.value_ms(seen):.4g} ms" for slo in slos if slo.excess(seen) > 0)
+    """Return one phrase for each objective that is not met; those of a queue without end have no value."""
+    values = ((slo, slo.value_ms(seen)) for slo in slos if slo.excess(seen) > 0)
+    return tuple(
+        f"{slo} missed: " + (f"{value:.4g} ms" if math.isfinite(value) else "it grows without end")
+        for slo, value in values
+    )

@@ -1,5 +1,7 @@
 """Plan: the answer in a sentence, then why, then what if."""
 
+import math
+
 import streamlit as st
 
 from dashboard.charts import plan_charts as charts
@@ -13,7 +15,9 @@ from hwprobe.errors import InputError
 from hwprobe.plain_text import as_markdown
 from models.config import Speculative
 from models.serving.estimate import DEFAULT_ACCEPTANCE
+from models.workload import Metric
 from planner.launch import launch_spec
+from planner.plans.document import latency_text
 from planner.plans.make import Plan
 from planner.plans.search import Candidate
 from planner.plans.space import CHUNKS, GRAPH_SIZES, MTP_STEPS
@@ -75,10 +79,23 @@ def show_answer(plan: Plan, best: Candidate) -> None:
     low, high = found.band["output_tok_s"]
     with st.grid(5, min_column_width=150):
         tile("tok/s (90 % band)", f"{found.output_tok_s:,.0f}", f"{low:,.0f} to {high:,.0f}")
-        tile("Per user, tok/s", f"{found.user_tok_s:.1f}", f"TPOT {found.tpot_ms['mean']:.1f} ms")
-        tile("TTFT mean, ms", f"{found.ttft_ms['mean']:,.0f}", f"p99 {found.ttft_ms['p99']:,.0f}")
+        waiting = "no steady value" if found.queue_grows else f"{found.user_tok_s_with_wait:.1f}"
+        tile("Per user, tok/s", f"{found.user_tok_s:.1f}", f"with the wait {waiting}")
+        tile("TPOT mean, ms", f"{found.tpot_ms['mean']:.1f}", f"p99 {found.tpot_ms['p99']:.1f}")
+        tile("TTFT mean, ms", latency_text(found.ttft_ms["mean"]), ttft_against_limits(plan, best))
         tile("KV headroom, GiB", f"{best.ledger.headroom_gib:,.0f}", f"{best.ledger.kv_tokens:,} tokens")
         tile("Requests at once", f"{found.running_requests:,.0f}", f"of {plan.concurrency:,}")
+
+
+def ttft_against_limits(plan: Plan, best: Candidate) -> str:
+    """Say the TTFT beside the limits that were asked for, the p99 where none was."""
+    found = best.prediction
+    limits = [slo for slo in plan.question.slos if slo.metric is Metric.TTFT]
+    if found.queue_grows:
+        return "the queue grows without end"
+    if not limits:
+        return f"p99 {found.ttft_ms['p99']:,.0f}, no limit"
+    return "; ".join(f"{slo.statistic} {slo.value_ms(found):,.0f}, limit {slo.limit_ms:,.0f}" for slo in limits)
 
 
 def show_candidate(plan: Plan, chosen: int) -> None:
@@ -161,6 +178,9 @@ def show_changed(candidate: Candidate, changed: WhatIf) -> None:
             ("KV headroom, GiB", changed.ledger.headroom_gib, candidate.ledger.headroom_gib, "{:,.0f}", 1),
             ("Left free, GiB/GPU", changed.ledger.free_gib, candidate.ledger.free_gib, "{:,.1f}", 1),
         ):
+            if not (math.isfinite(new) and math.isfinite(old)):
+                tile(label, latency_text(new), f"{latency_text(old)} as planned")
+                continue
             if form.format(new) == form.format(old):
                 tile(label, form.format(new), "no change")
                 continue

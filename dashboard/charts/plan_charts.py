@@ -25,6 +25,7 @@ from hwprobe.profile import Matrix
 from models.costs.memory import MemoryLedger
 from models.serving.estimate import LIMIT_NAMES
 from models.workload import Metric, Slo
+from planner.plans.document import latency_words
 from planner.plans.make import Plan
 from planner.plans.search import Candidate
 
@@ -121,7 +122,7 @@ def hover(candidate: Candidate) -> str:
     found = candidate.prediction
     return (
         f"<b>{candidate.config.label}</b><br>{found.output_tok_s:,.0f} tok/s in total<br>"
-        f"{found.user_tok_s:.1f} tok/s per user, TTFT {found.ttft_ms['mean']:,.0f} ms<br>"
+        f"{found.user_tok_s:.1f} tok/s per user, TTFT {latency_words(found.ttft_ms['mean'])}<br>"
         f"{'; '.join(candidate.misses) or 'within the limits'}"
     )
 

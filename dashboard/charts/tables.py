@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -28,8 +29,8 @@ def ranked(plan: Plan) -> pd.DataFrame:
             "tok/s": round(found.output_tok_s),
             "tok/s per user": round(found.user_tok_s, 1),
             "TPOT ms": round(found.tpot_ms["mean"], 1),
-            "TTFT ms": round(found.ttft_ms["mean"]),
-            "TTFT p99 ms": round(found.ttft_ms["p99"]),
+            "TTFT ms": _whole(found.ttft_ms["mean"]),
+            "TTFT p99 ms": _whole(found.ttft_ms["p99"]),
             "at once": round(found.running_requests),
             "KV headroom GiB": round(candidate.ledger.headroom_gib),
             "why not first": "" if index == 0 else candidate.why,
@@ -39,6 +40,11 @@ def ranked(plan: Plan) -> pd.DataFrame:
             "graph bs": config.cuda_graph_max_bs_decode,
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _whole(ms: float) -> int | None:
+    """Return whole milliseconds; nothing for the latency of a queue that grows without end."""
+    return round(ms) if math.isfinite(ms) else None
 
 
 def rejected(items: Sequence[Rejected]) -> pd.DataFrame:

@@ -40,7 +40,8 @@ def plan_answer(plan: Plan) -> str:
         return f"{asked} do not fit on {plan.question.hardware.name}{by}.{more}"
     found, nodes = best.prediction, amount(plan.nodes, "node")
     nodes = "one node" if plan.nodes == 1 else nodes
-    speed = f"{found.user_tok_s:.1f} tok/s each; KV headroom {best.ledger.headroom_gib:,.0f} GiB"
+    waiting = "" if found.queue_grows else f" ({found.user_tok_s_with_wait:.1f} with the wait)"
+    speed = f"{found.user_tok_s:.1f} tok/s each{waiting}; KV headroom {best.ledger.headroom_gib:,.0f} GiB"
     more = " per server" if plan.replicas > 1 else ""
     if plan.meets_target:
         fit = "fits" if asked.startswith("1 ") else "fit"

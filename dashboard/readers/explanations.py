@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from models.layout import table_of
 from models.serving.closed_form import MEAN_OUTPUT_HELD
 from models.serving.estimate import predict_many
+from planner.plans.document import latency_words
 from planner.plans.make import Plan
 from planner.plans.search import Candidate
 
@@ -93,7 +94,7 @@ def _speed(plan: Plan, candidate: Candidate) -> list[Equation]:
         Equation(
             quantity="TPOT, TTFT, tok/s as stated",
             equation="the scheduler replayed event by event with these step times",
-            numbers=f"TPOT {found.tpot_ms['mean']:.1f} ms, TTFT {found.ttft_ms['mean']:,.0f} ms, "
+            numbers=f"TPOT {found.tpot_ms['mean']:.1f} ms, TTFT {latency_words(found.ttft_ms['mean'])}, "
             f"{found.output_tok_s:,.0f} tok/s",
         ),
         Equation(

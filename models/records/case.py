@@ -12,7 +12,7 @@ from models.costs.decode import decode_step
 from models.engine.profile import EngineParameters
 from models.layout import Array, ConfigTable, table_of
 from models.serving.closed_form import accepted_tokens, closed_loop
-from models.serving.estimate import Context, demand_of, limits_of
+from models.serving.estimate import LEAST_SERVED, Context, demand_of, limits_of, replay_workload
 from models.serving.fleet_replay import (
     FleetLoad,
     FleetModel,
@@ -22,6 +22,7 @@ from models.serving.fleet_replay import (
     replay_fleet,
     transfer_of,
 )
+from models.serving.open_loop import crowd_of
 from models.serving.replay import Replay, ReplayLoad, replay
 from models.serving.role_times import decode_context
 from models.serving.step_times import StepTimes
@@ -158,6 +159,17 @@ def predict_case(case: Case) -> tuple[CasePrediction, Errors]:
         ttft, tpot, rate = np.std(np.log(outcomes), axis=0)[[0, 2, 4]].tolist()
         error = error.with_more(ttft=ttft, tpot=tpot, output_tok_s=rate)
     return _middle(outcomes), error
+
+
+def queue_grows(case: Case) -> bool:
+    """Say whether the run sends more than the server answers: its TTFT is then that of this run's length alone."""
+    run = case.run
+    if run.request_rate is None or case.prefill is not None or run.concurrency < run.requests:
+        return False
+    filled = case.context.memory(case.table)
+    crowd = crowd_of(case.config, run.workload, filled)
+    most = replay_workload(case.context, case.config, crowd, filled).output_tok_s / run.osl.mean
+    return most < LEAST_SERVED * run.request_rate
 
 
 def _outcomes(case: Case) -> Array:

@@ -40,6 +40,8 @@ LEAST_OF_LENGTHS = 400
 APART_S = 0.0005
 LONGEST_REPLAY = 3000
 MOST_CLIENTS = 2048
+# An open loop that answers less than this share of what is sent falls behind without end.
+LEAST_SERVED = 0.97
 
 
 def acceptance_of(engine: EngineProfile | None) -> float:
@@ -104,11 +106,19 @@ class Context:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InFlight:
-    """Requests in flight in an open loop, over time; `served_share` is the rate answered over the rate sent."""
+    """Requests in flight in an open loop, over time; `served_share` is the rate answered over the rate sent.
+
+    Where less is answered than sent the queue grows without end: nothing in it has a steady value, and `mean` and
+    `p99` are infinite.
+    """
 
     mean: float
     p99: float
     served_share: float
+
+    @property
+    def grows(self) -> bool:
+        return self.served_share < LEAST_SERVED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +129,8 @@ class Prediction:
     to the first token as well. `band` holds the 90 %
     interval of tpot_mean_ms, ttft_mean_ms and output_tok_s. `accepted_tokens` is what one decode step
     yields per request, `stall_ms` the prefill passes of others per output token (closed form). `in_flight` is given
-    for open loops alone.
+    for open loops alone; where their queue grows without end TTFT and E2E are infinite, the speed with the wait is 0,
+    and the other figures are those of the server at its limit.
     """
 
     output_tok_s: float
@@ -140,6 +151,11 @@ class Prediction:
     retractions: int = 0
     warnings: tuple[str, ...] = field(default_factory=tuple)
     in_flight: InFlight | None = None
+
+    @property
+    def queue_grows(self) -> bool:
+        """An open loop sends more than the server answers."""
+        return self.in_flight is not None and self.in_flight.grows
 
 
 def predict_many(context: Context, table: ConfigTable, workload: Workload, filled: Memory) -> ClosedForm:

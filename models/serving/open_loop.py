@@ -11,6 +11,7 @@ from models.config import ServerConfig
 from models.costs.memory import Memory
 from models.layout import table_of
 from models.serving.estimate import (
+    LEAST_SERVED,
     LONGEST_REPLAY,
     Context,
     InFlight,
@@ -18,6 +19,7 @@ from models.serving.estimate import (
     limits_of,
     predict_many,
     prediction_of,
+    replay_workload,
 )
 from models.serving.replay import Replay, ReplayLoad, replay
 from models.serving.step_times import StepTimes
@@ -30,6 +32,10 @@ LEAST_PREDICTED = 1000
 WINDOW_S = 60.0
 # Before that the server fills up, for as many lives of a request.
 WARM_UP_LIVES = 1.5
+# A queue is seen to grow in a replay of so many lives of a request; of a shorter one the server's limit is asked.
+LIVES_SEEN = 4.0
+# Clients per request that runs, with which somebody is always in line.
+QUEUED = 1.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,15 +70,52 @@ def replay_open_loop(context: Context, config: ServerConfig, workload: Workload,
 def predict_open_loop(context: Context, config: ServerConfig, workload: Workload, seed: int = 0) -> Prediction:
     """Predict one resolved configuration under Poisson arrivals at `workload.request_rate` (requests per second).
 
-    `workload.concurrency` is what caps and breakdown are made for: the requests expected in flight.
+    `workload.concurrency` is what caps and breakdown are made for: the requests expected in flight. Beyond what the
+    server can answer there is no steady state: the prediction is then that of the server at its limit, and says so.
     """
     filled = context.memory(table_of([config]))
     played = replay_open_loop(context, config, workload, filled, Draw(seed=seed, least=LEAST_PREDICTED))
-    found = prediction_of(context, config, workload, filled=filled, played=played)
+    flight, rate = in_flight(played), float(workload.request_rate or 1.0)
+    if flight.grows or too_short(played, rate):
+        at_limit = _at_limit(context, config, workload, filled)
+        if flight.grows or at_limit.request_rate < LEAST_SERVED * rate:
+            return without_end(at_limit, rate)
+    # What comes is answered: the rate of a replay's own arrivals is off by their scatter.
+    steady = replace(played, output_tok_s=rate * workload.osl.mean)
+    found = prediction_of(context, config, workload, filled=filled, played=steady)
+    return replace(found, running_requests=played.mean_running, request_rate=rate, in_flight=flight)
+
+
+def too_short(played: Replay, rate: float) -> bool:
+    """Say whether a replay at `rate` (1/s) ends within a few lives of a request: too soon to see a queue grow."""
+    return LONGEST_REPLAY / rate < LIVES_SEEN * float(played.e2e_s.mean())
+
+
+def _at_limit(context: Context, config: ServerConfig, workload: Workload, filled: Memory) -> Prediction:
+    """Predict the configuration with always somebody in line: what it answers at most."""
+    crowd = crowd_of(config, workload, filled)
+    played = replay_workload(context, config, crowd, filled)
+    return prediction_of(context, config, crowd, filled=filled, played=played)
+
+
+def crowd_of(config: ServerConfig, workload: Workload, filled: Memory) -> Workload:
+    """Return the closed loop with which somebody is always in line."""
+    each = workload.isl.mean + workload.osl.mean
+    runnable = min(float(table_of([config]).most_running[0]), float(filled.kv_tokens[0]) / each)
+    return replace(workload, concurrency=max(1, math.ceil(QUEUED * runnable)), request_rate=None)
+
+
+def without_end(at_limit: Prediction, rate: float) -> Prediction:
+    """Return the prediction of a server at its limit as that of arrivals at a higher `rate` (1/s)."""
+    endless = dict.fromkeys(at_limit.ttft_ms, math.inf)
+    share = min(at_limit.request_rate / rate, LEAST_SERVED - 0.01)
     return replace(
-        found,
-        running_requests=played.mean_running,
-        in_flight=in_flight(played),
+        at_limit,
+        ttft_ms=endless,
+        e2e_ms=endless,
+        user_tok_s_with_wait=0.0,
+        band={**at_limit.band, "ttft_mean_ms": (math.inf, math.inf)},
+        in_flight=InFlight(mean=math.inf, p99=math.inf, served_share=share),
     )
 
 

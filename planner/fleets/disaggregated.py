@@ -14,7 +14,7 @@ import numpy as np
 
 from models.costs.memory import ledger_of
 from models.layout import Array, table_of
-from models.serving.estimate import APART_S, Context, Prediction, prediction_of
+from models.serving.estimate import APART_S, LEAST_SERVED, Context, Prediction, prediction_of
 from models.serving.fleet_replay import (
     FleetLoad,
     FleetModel,
@@ -25,6 +25,7 @@ from models.serving.fleet_replay import (
     transfer_note,
     transfer_of,
 )
+from models.serving.open_loop import QUEUED, in_flight, too_short, without_end
 from models.workload import Metric, Slo, Workload, missed
 from planner.fleets.pool_rates import PoolRates, Upstream, solve_rates
 from planner.fleets.role_servers import (
@@ -36,7 +37,7 @@ from planner.fleets.role_servers import (
     prefill_rate,
     prefill_servers,
 )
-from planner.plans.search import Candidate, PrefillSide, final_key
+from planner.plans.search import Candidate, PrefillSide, final_key, waits
 from planner.plans.space import MTP_STEPS, layouts
 from planner.sglang.flags import flags_of
 
@@ -49,6 +50,8 @@ DECODE_WIDTHS = (1, 2, 4)
 REPLAYED = 3
 REQUESTS_PER_CLIENT = 5
 LEAST_REQUESTS, MOST_REQUESTS = 1000, 12_000
+# Of a crowd that stands in line at a fleet's limit: it is the same from wave to wave only after the first.
+MOST_OF_A_CROWD = 40_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,10 +211,40 @@ def _transfer(sides: Sides) -> Transfer:
     return min(transfer_of(sides.prefill), transfer_of(sides.decode), key=lambda transfer: transfer.bytes_s)
 
 
-def _replayed(sides: Sides, split: _Split, workload: Workload, slos: tuple[Slo, ...], seed: int = 0) -> Candidate:
+def _replayed(sides: Sides, split: _Split, workload: Workload, slos: tuple[Slo, ...]) -> Candidate:
     """Replay a deployment and return it as a candidate: the decode servers, and those that prefill for them."""
-    context = sides.decode
+    config = split.decode.config
+    prediction = _predicted(sides, split, workload)
+    return Candidate(
+        config=config,
+        prediction=prediction,
+        ledger=ledger_of(split.decode.filled, table_of([config]), 0),
+        misses=(*waits(prediction, replace(workload, concurrency=1), ()), *missed(slos, prediction)),
+        servers=split.decode_servers,
+        prefill=PrefillSide(config=split.prefill.config, servers=split.prefill_servers),
+    )
+
+
+def _predicted(sides: Sides, split: _Split, workload: Workload) -> Prediction:
+    """Predict the fleet; where arrivals are more than it answers, at its limit, with a queue that grows."""
     count = min(MOST_REQUESTS, max(LEAST_REQUESTS, REQUESTS_PER_CLIENT * workload.concurrency))
+    played, rate = _played(sides, split, workload, count), workload.request_rate
+    if rate is None:
+        return _prediction(sides.decode, split, workload, played)
+    flight = in_flight(played.seen)
+    if flight.grows or too_short(played.seen, rate):
+        runnable = split.decode_servers * max(1.0, played.decode_batch)
+        crowd = replace(workload, concurrency=max(1, round(QUEUED * runnable)), request_rate=None)
+        saturated = _played(sides, split, crowd, min(MOST_OF_A_CROWD, REQUESTS_PER_CLIENT * crowd.concurrency))
+        at_limit = _prediction(sides.decode, split, crowd, saturated)
+        if flight.grows or at_limit.request_rate * split.decode_servers < LEAST_SERVED * rate:
+            return without_end(at_limit, rate / split.decode_servers)
+    steady = replace(played, seen=replace(played.seen, output_tok_s=rate * workload.osl.mean))
+    return replace(_prediction(sides.decode, split, workload, steady), in_flight=flight)
+
+
+def _played(sides: Sides, split: _Split, workload: Workload, count: int, seed: int = 0) -> FleetReplay:
+    """Replay `count` requests of the load: the first and the last fifth are not in the result."""
     rng = np.random.default_rng(seed)
     isl, osl = workload.isl.sample(count, rng), workload.osl.sample(count, rng)
     model = FleetModel(
@@ -224,23 +257,13 @@ def _replayed(sides: Sides, split: _Split, workload: Workload, slos: tuple[Slo, 
     arrivals_s = None
     if workload.request_rate is not None:
         arrivals_s = np.cumsum(rng.exponential(1.0 / workload.request_rate, size=count))
-    load = FleetLoad(
-        isl=isl, osl=osl, concurrency=workload.concurrency, arrivals_s=arrivals_s, apart_s=APART_S
-    )  # fmt: skip
+    load = FleetLoad(isl=isl, osl=osl, concurrency=workload.concurrency, arrivals_s=arrivals_s, apart_s=APART_S)
     wave = count // REQUESTS_PER_CLIENT
     played = replay_fleet(model, load, measure_from=wave, measure_to=count - wave)
     if arrivals_s is None:  # Little's law, as for a single server: all clients always have one request on its way
         rate = workload.concurrency * float(played.seen.osl.sum() / played.seen.e2e_s.sum())
         played = replace(played, seen=replace(played.seen, output_tok_s=rate))
-    config, prediction = split.decode.config, _prediction(context, split, workload, played)
-    return Candidate(
-        config=config,
-        prediction=prediction,
-        ledger=ledger_of(split.decode.filled, table_of([config]), 0),
-        misses=missed(slos, prediction),
-        servers=split.decode_servers,
-        prefill=PrefillSide(config=split.prefill.config, servers=split.prefill_servers),
-    )
+    return played
 
 
 def _prediction(context: Context, split: _Split, workload: Workload, played: FleetReplay) -> Prediction:

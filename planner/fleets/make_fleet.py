@@ -104,10 +104,13 @@ def _apart(
     workload = replace(question.workload(clients), request_rate=question.request_rate)
     found = disaggregated(role_sizes(smallest.context, count), workload, question.slos, mtp=question.mtp)
     rate = question.request_rate is not None
-    return [
-        ((fleet_key(c, workload, question.slos), c.prediction.e2e_ms["mean"] if rate else -c.output_tok_s), smallest, c)
-        for c in found
-    ]
+    return [((fleet_key(c, workload, question.slos), _second(c, rate=rate)), smallest, c) for c in found]
+
+
+def _second(candidate: Candidate, *, rate: bool) -> float:
+    """Order fleets that miss equally little: by latency where all have the same rate, else by what they give."""
+    steady = rate and not candidate.prediction.queue_grows
+    return candidate.prediction.e2e_ms["mean"] if steady else -candidate.output_tok_s
 
 
 def _apart_for_users(question: PlanQuestion, copies: Plan) -> list[tuple[tuple[float, ...], Plan, Candidate]]:
@@ -133,7 +136,8 @@ def _key(plan: Plan, candidate: Candidate) -> tuple[float, ...]:
     first, second = final_key(candidate.prediction, plan.load, plan.question.all_slos)
     if plan.question.users is not None:
         return (float(not plan.meets_target), first, float(candidate.gpus), -candidate.output_tok_s)
-    return (first, second * (candidate.servers * candidate.load_share if plan.load.request_rate is None else 1.0))
+    rate = plan.load.request_rate is None or candidate.prediction.queue_grows  # the second is then what all give
+    return (first, second * (candidate.servers * candidate.load_share if rate else 1.0))
 
 
 def _plan_splits(question: PlanQuestion, parts: Sequence[Split], gpus_per_node: int) -> list[Plan]:

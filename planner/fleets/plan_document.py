@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hwprobe.profile import hardware_hash
 from planner.fleets.cost import Prices, token_cost
 from planner.fleets.deployment import Deployment, Pool, Role
-from planner.plans.document import ledger_document, prediction_document
+from planner.plans.document import finite, ledger_document, prediction_document
 from planner.plans.evidence import evidence_for
 from planner.plans.space import as_launched
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from models.config import ServerConfig
     from models.machine import Machine
+    from models.serving.estimate import InFlight
     from planner.plans.make import Plan
     from planner.plans.published import Comparison
     from planner.plans.search import Candidate, Rejected
@@ -75,8 +76,9 @@ def _answer(plan: Plan, prices: Prices | None) -> dict[str, Any] | None:
         "output_tok_s": best.output_tok_s,
         "user_tok_s": prediction.user_tok_s,
         "user_tok_s_with_wait": prediction.user_tok_s_with_wait,
-        "in_flight": prediction.in_flight,
-        "ttft_ms": prediction.ttft_ms,
+        "in_flight": _in_flight(prediction.in_flight),
+        "queue_grows": prediction.queue_grows,
+        "ttft_ms": finite(prediction.ttft_ms),
         "tpot_ms": prediction.tpot_ms,
         "headroom_gib": best.ledger.headroom_gib * best.servers,
         "kv_tokens": best.ledger.kv_tokens * best.servers,
@@ -84,6 +86,12 @@ def _answer(plan: Plan, prices: Prices | None) -> dict[str, Any] | None:
         "evidence": evidence_document(best.config, plan.context.machine),
         **_cost(plan, best, prices),
     }
+
+
+def _in_flight(flight: InFlight | None) -> dict[str, float | None] | None:
+    if flight is None:
+        return None
+    return {"mean": finite(flight.mean), "p99": finite(flight.p99), "served_share": flight.served_share}
 
 
 def _candidate(plan: Plan, candidate: Candidate, prices: Prices | None) -> dict[str, Any]:

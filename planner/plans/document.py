@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,10 +17,30 @@ def prediction_document(prediction: Prediction) -> dict[str, Any]:
         "ttft_ms", "tpot_ms", "e2e_ms", "step_ms", "accepted_tokens", "stall_ms", "breakdown_ms", "limiting",
         "retractions",
     )  # fmt: skip
-    document = {name: getattr(prediction, name) for name in names}
-    document["band"] = {name: list(interval) for name, interval in prediction.band.items()}
+    document = {name: finite(getattr(prediction, name)) for name in names}
+    document["band"] = {name: finite(list(interval)) for name, interval in prediction.band.items()}
+    document["queue_grows"] = prediction.queue_grows
     document["warnings"] = list(prediction.warnings)
     return document
+
+
+def finite(value: Any) -> Any:
+    """Return the value with null for what grows without end, in lists and mappings too."""
+    if isinstance(value, dict):
+        return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and math.isinf(value) else value
+
+
+def latency_text(ms: float) -> str:
+    """Return a latency in whole ms, or that it grows: that of a queue without end."""
+    return f"{ms:,.0f}" if math.isfinite(ms) else "grows"
+
+
+def latency_words(ms: float) -> str:
+    """Return a latency with its unit, as a sentence has it."""
+    return f"{ms:,.0f} ms" if math.isfinite(ms) else "without end"
 
 
 def ledger_document(ledger: MemoryLedger) -> dict[str, Any]:

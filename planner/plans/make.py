@@ -224,7 +224,7 @@ def _solve_rate(
         seen = found.candidates[0].prediction.in_flight if found.candidates else None
         if seen is None or seen.p99 <= in_flight or in_flight >= MOST_CLIENTS or not met:
             break
-        in_flight = math.ceil(RESIZED * seen.p99)
+        in_flight = 2 * in_flight if seen.grows else math.ceil(RESIZED * seen.p99)
     return found, min(in_flight, MOST_CLIENTS), 1, met
 
 

@@ -28,8 +28,6 @@ PLENTY_OF_KV = 2.0
 AMPLE_FREE_SHARE = 0.085
 # The share of a request's life it may wait in line before that counts as a miss, where no limit on TTFT or E2E says.
 MOST_WAITING = 0.1
-# An open loop that answers less than this share of what is sent falls behind without end.
-LEAST_SERVED = 0.97
 # Throughputs closer than this are a tie: the safer configuration wins.
 TIE = 0.002
 # Families that are replayed event by event and returned.
@@ -272,7 +270,7 @@ def _finalists(
                 config=config,
                 prediction=prediction,
                 ledger=ledger,
-                misses=(*missed(slos, prediction), *_waits(prediction, workload, slos)),
+                misses=(*waits(prediction, workload, slos), *missed(slos, prediction)),
             )
         )
     finalists.sort(key=lambda c: final_key(c.prediction, workload, slos))
@@ -289,12 +287,9 @@ def final_key(prediction: Prediction, workload: Workload, slos: tuple[Slo, ...])
     """Order by what is missed, then by rate; all that keep up with an open loop have its rate: the fastest answer."""
     if workload.request_rate is None:
         return (_miss(prediction, workload, slos), -prediction.output_tok_s)
-    behind = max(0.0, math.log(LEAST_SERVED / _served(prediction)))
-    return (max(behind, _miss(prediction, workload, slos)), prediction.e2e_ms["mean"])
-
-
-def _served(prediction: Prediction) -> float:
-    return max(prediction.in_flight.served_share, 1e-9) if prediction.in_flight else 1.0
+    if prediction.queue_grows:  # after all that keep up: the most that is answered first
+        return (math.inf, -prediction.output_tok_s)
+    return (_miss(prediction, workload, slos), prediction.e2e_ms["mean"])
 
 
 def _miss(prediction: Prediction, workload: Workload, slos: tuple[Slo, ...]) -> float:
@@ -309,10 +304,13 @@ def _waiting(prediction: Prediction, workload: Workload) -> float:
     return 0.0 if prediction.in_flight else 1.0 - prediction.running_requests / workload.concurrency
 
 
-def _waits(prediction: Prediction, workload: Workload, slos: tuple[Slo, ...]) -> tuple[str, ...]:
+def waits(prediction: Prediction, workload: Workload, slos: tuple[Slo, ...]) -> tuple[str, ...]:
     """Say what misses the load itself: an open loop that falls behind, a closed one that waits in line."""
-    if _served(prediction) < LEAST_SERVED:
-        return (f"{_served(prediction):.0%} of {workload.request_rate:g} requests/s are answered: the queue grows",)
+    if prediction.queue_grows:
+        return (
+            f"the queue grows without end: {prediction.request_rate:.3g} of {workload.request_rate:g} requests/s are "
+            "answered",
+        )
     if waiting_counts(slos) and _waiting(prediction, workload) > MOST_WAITING:
         return (
             f"{prediction.running_requests:,.0f} of {workload.concurrency:,} run concurrently: the others wait "

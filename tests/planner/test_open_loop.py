@@ -26,6 +26,7 @@ from planner.plans.make import Plan, PlanQuestion, make_plan
 from planner.plans.space import as_launched
 from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values, to_argv
+from tests.documents import document_of
 from tuner.cli.views.plan_view import candidate_table
 
 NEWEST = Version("0.5.23")
@@ -71,6 +72,52 @@ def test_a_rate_beyond_the_machine_is_not_met() -> None:
     plan = asked(request_rate=400.0)
     assert plan.fits
     assert not plan.meets_target
+    assert plan.best is not None
+    assert "the queue grows without end" in plan.best.misses[0]
+
+
+@pytest.mark.parametrize(("hardware", "rate", "osl"), [("h200x8", 40.0, 1000), ("4xh200x8", 100.0, 1000)])
+def test_a_rate_above_capacity_has_a_growing_queue_and_no_steady_ttft(
+    sgtune: Sgtune, hardware: str, rate: float, osl: int
+) -> None:
+    """Lives of minutes at 40 a second: no replay of a minute sees the queue, the server's limit does."""
+    question = ["plan", "--hardware", hardware, "--isl", "1000", "--osl", f"{osl}", "--request-rate", f"{rate}"]
+    ran = sgtune(*question, "--slo", "ttft:mean<2s", "--json")
+    assert ran.code == 3
+    document = document_of("plan", ran.out)
+    answer = document["answer"]
+    assert answer["queue_grows"] is True
+    assert answer["user_tok_s_with_wait"] == 0
+    assert set(answer["ttft_ms"].values()) == {None}
+    assert answer["output_tok_s"] < rate * osl
+    rates = [candidate["output_tok_s"] for candidate in document["candidates"]]
+    assert answer["output_tok_s"] == max(rates)
+    shown = sgtune(*question).out
+    assert "the queue grows without end" in shown
+    assert "no steady value" in " ".join(shown.split())
+    assert "inf" not in shown
+
+
+def test_what_keeps_up_has_the_rate_that_is_sent(rate: Plan) -> None:
+    for candidate in rate.found.candidates:
+        if not candidate.prediction.queue_grows:
+            assert candidate.output_tok_s == pytest.approx(4.0 * 200)
+    assert rate.best is not None
+    assert not rate.best.prediction.queue_grows
+
+
+def test_predict_says_that_the_queue_of_a_record_grows(sgtune: Sgtune, tmp_path: Path) -> None:
+    record = {
+        "gpu": "H200", "n_gpus": 8, "engine_version": "0.5.12", "tp": 8, "isl": 1000, "osl": 500, "num_prompts": 400,
+        "metric_kind": "serving", "launch_args": "--tp 8",
+    }  # fmt: skip
+    asked_for = [record | {"id": f"{rate}", "request_rate": rate} for rate in (0.5, 200.0)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked_for))
+    ran = sgtune("predict", "--points", str(tmp_path / "asked.jsonl"), "--out", str(tmp_path / "out.jsonl"))
+    assert ran.code == 0, ran.err
+    calm, flood = (json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines())
+    assert not any("grows" in warning for warning in calm["warnings"])
+    assert any("grows without end" in warning for warning in flood["warnings"])
 
 
 def test_requests_in_flight_follow_from_arrivals_and_ends(context: Callable[..., Context]) -> None:

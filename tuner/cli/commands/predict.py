@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 EXAMPLE = "Example: sgtune predict --points asked.jsonl --out predicted.jsonl"
 
+# Of a rate above what the server answers.
+ENDLESS = (
+    "{rate:g} requests/s are more than the server answers: the queue grows without end, and TTFT is that of a run of "
+    "{requests:,} requests, not a steady value"
+)
+
 
 def predict(
     points: records.MaybePoints = None,
@@ -83,7 +89,10 @@ def _predict_points(points: Path, out: Path, setting: Setting) -> None:
 
 
 def _answer(case: Case, predicted: CasePrediction, errors: Errors) -> dict[str, Any]:
-    ttft_ms = predicted.ttft_mean_ms
+    from models.records.case import queue_grows
+
+    ttft_ms, grows = predicted.ttft_mean_ms, queue_grows(case)
+    endless = ENDLESS.format(rate=case.run.request_rate or 0.0, requests=case.run.requests)
     band = errors.around(ttft_ms or 1.0, predicted.tpot_mean_ms, predicted.output_tok_s)
     if ttft_ms is None:
         del band["ttft_mean_ms"]
@@ -99,5 +108,6 @@ def _answer(case: Case, predicted: CasePrediction, errors: Errors) -> dict[str, 
         "profile": case.context.engine.name,
         **({} if predicted.limit is None else {"limit": predicted.limit}),
         "unpriced": [flag.as_dict() for flag in case.unpriced],
-        "warnings": list(case.warnings),
+        "queue_grows": grows,
+        "warnings": [*case.warnings, *([endless] if grows else [])],
     }

@@ -15,6 +15,7 @@ from models.costs.memory import MemoryLedger
 from models.serving.estimate import LIMIT_NAMES, Prediction
 from planner.fleets.plan_document import deployment_of
 from planner.launch import launch_spec
+from planner.plans.document import latency_text, latency_words
 from planner.plans.evidence import evidence_for
 from planner.plans.make import Plan
 from planner.plans.search import Candidate
@@ -38,8 +39,8 @@ COLUMNS = (
     Column(heading="tok/s", text=lambda c: f"{c.output_tok_s:,.0f}", in_narrow=True),
     Column(heading="per user", text=lambda c: f"{c.prediction.user_tok_s:.1f}", in_narrow=True),
     Column(heading="TPOT ms", text=lambda c: f"{c.prediction.tpot_ms['mean']:.1f}"),
-    Column(heading="TTFT ms", text=lambda c: f"{c.prediction.ttft_ms['mean']:,.0f}", in_narrow=True),
-    Column(heading="TTFT p99", text=lambda c: f"{c.prediction.ttft_ms['p99']:,.0f}"),
+    Column(heading="TTFT ms", text=lambda c: latency_text(c.prediction.ttft_ms["mean"]), in_narrow=True),
+    Column(heading="TTFT p99", text=lambda c: latency_text(c.prediction.ttft_ms["p99"])),
     Column(heading="running", text=lambda c: f"{c.prediction.running_requests:,.0f}"),
     Column(heading="KV tokens", text=lambda c: f"{c.ledger.kv_tokens:,}"),
 )
@@ -116,8 +117,7 @@ def _show_answer(plan: Plan, best: Candidate, screen: Console) -> None:
     screen.print(
         f"[bold]{best.name}[/]{_on_nodes(plan)}: [bold]{best.output_tok_s:,.0f} tok/s[/]{each} "
         f"(90 % band {low:,.0f} to {high:,.0f}), [bold]{prediction.user_tok_s:.1f} tok/s[/] per user "
-        f"({prediction.user_tok_s_with_wait:.1f} with the wait for the first token), "
-        f"TTFT {prediction.ttft_ms['mean']:,.0f} ms mean, limited by {prediction.limiting}."
+        f"{_wait(prediction)}, limited by {prediction.limiting}."
     )
     screen.print(f"Evidence: {evidence_for(best.config, plan.context.machine).sentence}.")
     if sentence := _prefill_decode(plan):
@@ -125,6 +125,16 @@ def _show_answer(plan: Plan, best: Candidate, screen: Console) -> None:
     if not plan.meets_target:
         reason = "; ".join(best.misses) or "the rate or speed asked is out of reach"
         screen.print(f"[bold red]The target is missed[/]: {escape(reason)}. This is the nearest answer.")
+
+
+def _wait(prediction: Prediction) -> str:
+    """Say a user's speed with the wait and the mean TTFT; a queue without end has neither."""
+    if prediction.queue_grows:
+        return "once it is served; TTFT and the speed with the wait have no steady value: the queue grows"
+    return (
+        f"({prediction.user_tok_s_with_wait:.1f} with the wait for the first token), "
+        f"TTFT {prediction.ttft_ms['mean']:,.0f} ms mean"
+    )
 
 
 def launch_lines(best: Candidate, version: Version, model_path: str) -> list[str]:
@@ -147,10 +157,11 @@ def _prefill_decode(plan: Plan) -> str | None:
         return None
     percent = 100.0 * (apart.output_tok_s / mixed.output_tok_s - 1.0)
     verdict = "pays" if plan.found.candidates.index(apart) < plan.found.candidates.index(mixed) else "does not pay"
+    ttft, other_ttft = (latency_words(c.prediction.ttft_ms["mean"]) for c in (apart, mixed))
     return (
         f"Prefill/decode {verdict}: {apart.name} gives {apart.output_tok_s:,.0f} tok/s ({percent:+.0f} %), TTFT "
-        f"{apart.prediction.ttft_ms['mean']:,.0f} ms, TPOT {apart.prediction.tpot_ms['mean']:.1f} ms; {mixed.name} "
-        f"{mixed.output_tok_s:,.0f}, {mixed.prediction.ttft_ms['mean']:,.0f} and "
+        f"{ttft}, TPOT {apart.prediction.tpot_ms['mean']:.1f} ms; {mixed.name} {mixed.output_tok_s:,.0f}, "
+        f"{other_ttft} and "
         f"{mixed.prediction.tpot_ms['mean']:.1f}. What limits it: {apart.prediction.limiting}."
     )
 
@@ -164,6 +175,11 @@ def _concurrent(plan: Plan, prediction: Prediction) -> str:
     """Say how many requests run concurrently, and what an open loop is sized for."""
     if plan.best is not None and plan.best.prefill is not None:
         return f"[bold]{prediction.running_requests:,.0f}[/] requests decode concurrently on each decode server"
+    if prediction.queue_grows:
+        return (
+            f"[bold red]the queue grows without end[/]: {plan.load.request_rate or 0.0:g} requests/s come to each "
+            f"server, {prediction.request_rate:.3g} are answered at most"
+        )
     if prediction.in_flight is None:
         more = " on each server" if plan.replicas > 1 else ""
         return f"[bold]{prediction.running_requests:,.0f} of {plan.concurrency:,}[/] run concurrently{more}"
