@@ -11,7 +11,7 @@ PAGES = {
     "plan": ("Plan", ":material/calculate:", "Does it fit, how fast, with which flags: answered from physics."),
     "hardware": ("Hardware", ":material/memory:", "What the machine measures against its data sheet."),
     "live": ("Live", ":material/monitoring:", "What a tune is doing now, and the best so far."),
-    "trials": ("Trials", ":material/scatter_plot:", "Every measured configuration; two of them side by side."),
+    "trials": ("Trials", ":material/scatter_plot:", "Every measured configuration; several side by side."),
     "calibration": ("Calibration", ":material/target:", "Predicted against measured, and what was learned."),
     "export": ("Export", ":material/download:", "Launch files with their provenance, to copy and download."),
 }
@@ -20,6 +20,7 @@ page = st.navigation(
         st.Page(f"app_pages/{name}.py", title=title, icon=icon, help=text, default=name == "plan")
         for name, (title, icon, text) in PAGES.items()
     ],
-    position="top",
+    position="sidebar",  # at the top, names that do not fit are hidden behind "2 more"
+    expanded=True,
 )
 page.run()

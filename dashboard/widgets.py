@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from typing import Final, Literal, NoReturn
 
 import pandas as pd
@@ -67,10 +68,14 @@ def tile(label: str, value: str, below: str) -> None:
     st.metric(label, value, below, delta_color="off", delta_arrow="off", border=True)
 
 
-def table(frame: pd.DataFrame, key: str) -> None:
-    """Show a table with thousands set apart and every column as wide as its content."""
+def table(frame: pd.DataFrame, key: str, widths: Mapping[str, int] | None = None) -> None:
+    """Show a table with thousands set apart, columns as wide as their content or as told, in pixels."""
+    numbers = set(frame.select_dtypes("number").columns)
     columns = {
-        name: st.column_config.NumberColumn(format="localized") for name in frame.select_dtypes("number").columns
+        name: st.column_config.NumberColumn(format="localized", width=(widths or {}).get(name))
+        if name in numbers
+        else st.column_config.Column(width=(widths or {}).get(name))
+        for name in frame.columns
     }
     height: Literal["content", "auto"] = "content" if len(frame) <= MOST_ROWS else "auto"
     st.dataframe(frame, hide_index=True, key=key, column_config=columns, height=height)

@@ -47,7 +47,7 @@ class Hold:
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
             try:
                 if not stat.S_ISREG(os.fstat(self._handle).st_mode):
-                    raise OSError(0, "it is no regular file", str(path))
+                    raise OSError(0, "it is not a regular file", str(path))
                 fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 holder = os.pread(self._handle, MOST_SAID, 0).decode(errors="replace").strip()

@@ -53,7 +53,7 @@ def load_yaml(text: str, where: str) -> list[Any]:
     try:
         return list(yaml.load_all(text, Loader=_loader(yaml)))  # a safe loader, by whichever parser
     except (yaml.YAMLError, *ODD) as error:
-        raise InputError(f"'{where}' is no valid YAML: {said(error)}") from error
+        raise InputError(f"'{where}' is not valid YAML: {said(error)}") from error
 
 
 def check_yaml(text: str, where: str) -> None:
@@ -71,7 +71,7 @@ def check_yaml(text: str, where: str) -> None:
             if node is not None:
                 _spend(node, budget, where)
     except (yaml.YAMLError, *ODD) as error:
-        raise InputError(f"'{where}' is no valid YAML: {said(error)}") from error
+        raise InputError(f"'{where}' is not valid YAML: {said(error)}") from error
 
 
 def _loader(yaml: Any) -> Any:
@@ -108,9 +108,9 @@ def _check_depth(events: Any, where: str) -> None:
         name = type(event).__name__
         depth += name.endswith("StartEvent") - name.endswith("EndEvent")
         if depth > DEEPEST:
-            raise InputError(f"'{where}' is no valid YAML for sgtune: nested more than {DEEPEST} deep")
+            raise InputError(f"'{where}' is not valid YAML for sgtune: nested more than {DEEPEST} deep")
         if count > MOST_NODES:
-            raise InputError(f"'{where}' is no valid YAML for sgtune: more than {MOST_NODES:,} values")
+            raise InputError(f"'{where}' is not valid YAML for sgtune: more than {MOST_NODES:,} values")
 
 
 def _spend(node: Any, budget: list[int], where: str) -> None:
@@ -119,7 +119,7 @@ def _spend(node: Any, budget: list[int], where: str) -> None:
 
     def size(branch: Any, above: tuple[int, ...]) -> int:
         if id(branch) in above:
-            raise InputError(f"'{where}' is no valid YAML for sgtune: an alias that holds itself")
+            raise InputError(f"'{where}' is not valid YAML for sgtune: an alias that holds itself")
         if id(branch) not in sizes:
             children = branch.value if isinstance(branch.value, list) else ()
             flat = [item for child in children for item in (child if isinstance(child, tuple) else (child,))]
@@ -128,4 +128,4 @@ def _spend(node: Any, budget: list[int], where: str) -> None:
 
     budget[0] -= size(node, ())
     if budget[0] < 0:
-        raise InputError(f"'{where}' is no valid YAML for sgtune: more than {MOST_NODES:,} values once aliases are in")
+        raise InputError(f"'{where}' is not valid YAML for sgtune: more than {MOST_NODES:,} values once aliases are in")

@@ -61,7 +61,7 @@ def show_calibration(seen: RunView) -> None:
     table(parameter_table(found), "moved")
     st.caption(
         f"{len(learned.names)} points; residual of decode times and rates {100 * found.rms_decode:.1f} % rms after. "
-        + (as_markdown(f"Discounted as far off: {', '.join(found.outliers)}.") if found.outliers else "")
+        + (as_markdown(f"Down-weighted as outliers: {', '.join(found.outliers)}.") if found.outliers else "")
     )
 
 

@@ -72,7 +72,7 @@ def show_default_difference(config: ServerConfig, made: Exportable) -> None:
     with st.expander("Flags beyond SGLang's defaults"):
         plain = sglang_default(run.context.machine)
         default = launch_spec(plain, parse_version(run.manifest.sglang_version), model_path=made.spec.model_path)
-        table(tables.flag_difference(default, made.spec, ("SGLang's default", "this command")), "beyond")
+        table(tables.flag_difference({"SGLang's default": default, "this command": made.spec}), "beyond")
         st.caption(as_markdown(config.label))
 
 

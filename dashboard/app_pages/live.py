@@ -16,7 +16,7 @@ from dashboard.readers.commands import (
     run_answer,
     tune_command,
 )
-from dashboard.readers.runs import RunView, Status, log_tail, read_run
+from dashboard.readers.runs import RunView, Status, load_samples, log_tail, read_run
 from dashboard.widgets import choose_run, command, tile
 from hwprobe.errors import InputError
 from hwprobe.plain_text import as_markdown, clean
@@ -50,6 +50,7 @@ def watch() -> None:
             run_charts.history(now.records, now.baseline, ceiling_of(now)), key="history",
             alt="Output tokens per second of each trial with the best so far",
         )  # fmt: skip
+    show_load(now)
     show_failures(now)
     show_log(now)
 
@@ -108,6 +109,18 @@ def show_ladder(now: RunView) -> None:
     )
 
 
+def show_load(now: RunView) -> None:
+    """Draw what the server ran, queued and held in its KV cache while it was measured."""
+    trial = now.live.trial if now.live and now.running else None
+    number = trial.number if trial else now.launched[-1].number if now.launched else None
+    st.markdown("**Running, queued and KV cache over time**" + ("" if number is None else f", trial {number}"))
+    samples = [] if number is None else load_samples(now, number)
+    if not samples:
+        st.caption("No server was asked: the simulated engine starts none." if now.launched else "Nothing yet.")
+        return
+    st.plotly_chart(run_charts.load_over_time(samples), key="load", alt="Requests running and queued, KV use, by time")
+
+
 def show_failures(now: RunView) -> None:
     """Draw failed launches by class, where there are any."""
     failed = [record for record in now.launched if record.target is None]
@@ -135,8 +148,5 @@ def show_log(now: RunView) -> None:
 
 
 watch()
-world = run.manifest.world
-command(
-    tune_command(run, resume=run.status in (Status.INTERRUPTED, Status.FAILED)),
-    "The command of this run" + (f" (its world '{world}' was a file: add --world FILE)" if world != "default" else ""),
-)
+resume = run.status in (Status.INTERRUPTED, Status.FAILED)
+command(tune_command(run, resume=resume), "This continues the run" if resume else "The command of this run")

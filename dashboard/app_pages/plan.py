@@ -14,8 +14,9 @@ from hwprobe.catalogue import hardware_names
 from hwprobe.errors import InputError
 from hwprobe.plain_text import as_markdown
 from models.config import Speculative
-from models.serving.estimate import DEFAULT_ACCEPTANCE
-from models.workload import Metric
+from models.serving.estimate import DEFAULT_ACCEPTANCE, Prediction
+from models.workload import Metric, Slo, Statistic
+from planner.fleets.cost import token_cost
 from planner.launch import launch_spec
 from planner.plans.document import latency_text
 from planner.plans.make import Plan
@@ -23,6 +24,11 @@ from planner.plans.search import Candidate
 from planner.plans.space import CHUNKS, GRAPH_SIZES, MTP_STEPS
 from planner.sglang.flags import listed_releases
 
+# Columns of the ranked table: together no wider than the page beside its sidebar at 1,000 pixels.
+RANKED_PX = {
+    "rank": 45, "configuration": 180, "tok/s": 65, "per user": 65, "TPOT ms": 65, "TTFT ms": 65, "p99": 60,
+    "at once": 60, "KV GiB": 55,
+}  # fmt: skip
 CLIENTS, RATE, USERS = "clients", "requests/s", "users"
 LIMITS = ("tpot:mean<50ms", "tpot:p99<100ms", "ttft:mean<2s", "ttft:p99<10s", "e2e:p95<60s")
 
@@ -44,7 +50,7 @@ def ask() -> PlanInputs:
             help="Lengths are uniform from this share of the length to the length; 1: all equal",
         )  # fmt: skip
         kind = st.segmented_control(
-            "How much is asked", [CLIENTS, RATE, USERS], default=CLIENTS, required=True, key="ask", bind=BOUND
+            "Load", [CLIENTS, RATE, USERS], default=CLIENTS, required=True, key="ask", bind=BOUND
         )
         rate, users, speed, clients = None, None, None, None
         if kind == RATE:
@@ -66,7 +72,12 @@ def ask() -> PlanInputs:
                 "MTP acceptance", 0.0, 0.95, DEFAULT_ACCEPTANCE, step=0.05, key="acceptance", bind=BOUND,
                 help="Probability that a drafted token is accepted",
             )  # fmt: skip
+        price = st.number_input(
+            "Cost of a GPU hour", 0.0, 1e4, 0.0, step=0.5, key="price", bind=BOUND,
+            help="In any currency; 0: what tokens cost is not shown",
+        )  # fmt: skip
     return PlanInputs(
+        cost_per_gpu_hour=price or None,
         hardware=own.get(hardware or "", hardware or ""), sglang_version=version or "", isl=isl, osl=osl,
         range_ratio=ratio, slo=tuple(slo),
         mtp=mtp, mtp_acceptance=acceptance, concurrency=clients, request_rate=rate, users=users, min_user_tok_s=speed,
@@ -83,6 +94,9 @@ def show_answer(plan: Plan, best: Candidate) -> None:
         tile("Per user, tok/s", f"{found.user_tok_s:.1f}", f"with the wait {waiting}")
         tile("TPOT mean, ms", f"{found.tpot_ms['mean']:.1f}", f"p99 {found.tpot_ms['p99']:.1f}")
         tile("TTFT mean, ms", latency_text(found.ttft_ms["mean"]), ttft_against_limits(plan, best))
+        if (prices := asked.prices()) is not None:
+            cost = token_cost(best, plan.load, prices)
+            tile("Per million output", f"{cost.output_per_million:,.2f}", f"{cost.input_per_million:,.2f} input")
         tile("KV headroom, GiB", f"{best.ledger.headroom_gib:,.0f}", f"{best.ledger.kv_tokens:,} tokens")
         tile("Requests at once", f"{found.running_requests:,.0f}", f"of {plan.concurrency:,}")
 
@@ -95,28 +109,31 @@ def ttft_against_limits(plan: Plan, best: Candidate) -> str:
         return "the queue grows without end"
     if not limits:
         return f"p99 {found.ttft_ms['p99']:,.0f}, no limit"
-    return "; ".join(f"{slo.statistic} {slo.value_ms(found):,.0f}, limit {slo.limit_ms:,.0f}" for slo in limits)
+    return "; ".join(_against(slo, found) for slo in limits)
+
+
+def _against(slo: Slo, found: Prediction) -> str:
+    """Say a limit, and before it the figure where it is not the mean, which stands above."""
+    figure = "" if slo.statistic is Statistic.MEAN else f"{slo.statistic} {slo.value_ms(found):,.0f}, "
+    return f"{figure}limit {slo.limit_ms:,.0f}"
 
 
 def show_candidate(plan: Plan, chosen: int) -> None:
     """Draw a candidate's place among the others and its memory."""
     candidate = plan.found.candidates[chosen]
-    left, right = st.columns([3, 2])
-    with left:
-        st.markdown("**Throughput against interactivity**")
-        st.plotly_chart(
-            charts.interactivity(plan, asked.curves(), chosen), key="interactivity",
-            alt="Output tokens per second and GPU against tokens per second and user, by configuration",
-        )  # fmt: skip
-        st.caption(
-            f"Markers: {plan.concurrency:,} clients; lines: a sixteenth of them and more, each replayed. "
-            "Shapes: MTP depth 0 circle, 1 diamond, 2 square, 3 triangle; hollow: misses a limit."
-        )
-    with right:
-        st.markdown(f"**Memory of one GPU**, {candidate.config.label}")
-        st.plotly_chart(charts.memory_waterfall(candidate.ledger), key="memory", alt="GiB of one GPU by owner")
-        weights = candidate.ledger.weights_gib
-        st.caption(f"Weights {weights:.1f} of {candidate.ledger.card_gib:.1f} GiB; the dotted line is the card.")
+    st.markdown("**Throughput against interactivity**")
+    st.plotly_chart(
+        charts.interactivity(plan, asked.curves(), chosen), key="interactivity",
+        alt="Output tokens per second and GPU against tokens per second and user, by configuration",
+    )  # fmt: skip
+    st.caption(
+        f"Markers: {plan.concurrency:,} clients; lines: a sixteenth of them and more, each replayed. "
+        "Shapes: MTP depth 0 circle, 1 diamond, 2 square, 3 triangle; hollow: misses a limit."
+    )
+    st.markdown(f"**Memory of one GPU**, {candidate.config.label}")
+    st.plotly_chart(charts.memory_waterfall(candidate.ledger), key="memory", alt="GiB of one GPU by owner")
+    weights = candidate.ledger.weights_gib
+    st.caption(f"Weights {weights:.1f} of {candidate.ledger.card_gib:.1f} GiB; the dotted line is the card.")
 
 
 @st.fragment
@@ -169,14 +186,14 @@ def show_changed(candidate: Candidate, changed: WhatIf) -> None:
         st.warning(as_markdown(changed.objection))
     if after is None:
         return
-    with st.grid(3, min_column_width=140):
-        for label, new, old, form, better in (
-            ("Output, tok/s", after.output_tok_s, before.output_tok_s, "{:,.0f}", 1),
-            ("Per user, tok/s", after.user_tok_s, before.user_tok_s, "{:,.1f}", 1),
-            ("TTFT mean, ms", after.ttft_ms["mean"], before.ttft_ms["mean"], "{:,.0f}", -1),
-            ("Requests at once", after.running_requests, before.running_requests, "{:,.0f}", 1),
-            ("KV headroom, GiB", changed.ledger.headroom_gib, candidate.ledger.headroom_gib, "{:,.0f}", 1),
-            ("Left free, GiB/GPU", changed.ledger.free_gib, candidate.ledger.free_gib, "{:,.1f}", 1),
+    with st.grid(3, min_column_width=120):
+        for label, new, old, form in (
+            ("Output, tok/s", after.output_tok_s, before.output_tok_s, "{:,.0f}"),
+            ("Per user, tok/s", after.user_tok_s, before.user_tok_s, "{:,.1f}"),
+            ("TTFT mean, ms", after.ttft_ms["mean"], before.ttft_ms["mean"], "{:,.0f}"),
+            ("Requests at once", after.running_requests, before.running_requests, "{:,.0f}"),
+            ("KV headroom, GiB", changed.ledger.headroom_gib, candidate.ledger.headroom_gib, "{:,.0f}"),
+            ("Left free, GiB/GPU", changed.ledger.free_gib, candidate.ledger.free_gib, "{:,.1f}"),
         ):
             if not (math.isfinite(new) and math.isfinite(old)):
                 tile(label, latency_text(new), f"{latency_text(old)} as planned")
@@ -185,7 +202,7 @@ def show_changed(candidate: Candidate, changed: WhatIf) -> None:
                 tile(label, form.format(new), "no change")
                 continue
             delta = f"{new / old - 1:+.1%}" if old > 0 else f"{new - old:+.1f}"
-            st.metric(label, form.format(new), delta, delta_color="normal" if better > 0 else "inverse", border=True)
+            st.metric(label, form.format(new), delta, delta_color="off", border=True)
     st.plotly_chart(
         charts.step_costs({"as planned": before.breakdown_ms, "what if": after.breakdown_ms}), key="step",
         alt="Milliseconds of a decode step by cost, before and after",
@@ -210,7 +227,9 @@ if plan.best is not None:
     chosen = labels.index(picked) if picked in labels else 0
     show_candidate(plan, chosen)
     st.markdown("**Configurations, best first** (* on the Pareto front)")
-    table(tables.ranked(plan), "ranked")
+    table(tables.ranked(plan), "ranked", RANKED_PX)
+    with st.expander("Their settings, and why the others rank lower"):
+        table(tables.ranked_settings(plan), "settings")
     st.markdown(f"**What if** {plan.found.candidates[chosen].config.label} ran with")
     show_what_if(plan, chosen)
     with st.expander("How each number came about"):
@@ -223,6 +242,19 @@ if plan.best is not None:
         st.code(spec.shell_line(), language="bash", wrap_lines=True)
         command(f"{asked.command()} --json | sgtune export --plan - --candidate {chosen + 1} --bundle launch/",
                 "As launch files")  # fmt: skip
+elif (nearest := asked.nearest()) is not None:
+    st.markdown(f"**Memory of one GPU**, {nearest.config.label}: the layout that lacks least")
+    st.plotly_chart(charts.memory_waterfall(nearest.ledger), key="memory", alt="GiB of one GPU by owner")
+    st.caption(
+        as_markdown(
+            f"{nearest.objection}. One request's KV cache and 1 GiB free are counted; what stands beyond the dotted "
+            "line, the card, is missing."
+        )
+    )
+st.download_button(
+    "Download this plan (JSON)", asked.document(), file_name="plan.json", mime="application/json",
+    icon=":material/download:", help="What sgtune plan --json prints; sgtune export --plan plan.json makes files",
+)  # fmt: skip
 counts = plan.found.rejected_by_reason()
 reasons = ", ".join(f"{kind}: {count}" for kind, count in counts.items()) or "nothing"
 with st.expander(

@@ -1,4 +1,4 @@
-"""Trials: every measured point, the table behind it, and two configurations side by side."""
+"""Trials: every measured point, the table behind it, and configurations side by side."""
 
 import shlex
 
@@ -13,54 +13,55 @@ from planner.launch_files.parameters import Parameters
 from tuner.evidence.trial import TrialRecord
 from tuner.launch_files.trial_export import spec_of
 
+# More than these cannot be told apart in one figure.
+MOST_COMPARED = 6
 run = choose_run()
 
 
-def choose_two(measured: list[TrialRecord]) -> tuple[TrialRecord, TrialRecord]:
-    """Let the reader choose two trials: the best and the baseline unless the link says otherwise."""
-    named = {f"{record.number}: {record.label} ({record.source})": record for record in measured}
+def choose(measured: list[TrialRecord]) -> list[TrialRecord]:
+    """Let the reader choose trials to compare: the best and the baseline unless the link says otherwise."""
+    labels = {f"{record.number}: {record.label} ({record.source})": record for record in measured}
     wanted = (run.best or measured[-1], run.baseline or measured[0])
-    chosen = []
-    for column, key, first in zip(st.columns(2), ("a", "b"), wanted, strict=True):
-        # The default comes first: an address that names no trial means it.
-        labels = [label for label, record in named.items() if record is first]
-        labels += [label for label, record in named.items() if record is not first]
-        if st.session_state.get(key, labels[0]) not in labels:
-            st.session_state[key] = labels[0]
-        chosen.append(named[column.selectbox(f"Trial {key.upper()}", labels, key=key, bind=BOUND)])
-    return chosen[0], chosen[1]
+    first = [label for label, record in labels.items() if record in wanted]
+    if any(label not in labels for label in st.session_state.get("compared", ())):
+        del st.session_state["compared"]
+    chosen = st.multiselect(
+        "Trials compared", list(labels), default=first, key="compared", bind=BOUND, max_selections=MOST_COMPARED,
+        placeholder="choose two or more",
+    )  # fmt: skip
+    return [labels[label] for label in chosen]
 
 
-def compare(a: TrialRecord, b: TrialRecord) -> None:
-    """Show in what two trials differ: flags, curves, memory."""
+def compare(chosen: list[TrialRecord]) -> None:
+    """Show in what trials differ: flags, curves, memory."""
+    st.markdown("**Flags that differ**")
+    differing = tables.flag_difference(
+        {f"trial {record.number}": spec_of(record, run.manifest, Parameters()) for record in chosen}
+    )
+    if differing.empty:
+        st.caption("None: all launch the same command.")
+    else:
+        table(differing, "flags")
     left, right = st.columns(2)
     with left:
-        st.markdown("**Flags that differ**")
-        names = (f"A: trial {a.number}", f"B: trial {b.number}" if b.number != a.number else "B: the same")
-        specs = [spec_of(record, run.manifest, Parameters()) for record in (a, b)]
-        differing = tables.flag_difference(specs[0], specs[1], names)
-        if differing.empty:
-            st.caption("None: both launch the same command.")
-        else:
-            table(differing, "flags")
-    with right:
         quantity = st.segmented_control(
-            "Over the clients", list(run_charts.CURVES), default="output tok/s", required=True, key="curve", bind=BOUND,
-            wrap=True,
+            "Over the clients", list(run_charts.CURVES), default=run_charts.RATE, required=True, key="curve",
+            bind=BOUND, wrap=True,
         )  # fmt: skip
-        st.plotly_chart(run_charts.two_curves(a, b, quantity), key="curves", alt=f"{quantity} over clients")
-        show_ledgers(a, b)
+        st.plotly_chart(run_charts.curves(chosen, quantity), key="curves", alt=f"{quantity} over clients")
+    with right:
+        show_ledgers(chosen)
 
 
-def show_ledgers(a: TrialRecord, b: TrialRecord) -> None:
-    """Draw both memory ledgers."""
+def show_ledgers(chosen: list[TrialRecord]) -> None:
+    """Draw the memory ledgers."""
     st.markdown("**Memory of one GPU**")
     try:
-        named = {f"{side}: {record.label}": run.ledger(record) for side, record in (("A", a), ("B", b))}
+        named = {f"{record.number}: {record.label}": run.ledger(record) for record in chosen}
     except InputError as error:
         st.caption(as_markdown(f"No ledgers: {error}."))
         return
-    st.plotly_chart(run_charts.ledgers(named), key="ledgers", alt="Memory of one GPU by owner for both trials")
+    st.plotly_chart(run_charts.ledgers(named), key="ledgers", alt="Memory of one GPU by owner for each trial")
 
 
 def answer(seen: RunView) -> str:
@@ -81,15 +82,18 @@ def answer(seen: RunView) -> str:
 st.subheader(as_markdown(answer(run)))
 if run.measured:
     place = st.container()
-    st.markdown("**Two configurations side by side**")
-    a, b = choose_two(list(run.measured))
+    st.markdown("**Configurations side by side**")
+    compared = choose(list(run.measured))
     with place:
         st.plotly_chart(
-            run_charts.pareto(run.records, run.slos, [a.number, b.number]), key="pareto",
+            run_charts.pareto(run.records, run.slos, [record.number for record in compared]), key="pareto",
             alt="Output tokens per second and GPU against tokens per second and user, all measured points",
         )  # fmt: skip
         st.caption("Shapes: MTP depth 0 circle, 1 diamond, 2 square, 3 triangle; hollow: a limit is missed.")
-    compare(a, b)
+    if len(compared) > 1:
+        compare(compared)
+    else:
+        st.caption("Choose two trials or more.")
 if run.records:
     every = st.toggle("Also what was ruled out without a launch", key="all", bind=BOUND)
     shown = run.records if every else run.launched

@@ -82,7 +82,7 @@ def memory_waterfall(ledger: MemoryLedger) -> go.Figure:
     """Draw where one GPU's memory goes, owner after owner up to the card."""
     owners = owners_of(ledger)
     figure = go.Figure()
-    taken = 0.0
+    taken = furthest = 0.0
     for owner, gib in owners:
         figure.add_bar(
             x=[gib], y=[owner], base=[taken], orientation="h", marker={"color": owner_colour(owner)},
@@ -91,10 +91,11 @@ def memory_waterfall(ledger: MemoryLedger) -> go.Figure:
             hovertemplate=f"{owner}: {gib:,.2f} GiB<extra></extra>",
         )  # fmt: skip
         taken += gib
+        furthest = max(furthest, taken)
     figure.add_vline(x=ledger.card_gib, line={"color": NEUTRAL, "dash": "dot"}, layer="below")
     styled(figure, x="GiB of one GPU", y="", legend=False)
     figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=[owner for owner, _ in owners])
-    figure.update_xaxes(range=[0, 1.08 * ledger.card_gib])
+    figure.update_xaxes(range=[0, 1.08 * max(ledger.card_gib, furthest)])
     figure.update_layout(bargap=0.25, barmode="overlay")
     return figure
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from dashboard.charts.colours import BAD, COLOURS, GOOD, NEUTRAL, colour_of, family_of, symbol_of
+from dashboard.charts.colours import BAD, COLOURS, GOOD, KV_CACHE, NEUTRAL, colour_of, family_of, symbol_of
 from dashboard.charts.plan_charts import (
     CLIENTS,
     TOK_S_GPU,
@@ -24,6 +24,7 @@ from models.costs.memory import MemoryLedger
 from models.workload import Slo
 from planner.plans.frontier import pareto_front
 from tuner.evidence.live_state import LiveTrial
+from tuner.evidence.load_history import LoadSample
 from tuner.evidence.trial import TrialRecord, best_of
 from tuner.seam import Measurement
 
@@ -198,28 +199,72 @@ def pareto(records: Sequence[TrialRecord], slos: Sequence[Slo], chosen: Sequence
     return figure
 
 
+def _interval_bars(points: Sequence[Measurement]) -> dict[str, list[float]]:
+    """Return the 95 % intervals of the points' rates as plotly's error bars."""
+    return {
+        "array": [point.output_tok_s_interval[1] - point.output_tok_s for point in points],
+        "arrayminus": [point.output_tok_s - point.output_tok_s_interval[0] for point in points],
+    }
+
+
 # What a curve over the clients may show: label, and how it is read from a point.
+RATE = "output tok/s"
 CURVES: dict[str, Callable[[Measurement], float]] = {
-    "output tok/s": lambda point: point.output_tok_s,
+    RATE: lambda point: point.output_tok_s,
     "tok/s per user": lambda point: point.user_tok_s,
     "TPOT mean, ms": lambda point: point.tpot_ms["mean"],
     "TTFT mean, ms": lambda point: point.ttft_ms["mean"],
 }
 
 
-def two_curves(a: TrialRecord, b: TrialRecord, quantity: str) -> go.Figure:
-    """Draw a quantity of CURVES over the clients for two trials: the first solid, the second dashed."""
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+
+
+def curves(records: Sequence[TrialRecord], quantity: str) -> go.Figure:
+    """Draw a quantity of CURVES over the clients, a line style for each trial; rates with their 95 % intervals."""
     figure = go.Figure()
     read = CURVES[quantity]
-    for record, dash in ((a, "solid"), (b, "dash")):
+    for number, record in enumerate(records):
         figure.add_scatter(
             x=[point.concurrency for point in record.points], y=[read(point) for point in record.points],
             mode="lines+markers", name=f"trial {record.number}: {record.label}",
-            line={"color": colour_of(record.config), "dash": dash, "width": 2.5},
+            line={"color": colour_of(record.config), "dash": DASHES[number % len(DASHES)], "width": 2.5},
+            error_y=_interval_bars(record.points) if quantity == RATE else None,
             hovertemplate="%{x:,} clients: %{y:,.4~g}<extra></extra>",
         )  # fmt: skip
     styled(figure, x=CLIENTS, y=quantity, height=340)
     _clients_axis(figure)
+    return figure
+
+
+def load_over_time(samples: Sequence[LoadSample]) -> go.Figure:
+    """Draw requests that run and wait, and the share of the KV cache in use, over the seconds of a trial."""
+    figure = go.Figure()
+    seconds = [sample.at_s - samples[0].at_s for sample in samples]
+    kv_percent = [None if sample.kv_share is None else 100.0 * sample.kv_share for sample in samples]
+    for name, values, colour, axis in (
+        ("running", [sample.running for sample in samples], "#0072B2", "y"),
+        ("queued", [sample.queued for sample in samples], "#E69F00", "y"),
+        ("KV cache in use", kv_percent, KV_CACHE, "y2"),
+    ):
+        figure.add_scatter(
+            x=seconds, y=values, mode="lines", name=name, yaxis=axis,
+            line={"color": colour, "width": 2, "dash": "solid" if axis == "y" else "dot"},
+            hovertemplate=f"{name} %{{y:,.4~g}}<extra></extra>",
+        )  # fmt: skip
+    styled(figure, x="seconds since the first point of the trial", y="requests", height=300)
+    figure.update_layout(
+        yaxis={"rangemode": "tozero"},
+        yaxis2={
+            "title": "KV cache, %",
+            "overlaying": "y",
+            "side": "right",
+            "range": [0, 105],
+            "showgrid": False,
+            "tickmode": "array",
+            "tickvals": [0, 25, 50, 75, 100],
+        },
+    )
     return figure
 
 

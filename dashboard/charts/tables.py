@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -16,23 +17,37 @@ from planner.plans.make import Plan
 from planner.plans.search import Rejected
 from tuner.evidence.trial import TrialRecord
 
+FIGURES = re.compile(r"\d[\d.,]*")
+
 
 def ranked(plan: Plan) -> pd.DataFrame:
-    """Return the candidates of a plan, best first; `*` marks the Pareto front."""
+    """Return the figures of a plan's candidates, best first; `*` marks the Pareto front. It fits 1,000 pixels."""
     front = set(plan.pareto())
     rows = []
     for index, candidate in enumerate(plan.found.candidates):
-        config, found = candidate.config, candidate.prediction
+        found = candidate.prediction
         rows.append({
             "rank": f"{index + 1}{' *' if index in front else ''}",
-            "configuration": config.label,
-            "tok/s": round(found.output_tok_s),
-            "tok/s per user": round(found.user_tok_s, 1),
+            "configuration": candidate.name,
+            "tok/s": round(candidate.output_tok_s),
+            "per user": round(found.user_tok_s, 1),
             "TPOT ms": round(found.tpot_ms["mean"], 1),
             "TTFT ms": _whole(found.ttft_ms["mean"]),
-            "TTFT p99 ms": _whole(found.ttft_ms["p99"]),
+            "p99": _whole(found.ttft_ms["p99"]),
             "at once": round(found.running_requests),
-            "KV headroom GiB": round(candidate.ledger.headroom_gib),
+            "KV GiB": round(candidate.ledger.headroom_gib),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def ranked_settings(plan: Plan) -> pd.DataFrame:
+    """Return the settings of a plan's candidates in the same order, and why each is not the first."""
+    rows = []
+    for index, candidate in enumerate(plan.found.candidates):
+        config = candidate.config
+        rows.append({
+            "rank": f"{index + 1}",
+            "configuration": candidate.name,
             "why not first": "" if index == 0 else candidate.why,
             "free GiB/GPU": round(candidate.ledger.free_gib, 1),
             "mem fraction": config.mem_fraction_static,
@@ -48,8 +63,22 @@ def _whole(ms: float) -> int | None:
 
 
 def rejected(items: Sequence[Rejected]) -> pd.DataFrame:
-    """Return what a plan ruled out, with the rule or number."""
-    return pd.DataFrame([{"configuration": one.config.label, "rule": one.kind, "why": one.reason} for one in items])
+    """Return what a plan ruled out, with the rule or number; layouts that fell for the same reason share a row.
+
+    Reasons that differ in their figures alone are the same: that of the layout which lacks least stands for them.
+    """
+    folded: dict[tuple[str, str], list[Rejected]] = {}
+    for one in sorted(items, key=lambda one: one.shortage_gib):
+        folded.setdefault((one.kind, FIGURES.sub("#", one.reason)), []).append(one)
+    return pd.DataFrame([
+        {
+            "layouts": len(alike),
+            "rule": alike[0].kind,
+            "why": ("at least " if len({one.reason for one in alike}) > 1 else "") + alike[0].reason,
+            "which": ", ".join(dict.fromkeys(one.config.label for one in alike)),
+        }
+        for alike in folded.values()
+    ])  # fmt: skip
 
 
 def numbers(lines: Sequence[Equation]) -> pd.DataFrame:
@@ -68,6 +97,7 @@ def trials(records: Sequence[TrialRecord]) -> pd.DataFrame:
             "configuration": record.label,
             "outcome": str(record.outcome),
             "tok/s": round(target.output_tok_s) if target else None,
+            "95 % interval": _interval(target.output_tok_s_interval) if target else "",
             "predicted": None if predicted is None else round(predicted),
             "off %": None if off is None else round(100 * off, 1),
             "tok/s per user": round(target.user_tok_s, 1) if target else None,
@@ -81,20 +111,24 @@ def trials(records: Sequence[TrialRecord]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _interval(bounds: tuple[float, float]) -> str:
+    return f"{bounds[0]:,.0f} to {bounds[1]:,.0f}"
+
+
 def _first_line(record: TrialRecord) -> str:
     said = f"{record.failure}: {record.reason}" if record.failure else record.reason
     return (said.strip().splitlines() or [""])[0]
 
 
-def flag_difference(a: LaunchSpec, b: LaunchSpec, names: tuple[str, str]) -> pd.DataFrame:
-    """Return the flags and environment in which two launch commands differ."""
-    left, right = _words(a), _words(b)
+def flag_difference(named: Mapping[str, LaunchSpec]) -> pd.DataFrame:
+    """Return the flags and environment in which launch commands differ, a column for each."""
+    words = {name: _words(spec) for name, spec in named.items()}
     rows = [
-        {"flag": flag, names[0]: left.get(flag, "(not given)"), names[1]: right.get(flag, "(not given)")}
-        for flag in dict.fromkeys([*left, *right])
-        if left.get(flag) != right.get(flag)
+        {"flag": flag} | {name: own.get(flag, "(not given)") for name, own in words.items()}
+        for flag in dict.fromkeys(flag for own in words.values() for flag in own)
+        if len({own.get(flag) for own in words.values()}) > 1
     ]
-    return pd.DataFrame(rows, columns=["flag", *names])
+    return pd.DataFrame(rows, columns=["flag", *named])
 
 
 def flags(spec: LaunchSpec) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dashboard.readers.runs import RunView, Status
 from planner.plans.make import Plan
 from planner.sglang.secret_flags import without_secrets
+from tuner.evidence.live_state import resumed
 from tuner.evidence.trial import TrialRecord
 
 
@@ -50,7 +51,7 @@ def plan_answer(plan: Plan) -> str:
             at_once = f", {found.running_requests:,.0f} of {plan.concurrency:,} at once"
         return f"{asked} {fit} on {nodes} at {speed}{more}{at_once}."
     missed = "; ".join(best.misses) or "the rate or speed asked is out of reach"
-    return f"The target is missed: {missed}. The nearest, {best.config.label}, serves {asked} at {speed}{more}."
+    return f"Target unreachable: {missed}. The nearest, {best.config.label}, serves {asked} at {speed}{more}."
 
 
 def _asked(plan: Plan) -> str:
@@ -135,7 +136,9 @@ def gain_of(run: RunView, rate: float) -> float | None:
 
 
 def tune_command(run: RunView, *, resume: bool) -> str:
-    """Return the command line of a run, as its folder tells it: what only the plan believes is not in there."""
+    """Return the command line of a run: as it was typed, or of a run that kept no such line, as its folder tells it."""
+    if run.live is not None and run.live.command.startswith("sgtune tune"):
+        return resumed(run.live.command, run.path) if resume else run.live.command
     asked = run.manifest
     words = ["sgtune", "tune", "--hardware", str(run.path / "hardware.json"), "--sglang-version", asked.sglang_version]
     words += ["--isl", str(asked.isl), "--osl", str(asked.osl), *asked.load_flags]

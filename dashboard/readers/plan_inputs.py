@@ -11,12 +11,15 @@ from typing import Any
 
 from dashboard.readers.roots import within_roots
 from hwprobe.errors import InputError
+from hwprobe.files import encode_json
 from models.config import ServerConfig
 from models.costs.memory import MemoryLedger, ledger_of
 from models.layout import table_of
 from models.serving.estimate import DEFAULT_ACCEPTANCE, Prediction, predict
 from models.workload import missed
+from planner.fleets.cost import Prices
 from planner.fleets.make_fleet import plan_fleet
+from planner.fleets.plan_document import plan_document
 from planner.inputs import read_question
 from planner.plans.make import Plan, PlanQuestion
 from planner.plans.search import SAFE_FREE_GIB, Candidate
@@ -42,6 +45,7 @@ class PlanInputs:
     slo: tuple[str, ...] = ()
     mtp: bool = True
     mtp_acceptance: float = DEFAULT_ACCEPTANCE
+    cost_per_gpu_hour: float | None = None
 
     def question(self) -> PlanQuestion:
         """Return the planner's question. Raises InputError naming the input that has no meaning."""
@@ -69,6 +73,18 @@ class PlanInputs:
     def plan(self) -> Plan:
         """Answer, from the cache when the same was asked before. Raises InputError for a bad question."""
         return _plan(self, _written(self.hardware))
+
+    def prices(self) -> Prices | None:
+        """Return what a GPU hour costs, None where nothing was said."""
+        return None if self.cost_per_gpu_hour is None else Prices(gpu_hour=self.cost_per_gpu_hour)
+
+    def document(self) -> str:
+        """Return the plan as `sgtune plan --json` prints it."""
+        return encode_json(plan_document(self.plan(), self.prices())) + "\n"
+
+    def nearest(self) -> WhatIf | None:
+        """Return the layout that lacks least memory where none fits; None where memory is not what decides."""
+        return nearest_misfit(self.plan())
 
     def curves(self) -> list[Curve]:
         """Return every candidate's curve, from the cache like the plan."""
@@ -126,6 +142,28 @@ def what_if(plan: Plan, config: ServerConfig, clients: int, changes: Mapping[str
         config=changed, clients=clients, prediction=prediction, ledger=ledger, objection=objection,
         misses=missed(plan.question.all_slos, prediction),
     )  # fmt: skip
+
+
+def nearest_misfit(plan: Plan) -> WhatIf | None:
+    """Return the rejected configuration that lacks least memory. Its ledger holds the KV cache of one request and what
+    must stay free, and so goes beyond the card by what is short."""
+    short = [item for item in plan.found.rejected if item.shortage_gib > 0.0]
+    if plan.best is not None or not short:
+        return None
+    nearest = min(short, key=lambda item: item.shortage_gib)
+    machine = plan.context.machine.with_nodes(nearest.config.nnodes)
+    table = table_of([nearest.config])
+    ledger = ledger_of(replace(plan.context, machine=machine).memory(table), table, 0)
+    fixed = {name: gib for name, gib in ledger.per_gpu_gib.items() if name not in ("KV pool", "free")}
+    one_request = ledger.card_gib + nearest.shortage_gib - sum(fixed.values()) - SAFE_FREE_GIB
+    needed = {**fixed, "KV pool": one_request, "free": SAFE_FREE_GIB}
+    return WhatIf(
+        config=nearest.config,
+        clients=plan.concurrency,
+        prediction=None,
+        ledger=replace(ledger, per_gpu_gib=needed),
+        objection=nearest.reason,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

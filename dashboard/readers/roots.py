@@ -25,7 +25,7 @@ def within_roots(name: str) -> str:
         file = None
     if file is None or not any(file.is_relative_to(root) for root in roots):
         raise InputError(
-            f"'{one_line(name)}' is no machine of the catalogue, and no file below {' or '.join(map(str, roots))}: the "
-            "dashboard reads no other"
+            f"'{one_line(name)}' is neither a machine of the catalogue nor a file below "
+            f"{' or '.join(map(str, roots))}: the dashboard reads no other"
         )
     return str(file)

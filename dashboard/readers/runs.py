@@ -22,6 +22,7 @@ from models.workload import Slo
 from planner.plans.make import PlanQuestion
 from tuner.evidence.knob_effects import KnobEffect, knob_effects
 from tuner.evidence.live_state import LiveState, RunState, read_live
+from tuner.evidence.load_history import LoadSample, read_samples
 from tuner.evidence.run_folder import holder_of, read_manifest
 from tuner.evidence.standings import BASELINE, Standing, named, standings, winner_of
 from tuner.evidence.trial import Manifest, TrialRecord, best_of
@@ -174,6 +175,12 @@ def log_tail(run: RunView, number: int, lines: int = 24) -> str:
         return ""
     whole = text.removesuffix("\n").split("\n")[0 if size <= TAIL_BYTES else 1 :]
     return clean("\n".join(line.rstrip("\r").rsplit("\r", maxsplit=1)[-1] for line in whole[-lines:]))
+
+
+def load_samples(run: RunView, number: int) -> list[LoadSample]:
+    """Return what a trial's server said of its load while it was measured; none of a simulated one."""
+    folder = run.path / "trials" / str(number)
+    return read_samples(folder) if folder.resolve().is_relative_to(run.path.resolve()) else []
 
 
 def _is_run(path: Path) -> bool:

@@ -22,7 +22,7 @@ def structural_warnings(config: ServerConfig) -> tuple[str, ...]:
     """Say which parts of a prediction rest on few measurements."""
     said = []
     if config.ep_size > 1:
-        said.append("EP: the cost of expert dispatch inside a step is known to a factor of two")
+        said.append("EP: the cost of expert dispatch inside a step is uncertain by 2x")
     if config.pp_size > 1:
         said.append("PP: bubbles and exposed host time are assumed, nothing is published for this model")
     if config.nnodes > 1:

@@ -37,7 +37,7 @@ from planner.fleets.role_servers import (
     prefill_rate,
     prefill_servers,
 )
-from planner.plans.search import Candidate, PrefillSide, final_key, waits
+from planner.plans.search import Candidate, PrefillSide, final_key, misses_of
 from planner.plans.space import MTP_STEPS, layouts
 from planner.sglang.flags import flags_of
 
@@ -219,7 +219,7 @@ def _replayed(sides: Sides, split: _Split, workload: Workload, slos: tuple[Slo, 
         config=config,
         prediction=prediction,
         ledger=ledger_of(split.decode.filled, table_of([config]), 0),
-        misses=(*waits(prediction, replace(workload, concurrency=1), ()), *missed(slos, prediction)),
+        misses=misses_of(prediction, workload, slos) if prediction.queue_grows else missed(slos, prediction),
         servers=split.decode_servers,
         prefill=PrefillSide(config=split.prefill.config, servers=split.prefill_servers),
     )

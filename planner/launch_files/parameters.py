@@ -107,7 +107,7 @@ class Parameters:
 def _check_text(flag: str, value: str) -> None:
     if not value or value.startswith("-") or "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
         raise InputError(
-            f"{flag} is {value!r}; it must not be empty, begin with '-', or hold bytes that are no UTF-8 text"
+            f"{flag} is {value!r}; it must not be empty, begin with '-', or hold bytes that are not UTF-8 text"
         )
 
 

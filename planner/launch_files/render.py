@@ -29,6 +29,13 @@ ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 MARKDOWN = re.compile(r"[\\`*_{}\[\]()#+!|~>:]")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 OPEN_NOTE = "the server is open to the network: add --api-key (from a secret) to its arguments to keep others out"
+# POSIX sh, the folder is $0: a folder that lacks a shard would be noticed only after minutes of loading.
+WEIGHTS_CHECK = (
+    'cd -- "$0" && { [ ! -f model.safetensors.index.json ] || '
+    "for shard in $(grep -o '[^\"]*[.]safetensors' model.safetensors.index.json | sort -u); "
+    'do [ -s "$shard" ] || { echo "error: the weights are not complete: $shard is missing or empty" >&2; exit 1; }; '
+    "done; }"
+)
 EVERYWHERE = ("0.0.0.0", "::", "")
 
 
@@ -78,7 +85,7 @@ def _values(target: Target, spec: LaunchSpec, parameters: Parameters, provenance
     own_address = target is Target.K8S and any(flag == ["--host", here] for flag in spec.words for here in LOOPBACK)
     for name in spec.environment:
         if not ENVIRONMENT_NAME.fullmatch(name):
-            raise InputError(f"{name!r} is no name of an environment variable")
+            raise InputError(f"{name!r} is not a valid name of an environment variable")
     production = parameters.production
     ready = ready_path(spec, key=production.api_key_file is not None)
     return {
@@ -101,6 +108,7 @@ def _values(target: Target, spec: LaunchSpec, parameters: Parameters, provenance
         "ready": ready,
         "ready_url": f"http://{own_host(parameters.host)}:{parameters.port}{ready}",
         "volumes": _volumes(parameters),
+        "weights_check": None if parameters.hub_model else WEIGHTS_CHECK,
         "cache_is_name": bool(NAME.fullmatch(parameters.cache)),
     }
 

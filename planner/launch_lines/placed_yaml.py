@@ -39,7 +39,7 @@ def read_yaml(text: str, name: str, first_line: int = 1) -> list[Any]:
     try:
         return list(yaml.load_all(plain, Loader))  # a SafeLoader
     except (yaml.YAMLError, *ODD) as error:
-        raise InputError(f"'{name}' is no valid YAML: {said(error)}") from None
+        raise InputError(f"'{name}' is not valid YAML: {said(error)}") from None
 
 
 def _placed(value: Any, node: Any, templates: list[str], first_line: int) -> Placed:

@@ -60,5 +60,5 @@ def with_config_file(words: Sequence[str]) -> tuple[list[str], list[str]]:
     except InputError as error:
         return rest, [f"the file of --config cannot be read: {error}"]
     if not isinstance(config, dict) or Path(name).suffix.lower() not in (".yaml", ".yml"):
-        return rest, ["the file of --config is no YAML mapping"]
+        return rest, ["the file of --config is not a YAML mapping"]
     return words_of_settings(config) + rest, []

@@ -65,8 +65,7 @@ class PlanQuestion:
         asked = [self.concurrency is not None, self.request_rate is not None, self.users is not None]
         if sum(asked) != 1:
             raise InputError(
-                "say how much is asked with exactly one of --concurrency N, --request-rate R, "
-                "or --users N with --min-user-tok-s X"
+                "specify the load with one of --concurrency N, --request-rate R, or --users N with --min-user-tok-s X"
             )
         if (self.users is None) != (self.min_user_tok_s is None):
             raise InputError("--users and --min-user-tok-s go together: N users at X tok/s each")
@@ -238,7 +237,7 @@ def more_nodes(question: PlanQuestion, context: Context, concurrency: int) -> tu
         if found.candidates:
             best = found.candidates[0]
             return nodes, (
-                f"{nodes} nodes hold it: {best.config.label}, {best.prediction.output_tok_s:,.0f} tok/s, "
+                f"It fits on {nodes} nodes: {best.config.label}, {best.prediction.output_tok_s:,.0f} tok/s, "
                 f"{best.ledger.kv_tokens:,} KV tokens"
             )
     return context.machine.nodes, None

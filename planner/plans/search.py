@@ -270,11 +270,17 @@ def _finalists(
                 config=config,
                 prediction=prediction,
                 ledger=ledger,
-                misses=(*waits(prediction, workload, slos), *missed(slos, prediction)),
+                misses=misses_of(prediction, workload, slos),
             )
         )
     finalists.sort(key=lambda c: final_key(c.prediction, workload, slos))
     return tuple(with_reasons(finalists))
+
+
+def misses_of(prediction: Prediction, workload: Workload, slos: tuple[Slo, ...]) -> tuple[str, ...]:
+    """Say which limits are missed, and the load itself; first of all a queue that grows without end."""
+    limits, load = missed(slos, prediction), waits(prediction, workload, slos)
+    return (*load, *limits) if prediction.queue_grows else (*limits, *load)
 
 
 def _predicted(context: Context, config: ServerConfig, workload: Workload) -> Prediction:

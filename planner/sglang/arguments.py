@@ -195,7 +195,7 @@ def _out_of_range(name: str, value: Any) -> Violation:
     return Violation(
         rule="number-out-of-range",
         severity=Severity.ERROR,
-        message=f"{name} {shown(repr(value))} is no number a server can use",
+        message=f"{name} {shown(repr(value))} is not a number a server can use",
         fix="give a number of a sensible size",
     )
 
@@ -215,7 +215,7 @@ def _ambiguous(typed: str, names: list[str]) -> Violation:
     best = SUCCESSORS.get(typed)
     return _refused(
         "ambiguous-flag",
-        f"{shown(typed)} is no flag of this release and could stand for {listed}: SGLang stops",
+        f"{shown(typed)} is not a flag of this release and could stand for {listed}: SGLang stops",
         f"write {best if best in names else names[0]}",
     )
 

@@ -17,6 +17,7 @@ from dashboard.readers.explanations import explained
 from dashboard.readers.plan_inputs import PlanInputs, what_if
 from dashboard.readers.runs import Status, log_tail, read_run, run_names
 from hwprobe.errors import InputError
+from tuner.evidence.live_state import resumed
 
 ASKED = PlanInputs(hardware="nf5688g7", sglang_version="0.5.23", isl=1000, osl=1000, concurrency=1024)
 
@@ -59,11 +60,11 @@ def test_what_if_objects_with_sglangs_rule_or_the_memory() -> None:
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        (ASKED, "1,024 clients fit on one node at 17.7 tok/s each; KV headroom 165 GiB."),
+        (ASKED, "1,024 clients fit on one node at 17.7 tok/s each ("),
         (replace(ASKED, concurrency=1), "1 client fits on one node at"),
         (replace(ASKED, hardware="h100x8"), "1,024 clients do not fit on h100x8: every layout is at least"),
         (replace(ASKED, concurrency=None, users=40, min_user_tok_s=20.0), "40 users fit on one node at"),
-        (replace(ASKED, slo=("tpot:mean<1ms",)), "The target is missed: tpot:mean<1ms missed"),
+        (replace(ASKED, slo=("tpot:mean<1ms",)), "Target unreachable: tpot:mean<1ms missed"),
     ],
 )
 def test_the_answer_in_one_sentence(asked: PlanInputs, says: str) -> None:
@@ -153,6 +154,14 @@ def test_the_commands_of_a_run_are_ones_the_tuner_accepts(
     ran = sgtune(*words[1:])
     assert ran.code == 0, ran.err
     assert (tmp_path / "small" / "trials.jsonl").read_bytes() == (finished / "trials.jsonl").read_bytes()
+
+
+def test_a_run_is_resumed_with_all_that_was_typed() -> None:
+    typed = "sgtune tune --hardware h200x8 --world 'a b.toml' --mtp-acceptance 0.6 --run=old --runs there -- --foo 1"
+    assert resumed(typed, Path("/runs/new")) == (
+        "sgtune tune --hardware h200x8 --world 'a b.toml' --mtp-acceptance 0.6 --runs /runs --run new --resume "
+        "-- --foo 1"
+    )
 
 
 def test_the_log_is_read_from_its_end(finished: Path, tmp_path: Path) -> None:

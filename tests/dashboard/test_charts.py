@@ -12,7 +12,7 @@ import pytest
 from dashboard_scenes import live_trial, measured_machine
 from typical import filled
 
-from dashboard.charts import learning_charts, run_charts
+from dashboard.charts import learning_charts, run_charts, tables
 from dashboard.charts import plan_charts as charts
 from dashboard.charts.colours import COLOURS, Family, colour_of, family_of, symbol_of
 from dashboard.readers.commands import off_by
@@ -20,9 +20,11 @@ from dashboard.readers.learning import MOST_POINTS, calibrated
 from dashboard.readers.plan_inputs import PlanInputs
 from dashboard.readers.runs import read_run
 from hwprobe.findings import compare, findings
-from models.config import Speculative
+from models.config import ServerConfig, Speculative
 from models.workload import Slo
 from planner.plans.frontier import pareto_front
+from planner.plans.search import Rejected
+from tuner.evidence.load_history import LoadSample
 from tuner.evidence.trial import TrialOutcome, TrialRecord
 from tuner.evidence.trial_lines import read_trials
 from tuner.seam import FailureKind
@@ -186,12 +188,46 @@ def test_predicted_against_measured(records: list[TrialRecord]) -> None:
 
 
 @pytest.mark.parametrize("quantity", run_charts.CURVES)
-def test_two_trials_over_the_clients(records: list[TrialRecord], quantity: str) -> None:
-    first, second = [record for record in records if record.target][:2]
-    figure = run_charts.two_curves(first, second, quantity)
+def test_several_trials_over_the_clients(records: list[TrialRecord], quantity: str) -> None:
+    compared = [record for record in records if record.target][:3]
+    figure = run_charts.curves(compared, quantity)
     assert_complete(figure)
     assert figure.layout.yaxis.title.text == quantity
-    assert [len(trace.x) for trace in figure.data] == [len(first.points), len(second.points)]
+    assert [len(trace.x) for trace in figure.data] == [len(record.points) for record in compared]
+    assert len({trace.line.dash for trace in figure.data}) == len(compared)
+    bars = figure.data[0].error_y.array
+    assert (bars is not None) is (quantity == run_charts.RATE)
+    if bars is not None:
+        assert list(bars) == [point.output_tok_s_interval[1] - point.output_tok_s for point in compared[0].points]
+
+
+def test_a_servers_load_over_time() -> None:
+    samples = [
+        LoadSample(at_s=1000.0 + second, clients=16, running=float(second), queued=2.0, kv_share=0.1 * second)
+        for second in range(4)
+    ]
+    figure = run_charts.load_over_time(samples)
+    drawn = {trace.name: (list(trace.x), list(trace.y)) for trace in figure.data}
+    assert drawn["running"] == ([0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.0])
+    assert drawn["queued"][1] == [2.0] * 4
+    assert drawn["KV cache in use"][1] == pytest.approx([0.0, 10.0, 20.0, 30.0])
+
+
+def test_layouts_that_fell_for_the_same_reason_share_a_row() -> None:
+    items = [
+        Rejected(config=ServerConfig(tp_size=size), reason=why, kind="does not fit")
+        for size, why in ((4, "3.1 GiB short"), (8, "4 GiB short"), (16, "no room"))
+    ]
+    folded = tables.rejected(items)
+    assert list(folded["layouts"]) == [2, 1]
+    assert list(folded["which"]) == ["TP4, TP8", "TP16"]
+
+
+def test_trials_show_the_interval_of_each_rate(records: list[TrialRecord]) -> None:
+    shown = tables.trials(records)
+    for record, text in zip(records, shown["95 % interval"], strict=True):
+        target = record.target
+        assert text == ("" if target is None else "{:,.0f} to {:,.0f}".format(*target.output_tok_s_interval))
 
 
 def test_calibration_before_and_after(finished: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,10 +11,12 @@ from dashboard_scenes import RUN, STATES, measured_machine, put
 from streamlit.testing.v1 import AppTest
 
 import dashboard
+from dashboard.readers.plan_inputs import PlanInputs
 from hwprobe.files import encode_json
 from hwprobe.profile import save_profile
 from tuner.evidence.chain import sealed, start_of
 from tuner.evidence.live_state import read_live
+from tuner.evidence.load_history import LoadSample, append_sample
 from tuner.evidence.trial_lines import read_trials
 
 ENTRY = Path(dashboard.__file__).parent / "streamlit_app.py"
@@ -131,7 +134,7 @@ def test_plan_inputs_change_the_answer(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_limits_and_a_link_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = open_page("plan", tmp_path, monkeypatch, hw="h200x8", clients="256", slo="tpot:mean<1ms", osl="500")
-    assert "The target is missed: tpot:mean<1ms missed" in said(app)
+    assert "Target unreachable: tpot:mean<1ms missed" in said(app)
     assert app.code[-1].value.startswith("sgtune plan --hardware h200x8")
     assert "--osl 500 --concurrency 256 --slo 'tpot:mean<1ms'" in app.code[-1].value
 
@@ -148,17 +151,57 @@ def test_what_if_moves_the_figures_and_warns(tmp_path: Path, monkeypatch: pytest
     assert "cannot hold one request" in said(app)
 
 
-def test_two_trials_are_compared_and_the_link_says_which(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trials_are_compared_two_or_more(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(finished, tmp_path, "finished")
-    first = open_page("trials", tmp_path, monkeypatch)
-    options = first.selectbox(key="a").options
-    app = open_page("trials", tmp_path, monkeypatch, run=RUN, a=options[1], b=options[2])
-    assert (app.selectbox(key="a").value, app.selectbox(key="b").value) == (options[1], options[2])
-    assert [each.value.columns[1] for each in app.dataframe if "flag" in each.value.columns] == [
-        "A: trial " + options[1].split(":")[0]
-    ]
+    app = open_page("trials", tmp_path, monkeypatch, run=RUN)
+    chooser = app.multiselect(key="compared")
+    assert len(chooser.value) == 2, "the best and the baseline"
+    chooser.set_value(chooser.options[:3]).run()
+    assert not app.exception
+    flags = next(each.value for each in app.dataframe if "flag" in each.value.columns)
+    assert list(flags.columns) == ["flag", *(f"trial {option.split(':')[0]}" for option in chooser.options[:3])]
+    chooser.set_value([]).run()
+    assert not app.exception
+
+
+def test_a_plan_is_downloaded_whole_and_says_what_tokens_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = open_page("plan", tmp_path, monkeypatch, hw="h200x8", clients="64", slo="ttft:mean<9s", price="2.5")
+    assert [each.label for each in app.get("download_button")] == ["Download this plan (JSON)"]
+    assert float(tile(app, "Per million output")) > 0.0
+    ttft = next(each for each in app.metric if each.label == "TTFT mean, ms")
+    assert "limit 9,000" in str(ttft.delta)
+    assert "--cost-per-gpu-hour 2.5" in app.code[-1].value
+    asked = PlanInputs(hardware="h200x8", sglang_version="0.5.23", isl=1000, osl=1000, concurrency=64)
+    assert json.loads(asked.document())["answer"]["nodes"] == 1
+
+
+def test_where_memory_is_the_answer_its_chart_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = open_page("plan", tmp_path, monkeypatch, hw="h100x8", clients="64")
+    assert "do not fit" in said(app)
+    assert any("the layout that lacks least" in str(each.value) for each in app.markdown)
+    nearest = PlanInputs(hardware="h100x8", sglang_version="0.5.23", isl=1000, osl=1000, concurrency=64).nearest()
+    assert nearest is not None
+    assert nearest.ledger.weights_gib > 0.8 * nearest.ledger.card_gib
+
+
+def test_a_queue_without_end_is_said_and_has_no_ttft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = open_page("plan", tmp_path, monkeypatch, hw="h200x8", ask="requests/s", rate="60")
+    assert "the queue grows without end" in said(app)
+    assert tile(app, "TTFT mean, ms") == "grows"
+
+
+def test_live_shows_the_servers_load_over_time(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = put(finished, tmp_path, "finished")
+    assert "the simulated engine starts none" in _captions(open_page("live", tmp_path, monkeypatch))
+    folder = run / "trials" / str(read_trials(run / "trials.jsonl")[-1].number)
+    folder.mkdir(parents=True, exist_ok=True)
+    for second in range(3):
+        append_sample(folder, LoadSample(at_s=second, clients=8, running=8.0, queued=0.0, kv_share=0.2))
+    assert "the simulated engine starts none" not in _captions(open_page("live", tmp_path, monkeypatch))
+
+
+def _captions(app: AppTest) -> str:
+    return "\n".join(str(each.value) for each in app.caption)
 
 
 def test_hardware_names_the_slow_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,7 +148,9 @@ def plan_inputs_change_the_answer_and_the_link_keeps_them(visit: Visit) -> None:
     context = visit.context()
     page = visit.open(context)
     expect(page.locator("h3").first).to_have_text(
-        re.compile(r"1,024 clients fit on one node at [\d.]+ tok/s each; KV headroom [\d,]+ GiB\.")
+        re.compile(
+            r"1,024 clients fit on one node at [\d.]+ tok/s each \([\d.]+ with the wait\); KV headroom [\d,]+ GiB\."
+        )
     )
     clients = page.get_by_label("Clients", exact=True)
     clients.fill("64")

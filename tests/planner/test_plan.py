@@ -76,7 +76,7 @@ def test_eight_h100_do_not_fit_and_two_nodes_do() -> None:
     assert 1.0 < plan.shortage_gib < 30.0
     assert plan.nodes == 2
     assert plan.node_answer is not None
-    assert plan.node_answer.startswith("2 nodes hold it")
+    assert plan.node_answer.startswith("It fits on 2 nodes")
     assert asked("2xh100x8", concurrency=64).fits
 
 

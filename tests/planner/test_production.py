@@ -98,6 +98,37 @@ def test_a_script_does_not_start_on_weights_that_are_not_complete(
     assert ("b.safetensors" in ran.stderr) is not starts
 
 
+@pytest.mark.parametrize(("shards", "starts"), [(["a", "b"], True), (["a"], False)])
+@pytest.mark.parametrize("target", [Target.COMPOSE, Target.K8S, Target.SYSTEMD])
+def test_units_and_manifests_look_at_the_weights_before_they_start(
+    tmp_path: Path, target: Target, shards: list[str], starts: bool
+) -> None:
+    weights = tmp_path / "DeepSeek-R1"
+    weights.mkdir()
+    index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
+    (weights / "model.safetensors.index.json").write_text(json.dumps(index))
+    for shard in shards:
+        (weights / f"{shard}.safetensors").write_text("weights")
+    text = made(target, tmp_path, Parameters(model_path=str(weights))).read_text()
+    ran = subprocess.run(_before_start(target, text), capture_output=True, text=True, check=False)
+    assert (ran.returncode == 0) is starts, ran.stderr
+    assert ("b.safetensors is missing or empty" in ran.stderr) is not starts
+    assert "not complete" not in made(target, tmp_path, Parameters()).read_text(), "a download is not there yet"
+
+
+def _before_start(target: Target, text: str) -> list[str]:
+    """Return the command that the platform runs before the server, or around it."""
+    if target is Target.SYSTEMD:
+        line = re.search(r"^ExecStartPre=(.*)$", text, re.MULTILINE)
+        assert line
+        return shlex.split(line[1].replace("$$", "$"))
+    documents = [document for document in yaml.safe_load_all(text) if document]
+    if target is Target.COMPOSE:
+        return [word.replace("$$", "$") for word in documents[0]["services"]["sglang"]["entrypoint"]] + ["true"]
+    (check,) = documents[0]["spec"]["template"]["spec"]["initContainers"]
+    return [word.replace("$$", "$") for word in check["command"]]
+
+
 def test_a_unit_runs_as_the_user_asked_for_and_its_start_ends_with_the_server(tmp_path: Path) -> None:
     text = made(Target.SYSTEMD, tmp_path, Parameters(production=replace(KEYED, api_key_file=None))).read_text()
     assert {"User=sglang", "EnvironmentFile=-/etc/sglang/sglang.env"} <= set(text.splitlines())

@@ -158,6 +158,6 @@ def test_the_command_says_what_it_kept(sgtune: Sgtune, run: Path) -> None:
     ran = sgtune("runs", "repair", "run", "--runs", str(run.parent))
     assert ran.code == 0, ran.err
     assert "kept 6 records" in ran.out
-    assert "left out: 1 line(s) that are no records any more" in ran.out
+    assert "left out: 1 line(s) that are not records any more" in ran.out
     assert sgtune("runs", "repair", "run", "--runs", str(run.parent)).out.startswith("the evidence of 'run' is sound")
     assert sgtune("runs", "repair", "none", "--runs", str(run.parent)).code == 2

@@ -180,7 +180,7 @@ def test_default_names_do_not_collide(sgtune: Sgtune, tmp_path: Path) -> None:
         (("--resume", "--run", "nothing"), "no run"),
         (("--world", "/nonexistent.toml"), "cannot read world"),
         (("--runs", "/proc/runs"), "cannot write"),
-        (("--hardware", "h100x8"), "2 nodes hold it"),
+        (("--hardware", "h100x8"), "It fits on 2 nodes"),
     ],
 )
 def test_bad_input_writes_nothing(sgtune: Sgtune, tmp_path: Path, more: tuple[str, ...], complaint: str) -> None:

@@ -23,7 +23,9 @@ from models.layout import table_of
 from models.serving.estimate import Context
 from models.workload import Workload
 from planner.launch import launch_spec
+from tuner.bench.server_side import Address, read_load
 from tuner.engines.runners import Runner
+from tuner.evidence.load_history import LoadSample, append_sample
 from tuner.seam import Death, FailureKind, LaunchFailed, LaunchOrder, Measurement, ServerInfo
 from tuner.server.ask import NO_ANSWER, HttpRequest, ask, without_secret_fields
 from tuner.server.figures import BootFigures, boot_figures
@@ -35,6 +37,8 @@ from tuner.server.readiness import PHASES, ExpectedStart, Phase, Ready, Smoke, d
 HOST = "127.0.0.1"
 PORT_TRIES = 3
 GPU_CHECK_S = 5.0
+# How often a server that is measured is asked for its load, for those who watch.
+LOAD_NOTED_S = 2.0
 ABORT_S = 5.0
 DRAIN_S = 20.0
 
@@ -203,7 +207,7 @@ class LiveServer:
         """
         at = f"at concurrency {workload.concurrency}: "
         try:
-            return self.engine.measure(self.url, workload, _Watch(self.process, self.engine.gate).check)
+            return self.engine.measure(self.url, workload, _Watch(self, workload.concurrency).check)
         except LaunchFailed as failure:
             raise LaunchFailed(failure.kind, at + failure.evidence, self._lived_s()) from failure
         except MEASURING_ERRORS as error:
@@ -238,14 +242,27 @@ def abort_all(port: int) -> None:
 
 
 class _Watch:
-    """Asked often, looks at the process every time and at the GPUs every few seconds."""
+    """Asked often, looks at the process every time, and at the GPUs and the server's load every few seconds."""
 
-    def __init__(self, process: ServerProcess, gate: Gate) -> None:
-        self._process, self._gate, self._looked = process, gate, time.monotonic()
+    def __init__(self, server: LiveServer, clients: int) -> None:
+        self._server, self._clients = server, clients
+        self._looked = self._noted = time.monotonic()
 
     def check(self) -> None:
-        if not self._process.alive:
-            raise died(self._process)
-        if time.monotonic() - self._looked > GPU_CHECK_S:
-            self._looked = time.monotonic()
-            self._gate.check_gpus()
+        process, now = self._server.process, time.monotonic()
+        if not process.alive:
+            raise died(process)
+        if now - self._looked > GPU_CHECK_S:
+            self._looked = now
+            self._server.engine.gate.check_gpus()
+        if now - self._noted > LOAD_NOTED_S:
+            self._noted = now
+            self._note_load()
+
+    def _note_load(self) -> None:
+        load = read_load(Address(host=HOST, port=self._server.port, secure=False))
+        sample = LoadSample(
+            at_s=time.time(), clients=self._clients, running=load.running, queued=load.waiting,
+            kv_share=load.token_usage,
+        )  # fmt: skip
+        append_sample(self._server.process.log.parent, sample)

@@ -92,7 +92,7 @@ def write_head(file: Path, head: Head) -> None:
 def whole_lines(file: Path) -> Iterator[bytes]:
     """Yield the complete lines of a file, without newlines; an incomplete last line is left out. Raises OSError."""
     if not file.is_file():
-        raise OSError(errno.EINVAL, "it is no regular file", str(file))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(file))
     with file.open("rb") as stream:
         for line in stream:
             if line.endswith(b"\n"):

@@ -6,6 +6,7 @@ run without it, or with half of it, is only harder to watch.
 
 from __future__ import annotations
 
+import shlex
 import socket
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,6 +21,8 @@ from tuner.seam import Measurement
 LIVE_FILE = "live.json"
 # A process is the one that wrote the file if it was born within this many seconds of the time in the file.
 BIRTH_TOLERANCE_S = 2.0
+# What says where a run is; the first two have a value.
+PLACES = ("--runs", "--run", "--resume")
 
 
 class RunState(StrEnum):
@@ -52,6 +55,7 @@ class LiveState:
 
     `trial` is the oldest launch in flight, `beside` are the others. `pid`, `born_s` and `host` name the process;
     `ceiling_tok_s` is what the plan predicts of its best configuration; `budget_s` is None without a budget.
+    `command` is what was typed, for a shell, without secrets.
     """
 
     state: RunState
@@ -68,6 +72,7 @@ class LiveState:
     trial: LiveTrial | None = None
     beside: tuple[LiveTrial, ...] = ()
     message: str = ""
+    command: str = ""
 
     @property
     def running(self) -> bool:
@@ -80,6 +85,18 @@ class LiveState:
             return abs(psutil.Process(self.pid).create_time() - self.born_s) < BIRTH_TOLERANCE_S
         except psutil.NoSuchProcess:
             return False
+
+
+def resumed(command: str, run: Path) -> str:
+    """Return the command of a tune as typed so that it continues `run`: with --run, --runs and --resume."""
+    words = shlex.split(command)
+    end = words.index("--") if "--" in words else len(words)
+    own, skip = [], False
+    for word in words[:end]:
+        if not skip and word.partition("=")[0] not in PLACES:
+            own.append(word)
+        skip = not skip and word in PLACES[:2]
+    return shlex.join([*own, "--runs", str(run.parent), "--run", run.name, "--resume", *words[end:]])
 
 
 def read_live(run: Path) -> LiveState | None:

@@ -101,7 +101,7 @@ class _Lines:
         if spare:
             outcome.left_out.append(f"{spare} line(s) that repeat a trial or were changed")
         if self._unreadable:
-            outcome.left_out.append(f"{self._unreadable} line(s) that are no records any more")
+            outcome.left_out.append(f"{self._unreadable} line(s) that are not records any more")
         return outcome
 
     def _order(self) -> list[int]:

@@ -149,7 +149,7 @@ def readable(record: TrialRecord) -> tuple[TrialRecord, bytes]:
         plain = replace(
             record, outcome=TrialOutcome.FAILED, points=(), predicted={}, objective=0.0, value=None, decided_at=None,
             constraints=dict.fromkeys(record.constraints, 0.0), misses=(), boot_s=0.0, spent_s=0.0,
-            reason=f"its figures are no numbers: {plain_problem(str(error))}",
+            reason=f"its figures are not numbers: {plain_problem(str(error))}",
         )  # fmt: skip
         return plain, msgspec.json.encode(plain)
     return record, body

@@ -141,5 +141,5 @@ def mountable(path: str, *, granted: bool) -> str | None:
     if len(folder.parts) < 3 or str(folder).startswith(tuple(f"{name}/" for name in SYSTEM)):
         raise InputError(f"--model-path is '{path}'; a container is shown no system folder: name the model's own")
     if not (folder / "config.json").is_file():
-        raise InputError(f"--model-path is '{path}', which holds no config.json: it is no model's folder")
+        raise InputError(f"--model-path is '{path}', which holds no config.json: it is not a model's folder")
     return str(folder)

@@ -113,7 +113,7 @@ class Compared:
     def why(self) -> str:
         """Say why the point does not agree; empty where it does."""
         if self.measured.verdict is not Verdict.OK:
-            return f"the measurement cannot be used ({self.measured.verdict}): {self.measured.why}"
+            return f"unreliable ({self.measured.verdict}): {self.measured.why}"
         return "" if self._near else f"{self.change:+.1%} is outside the interval"
 
     def document(self) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def read_claim(path: Path, target: Target = Target.BASH) -> Claim:
     """
     file = path / target.file_name if path.is_dir() else path
     if path.is_dir() and not (path / BUNDLE_FILE).exists():
-        raise InputError(f"'{path}' is no bundle: it has no {BUNDLE_FILE}; make one with sgtune export --bundle")
+        raise InputError(f"'{path}' is not a bundle: it has no {BUNDLE_FILE}; make one with sgtune export --bundle")
     text = read_bytes(file, "launch file", most_bytes=LAUNCH_FILE_BYTES).decode("utf-8", errors="replace")
     record = record_of(text, str(file))
     beside = path / "hardware.json" if path.is_dir() else file.parent / "hardware.json"

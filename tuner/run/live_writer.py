@@ -30,7 +30,7 @@ CHOOSING = "choosing the next configuration"
 class LiveWriter:
     """Stands between a loop and its reporter and engine while it is entered, and keeps live.json."""
 
-    def __init__(self, loop: Loop, ceiling_tok_s: float) -> None:
+    def __init__(self, loop: Loop, ceiling_tok_s: float, command: str = "") -> None:
         self._loop, self._reporter, self._engine = loop, loop.reporter, loop.engine
         self._flying: dict[int, LiveTrial] = {}  # by number, in order of launch
         self._lock = threading.RLock()  # launches side by side report from their own threads
@@ -49,6 +49,7 @@ class LiveWriter:
             confirm=loop.task.confirm,
             ceiling_tok_s=ceiling_tok_s,
             budget_s=None if budget_s == float("inf") else budget_s,
+            command=command,
         )
 
     def __enter__(self) -> Self:

@@ -29,7 +29,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         with os.fdopen(handle, "rb") as stream:
             about = os.fstat(handle)
             if own is None and not stat.S_ISREG(about.st_mode):
-                raise InputError(f"traffic '{path}' is no file; name a file of requests")
+                raise InputError(f"traffic '{path}' is not a file; name a file of requests")
             if about.st_size > MOST_TRACE_BYTES:
                 raise InputError(
                     f"traffic '{path}' holds {about.st_size / (1 << 30):.1f} GiB, the most that is read is 1 GiB: cut "

@@ -176,4 +176,4 @@ def _show(calibration: Calibration, *, simulated: bool) -> None:
         )
     typer.echo(f"residual of decode times and rates: {100 * calibration.rms_decode:.1f} % rms")
     if calibration.outliers:
-        typer.echo(f"discounted as far off: {', '.join(calibration.outliers)}")
+        typer.echo(f"down-weighted as outliers: {', '.join(calibration.outliers)}")

@@ -16,6 +16,8 @@ from tuner.cli.common import options
 
 EXAMPLE = "Example: sgtune dashboard --runs runs"
 HOST = "127.0.0.1"
+# What is chosen is blue: red is for errors.
+PRIMARY = "#0072B2"
 FIRST_PORT, PORTS_TRIED = 8501, 50
 NEEDED = ("streamlit", "plotly", "pandas")
 
@@ -47,6 +49,7 @@ def command(port: int, *, browser: bool) -> list[str]:
         "server.port": port,
         "server.headless": str(not browser).lower(),
         "server.showEmailPrompt": "false",
+        "theme.primaryColor": PRIMARY,
         "server.fileWatcherType": "none",
         "server.runOnSave": "false",
         "browser.gatherUsageStats": "false",

@@ -124,7 +124,7 @@ def _tune(question: TuneQuestion, *, model_path: str, dry_run: bool, json: bool)
         if question.cluster is not None and question.engine not in SIMULATED_ENGINES:
             for note in first_look(question.cluster, loop.folder.path):
                 screen.print(f"note: {note}", markup=False)
-        with reporter, LiveWriter(loop, ceiling_tok_s):
+        with reporter, LiveWriter(loop, ceiling_tok_s, command_line()):
             reporter.begin(loop, prepared)
             _run(loop)
         _finish(loop, prepared, model_path=model_path, json=json)
@@ -134,14 +134,14 @@ def _tune(question: TuneQuestion, *, model_path: str, dry_run: bool, json: bool)
 
 def _run(loop: Loop) -> None:
     """Run the loop; an interrupt (Ctrl-C, or SIGTERM of a batch system) leaves a run that --resume continues."""
+    from tuner.evidence.live_state import resumed
+
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         loop.run()
     except KeyboardInterrupt:
-        typer.echo(
-            f"interrupted after {len(loop.records)} trials; continue with --resume --run {loop.folder.path.name}",
-            err=True,
-        )
+        again = resumed(command_line(), loop.folder.path)
+        typer.echo(f"interrupted after {len(loop.records)} trials; continue with --resume:\n{again}", err=True)
         raise typer.Exit(130) from None
 
 

@@ -241,7 +241,16 @@ def _show(verified: Verified) -> None:
     basis = f"{seen} on {record.engine}" if record.basis == "measured" else "predicted"
     stamp = f"{SIMULATED} " if verified.simulated else ""
     table = Table(title=f"{stamp}{verified.claim.file}: {record.isl} in / {record.osl} out", title_justify="left")
-    for name in ("load", f"recorded tok/s ({basis})", "interval", "now", "interval now", "change", "resolves", ""):
+    for name in (
+        "load",
+        f"recorded tok/s ({basis})",
+        "interval",
+        "now",
+        "interval now",
+        "change",
+        "smallest detectable change",
+        "",
+    ):
         table.add_column(name, justify="left" if name == "" else "right")
     for point in verified.points:
         low, high = point.recorded.interval
@@ -258,6 +267,4 @@ def _show(verified: Verified) -> None:
         )
     screen = console()
     screen.print(table)
-    screen.print(
-        "PASS: matches the recorded performance" if verified.agrees else "FAIL: differs from the recorded performance"
-    )
+    screen.print("PASS: matches recorded performance" if verified.agrees else "FAIL: differs from recorded performance")

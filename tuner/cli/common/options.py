@@ -134,7 +134,7 @@ Engine = Annotated[
         show_default=False,
     ),
 ]
-PointTime = Annotated[str, typer.Option("--point-time", help="Measure each point at least so long: 10s, 1m.")]
+PointTime = Annotated[str, typer.Option("--point-time", help="Minimum time per point: 10s, 1m.")]
 SmokeText = Annotated[
     str | None,
     typer.Option("--smoke", help="PROMPT=EXPECTED: a server whose answer lacks EXPECTED counts as broken."),

@@ -30,6 +30,8 @@ class Column:
     in_narrow: bool = False
 
 
+# Why layouts were skipped, in words; a rule that has none is named.
+SKIPPED = {"pp-with-mtp": "PP and MTP are incompatible", "does not fit": "they do not fit"}
 # A terminal narrower than this gets the columns that decide.
 WIDE = 134
 COLUMNS = (
@@ -108,8 +110,8 @@ def _show_answer(plan: Plan, best: Candidate, screen: Console) -> None:
     prediction, ledger = best.prediction, best.ledger
     weights = sum(gib for owner, gib in ledger.per_gpu_gib.items() if owner.startswith("weights"))
     screen.print(
-        f"[bold green]It fits[/]: weights {weights:.1f} of {ledger.card_gib:.1f} GiB per GPU. KV headroom "
-        f"[bold]{ledger.headroom_gib:.0f} GiB[/] on the machine = [bold]{ledger.kv_tokens:,} tokens[/]; "
+        f"[bold green]It fits[/]: weights {weights:.1f} of {ledger.card_gib:.1f} GiB per GPU. KV cache: "
+        f"[bold]{ledger.headroom_gib:.0f} GiB total[/] = [bold]{ledger.kv_tokens:,} tokens[/]; "
         f"{_concurrent(plan, prediction)}."
     )
     low, high = prediction.band["output_tok_s"]
@@ -124,7 +126,7 @@ def _show_answer(plan: Plan, best: Candidate, screen: Console) -> None:
         screen.print(sentence)
     if not plan.meets_target:
         reason = "; ".join(best.misses) or "the rate or speed asked is out of reach"
-        screen.print(f"[bold red]The target is missed[/]: {escape(reason)}. This is the nearest answer.")
+        screen.print(f"[bold red]Target unreachable[/]: {escape(reason)}. This is the nearest answer.")
 
 
 def _wait(prediction: Prediction) -> str:
@@ -237,8 +239,8 @@ def breakdown_table(candidates: Iterable[Candidate]) -> Table:
 def _show_rejected(plan: Plan, screen: Console, explain: bool) -> None:
     counts = plan.found.rejected_by_reason()
     if counts:
-        words = ", ".join(f"{count} ({kind})" for kind, count in counts.items())
-        screen.print(f"{plan.found.evaluated:,} configurations evaluated; layouts skipped: {words}")
+        words = "; ".join(f"{count} layouts skipped: {SKIPPED.get(kind, kind)}" for kind, count in counts.items())
+        screen.print(f"{plan.found.evaluated:,} configurations evaluated; {words}", soft_wrap=True)
     else:
         screen.print(f"{plan.found.evaluated:,} configurations evaluated; no layout skipped")
     if explain:

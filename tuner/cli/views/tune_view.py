@@ -72,7 +72,7 @@ class LiveReporter(ProgressScreen):
             return
         self._spent_s.append(record.spent_s)
         if record.repeats is not None:
-            self._screen.print(f"[again] {_trial_line(record)}", markup=False)
+            self._screen.print(f"[confirm: trial {record.repeats}, 2nd launch] {_trial_line(record)}", markup=False)
             return
         self._done += 1
         self._progress.update(self._bar, completed=self._done)
