@@ -49,7 +49,8 @@ def main(arguments: list[str]) -> int:
         script = ROOT / "oracle" / ("run.py" if command == "oracle" else "flags.py")
         if "--radix" in rest:
             script, rest = ROOT / "oracle" / "radix.py", [word for word in rest if word != "--radix"]
-        return install("dev") or subprocess.run([str(PYTHON), str(script), *rest], check=False).returncode
+        extras = "" if command == "flags" else "dev"  # a release's flags are read from its wheel alone
+        return install(extras) or subprocess.run([str(PYTHON), str(script), *rest], check=False).returncode
     if command == "sglang-cpu":
         return subprocess.run([sys.executable, str(ROOT / "sglang_cpu" / "run.py"), *rest], check=False).returncode
     if command == "install":
