@@ -2,11 +2,13 @@
 """Whether who runs a printed plan sees its figures: plans drawn at random, run on the emulated server.
 
     python benchmarks/plans_as_run.py --plans 20 --seed 1
+    python benchmarks/plans_as_run.py --plans 20 --seed 1 --chance     # starts no server
 
 Each draws a machine, lengths, a load (clients, or requests per second) and limits. The plan's own argv starts an
 emulated server whose world is the planner's belief, without noise; `sgtune bench`'s load generator measures it in real
 time. Compared are output tokens per second, mean TPOT, TTFT mean and p99: measured over predicted, within 5, 5, 10 and
-20 %. Loads are small enough for two cores to stream. Exit code 1 when a figure is off by more.
+20 %. `--chance` replays what windows of so many requests show of an open loop: their own standard deviation, which no
+prediction can beat. Loads are small enough for two cores to stream. Exit code 1 when a figure is off by more.
 """
 
 from __future__ import annotations
@@ -23,10 +25,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
+
 from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.files import encode_json, write_atomic
 from models.architecture import deepseek_r1
+from models.layout import table_of
 from models.serving.estimate import Prediction
+from models.serving.open_loop import Draw, replay_open_loop
 from models.version import NEWEST, parse_version
 from models.workload import Slo
 from planner.plans.make import Plan, PlanQuestion, make_plan
@@ -45,6 +51,8 @@ MOST_TOK_S = 1000.0
 COUNTED, COUNTED_OPEN = 200, 400
 LEAST_S = 15.0
 LONGEST_S = 90.0
+# Windows replayed for their scatter.
+WINDOWS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +172,34 @@ def described(row: Row) -> list[str]:
     ]  # fmt: skip
 
 
+def chance(plan: Plan) -> dict[str, float]:
+    """Return one relative standard deviation of what windows of an open loop show: same server, other arrivals."""
+    assert plan.best is not None
+    filled = plan.context.memory(table_of([plan.best.config]))
+    windows = [
+        replay_open_loop(plan.context, plan.best.config, plan.load, filled, Draw(seed=seed, least=COUNTED_OPEN))
+        for seed in range(100, 100 + WINDOWS)
+    ]
+    figures = {
+        "TPOT": [float(window.tpot_s.mean()) for window in windows],
+        "TTFT": [float(window.ttft_s.mean()) for window in windows],
+        "TTFT p99": [float(np.percentile(window.ttft_s, 99)) for window in windows],
+    }
+    return {name: float(np.std(values) / np.mean(values)) for name, values in figures.items()}
+
+
+def show_chance(plans: Iterator[Plan], count: int) -> None:
+    """Print the scatter of every open loop among the plans."""
+    print("| machine | in / out | load | plan | TPOT | TTFT | TTFT p99 |\n|---|---|---|---|---|---|---|", flush=True)
+    for _ in range(count):
+        plan = next(plans)
+        asked = plan.question
+        if asked.request_rate is None or plan.best is None:
+            continue
+        cells = [asked.hardware.name, f"{asked.isl} / {asked.osl}", f"{asked.request_rate:g}/s", plan.best.name]
+        print("| " + " | ".join([*cells, *(f"{share:.1%}" for share in chance(plan).values())]) + " |", flush=True)
+
+
 HEADINGS = (
     "machine", "in / out", "load", "limits", "plan", "output tok/s", "TPOT ms", "TTFT ms", "TTFT p99 ms", "holds",
     "verdict of the load generator", "attempts",
@@ -177,10 +213,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--attempts", type=int, default=3, help="runs of a plan that is off, at most")
     parser.add_argument("--only", type=int, help="run only this one of them, from 1")
+    parser.add_argument("--chance", action="store_true", help="replay the scatter of open loops instead")
     asked = parser.parse_args()
+    plans = draw(random.Random(asked.seed))
+    if asked.chance:
+        show_chance(plans, asked.plans)
+        return 0
     print("| " + " | ".join(HEADINGS) + " |\n|" + "---|" * len(HEADINGS), flush=True)
     held, ran = 0, 0
-    plans = draw(random.Random(asked.seed))
     for number in range(1, asked.plans + 1):
         plan = next(plans)
         if asked.only not in (None, number):

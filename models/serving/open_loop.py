@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -67,15 +69,20 @@ def replay_open_loop(context: Context, config: ServerConfig, workload: Workload,
     return replay(times, limits_of(config, table, kv_tokens), load, measure_from=before)
 
 
-def predict_open_loop(context: Context, config: ServerConfig, workload: Workload, seed: int = 0) -> Prediction:
+def predict_open_loop(context: Context, config: ServerConfig, workload: Workload, draws: int = 1) -> Prediction:
     """Predict one resolved configuration under Poisson arrivals at `workload.request_rate` (requests per second).
 
     `workload.concurrency` is what caps and breakdown are made for: the requests expected in flight. Beyond what the
     server can answer there is no steady state: the prediction is then that of the server at its limit, and says so.
+    `draws` streams of arrivals are replayed and taken together: near the limit a p99 of one of them is chance.
     """
     filled = context.memory(table_of([config]))
-    played = replay_open_loop(context, config, workload, filled, Draw(seed=seed, least=LEAST_PREDICTED))
-    flight, rate = in_flight(played), float(workload.request_rate or 1.0)
+    streams = [
+        replay_open_loop(context, config, workload, filled, Draw(seed=seed, least=LEAST_PREDICTED))
+        for seed in range(draws)
+    ]
+    played, flight = _together(streams), _flight_of(streams)
+    rate = float(workload.request_rate or 1.0)
     if flight.grows or too_short(played, rate):
         at_limit = _at_limit(context, config, workload, filled)
         if flight.grows or at_limit.request_rate < LEAST_SERVED * rate:
@@ -84,6 +91,33 @@ def predict_open_loop(context: Context, config: ServerConfig, workload: Workload
     steady = replace(played, output_tok_s=rate * workload.osl.mean)
     found = prediction_of(context, config, workload, filled=filled, played=steady)
     return replace(found, running_requests=played.mean_running, request_rate=rate, in_flight=flight)
+
+
+def _together(streams: Sequence[Replay]) -> Replay:
+    """Return what all replayed requests saw; the server's totals are means."""
+    if len(streams) == 1:
+        return streams[0]
+    per_request: dict[str, Any] = {
+        name: np.concatenate([getattr(each, name) for each in streams])
+        for name in ("ttft_s", "tpot_s", "e2e_s", "finish_s", "osl")
+    }
+    return replace(
+        streams[0],
+        **per_request,
+        duration_s=float(np.mean([each.duration_s for each in streams])),
+        mean_running=float(np.mean([each.mean_running for each in streams])),
+        peak_kv_tokens=max(each.peak_kv_tokens for each in streams),
+        retractions=sum(each.retractions for each in streams),
+    )
+
+
+def _flight_of(streams: Sequence[Replay]) -> InFlight:
+    flights = [in_flight(each) for each in streams]
+    return InFlight(
+        mean=float(np.mean([each.mean for each in flights])),
+        p99=float(np.mean([each.p99 for each in flights])),
+        served_share=float(np.mean([each.served_share for each in flights])),
+    )
 
 
 def too_short(played: Replay, rate: float) -> bool:

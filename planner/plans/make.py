@@ -20,7 +20,7 @@ from models.workload import Metric, Slo, Statistic, Workload
 from planner.plans.capacity import MOST_CLIENTS, concurrency_for_rate, users_per_server
 from planner.plans.frontier import pareto_front
 from planner.plans.published import Comparison, compare_with_published
-from planner.plans.search import REPLAYED, Candidate, Found, search
+from planner.plans.search import REPLAYED, Candidate, Found, redrawn, search, with_reasons
 from planner.plans.space import Space, as_launched, default_space
 from planner.sglang.dialects import to_argv
 
@@ -216,7 +216,7 @@ def _solve_rate(
     rate = float(question.request_rate or 0.0)
     mean, met = concurrency_for_rate(glance, rate)
     in_flight = math.ceil(mean + P99_SIGMAS * math.sqrt(mean))
-    found = Found(candidates=(), rejected=(), evaluated=0)
+    found, workload = Found(candidates=(), rejected=(), evaluated=0), question.workload(1)
     for _ in range(SIZINGS):
         workload = replace(question.workload(min(in_flight, MOST_CLIENTS)), request_rate=rate)
         found = search(context, space, workload, question.all_slos, replayed=OPEN_LOOP_FAMILIES)
@@ -224,6 +224,9 @@ def _solve_rate(
         if seen is None or seen.p99 <= in_flight or in_flight >= MOST_CLIENTS or not met:
             break
         in_flight = 2 * in_flight if seen.grows else math.ceil(RESIZED * seen.p99)
+    if found.candidates:
+        best = redrawn(context, found.candidates[0], workload, question.all_slos)
+        found = replace(found, candidates=tuple(with_reasons([best, *found.candidates[1:]])))
     return found, min(in_flight, MOST_CLIENTS), 1, met
 
 

@@ -140,8 +140,8 @@ def test_users_at_a_speed_get_a_number_of_servers() -> None:
 @pytest.mark.parametrize(
     ("question", "complaint"),
     [
-        ({}, "exactly one"),
-        ({"concurrency": 1, "request_rate": 1.0}, "exactly one"),
+        ({}, "specify the load with one of"),
+        ({"concurrency": 1, "request_rate": 1.0}, "specify the load with one of"),
         ({"users": 5}, "go together"),
         ({"concurrency": 1, "min_user_tok_s": 5.0}, "go together"),
         ({"request_rate": 0.0}, "--request-rate"),
