@@ -15,7 +15,7 @@ from planner.inputs import read_question
 from tests.typical import filled
 from tuner.emulator.driver import Driver, Habits
 from tuner.emulator.metrics import Exposition, metrics_of
-from tuner.emulator.recorder import CountedTimes, Observed, Recorder
+from tuner.emulator.recorder import CountedTimes, Exposed, Recorder
 
 REAL = Path(__file__).parents[1] / "data" / "logs" / "cpu_0.5.23_metrics.txt"
 OSL, CLIENTS, ISL = 40, 8, 300
@@ -30,7 +30,7 @@ class Played:
     def __init__(self, release: str, *, ranks: int = 1, recv_interval: int = 1, radix: bool = True) -> None:
         config = filled(attn_dp_size=ranks, max_running_requests=64)
         times = CountedTimes(CONTEXT.system(table_of([config])), acceptance=0.0, largest_batch=64)
-        observed = Observed(
+        observed = Exposed(
             ranks=ranks, attn_tp=8 // ranks, ep_ranks=1, tp=8, graph_max_bs=4, kv_tokens=100_000, context_length=4096,
             page_size=1, mtp_steps=0, radix=True,
         )  # fmt: skip

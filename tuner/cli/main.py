@@ -15,6 +15,7 @@ from hwprobe.errors import SgtuneError
 from hwprobe.plain_text import clean, one_line
 from tuner import __version__
 from tuner.cli.commands import (
+    advise,
     bench,
     calibrate,
     check,
@@ -66,6 +67,7 @@ app.command(name="hardware", epilog=probe.HARDWARE_EXAMPLE)(probe.hardware)
 app.command(
     name="check", epilog=check.EXAMPLE, context_settings={"ignore_unknown_options": True, "allow_extra_args": False}
 )(check.check)
+app.command(name="advise", epilog=advise.EXAMPLE)(advise.advise)
 app.command(name="plan", epilog=plan.EXAMPLE)(plan.plan)
 app.command(name="predict", epilog=predict.EXAMPLE)(predict.predict)
 app.command(name="calibrate", epilog=calibrate.EXAMPLE)(calibrate.calibrate)

@@ -19,7 +19,7 @@ from tuner.emulator import family
 from tuner.emulator.answers import Answers
 from tuner.emulator.driver import Driver, Habits
 from tuner.emulator.log import say
-from tuner.emulator.recorder import CountedTimes, Observed, Recorder
+from tuner.emulator.recorder import CountedTimes, Exposed, Recorder
 from tuner.engines.faults import Fault
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class ApiServer:
 
     times: CountedTimes
     limits: Limits
-    observed: Observed
+    observed: Exposed
     config: ServerConfig
     arguments: dict[str, Any]
     typed: tuple[str, ...]

@@ -17,7 +17,7 @@ from tuner.emulator import family
 from tuner.emulator.api_server import ApiServer, address_of, serve
 from tuner.emulator.log import say, write
 from tuner.emulator.ranks import Ranks, follow
-from tuner.emulator.recorder import CountedTimes, Observed
+from tuner.emulator.recorder import CountedTimes, Exposed
 from tuner.engines.faults import Fault, FaultKind
 from tuner.engines.world import World
 from tuner.engines.world_memory import boot_failure, fails_under_load
@@ -88,38 +88,46 @@ def boot(machine: EmulatedMachine) -> int:
     )
     if ranks is not None and ranks.index > 0:
         return follow(ranks, address_of(machine.checked.arguments.values), children[0])
+    served = api_server(machine, warm_up=lambda: _phase(machine, "warm-up"))
+    leave = ranks.leave if ranks else served.leave
+    return serve(replace(served, started=started, children=tuple(children), leave=leave))
+
+
+def api_server(machine: EmulatedMachine, warm_up: Callable[[], None] = lambda: None) -> ApiServer:
+    """Return what the HTTP side of a started server needs to know, but its children and its time."""
+    config, context = machine.config, machine.truth()
+    table = table_of([config])
+    filled = context.memory(table)
+    per_rank = ledger_of(filled, table, 0).kv_tokens_per_rank
     most = min(int(table.most_running[0]), MOST_RUNNING)
     limits = limits_of(config, table, float(filled.kv_tokens[0]))
-    return serve(
-        ApiServer(
-            times=CountedTimes(context.system(table), acceptance=context.acceptance, largest_batch=most),
-            observed=observed_of(machine, ledger.kv_tokens_per_rank),
-            limits=replace(limits, max_running=most, longest_stride=1.0),
-            config=config,
-            arguments=machine.checked.arguments.values,
-            typed=machine.typed,
-            version=str(context.version),
-            device=context.machine.device,
-            kv_tokens_per_rank=ledger.kv_tokens_per_rank,
-            noise=machine.world.noise,
-            seed=machine.seed,
-            oom_under_load=fails_under_load(machine.world, filled),
-            faults=tuple(fault for fault in machine.faults if fault.phase == "serving"),
-            warm_up=lambda: _phase(machine, "warm-up"),
-            boot_s=machine.boot_s,
-            started=started,
-            children=tuple(children),
-            leave=ranks.leave if ranks else lambda: None,
-        )
+    return ApiServer(
+        times=CountedTimes(context.system(table), acceptance=context.acceptance, largest_batch=most),
+        observed=observed_of(machine, per_rank),
+        limits=replace(limits, max_running=most, longest_stride=1.0),
+        config=config,
+        arguments=machine.checked.arguments.values,
+        typed=machine.typed,
+        version=str(context.version),
+        device=context.machine.device,
+        kv_tokens_per_rank=per_rank,
+        noise=machine.world.noise,
+        seed=machine.seed,
+        oom_under_load=fails_under_load(machine.world, filled),
+        faults=tuple(fault for fault in machine.faults if fault.phase == "serving"),
+        warm_up=warm_up,
+        boot_s=machine.boot_s,
+        started=0.0,
+        children=(),
     )
 
 
-def observed_of(machine: EmulatedMachine, kv_tokens_per_rank: int) -> Observed:
+def observed_of(machine: EmulatedMachine, kv_tokens_per_rank: int) -> Exposed:
     """Return what the server's metrics say of it."""
     config, world = machine.config, machine.world
     reported = machine.checked.arguments.values.get("expert_balancedness_report_mode")
     slow = world.slow_rank
-    return Observed(
+    return Exposed(
         ranks=max(1, config.attn_dp_size),
         attn_tp=config.tp_size // max(1, config.attn_dp_size),
         ep_ranks=config.ep_size,

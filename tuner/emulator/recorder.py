@@ -22,7 +22,7 @@ SYNC_S = 0.0002
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Observed:
+class Exposed:
     """What metrics say of the server beside its requests.
 
     `graph_max_bs` and `kv_tokens` are those of one attention-DP rank, `graph_max_bs` 0 where nothing is captured;
@@ -84,7 +84,7 @@ class _Told:
 class Recorder:
     """Counts what happens. Times are the driver's."""
 
-    def __init__(self, shown: Exposition, observed: Observed, times: CountedTimes) -> None:
+    def __init__(self, shown: Exposition, observed: Exposed, times: CountedTimes) -> None:
         self._shown, self._observed, self._times = shown, observed, times
         self._told: dict[int, _Told] = {}
         self._decodes, self._since_s, self._since_tokens = 0, 0.0, [0.0] * observed.ranks

@@ -36,10 +36,11 @@ class HttpRequest:
     body: Any = None
 
 
-def ask(request: HttpRequest, timeout_s: float) -> tuple[int, bytes]:
+def ask(request: HttpRequest, timeout_s: float, *, most_bytes: int = MOST_ANSWER_BYTES) -> tuple[int, bytes]:
     """Return status and body. Raises one of NO_ANSWER; TimeoutError when not all of it is there in time.
 
-    A socket's own timeout starts anew with every byte, so a clock of ours ends the connection.
+    A socket's own timeout starts anew with every byte, so a clock of ours ends the connection. No redirect is
+    followed: its status is what is returned.
     """
     host, port = request.host, request.port
     if request.secure:
@@ -50,11 +51,11 @@ def ask(request: HttpRequest, timeout_s: float) -> tuple[int, bytes]:
     else:
         connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
     late = threading.Event()
+    held: list[socket.socket] = []  # the connection itself lets go of it once an answer says "Connection: close"
 
     def end() -> None:
         late.set()
-        sock = connection.sock
-        if sock is not None:
+        for sock in (*held, *([connection.sock] if connection.sock is not None else [])):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
@@ -62,15 +63,17 @@ def ask(request: HttpRequest, timeout_s: float) -> tuple[int, bytes]:
     clock.daemon = True
     clock.start()
     try:
+        connection.connect()
+        held.append(connection.sock)
         data = None if request.body is None else json.dumps(request.body)
         headers = {"Content-Type": "application/json", **request.headers}
         connection.request(request.method, request.path, body=data, headers=headers)
         response = connection.getresponse()
-        text = response.read(MOST_ANSWER_BYTES + 1)
+        text = response.read(most_bytes + 1)
         if late.is_set():
             raise TimeoutError(f"no whole answer within {timeout_s:g} s")
-        if len(text) > MOST_ANSWER_BYTES:
-            raise ValueError(f"the answer to {request.path} is larger than {MOST_ANSWER_BYTES >> 20} MiB")
+        if len(text) > most_bytes:
+            raise ValueError(f"the answer to {request.path} is larger than {most_bytes >> 20} MiB")
         return response.status, text
     except (OSError, http.client.HTTPException) as error:
         if late.is_set():
