@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hwprobe.bounds import LONGEST_TOKENS
 from hwprobe.errors import InputError
 from models.config import ServerConfig
 from models.serving.estimate import Context, Prediction, prediction_of, replay_workload
@@ -19,7 +20,7 @@ from planner.sglang.secret_flags import without_secrets
 from tuner.advise.launched import Launched
 from tuner.scrape.observed import Observed, lengths
 
-MOST_IN_FLIGHT = 4096
+LEAST_IN_FLIGHT, MOST_IN_FLIGHT = 0.05, 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +42,11 @@ class Traffic:
 
 def traffic_of(seen: Observed) -> Traffic | None:
     """Return the traffic of a window, None where it does not tell lengths and load."""
-    if not seen.isl or not seen.osl or not seen.in_flight or seen.in_flight < 0.05:
+    if not seen.in_flight or not LEAST_IN_FLIGHT < seen.in_flight < LONGEST_TOKENS:
         return None
-    fresh = max(1.0, seen.isl * (1.0 - (seen.cached_share or 0.0)))
+    if not seen.isl or not seen.osl or not all(1.0 <= length <= LONGEST_TOKENS for length in (seen.isl, seen.osl)):
+        return None
+    fresh = max(1.0, seen.isl * (1.0 - min(1.0, max(0.0, seen.cached_share or 0.0))))
     return Traffic(
         isl=lengths(fresh, seen.isl_spread if not seen.cached_share else None),
         osl=lengths(seen.osl, seen.osl_spread),

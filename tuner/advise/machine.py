@@ -86,8 +86,10 @@ def slower(model: Model, seen: Observed, explained: float) -> Finding | None:
     if not known:
         return None
     base = model.base
-    bands = [base.band["output_tok_s"][0] / base.output_tok_s, base.tpot_ms["mean"] / base.band["tpot_mean_ms"][1]]
-    upper = 1.0 / max(0.05, min(bands))
+    lowest = [base.band["output_tok_s"][0] / base.output_tok_s]
+    if base.tpot_ms["mean"] > 0:  # of answers of one token there is none
+        lowest.append(base.tpot_ms["mean"] / base.band["tpot_mean_ms"][1])
+    upper = 1.0 / max(0.05, min(lowest))
     ratio = min(known)
     left = ratio / (1.0 + explained)
     if left < max(1.0 + LEAST_SLOWNESS, upper):

@@ -18,6 +18,8 @@ from tuner.scrape.observed import Observed
 LEAST_QUEUE, QUEUE_SHARE = 1.0, 0.05
 # Decode passes in CUDA graphs: below this share some batches outgrow them.
 GRAPHED = 0.95
+# Of drafts that are kept as usual the model must be sure: what a verify pass costs is known to a tenth.
+USUAL_ACCEPTANCE, LEAST_AGAINST_USUAL = 0.5, 0.2
 # Chunks a rank is well served with, whatever the machine.
 USUAL_CHUNKS = (2048, 4096, 8192, 16384)
 # What prompts are taken to share where the cache is off and nothing can tell: the gain is said to hang on it.
@@ -112,7 +114,8 @@ def mtp(model: Model, seen: Observed) -> Finding | None:
         plain = without_mtp(model.server.typed)
         changes += [replace(plain, speculative=Speculative.chain(steps)) for steps in range(1, spec.num_steps)]
     tried = best_of(model, changes)
-    if tried is None:
+    kept = (seen.accept_length - 1.0) / max(1, spec.num_steps)
+    if tried is None or (kept >= USUAL_ACCEPTANCE and tried.gain.rate < LEAST_AGAINST_USUAL):
         return None
     most = spec.num_steps + 1
     text = f"a decode step yields {seen.accept_length:.2f} of at most {most} tokens a request"

@@ -119,6 +119,8 @@ class Driver:
         live.done = live.aborted = True
         live.news.set()
         self.live.pop(request.index, None)
+        if self._recorder is not None and not self.live:
+            self._recorder.refresh(server)
 
     def flush(self) -> bool:
         """Forget all prompts, as /flush_cache does; False while requests are running."""

@@ -143,7 +143,7 @@ def _load(window: ScrapeWindow, counted: ScrapeWindow, spreads: dict[str, Bucket
         stays = pace.made / max(1.0, osl_mean - 1.0)
         return _Load(running=running, waiting=waiting, in_flight=stays * e2e.mean / seconds)
     batch = _mean_batch(counted, pace.accepted) if not levels else None
-    if batch is None or e2e is None:
+    if batch is None or e2e is None or e2e.mean <= 0:
         return _Load(running=running, waiting=waiting, in_flight=levels)
     served_s = max(0.1 * e2e.mean, e2e.mean - (pace.queue_s or 0.0))
     in_flight = batch * e2e.mean / served_s

@@ -11,6 +11,7 @@ from itertools import pairwise
 PREFIX = "sglang:"
 # A server of 64 ranks with all its schedulers shown has some 50,000 lines.
 MOST_LINES, LONGEST_LINE = 200_000, 4096
+LARGEST = 1e18  # beyond any figure of a server's life
 # Names by which other engines begin theirs.
 OTHER_ENGINES = {
     "vllm:": "vLLM", "tgi_": "TGI", "trtllm_": "TensorRT-LLM", "nv_trt_llm_": "TensorRT-LLM", "lmdeploy:": "LMDeploy",
@@ -65,7 +66,7 @@ def read_samples(text: str, time_s: float) -> Samples:
     lines = [line for line in text.splitlines()[:MOST_LINES] if len(line) <= LONGEST_LINE]
     series: dict[str, dict[Labels, float]] = {}
     for name, labels, value in _parsed([line for line in lines if line.startswith(PREFIX)]):
-        if math.isfinite(value):
+        if abs(value) < LARGEST:  # NaN is not
             series.setdefault(name.removeprefix(PREFIX), {})[labels] = value
     return Samples(time_s=time_s, series=series, engine=_engine(lines) if not series else "SGLang")
 
@@ -94,7 +95,7 @@ def _parsed(lines: list[str]) -> Iterable[tuple[str, Labels, float]]:
 
 
 # What the parser raises for text that is no exposition.
-UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError)
+UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError)
 
 
 def _engine(lines: list[str]) -> str:
