@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from tuner.emulator.virtual import VirtualServer
 from tuner.engines.world import SlowRank, World
 from tuner.scrape.samples import ScrapeWindow, read_samples
 from tuner.scrape.source import Facts
+from tuner.server.ask import NO_ANSWER, HttpRequest, ask
 from tuner.server.ports import Ports
 
 MODEL = ("--model-path", "deepseek-ai/DeepSeek-R1", "--trust-remote-code", "--enable-metrics")
@@ -156,6 +157,17 @@ def played(
     return look([(facts, ScrapeWindow(after=after, before=before))], AdviseQuestion(slos=slos))
 
 
+def wait_until_ready(port: int) -> None:
+    """Wait for a server to answer /ready. Raises TimeoutError after two minutes."""
+    until = time.monotonic() + 120.0
+    while time.monotonic() < until:
+        with suppress(*NO_ANSWER):
+            if ask(HttpRequest(host="127.0.0.1", port=port, method="GET", path="/ready"), 2.0)[0] == 200:
+                return
+        time.sleep(0.5)
+    raise TimeoutError(f"no server at port {port}")
+
+
 @contextmanager
 def running(case: Case, folder: Path) -> Iterator[str]:
     """Run a case's server as a process of its own; yield its address."""
@@ -168,7 +180,7 @@ def running(case: Case, folder: Path) -> Iterator[str]:
                *case.words, "--port", str(port)]  # fmt: skip
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=HOME)
     try:
-        time.sleep(6.0)
+        wait_until_ready(port)
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
