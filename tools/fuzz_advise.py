@@ -282,8 +282,8 @@ def main(arguments: list[str]) -> int:
     listening.close()
     said = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
     sys.stdout.write(
-        f"{asked.cases} cases: {said}; {broken} broken; longest {longest:.1f} s, {most_cpu:.1f} of CPU; memory grew {grown:.0f} MiB; "
-        f"{DECOY.visits} redirects followed\n"
+        f"{asked.cases} cases: {said}; {broken} broken; longest {longest:.1f} s, {most_cpu:.1f} of CPU; "
+        f"memory grew {grown:.0f} MiB; {DECOY.visits} redirects followed\n"
     )
     return 1 if broken or DECOY.visits else 0
 

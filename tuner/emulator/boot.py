@@ -119,6 +119,7 @@ def api_server(machine: EmulatedMachine, warm_up: Callable[[], None] = lambda: N
         boot_s=machine.boot_s,
         started=0.0,
         children=(),
+        leave=lambda: None,
     )
 
 

@@ -51,6 +51,7 @@ def ask(request: HttpRequest, timeout_s: float, *, most_bytes: int = MOST_ANSWER
     else:
         connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
     late = threading.Event()
+    opened = contextlib.ExitStack()
     held: list[socket.socket] = []  # the connection itself lets go of it once an answer says "Connection: close"
 
     def end() -> None:
@@ -68,7 +69,7 @@ def ask(request: HttpRequest, timeout_s: float, *, most_bytes: int = MOST_ANSWER
         data = None if request.body is None else json.dumps(request.body)
         headers = {"Content-Type": "application/json", **request.headers}
         connection.request(request.method, request.path, body=data, headers=headers)
-        response = connection.getresponse()
+        response = opened.enter_context(connection.getresponse())
         text = response.read(most_bytes + 1)
         if late.is_set():
             raise TimeoutError(f"no whole answer within {timeout_s:g} s")
@@ -81,7 +82,10 @@ def ask(request: HttpRequest, timeout_s: float, *, most_bytes: int = MOST_ANSWER
         raise
     finally:
         clock.cancel()
+        opened.close()
         connection.close()
+        for sock in held:
+            sock.close()
 
 
 def json_answer(text: bytes) -> Any:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuner.choices import SIMULATED
-from tuner.cli.commands import calibrate_slices as slices
 from tuner.cli.common import options
 from tuner.cli.common import points as records
+from tuner.cli.common import slice_options as slices
 from tuner.cli.common.terminal import console, print_json
 
 if TYPE_CHECKING:
