@@ -11,6 +11,7 @@ from planner.sglang.captured import (
 
 REFUSED, FAILS, WORSE, CHANGED = RuleOutcome.REFUSED, RuleOutcome.FAILS, RuleOutcome.WORSE, RuleOutcome.CHANGED
 PRIORITY_POLICIES = ("fcfs", "lof")
+AITER_CONTEXT = 8192
 # Releases whose decode servers insist on --prefill-round-robin-balance under DP.
 BALANCE_ASKED, BALANCE_SETTLED = "0.5.2", "0.5.8"
 
@@ -273,6 +274,20 @@ RULES: tuple[Rule, ...] = (
         fix="leave --enable-quant-communications out",
         source="validation_hook.py:352",
         since=NEWEST_FAMILY,
+    ),
+    Rule(
+        id="aiter-fraction",
+        outcome=WORSE,
+        broken=lambda q: (
+            q.machine.is_amd
+            and q.config.attention_backend == "aiter"
+            and (q.config.context_length or q.arch.max_position_embeddings) > AITER_CONTEXT
+        ),
+        sentence="with aiter SGLang takes 15 % off the memory fraction where the context exceeds 8,192 tokens: "
+        "0.85 x {c.mem_fraction_static:.3f}; the KV pool here is counted without that and is larger than the server's",
+        fix="trust max_total_num_tokens of the server's log, or serve with --context-length 8192",
+        source="model_runner.py to 0.5.4, server_args.py, attention_hook.py:244 of 0.5.23",
+        since="0.4.7",
     ),
     Rule(
         id="symm-mem-pool",

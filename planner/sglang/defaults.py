@@ -20,6 +20,8 @@ MEMORY_TABLE = (
     (160 * 1024, 8192, 256, 512),
     (float("inf"), 16384, 512, 512),
 )
+# Cards of the table's second row (RTX 4090 and 5090) had smaller chunks and graphs before 0.5.20.
+SMALL_UP_TO_MIB = (20 * 1024, 35 * 1024)
 RESERVE_FLOOR_MIB = 10240
 FLOOR_ABOVE_MIB = 60 * 1024
 SMALLEST_ACTIVE_TOKENS = 2048
@@ -53,6 +55,8 @@ def memory_defaults(config: ServerConfig, machine: Machine, version: Version) ->
     mib = machine.memory_gib * 1024
     if at_least(version, "0.5.3"):
         row = next(row for row in MEMORY_TABLE if mib < row[0])
+        if SMALL_UP_TO_MIB[0] <= mib < SMALL_UP_TO_MIB[1] and not at_least(version, "0.5.20"):
+            return 2048, 80 if config.tp_size >= 4 else 24 if at_least(version, "0.5.5") else 16
         return int(row[1]), int(row[2] if config.tp_size < 4 else row[3])
     return _chunk_before_table(config, mib, version), _graph_before_table(config, mib, version)
 
@@ -77,7 +81,7 @@ def _graph_before_table(config: ServerConfig, mib: float, version: Version) -> i
         return listed
     if not at_least(version, "0.4.6.post2"):
         one_replica = config.attn_dp_size == 1 and int(config.flag("dp_size", 1)) == 1
-        return 256 if mib > TABLE_UP_TO_MIB and one_replica else listed
+        return 256 if mib > TABLE_UP_TO_MIB and (one_replica or not at_least(version, "0.4.6")) else listed
     if not at_least(version, "0.4.7.post1"):
         huge = mib > 180_000 and at_least(version, "0.4.7")
         return 512 if huge else 256 if mib > 96 * 1024 else listed

@@ -46,6 +46,7 @@ DP_CONSERVATIVENESS = 0.3
 NGRAM_BREADTH, NGRAM_DRAFTS = 10, 12
 LARGEST_GRAPH = 8192  # a typed size beyond this is listed no further
 TRTLLM_MLA_DEFAULT = "0.5.3.post2"  # on Blackwell; flashinfer before, from 0.4.7 on
+KV_HEADS, AITER_HEADS = 128, (16, 128)  # R1's attention heads, and those a rank of aiter takes
 CHOSEN_BY_MODEL = "0.4.4.post4"  # from here on the speculative flags have no defaults of their own
 MTP_NUMBERS = ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")
 
@@ -206,6 +207,10 @@ def _default_attention(config: ServerConfig, machine: Machine, version: Version,
         return "triton" if deterministic else "flashinfer"
     if machine.is_blackwell and at_least(version, "0.4.7"):
         return "flashinfer"
+    if machine.is_amd and at_least(version, "0.4.7"):
+        heads = max(1, KV_HEADS // config.tp_size)
+        drafts = speculates(config) and not at_least(version, "0.5.3")
+        return "aiter" if heads in AITER_HEADS and not drafts else "triton"
     if config.flag("enable_hierarchical_cache") and at_least(version, "0.4.9.post4") and not at_least(version, "0.5.1"):
         return "triton"  # in these releases fa3 is not chosen beside the hierarchical cache
     return "fa3" if machine.is_hopper and at_least(version, "0.4.5.post1") else "triton"

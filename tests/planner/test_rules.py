@@ -262,6 +262,7 @@ CASES = {
     "dp-attention-without-degree": ("--enable-dp-attention ~0.4.6", "--dp-size 8 --enable-dp-attention ~0.4.6"),
     "dp-equals-tp": ("--dp-size 2 --enable-dp-attention ~0.4.3", "--dp-size 2 --enable-dp-attention"),
     "fp8-hardware": ("@a100x8", "@h100x8"),
+    "aiter-fraction": ("@mi300xx8", "@mi300xx8 --context-length 8192"),
 }
 # Rules that no launch line of R1 can break on these machines, judged on a configuration instead.
 NO_LINE = {"model-path", "mixed-chunk-speculation", "mtp-without-layer", "int8-release"}
@@ -362,11 +363,18 @@ def test_what_a_version_lacks_is_a_violation() -> None:
         ("--enable-hierarchical-cache", "0.4.9.post6", "triton"),
         ("--enable-hierarchical-cache", "0.4.9", "fa3"),
         ("--enable-hierarchical-cache", "0.5.3", "fa3"),
+        ("mi300xx8 --tp-size 8", "0.4.7", "aiter"),
+        ("mi300xx8 --tp-size 8", "0.4.6.post5", "triton"),
+        (f"mi300xx8 --tp-size 8 {MTP}", "0.5.2", "triton"),
+        (f"mi300xx8 --tp-size 8 {MTP}", "0.5.3", "aiter"),
+        ("mi300xx8 --tp-size 4", "0.5.23", "triton"),
     ],
 )
 def test_the_attention_backend_is_what_the_release_settles_on(words: str, version: str, settled: str) -> None:
-    """As the oracle read it from each release's model runner on 8xH200."""
-    assert resolved(words, version)["attention_backend"] == settled
+    """As the oracle reads it from each release's model runner."""
+    amd = words.startswith("mi300x")
+    hardware, line = words.split(" ", 1) if amd else ("h200x8", words)
+    assert resolved(line, version, hardware)["attention_backend"] == settled
 
 
 @pytest.mark.parametrize(
@@ -382,7 +390,25 @@ def test_early_releases_fill_in_the_numbers_left_out(words: str, numbers: tuple[
     assert tuple(fields[name] for name in names) == numbers
 
 
-def resolved(words: str, version: str) -> Mapping[str, Any]:
+def resolved(words: str, version: str, hardware: str = "h200x8") -> Mapping[str, Any]:
     line = f"--model-path r1 --tp-size 8 {words}".split()
-    machine = machine_of(hardware_from_catalogue("h200x8"))
+    machine = machine_of(hardware_from_catalogue(hardware))
     return check_arguments(line, R1, machine, Version(version)).resolved.fields
+
+
+@pytest.mark.parametrize(
+    ("hardware", "words", "version", "chunk", "graphs"),
+    [
+        ("rtx4090x8", "", "0.5.3", 2048, 80),
+        ("rtx4090x8", "--tp-size 2", "0.5.4", 2048, 16),
+        ("rtx4090x8", "--tp-size 2", "0.5.12", 2048, 24),
+        ("rtx4090x8", "", "0.5.20", 4096, 160),
+        ("h200x8", DP8_OLD, "0.4.5.post3", 1024, 256),
+        ("h200x8", DP8_OLD, "0.4.6", 1024, 160),
+    ],
+)
+def test_chunk_and_graphs_follow_the_card_as_each_wheel_has_it(
+    hardware: str, words: str, version: str, chunk: int, graphs: int
+) -> None:
+    fields = resolved(words, version, hardware)
+    assert (fields["chunked_prefill_size"], fields["cuda_graph_max_bs_decode"]) == (chunk, graphs)
