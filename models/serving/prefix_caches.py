@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from models.serving.radix_cache import PromptPath, RadixCache, RadixNode
+from models.serving.radix_cache import Path, RadixCache, RadixNode
 from models.serving.request import Request
 
 
@@ -14,7 +14,7 @@ class HeldPrompt:
     """What a request at work holds: its rank's tree, its prompt, and the node it has locked."""
 
     tree: RadixCache
-    path: PromptPath
+    path: Path
     isl: int
     node: RadixNode
 
@@ -27,7 +27,7 @@ class PrefixCaches:
     that of all ranks. `told` hears of every operation, for those who hold it against SGLang's own classes.
     """
 
-    path_of: Callable[[int], PromptPath]
+    path_of: Callable[[int], Path]
     kv_tokens: int
     ranks: int = 1
     page: int = 1
@@ -81,6 +81,13 @@ class PrefixCaches:
         self._tell("unlock", request.index, 0)
         held.tree.unlock(held.node)
         self.waiting[request.index] = held
+
+    def dropped(self, request: Request) -> None:
+        """Unlock what an aborted request held, if it was at work."""
+        self.waiting.pop(request.index, None)
+        held = self.held.pop(request.index, None)
+        if held is not None:
+            held.tree.unlock(held.node)
 
     def make_room(self, outside: float) -> None:
         room = (self.kv_tokens - outside) / self.ranks

@@ -9,7 +9,42 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+class Path(Protocol):
+    """A prompt and its answer, as far as a tree of beginnings looks at them."""
+
+    def page_key(self, start: int, page: int) -> Any:
+        """Return what tells the page from token `start` on apart from others behind the same beginning."""
+
+    def shared(self, other: Any, start: int, until: int) -> int:
+        """Return up to which token (at most `until`) it is as another of its kind that is equal up to `start`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPath:
+    """A prompt and its answer as tokens."""
+
+    tokens: Sequence[int]
+
+    def page_key(self, start: int, page: int) -> Any:
+        return tuple(self.tokens[start : start + page])
+
+    def shared(self, other: TokenPath, start: int, until: int) -> int:
+        ours, theirs = self.tokens, other.tokens
+        low, high = start, min(until, len(ours), len(theirs))
+        if ours[low:high] == theirs[low:high]:
+            return high
+        while high - low > 1:
+            middle = (low + high) // 2
+            if ours[low:middle] == theirs[low:middle]:
+                low = middle
+            else:
+                high = middle
+        return low
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,23 +58,42 @@ class PromptPath:
         """Return the level of the piece that a token (from 0) is in."""
         return bisect_right(self.ends, token)
 
+    def page_key(self, start: int, page: int) -> Any:
+        return self.pieces[self.piece_at(start + page - 1)]
+
+    def shared(self, other: PromptPath, start: int, until: int) -> int:
+        ours, theirs = self, other
+        last = theirs.piece_at(until - 1)
+        if (
+            len(ours.pieces) > last
+            and ours.pieces[last] == theirs.pieces[last]
+            and min(ours.ends[last], theirs.ends[last]) >= until
+        ):
+            return until
+        level, end = theirs.piece_at(start), start
+        while level < len(ours.pieces) and level < len(theirs.pieces) and ours.pieces[level] == theirs.pieces[level]:
+            end = min(ours.ends[level], theirs.ends[level])
+            if ours.ends[level] != theirs.ends[level]:
+                break
+            level += 1
+        return min(end, until)
+
 
 @dataclass(slots=True, eq=False)
 class RadixNode:
     """The tokens from `start` to `end` of `path`; `locks` counts the running requests that need it.
 
-    `level`: that of the piece its last token is in; `key`: the piece by which its parent finds it.
+    `key`: that of its first page, by which its parent finds it.
     """
 
     parent: RadixNode | None
-    path: PromptPath
+    path: Path
     start: int
     end: int
     used: int
-    level: int = -1
-    key: int = 0
+    key: Any = None
     locks: int = 0
-    children: dict[int, RadixNode] = field(default_factory=dict)
+    children: dict[Any, RadixNode] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -54,7 +108,7 @@ class RadixCache:
     leaves: list[tuple[int, int, RadixNode]] = field(default_factory=list)
     pushes: int = 0
 
-    def match(self, path: PromptPath, tokens: int) -> RadixNode:
+    def match(self, path: Path, tokens: int) -> RadixNode:
         """Return the node where the longest cached beginning of the first `tokens` ends; a node is split there."""
         self.clock += 1
         node = self.root
@@ -70,7 +124,7 @@ class RadixCache:
             node = child
         return node
 
-    def insert(self, path: PromptPath, tokens: int) -> RadixNode:
+    def insert(self, path: Path, tokens: int) -> RadixNode:
         """Keep the first `tokens` of a path; return the node where they end."""
         self.clock += 1
         node = self.root
@@ -83,8 +137,7 @@ class RadixCache:
             shared = self._shared(child, path, until)
             node = child if shared == child.end else self._split(child, shared)
         if node.end < until:
-            new = RadixNode(node, path, node.end, until, self.clock, path.piece_at(until - 1))
-            new.key = path.pieces[path.piece_at(new.start + self.page - 1)]
+            new = RadixNode(node, path, node.end, until, self.clock, path.page_key(node.end, self.page))
             node.children[new.key] = new
             self.evictable += until - node.end
             self._offer(new)
@@ -145,40 +198,23 @@ class RadixCache:
             self.pushes += 1
             heapq.heappush(self.leaves, (node.used, self.pushes, node))
 
-    def _child(self, node: RadixNode, path: PromptPath, until: int) -> RadixNode | None:
-        last = node.end + self.page - 1
-        if last >= until:
+    def _child(self, node: RadixNode, path: Path, until: int) -> RadixNode | None:
+        if node.end + self.page > until:
             return None
-        return node.children.get(path.pieces[path.piece_at(last)])
+        return node.children.get(path.page_key(node.end, self.page))
 
-    def _shared(self, node: RadixNode, path: PromptPath, until: int) -> int:
+    def _shared(self, node: RadixNode, path: Path, until: int) -> int:
         """Return up to which token a path goes along a node, in whole pages."""
-        ours, theirs = path, node.path
-        if (
-            len(ours.pieces) > node.level
-            and ours.pieces[node.level] == theirs.pieces[node.level]
-            and min(ours.ends[node.level], until) >= node.end
-        ):
-            return node.end
-        level = theirs.piece_at(node.start)
-        end = node.start
-        while level < len(ours.pieces) and level < len(theirs.pieces) and ours.pieces[level] == theirs.pieces[level]:
-            end = min(ours.ends[level], theirs.ends[level])
-            if ours.ends[level] != theirs.ends[level]:
-                break
-            level += 1
-        end = min(end, until, node.end)
+        end = path.shared(node.path, node.start, min(until, node.end))
         return end - (end - node.start) % self.page
 
     def _split(self, node: RadixNode, at: int) -> RadixNode:
         """Part a node in two; return the upper one."""
         parent = node.parent
         assert parent is not None
-        upper = RadixNode(
-            parent, node.path, node.start, at, self.clock, node.path.piece_at(at - 1), node.key, node.locks
-        )
+        upper = RadixNode(parent, node.path, node.start, at, self.clock, node.key, node.locks)
         parent.children[node.key] = upper
         node.parent, node.start = upper, at
-        node.key = node.path.pieces[node.path.piece_at(at + self.page - 1)]
+        node.key = node.path.page_key(at, self.page)
         upper.children[node.key] = node
         return upper

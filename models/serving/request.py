@@ -52,5 +52,8 @@ class PrefixCache(Protocol):
     def retracted(self, request: Request) -> None:
         """Unlock what a request held that has to begin again."""
 
+    def dropped(self, request: Request) -> None:
+        """Forget a request that was aborted, wherever it was."""
+
     def make_room(self, outside: float) -> None:
         """Evict until so many tokens fit beside the cache."""

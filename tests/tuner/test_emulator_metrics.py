@@ -147,7 +147,10 @@ def test_a_long_receive_interval_keeps_late_requests_waiting() -> None:
 
 def test_without_the_radix_cache_nothing_is_cached() -> None:
     prompt = tuple(range(640))
-    for radix, cached in ((True, 576), (False, 0)):
+    for radix, cached in ((True, 600), (False, 0)):
         played = Played("0.5.23", radix=radix)
         played.driver.submit(prompt, 1)
-        assert played.driver.submit((*prompt[:600], *range(40)), 1).cached == cached
+        played.play()
+        second = played.driver.submit((*prompt[:600], *range(40)), 1)
+        played.play()
+        assert second.cached == cached

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from tuner.emulator import family
-from tuner.emulator.driver import Driver, ServedRequest
+from tuner.emulator.driver import ANSWER_ID, Driver, ServedRequest
 from tuner.emulator.state import loads_document, server_document
 from tuner.engines.faults import Fault, FaultKind
 
@@ -138,7 +138,7 @@ class Answers:
             reason = {"type": "abort"} if live.aborted else {"type": "length", "length": live.tokens}
         meta = {"id": str(live.request.index), "prompt_tokens": isl, "completion_tokens": live.tokens,
                 "cached_tokens": live.cached, "finish_reason": reason}  # fmt: skip
-        return {"text": "", "output_ids": [7] * live.tokens, "meta_info": meta}
+        return {"text": "", "output_ids": [ANSWER_ID] * live.tokens, "meta_info": meta}
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         """Answer the OpenAI endpoints; a prompt of text counts four characters a token."""

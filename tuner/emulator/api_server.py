@@ -110,6 +110,7 @@ def habits_of(asked: ApiServer) -> Habits:
         seed=asked.seed,
         radix=not asked.config.disable_radix_cache,
         recv_interval=asked.config.scheduler_recv_interval or 1,
+        page=asked.config.page_size or 1,
     )
 
 

@@ -6,9 +6,11 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from models.serving.prefix_caches import PrefixCaches
+from models.serving.radix_cache import TokenPath
 from models.serving.request import Request
 from models.serving.scheduler import INITIAL_NEW_TOKEN_RATIO, Limits, Scheduler, leave, run_batch, take_finished
 from models.serving.step_times import StepTimes
@@ -16,8 +18,10 @@ from tuner.emulator.recorder import Recorder
 
 # Batches between two draws of the world's noise.
 NOISE_EVERY = 50
-PREFIX_TOKENS = 64
-MOST_PREFIXES = 100_000
+# What the emulated model answers, as `output_ids` say.
+ANSWER_ID = 7
+# Tokens of prompts whose text is not looked at: numbers that no other prompt has.
+UNKNOWN_TOKENS = 1 << 32
 
 
 @dataclass(slots=True)
@@ -25,11 +29,15 @@ class ServedRequest:
     """A request on its way and what its client has been told; `news` wakes the client."""
 
     request: Request
-    cached: int
     tokens: int = 0
     done: bool = False
     aborted: bool = False
     news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def cached(self) -> int:
+        """Prompt tokens that were cached when the request was admitted."""
+        return self.request.cached
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,13 +45,22 @@ class Habits:
     """How the server works beside its times and limits.
 
     `noise` is the relative standard deviation of a batch's time, drawn with `seed`; `radix`: prompts that were seen
-    are cached; `recv_interval`: decode passes between two looks at what has come.
+    are cached; `recv_interval`: decode passes between two looks at what has come; `page`: tokens that
+    are cached together.
     """
 
     noise: float = 0.0
     seed: int = 0
     radix: bool = True
     recv_interval: int = 1
+    page: int = 1
+
+
+def _tokens_of(prompt: tuple[int, ...] | int, osl: int, index: int) -> Sequence[int]:
+    """Return prompt and answer as tokens; a prompt of which only the length is known shares nothing."""
+    if isinstance(prompt, int):
+        return range(index * UNKNOWN_TOKENS, index * UNKNOWN_TOKENS + prompt + osl)
+    return prompt + (ANSWER_ID,) * osl
 
 
 class Driver:
@@ -62,19 +79,25 @@ class Driver:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock, self._origin = clock, clock()
-        self.server = Scheduler(times=times, limits=limits, ratio=INITIAL_NEW_TOKEN_RATIO * limits.conservativeness)
+        self._habits, self._random, self._factor = habits, random.Random(habits.seed), 1.0
+        self._paths: dict[int, TokenPath] = {}
+        self._limits = limits
+        self.server = Scheduler(
+            times=times,
+            limits=limits,
+            ratio=INITIAL_NEW_TOKEN_RATIO * limits.conservativeness,
+            cache=self._new_cache(times) if habits.radix else None,
+        )
         self.live: dict[int, ServedRequest] = {}
         self.slower = 1.0
         self.mute = False
         self.late_s = 0.0
         self.batches = 0
-        self._habits, self._random, self._factor = habits, random.Random(habits.seed), 1.0
         self._recorder = recorder
         self._inbox: list[Request] = []
         self._unlooked = 0  # decode passes since the last look at the inbox
         self._work = asyncio.Event()
         self._count = 0
-        self._known: dict[int, None] = {}  # hashes of prompt prefixes, oldest first
 
     def submit(
         self, prompt: tuple[int, ...] | int, osl: int, came_s: float | None = None, *, streaming: bool = False
@@ -83,15 +106,15 @@ class Driver:
 
         `came_s`: `now()` when it came; reading it is part of the front end's time.
         """
-        cached = 0 if isinstance(prompt, int) or not self._habits.radix else self._cached(prompt)
         isl = prompt if isinstance(prompt, int) else len(prompt)
         self._count += 1
         now = self.now() if came_s is None else came_s
-        fresh = max(1, isl - cached)
         times = self.server.times
         visible_s = now + times.front_end_s + times.front_end_token_s * isl
-        request = Request(self._count, fresh, osl, now, visible_s, prompt=fresh)
-        live = ServedRequest(request, cached)
+        request = Request(self._count, isl, osl, now, visible_s, prompt=isl)
+        if self._habits.radix:
+            self._paths[self._count] = TokenPath(_tokens_of(prompt, osl, self._count))
+        live = ServedRequest(request)
         self.live[request.index] = live
         if self._recorder is not None:
             self._recorder.came(live, now, streaming=streaming)
@@ -109,6 +132,9 @@ class Driver:
             return
         if request.index in server.running:
             leave(server, request)
+        if server.cache is not None:
+            server.cache.dropped(request)
+        self._paths.pop(request.index, None)
         server.waiting = deque(other for other in server.waiting if other is not request)
         server.arriving = [entry for entry in server.arriving if entry[2] is not request]
         self._inbox = [other for other in self._inbox if other is not request]
@@ -126,7 +152,8 @@ class Driver:
         """Forget all prompts, as /flush_cache does; False while requests are running."""
         if self.live:
             return False
-        self._known.clear()
+        if self._habits.radix:
+            self.server.cache = self._new_cache(self.server.times)
         return True
 
     async def run(self) -> None:
@@ -180,6 +207,7 @@ class Driver:
         """Tell the clients what has come out by now."""
         server, now_s = self.server, self.now()
         for request in take_finished(server):
+            self._paths.pop(request.index, None)
             live = self.live.pop(request.index, None)
             if live is not None:
                 self._hear(live, request.osl, now_s)
@@ -202,17 +230,10 @@ class Driver:
             self._recorder.told(live, tokens - live.tokens, now_s)
         live.tokens = tokens
 
-    def _cached(self, prompt: tuple[int, ...]) -> int:
-        """Return how many leading tokens an earlier prompt had too, in pages; and remember this one."""
-        cached = key = 0
-        for end in range(PREFIX_TOKENS, len(prompt) + 1, PREFIX_TOKENS):
-            key = hash((key, prompt[end - PREFIX_TOKENS : end]))
-            if key in self._known and cached == end - PREFIX_TOKENS:
-                cached = end
-            self._known[key] = None
-        while len(self._known) > MOST_PREFIXES:
-            self._known.pop(next(iter(self._known)))
-        return min(cached, len(prompt) - 1)
+    def _new_cache(self, times: StepTimes) -> PrefixCaches:
+        paths = self._paths
+        kv_tokens, page = self._limits.kv_tokens, self._habits.page
+        return PrefixCaches(path_of=paths.__getitem__, kv_tokens=kv_tokens, ranks=times.ranks, page=page)
 
     def now(self) -> float:
         """Seconds since the server began."""

@@ -132,7 +132,7 @@ class Recorder:
         if told is None:
             return
         shown, request, flow = self._shown, live.request, _flow(told)
-        prompt = request.isl + live.cached
+        prompt = request.isl
         shown.add("prompt_tokens_total", prompt, flow)
         shown.add("generation_tokens_total", live.tokens, flow)
         if live.cached:
@@ -143,7 +143,7 @@ class Recorder:
             tpot_s = (now_s - told.first_s) / (live.tokens - 1)
             shown.observe("request_time_per_output_token_seconds", tpot_s, flow)
         shown.observe("prompt_tokens_histogram", prompt)
-        shown.observe("uncached_prompt_tokens_histogram", request.isl)
+        shown.observe("uncached_prompt_tokens_histogram", request.isl - live.cached)
         shown.observe("generation_tokens_histogram", live.tokens)
         if self._observed.mtp_steps:
             shown.add("spec_verify_calls_total", max(1.0, (live.tokens - 1) / self._times.accepted))
