@@ -13,12 +13,28 @@ FIRST_TOKEN_ID = 10  # below are a vocabulary's special tokens
 PATHS = {Backend.SGLANG: "/generate", Backend.OPENAI: "/v1/completions", Backend.OPENAI_CHAT: "/v1/chat/completions"}
 
 
+class TraceRequest(msgspec.Struct, frozen=True, array_like=True):
+    """A request of a trace: sent at `planned_s` after the start, or `think_s` after the answer to request `after`.
+
+    Its prompt, of `isl` tokens, and its answer are `pieces` that end at `ends` tokens.
+    """
+
+    index: int
+    planned_s: float
+    after: int
+    think_s: float
+    isl: int
+    osl: int
+    pieces: list[int]
+    ends: list[int]
+
+
 class Share(msgspec.Struct, frozen=True, kw_only=True):
     """What one worker process sends: its lengths (taken in turn, from the start again when used up) and arrivals.
 
     `start` is a CLOCK_MONOTONIC time all workers share; `arrivals_s` are seconds after it (open loop), and those up to
     `due_s` are waited for. `prompts` are texts; without them token ids are drawn, unique by `seed`, after
-    `shared_prefix` tokens that all requests share.
+    `shared_prefix` tokens that all requests share. With `requests` those of a trace are sent, and nothing else.
     """
 
     host: str
@@ -39,6 +55,7 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     start: float = 0.0
     headers: tuple[tuple[str, str], ...] = ()
     result: str = ""
+    requests: tuple[TraceRequest, ...] = ()
 
 
 class StreamProgress(msgspec.Struct, frozen=True, kw_only=True):

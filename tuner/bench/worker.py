@@ -255,12 +255,13 @@ def _first_line() -> bytes:
     return line
 
 
-def main() -> int:
+def main(kind: type[Worker] = Worker) -> int:
+    """Run a worker of this kind until its parent says stop."""
     share = msgspec.json.decode(_first_line(), type=Share)
     allow_files(share.clients + len(share.arrivals_s) + 64)
     gc.freeze()
     gc.set_threshold(100_000)
-    asyncio.run(Worker(share).run())
+    asyncio.run(kind(share).run())
     sys.stdout.flush()
     os._exit(0)  # nothing left to tidy that a socket's close would not
 

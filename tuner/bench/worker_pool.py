@@ -20,7 +20,8 @@ STOP_S = 30.0
 class WorkerPool:
     """Worker processes; leaving the context ends them however it is left."""
 
-    def __init__(self, shares: list[Share]) -> None:
+    def __init__(self, shares: list[Share], module: str = "tuner.bench.worker") -> None:
+        """`module`: what each process runs."""
         self._stack = ExitStack()
         try:
             self._folder = self._stack.enter_context(scratch_folder("load"))
@@ -32,7 +33,7 @@ class WorkerPool:
         self._results = [self._folder / f"{number}.msgpack" for number in range(len(shares))]
         self._heard = [StreamProgress(done=0, errors=0, in_flight=0, tokens=0, silent_s=0.0) for _ in shares]
         self._pending = [b"" for _ in shares]
-        self._shares = shares
+        self._shares, self._module = shares, module
 
     def __enter__(self) -> WorkerPool:
         try:
@@ -46,7 +47,7 @@ class WorkerPool:
         environment = {**os.environ, "PYTHONSAFEPATH": "1", "OPENBLAS_NUM_THREADS": "1"}
         for share, result in zip(self._shares, self._results, strict=True):
             worker = subprocess.Popen(
-                [sys.executable, "-m", "tuner.bench.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                [sys.executable, "-m", self._module], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 env=environment, start_new_session=True,
             )  # fmt: skip
             self._stack.callback(worker.wait)

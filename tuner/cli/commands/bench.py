@@ -69,6 +69,9 @@ def bench(
     lengths: LengthsFile = None,
     dataset: Dataset = None,
     shared_prefix: SharedPrefix = 0,
+    traffic: options.Traffic = None,
+    rate_scale: options.RateScale = 1.0,
+    map: options.TrafficMap = None,
     backend: Api = Backend.SGLANG,
     model: ModelName = None,
     slo: options.SloTexts = None,
@@ -87,10 +90,40 @@ def bench(
     server: Servers = None,
     json: options.Json = False,
 ) -> None:
-    """Measure a running server: closed or open loop, steady-state windows, and a verdict on every point."""
+    """Measure a running server: closed or open loop, steady-state windows, and a verdict on every point.
+
+    With --traffic: a file of requests is sent at its times, with prompts that share what they share there.
+    """
+    from hwprobe.errors import InputError
     from models.workload import Slo, Workload
     from tuner.bench.sweep import BenchQuestion
+    from tuner.cli.under_traffic.bench_traffic import BenchAsked, bench_traffic
 
+    if traffic is not None:
+        if request_rate or lognormal or lengths or dataset or shared_prefix or until_knee or cross_check:
+            raise InputError(
+                "--traffic says what is sent and when: leave out --request-rate, --lognormal, --lengths, --dataset, "
+                "--shared-prefix, --until-knee and --cross-check"
+            )
+        asked = BenchAsked(
+            url=url,
+            traffic=traffic,
+            rate_scale=rate_scale,
+            map=map,
+            backend=backend,
+            model=model,
+            slo=slo,
+            most_s=parse_duration_s(duration, "--duration"),
+            vocabulary=vocab_size,
+            seed=seed,
+            key=os.environ.get(KEY_VARIABLE),
+            out=out,
+        )
+        if not bench_traffic(asked, json=json):
+            raise typer.Exit(NOT_USABLE)
+        return
+    if rate_scale != 1.0 or map:
+        raise InputError("--rate-scale and --map speak of --traffic: name the file of requests")
     question = BenchQuestion(
         url=url, workload=Workload.checked(isl, osl, 1, range_ratio), concurrency=concurrency,
         request_rate=request_rate, arrival=arrival, lognormal=lognormal, lengths=lengths, dataset=dataset,
