@@ -54,14 +54,15 @@ class TraceSettings:
 class TracePoint:
     """What a server did under a trace: every request that has ended, and what its cache should have held.
 
-    `expected` are tokens, in the order of `seen`: what a cache without end would hit with what was computed when each
-    request was sent.
+    `expected` are tokens, in the order of `seen`: what a cache without end would hit with what was known to be computed
+    when each request was sent; `at_most` with all that had been sent before, which may have been computed by then.
     """
 
     trace: Trace
     settings: TraceSettings
     seen: tuple[Seen, ...]
     expected: tuple[int, ...]
+    at_most: tuple[int, ...]
     unended: int
     flushed: bool
     start: float
@@ -86,11 +87,13 @@ def run_trace(
     if not any(not one.error for one in seen):
         why = seen[0].error if seen else "none came to its end in time"
         raise SgtuneError(f"no request of the trace succeeded: {why}")
+    answers = settings.backend is Backend.SGLANG
     return TracePoint(
         trace=trace,
         settings=settings,
         seen=tuple(seen),
-        expected=expected_hits(trace, seen, answers=settings.backend is Backend.SGLANG),
+        expected=expected_hits(trace, seen, answers=answers),
+        at_most=expected_hits(trace, seen, answers=answers, at_once=True),
         unended=len(trace) - len(seen),
         flushed=flushed,
         start=shares[0].start,
@@ -142,10 +145,11 @@ def trace_requests(trace: Trace) -> list[TraceRequest]:
     return requests
 
 
-def expected_hits(trace: Trace, seen: Sequence[Seen], *, answers: bool) -> tuple[int, ...]:
+def expected_hits(trace: Trace, seen: Sequence[Seen], *, answers: bool, at_once: bool = False) -> tuple[int, ...]:
     """Return what each request should have found: prompts whose first token had come, and answers that were complete.
 
-    `answers`: later turns hold the tokens that the server gave, which it names.
+    `answers`: later turns hold the tokens that the server gave, which it names. `at_once`: a prompt counts from when it
+    was sent: the most there can be.
     """
     path_of, tree = paths(trace), RadixCache()
     known: dict[int, PromptPath] = {one.index: path_of(one.index) for one in seen}
@@ -153,14 +157,14 @@ def expected_hits(trace: Trace, seen: Sequence[Seen], *, answers: bool) -> tuple
     for place, one in enumerate(seen):
         events.append((one.sent, 2, place))
         if not one.error:
-            events += [(one.first, 1, place), (one.last, 0, place)]
+            events += [(one.sent if at_once else one.first, 3 if at_once else 1, place), (one.last, 0, place)]
     found = [0] * len(seen)
     for _, kind, place in sorted(events):
         one = seen[place]
         isl = int(trace.isl[one.index])
         if kind == 2:
             found[place] = tree.match(known[one.index], isl - 1).end
-        elif kind == 1:
+        elif kind in (1, 3):
             tree.insert(known[one.index], isl)
         elif answers:
             tree.insert(known[one.index], isl + max(0, one.tokens - 1))
@@ -169,12 +173,12 @@ def expected_hits(trace: Trace, seen: Sequence[Seen], *, answers: bool) -> tuple
 
 def trace_point_document(point: TracePoint) -> dict[str, object]:
     """Return what was seen as JSON-ready values: times in ms, rates a second."""
-    good = [(one, hit) for one, hit in zip(point.seen, point.expected, strict=True) if not one.error]
-    seen = [one for one, _ in good]
+    good = [row for row in zip(point.seen, point.expected, point.at_most, strict=True) if not row[0].error]
+    seen = [one for one, _, _ in good]
     ttft_s = np.array([one.first - one.sent for one in seen])
     prompts = np.array([float(one.prompt_tokens or one.isl) for one in seen])
     cached = np.array([float(one.cached) for one in seen])
-    expected = np.array([float(hit) for _, hit in good])
+    expected, at_most = np.array([(float(least), float(most)) for _, least, most in good]).T
     broken = _broken(seen, point.settings.slos)
     began, ended = point.start, max(one.ended for one in seen)
     late_ms = np.array([(one.sent - one.planned) * 1e3 for one in point.seen])
@@ -199,7 +203,9 @@ def trace_point_document(point: TracePoint) -> dict[str, object]:
         "expected_hit_rate": float(expected.sum() / prompts.sum()),
         "cached_tokens": int(cached.sum()),
         "expected_cached_tokens": int(expected.sum()),
+        "expected_at_most_tokens": int(at_most.sum()),
         "exact_hits": int((cached == expected).sum()),
+        "hits_as_expected": int(((cached >= expected) & (cached <= at_most)).sum()),
         "ttft_by_cached_share": _by_share(ttft_s, cached / prompts),
         "minutes": _minutes(np.array([one.sent - began for one in seen]), ttft_s, broken),
         "verdict": verdict,

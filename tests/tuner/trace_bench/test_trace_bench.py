@@ -69,6 +69,8 @@ def test_hits_are_due_from_what_was_computed_when_a_request_was_sent() -> None:
     early = expected_hits(trace, [seen(0, 0.0, 0.5, 1.0), seen(1, 0.1, 0.6, 1.0)], answers=True)
     late = expected_hits(trace, [seen(0, 0.0, 0.5, 1.0), seen(1, 0.7, 0.9, 1.2)], answers=True)
     turn = expected_hits(trace, [seen(0, 0.0, 0.5, 1.0), seen(2, 1.2, 1.5, 2.0)], answers=True)
+    sure = expected_hits(trace, [seen(0, 0.0, 0.5, 1.0), seen(1, 0.1, 0.6, 1.0)], answers=True, at_once=True)
+    assert sure == (0, 512)
     unknown = expected_hits(trace, [seen(0, 0.0, 0.5, 1.0), seen(2, 1.2, 1.5, 2.0)], answers=False)
     assert (early, late, turn, unknown) == ((0, 0), (0, 512), (0, 619), (0, 612))
 
@@ -109,19 +111,21 @@ def test_the_emulated_server_hits_what_is_expected_and_what_is_predicted(
     path, predicted = tmp_path / "trace.jsonl", tmp_path / "predicted.jsonl"
     rows = []
     for session in range(6):
-        rows.append({"session_id": f"s{session}", "timestamp": 700 * session, "input_length": 1100, "output_length": 12,
+        rows.append({"session_id": f"s{session}", "timestamp": 1500 * session, "input_length": 1100, "output_length": 12,
                      "hash_ids": [0, 1, 10 + session]})  # fmt: skip
         rows.append({"session_id": f"s{session}", "delay": 500, "input_length": 40, "output_length": 6})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = sgtune("bench", "--url", emulated, "--traffic", str(path), "--slo", "ttft:p99<5s", "--json")
     seen = document_of("bench", done.out)["traffic"]
     assert (seen["requests"], seen["errors"], seen["unended"]) == (12, 0, 0)
-    assert seen["cached_tokens"] == seen["expected_cached_tokens"] == 5 * 1024 + 6 * 1111
+    due = 5 * 1024 + 6 * 1111
+    assert seen["hits_as_expected"] == 12
+    assert seen["expected_cached_tokens"] <= seen["cached_tokens"] <= seen["expected_at_most_tokens"] == due
     assert sum(row["requests"] for row in seen["ttft_by_cached_share"]) == 12
     told = sgtune("predict", "--hardware", "h200x8", "--traffic", str(path), "--launch-args", "--tp 8", "--out",
                   str(predicted))  # fmt: skip
     assert told.code == 0, told.err
-    assert json.loads(predicted.read_text())["hit_rate"] == pytest.approx(seen["hit_rate"], abs=1e-9)
+    assert json.loads(predicted.read_text())["hit_rate"] == pytest.approx(due / (6 * (1100 + 1152)))
 
 
 def test_what_a_trace_says_is_not_said_twice(sgtune: Callable[..., Any], tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ def show_bench_traffic(document: dict[str, Any], screen: Console) -> None:
         f"{seen['tpot_ms']['mean']:,.2f} ms; {seen['output_tok_s']:,.1f} output tok/s; goodput "
         f"{seen['goodput_rps']:,.3f} requests/s\n"
         f"cached: {seen['cached_tokens']:,} prompt tokens ({seen['hit_rate']:.1%}); expected "
-        f"{seen['expected_cached_tokens']:,} ({seen['expected_hit_rate']:.1%}); equal in "
-        f"{seen['exact_hits']:,} requests",
+        f"{seen['expected_cached_tokens']:,} to {seen['expected_at_most_tokens']:,}; as expected in "
+        f"{seen['hits_as_expected']:,} requests",
         markup=False,
     )
     shares = Table(box=None, pad_edge=False)
