@@ -111,8 +111,8 @@ def test_the_emulated_server_hits_what_is_expected_and_what_is_predicted(
     path, predicted = tmp_path / "trace.jsonl", tmp_path / "predicted.jsonl"
     rows = []
     for session in range(6):
-        rows.append({"session_id": f"s{session}", "timestamp": 1500 * session, "input_length": 1100, "output_length": 12,
-                     "hash_ids": [0, 1, 10 + session]})  # fmt: skip
+        named = {"session_id": f"s{session}", "timestamp": 1500 * session, "hash_ids": [0, 1, 10 + session]}
+        rows.append(named | {"input_length": 1100, "output_length": 12})
         rows.append({"session_id": f"s{session}", "delay": 500, "input_length": 40, "output_length": 6})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = sgtune("bench", "--url", emulated, "--traffic", str(path), "--slo", "ttft:p99<5s", "--json")
