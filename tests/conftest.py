@@ -32,7 +32,15 @@ ROOT = Path(__file__).parent.parent
 PORTS_A_WORKER = 1_500
 
 
+# Markers of tests/real; a new line in pyproject.toml would have every environment made again.
+REAL = (
+    "real: brings up dockerd, Slurm, systemd or Prometheus from packages, as root; skips with the reason if it cannot",
+)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    for marker in REAL:
+        config.addinivalue_line("markers", marker)
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if worker.removeprefix("gw").isdecimal():
         first = 20_000 + PORTS_A_WORKER * (int(worker.removeprefix("gw")) % 8)
