@@ -4,6 +4,7 @@
     python3 dev.py sgtune plan --hardware nf5688g7 --isl 1000 --osl 1000 --concurrency 1024
     python3 dev.py test            all tests, side by side (arguments go to pytest: some tests, one after the other)
     python3 dev.py test --quick    before each commit: without servers, pages, whole tunes and what is slow
+    python3 dev.py test --real     dockerd, podman, Slurm, compose, systemd, Prometheus: installs them (root, Debian)
     python3 dev.py check           formatting, lint, types
     python3 dev.py oracle          sgtune's reading of launch lines against SGLang's own (--help)
     python3 dev.py oracle --radix  the replay's radix cache against SGLang's own, on three kinds of traffic
@@ -42,6 +43,8 @@ def main(arguments: list[str]) -> int:
     if command == "sgtune":
         return install(EXTRAS.get(rest[0], "") if rest else "") or run("tuner.cli.main", *rest)
     if command == "test":
+        if "--real" in rest:
+            os.environ["SGTUNE_REAL"] = "all"
         return install("dev") or run("pytest", *test_arguments(rest))
     if command == "check":
         return install("dev") or check()
@@ -60,7 +63,9 @@ def main(arguments: list[str]) -> int:
 
 
 def test_arguments(typed: list[str]) -> list[str]:
-    """Return pytest's arguments: all tests side by side, the quick ones side by side, or what was given."""
+    """Return pytest's arguments: all tests side by side, the quick ones side by side, the real, or what was given."""
+    if "--real" in typed:
+        return ["tests/real", *(each for each in typed if each != "--real")]
     if "--quick" not in typed:
         return typed or list(SIDE_BY_SIDE)
     return [*SIDE_BY_SIDE, *QUICK, *(each for each in typed if each != "--quick")]
