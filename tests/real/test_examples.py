@@ -42,7 +42,9 @@ def shell(file: Path, command: str) -> str:
 
 
 def gone(home: Path) -> bool:
-    named = [process for process in psutil.process_iter(["cmdline"]) if str(home) in " ".join(process.info["cmdline"])]
+    named = [
+        process for process in psutil.process_iter(["cmdline"]) if str(home) in " ".join(process.info["cmdline"] or [])
+    ]
     return not home.exists() and not named
 
 

@@ -27,7 +27,7 @@ CLIENT = """#!/bin/sh
 podman="podman --runtime runc --root {home}/root --runroot {home}/run --cgroup-manager cgroupfs --events-backend file"
 [ "$1" = run ] || exec $podman "$@"
 shift
-exec $podman run --cgroups=disabled --ulimit nofile=20000:20000 --ulimit nproc=1000:1000 "$@"
+exec $podman run --ulimit nofile=20000:20000 --ulimit nproc=1000:1000 "$@"
 """
 
 
