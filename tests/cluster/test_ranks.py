@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.children import start_sgtune
 from tests.cluster.three_nodes import ThreeNodes, three_nodes
 from tests.faults.test_tune_faults import question
 from tests.left import nothing_left
@@ -16,7 +17,22 @@ from tuner.engines.faults import Fault, FaultKind
 from tuner.evidence.trial_lines import read_trials
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-Sgtune = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def sgtune(*arguments: str) -> Ended:
+    """Run a command in a process of its own: Ray must not be loaded where other tests run."""
+    process = start_sgtune(*arguments)
+    out, err = process.communicate(timeout=500)
+    return Ended(process.returncode, out, err)
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +48,18 @@ def on_two_nodes(folder: Path, *faults: Fault, trials: int = 2) -> list[str]:
     return asked
 
 
-def test_a_server_over_two_nodes_is_tuned_exported_and_verified(
-    sgtune: Sgtune, tmp_path: Path, nodes: ThreeNodes
-) -> None:
-    ran = sgtune(*on_two_nodes(tmp_path), "--cluster", nodes.address, "--json")
+def test_a_server_over_two_nodes_is_tuned_exported_and_verified(tmp_path: Path, nodes: ThreeNodes) -> None:
+    """On two nodes of the three, which a cluster file names."""
+    ours = tmp_path / "cluster.toml"
+    ours.write_text(f'ray = "{nodes.address}"\nnodes = [{{name = "n2", gpus = 8}}, {{name = "n3", gpus = 8}}]\n')
+    ran = sgtune(*on_two_nodes(tmp_path), "--cluster", str(ours), "--json")
     assert ran.code == 0, ran.err
     run = tmp_path / "runs/a"
     records = [record for record in read_trials(run / "trials.jsonl") if record.launched]
     assert [record.outcome for record in records] == ["measured", "measured"]
     for record in records:
         assert record.place is not None
-        assert len(set(record.place.nodes)) == 2
+        assert set(record.place.nodes) == {"n2", "n3"}
         folder = run / "trials" / str(record.number)
         for name in ("server.log", "rank-1.server.log"):
             assert "Load weight end" in (folder / name).read_text()
@@ -65,7 +82,7 @@ def test_a_server_over_two_nodes_is_tuned_exported_and_verified(
     assert nothing_left()
 
 
-def test_the_rank_that_ends_first_says_why(sgtune: Sgtune, tmp_path: Path, nodes: ThreeNodes) -> None:
+def test_the_rank_that_ends_first_says_why(tmp_path: Path, nodes: ThreeNodes) -> None:
     """Rank 1 runs out of memory; rank 0 dies of the connection that breaks off."""
     text = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.75 GiB."
     oom = Fault(kind=FaultKind.EXIT, phase="weights", text=text, code=-9, launches=(0,), rank=1)
@@ -79,7 +96,7 @@ def test_the_rank_that_ends_first_says_why(sgtune: Sgtune, tmp_path: Path, nodes
     assert nothing_left()
 
 
-def test_a_cluster_too_small_is_a_sentence(sgtune: Sgtune, tmp_path: Path, nodes: ThreeNodes) -> None:
+def test_a_cluster_too_small_is_a_sentence(tmp_path: Path, nodes: ThreeNodes) -> None:
     asked = on_two_nodes(tmp_path)
     asked[asked.index("--hardware") + 1] = "4xh200x8"
     ran = sgtune(*asked, "--cluster", nodes.address)
