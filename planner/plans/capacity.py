@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from models.workload import ALL_AT_ONCE
-from planner.plans.search import Found
+from planner.plans.search import Candidate, Found
 
 # No single R1 server of today runs more requests at once than this.
 MOST_CLIENTS = 4096
@@ -25,24 +25,22 @@ def concurrency_for_rate(search_at: Callable[[int], Found], request_rate: float)
     return _smallest(reaches, MOST_CLIENTS)
 
 
-def users_per_server(search_at: Callable[[int], Found], users: int) -> int:
-    """Return how many of `users` one server carries at once within the SLOs searched for (0: not even one)."""
+def carries(candidate: Candidate, clients: int) -> bool:
+    """Say whether a candidate serves so many at once within every limit."""
+    return candidate.prediction.running_requests >= ALL_AT_ONCE * clients and not candidate.misses
 
-    def carries(clients: int) -> bool:
-        return any(
-            c.prediction.running_requests >= ALL_AT_ONCE * clients and not c.misses
-            for c in search_at(clients).candidates
-        )
 
-    if not carries(1):
+def users_per_server(carried: Callable[[int], bool], users: int) -> int:
+    """Return how many of `users` one server carries at once, where `carried` says so of a number (0: not even one)."""
+    if not carried(1):
         return 0
     most = min(users, MOST_CLIENTS)
-    if carries(most):
+    if carried(most):
         return most
     low, high = 1, most
     while high - low > max(1, low // 32):
         middle = (low + high) // 2
-        low, high = (middle, high) if carries(middle) else (low, middle)
+        low, high = (middle, high) if carried(middle) else (low, middle)
     return low
 
 

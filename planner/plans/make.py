@@ -17,10 +17,10 @@ from models.engine.transfer import profile_on
 from models.machine import machine_of
 from models.serving.estimate import DEFAULT_ACCEPTANCE, Context
 from models.workload import Metric, Slo, Statistic, Workload
-from planner.plans.capacity import MOST_CLIENTS, concurrency_for_rate, users_per_server
+from planner.plans.capacity import MOST_CLIENTS, carries, concurrency_for_rate, users_per_server
 from planner.plans.frontier import pareto_front
 from planner.plans.published import Comparison, compare_with_published
-from planner.plans.search import REPLAYED, Candidate, Found, redrawn, search, with_reasons
+from planner.plans.search import REPLAYED, Candidate, Effort, Found, redrawn, search, with_reasons
 from planner.plans.space import Space, as_launched, default_space
 from planner.sglang.dialects import to_argv
 
@@ -38,6 +38,11 @@ OPEN_LOOP_FAMILIES = 6
 COARSE = 3
 # Families replayed per step while the number of clients is bisected: the leaders decide.
 FAMILIES_WHILE_BISECTING = 3
+# A closed form so many times slower per token than what is asked carries nobody at that speed: it is 13 % too slow at
+# most where a replay says otherwise.
+HOPELESS = 1.5
+# So many more users a server than bisected are tried in the whole space, and so many servers more than that says.
+NEAR_ENOUGH, MORE_SERVERS = 1.05, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,23 +191,50 @@ def _solve(question: PlanQuestion, context: Context, families: int) -> tuple[Fou
     slos = question.all_slos
 
     def at(concurrency: int) -> Found:
-        return search(context, space, question.workload(concurrency), slos, replayed=families)
+        return search(context, space, question.workload(concurrency), slos, Effort(replayed=families))
 
-    def glance(concurrency: int, among: Space = space) -> Found:
-        return search(context, among, question.workload(concurrency), slos, replayed=FAMILIES_WHILE_BISECTING)
+    def glance(concurrency: int) -> Found:
+        effort = Effort(replayed=FAMILIES_WHILE_BISECTING)
+        return search(context, coarse, question.workload(concurrency), slos, effort)
+
+    def carried(clients: int) -> bool:
+        effort = Effort(
+            replayed=FAMILIES_WHILE_BISECTING,
+            enough=lambda candidate: carries(candidate, clients),
+            hopeless_tpot_ms=HOPELESS * 1e3 / (question.min_user_tok_s or 1.0),
+        )
+        found = search(context, coarse, question.workload(clients), slos, effort)
+        return any(carries(candidate, clients) for candidate in found.candidates)
 
     coarse = replace(space, fractions=space.fractions[::COARSE], chunks=space.chunks[::2])
     if question.request_rate is not None:
-        return _solve_rate(question, context, space, lambda clients: glance(clients, coarse))
+        return _solve_rate(question, context, space, glance)
     if question.users is not None:
-        each = users_per_server(lambda clients: glance(clients, coarse), question.users)
+        each = users_per_server(carried, question.users)
         if each == 0:
             return at(1), 1, 1, False
-        servers = -(-question.users // each)
-        clients = -(-question.users // servers)
-        return at(clients), clients, servers, True
+        return servers_for(question.users, each, at)
     assert question.concurrency is not None  # checked: exactly one is given
     return at(question.concurrency), question.concurrency, 1, True
+
+
+def servers_for(users: int, each: int, at: Callable[[int], Found]) -> tuple[Found, int, int, bool]:
+    """Return the fewest servers that carry the users, by the whole space: `each` was found among a part of it.
+
+    One server fewer is tried where the part's answer is near that; more of them where its answer does not hold.
+    """
+    servers = -(-users // each)
+    if servers > 1 and -(-users // (servers - 1)) <= NEAR_ENOUGH * each:
+        fewer = -(-users // (servers - 1))
+        found = at(fewer)
+        if found.candidates and carries(found.candidates[0], fewer):
+            return found, fewer, servers - 1, True
+    for more in range(servers, servers + MORE_SERVERS):
+        clients = -(-users // more)
+        found = at(clients)
+        if found.candidates and carries(found.candidates[0], clients):
+            return found, clients, more, True
+    return found, clients, more, True
 
 
 def _solve_rate(
@@ -219,7 +251,7 @@ def _solve_rate(
     found, workload = Found(candidates=(), rejected=(), evaluated=0), question.workload(1)
     for _ in range(SIZINGS):
         workload = replace(question.workload(min(in_flight, MOST_CLIENTS)), request_rate=rate)
-        found = search(context, space, workload, question.all_slos, replayed=OPEN_LOOP_FAMILIES)
+        found = search(context, space, workload, question.all_slos, Effort(replayed=OPEN_LOOP_FAMILIES))
         seen = found.candidates[0].prediction.in_flight if found.candidates else None
         if seen is None or seen.p99 <= in_flight or in_flight >= MOST_CLIENTS or not met:
             break

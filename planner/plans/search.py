@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -110,13 +110,29 @@ class Found:
         return dict(Counter(item.kind for item in self.rejected).most_common())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How many of the best families are replayed, and what spares the rest where one question alone is open.
+
+    After the first candidate that is `enough` no other is replayed; nor is a family whose closed form is beyond
+    `hopeless_tpot_ms`.
+    """
+
+    replayed: int = REPLAYED
+    enough: Callable[[Candidate], bool] | None = None
+    hopeless_tpot_ms: float = math.inf
+
+
+FULL = Effort()
+
+
 def search(
-    context: Context, space: Space, workload: Workload, slos: tuple[Slo, ...] = (), replayed: int = REPLAYED
+    context: Context, space: Space, workload: Workload, slos: tuple[Slo, ...] = (), effort: Effort = FULL
 ) -> Found:
     """Evaluate the whole space; return the best candidate of each family, best first under the SLOs.
 
-    All configurations are compared in closed form; the `replayed` best families are replayed event by
-    event and only they are returned.
+    All configurations are compared in closed form; the best families are replayed event by event, as many as `effort`
+    says, and only they are returned.
     """
     rejected: list[Rejected] = []
     grids: list[list[ServerConfig]] = []
@@ -143,8 +159,10 @@ def search(
         else:
             chosen.append(best)
     chosen.sort(key=lambda row: _rank_key(steady, row, workload, slos))
-    leaders = [(flat[row], ledger_of(filled, table, row)) for row in _shortlist(flat, chosen, replayed)]
-    candidates = _finalists(context, leaders, workload, slos)
+    short = _shortlist(flat, chosen, effort.replayed)
+    hopeful = [row for row in short if 1e3 * float(steady.tpot_s[row]) <= effort.hopeless_tpot_ms]
+    leaders = [(flat[row], ledger_of(filled, table, row)) for row in hopeful]
+    candidates = _finalists(context, leaders, workload, slos, effort.enough)
     return Found(candidates=candidates, rejected=tuple(rejected), evaluated=len(flat))
 
 
@@ -263,6 +281,7 @@ def _finalists(
     leaders: Sequence[tuple[ServerConfig, MemoryLedger]],
     workload: Workload,
     slos: tuple[Slo, ...],
+    enough: Callable[[Candidate], bool] | None,
 ) -> tuple[Candidate, ...]:
     """Replay the leading families, check the SLOs on their distributions, and order them for good."""
     finalists = []
@@ -276,6 +295,8 @@ def _finalists(
                 misses=misses_of(prediction, workload, slos),
             )
         )
+        if enough is not None and enough(finalists[-1]):
+            break
     finalists.sort(key=lambda c: final_key(c.prediction, workload, slos))
     return tuple(with_reasons(finalists))
 

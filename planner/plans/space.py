@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 from packaging.version import Version
 
@@ -31,6 +31,17 @@ class Space:
     mtp_steps: tuple[int, ...] = MTP_STEPS
     fractions: tuple[float, ...] = FRACTIONS
     chunks: tuple[int, ...] = CHUNKS
+    resolved: dict[ServerConfig, tuple[Context, ServerConfig]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+
+    def resolve(self, shape: ServerConfig, context: Context) -> ServerConfig:
+        """Return the shape with SGLang's defaults: the same for every number of clients, and kept."""
+        known = self.resolved.get(shape)
+        if known is None or known[0] is not context:
+            known = context, resolve(shape, context.arch, context.machine, context.version).config
+            self.resolved[shape] = known
+        return known[1]
 
 
 def default_space(machine: Machine, version: Version, *, arch: ModelArchitecture, mtp: bool = True) -> Space:
@@ -78,7 +89,7 @@ def fill_grid(shape: ServerConfig, space: Space, concurrency: int, context: Cont
     max_running_requests is just enough for the clients, and graphs just large enough for a rank's share:
     both larger only cost memory. SGLang's own graph default is kept as an alternative.
     """
-    resolved = resolve(shape, context.arch, context.machine, context.version).config
+    resolved = space.resolve(shape, context)
     per_rank = -(-concurrency // shape.attn_dp_size)
     running = per_rank * shape.attn_dp_size
     graphs = {graph_size(per_rank), resolved.cuda_graph_max_bs_decode or 160}

@@ -14,7 +14,7 @@ from models.serving.trace_replay import Routing, TraceServers
 from models.traffic.trace import Trace
 from models.workload import Metric, Slo, Statistic, missed
 from planner.plans.make import COARSE, Plan, PlanQuestion, more_nodes
-from planner.plans.search import Candidate, Found, Rejected, search
+from planner.plans.search import Candidate, Effort, Found, Rejected, search
 from planner.plans.space import default_space
 from planner.traffic_plans.served import ServedTrace, on, serve, servers_of
 
@@ -111,7 +111,7 @@ def _leaders(
     undivided = replace(space, layouts=tuple(layout for layout in space.layouts if layout.attn_dp_size == 1))
     for clients in CROWDS:
         for among in (space, undivided):
-            found = search(context, among, question.workload(clients), asked.slos, replayed=FAMILIES)
+            found = search(context, among, question.workload(clients), asked.slos, Effort(replayed=FAMILIES))
             evaluated += found.evaluated
             rejected = found.rejected if among is space else rejected
             for candidate in found.candidates:

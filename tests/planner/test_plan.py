@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,8 +17,8 @@ from models.layout import table_of
 from models.workload import Slo
 from planner.fleets.plan_document import plan_document
 from planner.plans.frontier import pareto_front
-from planner.plans.make import Plan, PlanQuestion, make_plan
-from planner.plans.search import SAFE_FREE_GIB
+from planner.plans.make import Plan, PlanQuestion, make_plan, servers_for
+from planner.plans.search import SAFE_FREE_GIB, Found
 from planner.plans.seeds import spread_seeds
 from planner.rules import Question, first_error
 
@@ -229,3 +231,22 @@ def test_pareto_front_keeps_what_nothing_beats() -> None:
     points = [(1.0, 9.0), (2.0, 8.0), (2.0, 7.0), (3.0, 1.0), (0.5, 9.0)]
     assert pareto_front(points) == [3, 1, 0]
     assert pareto_front([]) == []
+
+
+def test_the_number_of_servers_is_decided_by_the_whole_space_not_by_the_part_that_was_bisected() -> None:
+    """The part's answer may be a little off either way: one server fewer is tried, and more where it does not hold."""
+    plan = asked(concurrency=8)
+    best = plan.found.candidates[0]
+
+    def carrying(most: int) -> Callable[[int], Found]:
+        def at(clients: int) -> Found:
+            running = float(clients if clients <= most else most // 2)
+            candidate = replace(best, misses=(), prediction=replace(best.prediction, running_requests=running))
+            return Found(candidates=(candidate,), rejected=(), evaluated=1)
+
+        return at
+
+    for bisected, true, servers in ((97, 100, 10), (100, 100, 10), (105, 100, 10), (120, 100, 10)):
+        _, clients, found, _ = servers_for(1000, bisected, carrying(true))
+        assert found == servers, (bisected, true)
+        assert clients == -(-1000 // servers)
