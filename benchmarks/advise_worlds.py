@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 HOME = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOME))
@@ -100,7 +101,7 @@ CASES = (
     Case("kv_full", "KV full and retracting", "--tp 8 --mem-fraction-static 0.66", 100, 2000, 1000, warm_s=200.0),
     Case("slow_rank", "one slow rank", DP, 64, world=world(slow_rank=SlowRank(rank=3, factor=1.4))),
     Case("max_running_too_low", "queue for want of running requests", "--tp 8 --max-running-requests 16", 64),
-    Case("radix_cache_off", "radix cache off, shared prefixes", "--tp 8 --disable-radix-cache", 32, 3500, 150, 3000),
+    Case("radix_cache_off", "radix cache off, shared prefixes", "--tp 8 --disable-radix-cache", 32, 3500, 150, 2000),
     Case("recv_interval_too_long", "interval 30, few users", "--tp 8 --scheduler-recv-interval 30", 4, osl=300),
     Case("experts_unbalanced", "unbalanced experts", DEEPEP, 128, world=world(expert_balance=0.45)),
     Case(NOTHING, "nothing wrong", "--tp 8"),
@@ -136,10 +137,10 @@ def drawn(case: Case, dice: random.Random) -> Case:
     return replace(case, **{**changes, **by_kind[case.kind]()})  # type: ignore[arg-type]
 
 
-def played(
-    case: Case, seed: int = 0, *, window_s: float = 60.0, release: str = "0.5.23", slos: tuple[Slo, ...] = ()
-) -> AdviseAnswer:
-    """Play a case in virtual time and look at it as `sgtune advise` would."""
+def scraped(
+    case: Case, seed: int = 0, *, window_s: float = 60.0, release: str = "0.5.23"
+) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
+    """Play a case in virtual time; return /metrics at both ends of a window, /server_info and /v1/loads."""
     question = read_question(
         hardware=case.hardware, model=None, sglang_version=release, slo=None, profile=None, isl=1, osl=1, concurrency=1
     )
@@ -150,11 +151,19 @@ def played(
     )
     server, prompts = VirtualServer(machine), case.prompts(seed)
     server.play(prompts, case.clients, case.warm_s)
-    before = read_samples(server.metrics(), server.now_s)
+    before = server.metrics()
     server.play(prompts, case.clients, window_s)
-    after = read_samples(server.metrics(), server.now_s)
-    facts = Facts(name="server", info=server.server_info(), loads=server.loads(), engine="SGLang")
-    return look([(facts, ScrapeWindow(after=after, before=before))], AdviseQuestion(slos=slos))
+    return before, server.metrics(), server.server_info(), server.loads()
+
+
+def played(
+    case: Case, seed: int = 0, *, window_s: float = 60.0, release: str = "0.5.23", slos: tuple[Slo, ...] = ()
+) -> AdviseAnswer:
+    """Play a case in virtual time and look at it as `sgtune advise` would."""
+    before, after, info, loads = scraped(case, seed, window_s=window_s, release=release)
+    window = ScrapeWindow(before=read_samples(before, 0.0), after=read_samples(after, window_s))
+    facts = Facts(name="server", info=info, loads=loads, engine="SGLang")
+    return look([(facts, window)], AdviseQuestion(slos=slos))
 
 
 def wait_until_ready(port: int) -> None:

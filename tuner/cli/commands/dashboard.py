@@ -28,6 +28,9 @@ def dashboard(
         int | None, typer.Option("--port", help=f"Port on {HOST}; default: the first free one from {FIRST_PORT}.")
     ] = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser.")] = True,
+    url: Annotated[
+        list[str] | None, typer.Option("--url", help="A running server for the page Servers, repeatable.")
+    ] = None,
 ) -> None:
     """Look at plans and runs in a browser. It only reads run folders, and nothing leaves this machine."""
     from hwprobe.errors import InputError
@@ -37,6 +40,12 @@ def dashboard(
         raise InputError(f"the dashboard needs {', '.join(missing)}: in the checkout, pip install -e '.[dashboard]'")
     if runs.exists() and not runs.is_dir():
         raise InputError(f"--runs is '{runs}'; it must be a folder of run folders")
+    if url:
+        from tuner.bench.server_side import Address
+
+        for each in url:
+            Address.parse(each)
+        os.environ["SGTUNE_ADVISE_URLS"] = " ".join(url)
     free_port = _free_port(port)
     typer.echo(f"dashboard of '{runs}' on http://{HOST}:{free_port} (Ctrl-C ends it)", err=True)
     _serve(command(free_port, browser=browser), runs)
