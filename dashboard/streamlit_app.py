@@ -13,7 +13,11 @@ PAGES = {
     "live": ("Live", ":material/monitoring:", "What a tune is doing now, and the best so far."),
     "trials": ("Trials", ":material/scatter_plot:", "Every measured configuration; several side by side."),
     "calibration": ("Calibration", ":material/target:", "Predicted against measured, and what was learned."),
-    "servers": ("Servers", ":material/dns:", "Servers that run now: what they do, should do, and what to change."),
+    "running_servers": (
+        "Servers",
+        ":material/dns:",
+        "Servers that run now: what they do, should do, and what to change.",
+    ),
     "export": ("Export", ":material/download:", "Launch files with their provenance, to copy and download."),
 }
 page = st.navigation(

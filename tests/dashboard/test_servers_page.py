@@ -14,7 +14,7 @@ from tests.tuner.advise.saved_server import served
 
 def test_no_server_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SGTUNE_ADVISE_URLS", raising=False)
-    assert "No server was named" in said(open_page("servers", tmp_path, monkeypatch))
+    assert "No server was named" in said(open_page("running_servers", tmp_path, monkeypatch))
 
 
 def test_a_named_server_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,6 +23,6 @@ def test_a_named_server_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyP
     texts = {"/metrics": after, "/server_info": json.dumps(info), "/v1/loads": json.dumps(loads)}
     with served(texts) as url:
         monkeypatch.setenv("SGTUNE_ADVISE_URLS", url)
-        app = open_page("servers", tmp_path, monkeypatch)
+        app = open_page("running_servers", tmp_path, monkeypatch)
     assert "1 thing to change" in said(app)
     assert "--max-running-requests" in app.code[0].value

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from dashboard.readers.servers import RollingWindow, looked_at, urls
+from dashboard.readers.live_servers import RollingWindow, looked_at, urls
 from hwprobe.errors import InputError
 from hwprobe.plain_text import as_markdown, clean
 from tuner.advise.finding import Finding
