@@ -16,7 +16,7 @@ PAGES = {
     "running_servers": (
         "Servers",
         ":material/dns:",
-        "Servers that run now: what they do, should do, and what to change.",
+        "Servers that run now: what they should do, and what to change.",
     ),
     "export": ("Export", ":material/download:", "Launch files with their provenance, to copy and download."),
 }
