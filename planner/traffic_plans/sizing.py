@@ -89,6 +89,7 @@ def plan_traffic(question: PlanQuestion, asked: TrafficQuestion) -> TrafficPlan:
             f"'{asked.name}' has a request of {longest:,} tokens; the model's context is "
             f"{question.arch.max_position_embeddings:,}"
         )
+    question.checked()
     leaders, rejected, evaluated = _leaders(question, context, asked, longest)
     if not leaders:
         return _plan(question, context, asked, Found(candidates=(), rejected=rejected, evaluated=evaluated), {})
@@ -182,7 +183,7 @@ def _candidate(candidate: Candidate, served: ServedTrace, slos: tuple[Slo, ...])
         servers=served.servers,
         prediction=predicted(candidate.prediction, served),
         misses=missed(slos, served),
-        why=f"{served.servers} servers of {candidate.config.gpu_count} GPUs, {served.hit_rate:.0%} of the prompts hit",
+        why=f"on {served.servers * candidate.config.gpu_count} GPUs, {served.hit_rate:.0%} of the prompts hit",
     )
 
 

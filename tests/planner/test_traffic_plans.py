@@ -89,3 +89,12 @@ def test_what_a_trace_does_not_go_with_is_named(sgtune: Sgtune, options: tuple[s
     done = sgtune(command, "--hardware", "h200x8", "--traffic", str(EXAMPLES / "chat.jsonl"), *rest)
     assert done.code == 2
     assert named in done.err
+
+
+def test_a_request_beyond_the_models_context_is_named_as_the_traces(sgtune: Sgtune, tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    path.write_text('{"timestamp": 0, "input_length": 5000000, "output_length": 10}\n')
+    done = sgtune("plan", "--hardware", "h200x8", "--traffic", str(path))
+    assert done.code == 2
+    assert "long.jsonl" in done.err
+    assert "5,000,010" in done.err

@@ -85,5 +85,5 @@ def _planned(asked: TrafficAsked) -> TrafficPlan:
         mtp=asked.mtp,
         acceptance=asked.mtp_acceptance,
         sigma=asked.expert_skew,
-    ).checked()
+    )
     return plan_traffic(question, traffic_question(trace, asked.traffic.name, asked.rate_scale, question.slos))

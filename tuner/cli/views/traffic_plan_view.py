@@ -19,9 +19,10 @@ def show_traffic_plan(planned: TrafficPlan, screen: Console) -> None:
     if served is None:
         return
     slos = ", ".join(str(slo) for slo in asked.slos)
-    kept = "keep" if planned.plan.meets_target else "do not keep"
+    one = served.servers == 1
+    kept = ("keeps" if one else "keep") if planned.plan.meets_target else ("does not keep" if one else "do not keep")
     screen.print(
-        f"\n{served.servers} servers {kept} {slos} under {asked.name} x{asked.rate_scale:g}: "
+        f"\n{counted(served.servers, 'server')} {kept} {slos} under {asked.name} x{asked.rate_scale:g}: "
         f"{served.hit_rate:.1%} of the prompt tokens come from the radix cache"
         + (f", behind a {served.routing} router" if served.servers > 1 else ""),
         markup=False,
@@ -29,9 +30,14 @@ def show_traffic_plan(planned: TrafficPlan, screen: Console) -> None:
     screen.print(_ways(planned))
     if planned.without_cache is not None:
         fewest = planned.servers_without_cache
-        need = f"{fewest} servers" if fewest else "more servers than were tried"
+        need = counted(fewest, "server") if fewest else "more servers than were tried"
         screen.print(f"without the radix cache: {need}", markup=False)
     show_minutes(served.minutes, screen)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number of things in words: "1 server", "2 servers"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _ways(planned: TrafficPlan) -> Table:
