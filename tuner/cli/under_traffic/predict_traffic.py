@@ -131,7 +131,8 @@ def _show(document: dict[str, Any], served: ServedTrace) -> None:
 
     screen = console()
     screen.print(
-        f"{counted(document['requests'], 'request')} on {counted(served.servers, 'server')}: TTFT {document['ttft_mean_ms']:,.0f} ms mean, "
+        f"{counted(document['requests'], 'request')} on {counted(served.servers, 'server')}: "
+        f"TTFT {document['ttft_mean_ms']:,.0f} ms mean, "
         f"{document['ttft_p99_ms']:,.0f} ms p99; TPOT {document['tpot_mean_ms']:,.1f} ms mean; "
         f"{document['output_tok_s']:,.0f} output tok/s; {document['hit_rate']:.1%} of the prompts hit",
         markup=False,
