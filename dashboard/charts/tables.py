@@ -34,8 +34,6 @@ def ranked(plan: Plan) -> pd.DataFrame:
             "TPOT ms": round(found.tpot_ms["mean"], 1),
             "TTFT ms": _whole(found.ttft_ms["mean"]),
             "p99": _whole(found.ttft_ms["p99"]),
-            "at once": round(found.running_requests),
-            "KV GiB": round(candidate.ledger.headroom_gib),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -48,6 +46,8 @@ def ranked_settings(plan: Plan) -> pd.DataFrame:
         rows.append({
             "rank": f"{index + 1}",
             "configuration": candidate.name,
+            "at once": round(candidate.prediction.running_requests),
+            "KV GiB": round(candidate.ledger.headroom_gib),
             "why not first": "" if index == 0 else candidate.why,
             "free GiB/GPU": round(candidate.ledger.free_gib, 1),
             "mem fraction": config.mem_fraction_static,
@@ -74,11 +74,16 @@ def rejected(items: Sequence[Rejected]) -> pd.DataFrame:
         {
             "layouts": len(alike),
             "rule": alike[0].kind,
-            "why": ("at least " if len({one.reason for one in alike}) > 1 else "") + alike[0].reason,
+            "why": alike[0].reason + _nearest(alike),
             "which": ", ".join(dict.fromkeys(one.config.label for one in alike)),
         }
         for alike in folded.values()
     ])  # fmt: skip
+
+
+def _nearest(alike: Sequence[Rejected]) -> str:
+    """Say that the first reason stands for others with other figures, where it does."""
+    return f", the nearest of {len(alike)}" if len({one.reason for one in alike}) > 1 else ""
 
 
 def numbers(lines: Sequence[Equation]) -> pd.DataFrame:
