@@ -108,8 +108,8 @@ def _names_of_runner(file: Path) -> dict[str, Any]:
         "is_flashinfer_available": lambda: not hip,
         "logger": LOG,
     }
-    lists = [node for node in (tree.body if tree else []) if isinstance(node, ast.Assign)]
-    run([node for node in lists if ast.unparse(node.targets[0]) == "MLA_ATTENTION_BACKENDS"], file, names)
+    assigned = [node for node in (tree.body if tree else []) if isinstance(node, ast.Assign)]
+    run([node for node in assigned if isinstance(node.value, ast.List)], file, names)  # the backends it lists
     return names
 
 
