@@ -45,6 +45,8 @@ SERVER_FLAGS = ("--", "--device", "cpu")  # no GPU is asked of this machine
 PARTS = ("tuner", "shim", "client", "container", "tuner and shim", "daemon")
 # Who goes on by itself after the kill; after the others the run is resumed.
 GOES_ON = ("shim", "client", "container")
+# After these nobody is left who could remove the container: it is for the next session, or the next daemon.
+HANDED_ON = ("tuner and shim", "daemon")
 THEN_S = 2.5  # a launch of the emulator takes about three seconds
 WAIT_S, END_S = 90.0, 600.0  # of a machine that others use, too
 LOOK_S = 0.1
@@ -139,15 +141,16 @@ def _is_shim(process: psutil.Process) -> bool:
 
 def faults_after(run: Run, before: list[bytes], part: str) -> Iterator[str]:
     """Yield what a tune that has ended, however it ended, should not have left or lost."""
-    until = time.monotonic() + 15.0
-    while (left := run.daemon.containers()) and time.monotonic() < until and part not in ("tuner and shim", "daemon"):
-        time.sleep(LOOK_S)
-    if left and part not in ("tuner and shim", "daemon"):  # those are for the next session
-        yield "container left"
+    if part not in HANDED_ON:
+        until = time.monotonic() + 15.0
+        while (left := run.daemon.containers()) and time.monotonic() < until:
+            time.sleep(LOOK_S)
+        if left:
+            yield "container left"
+        elif still_listening(run.folder):
+            yield "port left"
     if not nothing_left():
         yield "process left"
-    if not left and still_listening(run.folder):
-        yield "port left"
     if run.folder.exists():
         try:
             Hold(run.folder / ".lock").release()
