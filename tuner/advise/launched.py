@@ -28,13 +28,14 @@ from planner.check.judge import Checked, judge, modelled, read_launch
 from planner.launch_lines.checkpoint import served_model
 from planner.sglang.arguments import Arguments
 from planner.sglang.dialects import from_values
-from planner.sglang.flags import flags_of
+from planner.sglang.flags import Flag, flags_of
 from planner.sglang.secret_flags import without_secrets
 from tuner.scrape.source import Facts
-from tuner.server.ask import count, items, mapping
+from tuner.server.ask import count, items, mapping, number
 
 DEFAULT_HARDWARE = "h200"
 MOST_WORDS = 20_000
+LONGEST_VALUE = 500
 # What a server resolves for itself and says beside what was typed: not part of the launch.
 NOT_TYPED = frozenset({"served_model_name", "tokenizer_path", "nccl_port", "random_seed", "load_balance_method"})
 
@@ -80,8 +81,19 @@ class NotModelled(InputError):
     """The model has no figures for this server; the text says why."""
 
 
+# What the resolver and the ledger raise for values that no launch has.
+IMPOSSIBLE = (ValueError, TypeError, OverflowError, ZeroDivisionError, KeyError)
+
+
 def launched(facts: Facts, hardware: HardwareProfile | None, engine: EngineProfile | None) -> Launched:
     """Read a server's configuration. Raises NotModelled where nothing can be predicted for it."""
+    try:
+        return _launched(facts, hardware, engine)
+    except IMPOSSIBLE as error:
+        raise NotModelled(f"what it says of its launch makes none: {one_line(str(error), 100)}") from error
+
+
+def _launched(facts: Facts, hardware: HardwareProfile | None, engine: EngineProfile | None) -> Launched:
     version = _version(facts)
     assumed: list[str] = []
     arguments = _arguments(facts, version, assumed)
@@ -158,7 +170,7 @@ def _values(info: Mapping[str, Any], version: Version) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for dest, flag in flags_of(version).by_dest.items():
         value = info.get(dest)
-        if dest in info and dest not in NOT_TYPED and value not in (None, False, flag.default) and _plain(value):
+        if dest in info and dest not in NOT_TYPED and value not in (None, False, flag.default) and _fits(flag, value):
             values[dest] = value
     ranks = values.get("attn_dp_size", 1) if not info.get("enable_dp_attention") else info.get("dp_size", 1)
     ranks = max(count(ranks) or 1, count(info.get("attn_dp_size")) or 1)
@@ -171,8 +183,16 @@ def _values(info: Mapping[str, Any], version: Version) -> dict[str, Any]:
     return values
 
 
-def _plain(value: Any) -> bool:
-    return isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) < 500)
+def _fits(flag: Flag, value: Any) -> bool:
+    """Whether a value is of the flag's kind: what a server says is its own."""
+    if flag.is_switch:
+        return isinstance(value, bool)
+    kind = str(flag.type or "").lower()
+    if "float" in kind:
+        return number(value) is not None
+    if "int" in kind:
+        return isinstance(value, int) and number(value) is not None
+    return isinstance(value, str) and len(value) < LONGEST_VALUE and (not flag.choices or value in flag.choices)
 
 
 def _hardware(facts: Facts, typed: ServerConfig, arch: ModelArchitecture, assumed: list[str]) -> HardwareProfile:

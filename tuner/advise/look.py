@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hwprobe.errors import InputError
 from hwprobe.profile import HardwareProfile
 from models.engine.profile import EngineProfile
 from models.workload import Slo
 from tuner.advise.capacity import Capacity, capacity_findings, capacity_of
 from tuner.advise.expected import Model, expected_document, model_of, traffic_of
 from tuner.advise.finding import Finding, FindingKind, Weight
-from tuner.advise.launched import Launched, NotModelled, launched
+from tuner.advise.launched import Launched, launched
 from tuner.advise.machine import machine_findings, named, unlike
 from tuner.advise.settings import FINDERS
 from tuner.advise.slo_watch import SloWatch, slo_findings, watch_slos
@@ -86,7 +87,7 @@ def _server(facts: Facts, window: ScrapeWindow | None, question: AdviseQuestion)
     else:
         try:
             server = launched(facts, question.hardware, question.engine)
-        except NotModelled as error:
+        except InputError as error:
             unexpected = str(error)
     if server is not None and seen is not None:
         traffic = traffic_of(seen)
