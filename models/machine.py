@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from hwprobe.profile import Basis, HardwareProfile, Quantity
-from models.engine.profile import HOPPER, family_of
+from models.engine.profile import CDNA4, HOPPER, family_of
 from models.engine.transfer import sheet_equivalent
 
 GIB = 2**30
@@ -57,6 +57,11 @@ class Machine:
     @property
     def is_blackwell(self) -> bool:
         return (self.compute_capability or "").startswith("10.")
+
+    @property
+    def has_fp4(self) -> bool:
+        """Tensor cores that multiply FP4: Blackwell's, and those of CDNA 4."""
+        return self.is_blackwell or self.family == CDNA4
 
     def with_nodes(self, nodes: int) -> Machine:
         """Return the same machine as a cluster of `nodes` nodes."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from hwprobe.errors import InputError
 
 if TYPE_CHECKING:
     from hwprobe.profile import HardwareProfile
@@ -22,31 +25,49 @@ def read_hardware(name: str) -> HardwareProfile:
     return hardware_from_catalogue(name)
 
 
-def read_model(path: Path | None) -> ModelArchitecture:
-    """Return the model behind --model, DeepSeek-R1 by default. Raises UnsupportedModel where no speed is known."""
-    from hwprobe.errors import UnsupportedModel
-    from models.architecture import deepseek_r1
+def read_model(model: str | Path | None) -> ModelArchitecture:
+    """Return the model behind --model: a config.json, its folder, or a shipped checkpoint's name; R1 by default."""
+    from models.architecture import deepseek_r1, load_architecture
 
-    arch = deepseek_r1() if path is None else read_any_model(path)
-    if arch.weights == "INT8":
-        raise UnsupportedModel(
-            f"'{path}': the speed of INT8 weights is not modelled; `sgtune check --model {path}` weighs their memory, "
-            "and a config.json with FP8 or BF16 weights is planned for"
-        )
-    return arch
+    if model is None:
+        return deepseek_r1()
+    path = Path(model)
+    if path.exists():
+        return load_architecture(path)
+    from models.architecture.shipped import checkpoint_named
+
+    shipped = checkpoint_named(str(model))
+    if shipped is not None:
+        return shipped.arch
+    raise InputError(f"--model {str(model)[:120]}: neither a file nor a checkpoint known by name; {_near(str(model))}")
 
 
-def read_any_model(path: Path) -> ModelArchitecture:
-    """Return the model of a config.json, also one whose memory alone is modelled."""
-    from models.architecture import load_architecture
+def path_to_serve(model: str | Path | None, model_path: str) -> str:
+    """Return the model path of launch commands: --model-path, or the hub name given with --model where none was."""
+    from models.architecture.shipped import checkpoint_named
+    from planner.launch import DEFAULT_MODEL_PATH
 
-    return load_architecture(path)
+    if model is None or model_path != DEFAULT_MODEL_PATH or Path(model).exists():
+        return model_path
+    shipped = checkpoint_named(str(model))
+    return model_path if shipped is None else shipped.name
+
+
+def _near(model: str) -> str:
+    from models.architecture.shipped import checkpoints
+
+    names = [each.name for each in checkpoints()]
+    short = {name.rpartition("/")[2].lower(): name for name in names}
+    near = difflib.get_close_matches(model.rpartition("/")[2].lower(), short, n=2, cutoff=0.6)
+    if near:
+        return "did you mean " + " or ".join(short[each] for each in near) + "? `sgtune models` lists them all"
+    return "give its config.json; `sgtune models` lists the names"
 
 
 def read_question(
     *,
     hardware: str,
-    model: Path | None,
+    model: str | Path | None,
     sglang_version: str,
     slo: list[str] | None,
     profile: Path | None,

@@ -112,16 +112,17 @@ def _served(
 ) -> ModelArchitecture:
     """Return the model a record's run served: that of --model, else as its flags and its `model` say.
 
-    Raises UnsupportedModel for a checkpoint that is not modelled, InputError for one whose speed is not.
+    Raises UnsupportedModel for a checkpoint that is not modelled.
     """
     named = {"model_path": _said(point, "model", "model_path"), "quantization": _said(point, "quantization")}
     flags = _flags_of_model(point.launch_args or "", version)
     served = served_model({name: text for name, text in named.items() if text} | flags, own_model)
-    if served.arch.weights == "INT8":
-        raise InputError("the speed of INT8 weights is not modelled, their memory is")
     if served.assumed is not None and (named["model_path"] or "model_path" in flags):
         guesses.said.append(f"unknown model name: {served.assumed} assumed")
-    return served.arch if own_model is not None else replace(served.arch, name=deepseek_r1().name)
+    # Names of the same shapes and weights are one model to the equations, and share what was computed.
+    plain = deepseek_r1()
+    same = replace(served.arch, name=plain.name) == plain
+    return plain if own_model is None and same else served.arch
 
 
 def _said(point: Point, *names: str) -> str:

@@ -11,19 +11,18 @@ from models.costs.kernels import (
     ByNumber,
     ByWidth,
     Experts,
-    LatentCache,
     Rates,
     all_reduce_s,
     dispatch_combine_s,
     distinct_experts,
     gemm_s,
-    mla_seconds_per_context_token,
     moe_ep_s,
     moe_tp_s,
 )
 from models.costs.launches import fused_nodes, graph_nodes, launch_floor_s
 from models.costs.prefill import DP_COLLECTIVE_SHARE
 from models.costs.system import System
+from models.costs.weight_kernels import bf16_kernel, kernel_of
 from models.engine.profile import EngineParameters
 from models.layout import Array, ConfigTable
 
@@ -40,7 +39,11 @@ PP_HOP_S = 30.0 * US
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeStep:
-    """Seconds of one decode step by cost; `kv_slope` is the part of `kv_attention` per context token."""
+    """Seconds of one decode step by cost.
+
+    `kv_slope` is the part of `kv_attention` per context token up to `kv_knee` tokens, `kv_beyond` that of the tokens
+    after it: dense attention has no knee.
+    """
 
     attention_gemm: Array
     kv_attention: Array
@@ -57,6 +60,8 @@ class DecodeStep:
     draft: Array
     eager: Array
     kv_slope: Array
+    kv_beyond: Array
+    kv_knee: float = np.inf
 
     @property
     def total(self) -> Array:
@@ -67,7 +72,8 @@ class DecodeStep:
         return {name: getattr(self, name) * 1e3 for name in COSTS}
 
 
-COSTS = tuple(field.name for field in fields(DecodeStep) if field.name != "kv_slope")
+_SLOPES = ("kv_slope", "kv_beyond", "kv_knee")
+COSTS = tuple(field.name for field in fields(DecodeStep) if field.name not in _SLOPES)
 
 
 def decode_step(system: System, batch: Array, context: Array) -> DecodeStep:
@@ -87,10 +93,10 @@ def decode_step(system: System, batch: Array, context: Array) -> DecodeStep:
     expert_tokens = running * (1.0 + MTP_NEW_EXPERT_SHARE * (queries - 1.0))
     layers, moe_layers = arch.num_hidden_layers, arch.moe_layers
 
-    kv_slope = layers * _kv_slope(system, rank_batch)
+    read = system.attention.context_cost(system, rank_batch)
     step = DecodeStep(
         attention_gemm=layers * _attention_gemm(system, rank_tokens),
-        kv_attention=layers * engine.mla_floor_us * US + kv_slope * context,
+        kv_attention=layers * engine.mla_floor_us * US + read.seconds(layers, context),
         experts=moe_layers * _experts(system, expert_tokens),
         shared_expert=moe_layers * _replicated_shared_expert(system, rank_tokens),
         gate=moe_layers * _router(system, np.where(table.a2a > 0, rank_tokens, tokens)),
@@ -103,7 +109,9 @@ def decode_step(system: System, batch: Array, context: Array) -> DecodeStep:
         rank_sync=moe_layers * _rank_sync(table, engine),
         draft=_draft(system, running),
         eager=np.zeros_like(tokens),
-        kv_slope=kv_slope,
+        kv_slope=layers * read.slope_s,
+        kv_beyond=layers * read.beyond_s,
+        kv_knee=read.knee,
     )
     return _with_eager_floor(step, table, launch_floor_s(arch, engine.t_pf0_ms), rank_batch)
 
@@ -118,25 +126,19 @@ def _with_eager_floor(step: DecodeStep, table: ConfigTable, floor_s: float, rank
 def _attention_gemm(system: System, rank_tokens: Array) -> Array:
     """One layer's projections: fused q_a and kv_a (replicated), q_b, absorbed kv_b twice, o."""
     arch, machine, table, engine = system.parts
-    weight, rates = arch.gemm_weight_bytes, Rates.of(machine, engine.eta_w)
+    rates, formats = Rates.of(machine, engine.eta_w), arch.weight_formats
+    weight, out = kernel_of(formats.projections, arch, machine), kernel_of(formats.output, arch, machine)
     shard = table.attn_tp
     q_width = arch.num_attention_heads * arch.q_head_dim
     o_width = arch.num_attention_heads * arch.v_head_dim
-    absorbed = gemm_s(rank_tokens, o_width / shard, arch.kv_lora_rank, 2.0, rates)
-    return (
+    absorbed = gemm_s(rank_tokens, o_width / shard, arch.kv_lora_rank, bf16_kernel(machine), rates)
+    projected = (
         gemm_s(rank_tokens, arch.qkv_a_width, arch.hidden_size, weight, rates)
         + gemm_s(rank_tokens, q_width / shard, arch.q_lora_rank, weight, rates)
         + 2.0 * absorbed
-        + gemm_s(rank_tokens, arch.hidden_size, o_width / shard, weight, rates)
+        + gemm_s(rank_tokens, arch.hidden_size, o_width / shard, out, rates)
     )
-
-
-def _kv_slope(system: System, rank_batch: Array) -> Array:
-    """Seconds one layer's attention takes per token of context."""
-    arch, machine, table, engine = system.parts
-    cache = LatentCache(width=arch.latent_width, value=arch.kv_lora_rank, element_bytes=table.kv_element_bytes)
-    query_rows = arch.num_attention_heads / table.attn_tp * table.tokens_per_request
-    return mla_seconds_per_context_token(rank_batch, query_rows, cache, Rates.of(machine, engine.eta_kv))
+    return projected + system.attention.projections_s(system, rank_tokens) if arch.is_sparse else projected
 
 
 def _experts(system: System, tokens: Array) -> Array:
@@ -148,7 +150,8 @@ def _experts(system: System, tokens: Array) -> Array:
         count=arch.n_routed_experts,
         top_k=arch.num_experts_per_tok,
         params=arch.expert_params,
-        weight_bytes=arch.gemm_weight_bytes,
+        kernel=kernel_of(arch.weight_formats.routed, arch, machine),
+        shared=arch.bytes_per_weight(arch.weight_formats.shared) / arch.gemm_weight_bytes,
     )
     rates = Rates.of(machine, engine.eta_w)
     narrow = ByWidth(shards=table.tp, row_bytes=_row_bytes(system), tile_rows=system.moe_tile_rows)
@@ -161,7 +164,7 @@ def _router(system: System, tokens: Array) -> Array:
     """One layer's router, in BF16 and replicated; under DeepEP each rank routes its own tokens."""
     arch, machine, _, engine = system.parts
     rates = Rates.of(machine, engine.eta_w)
-    return gemm_s(tokens, arch.n_routed_experts, arch.hidden_size, 2.0, rates)
+    return gemm_s(tokens, arch.n_routed_experts, arch.hidden_size, bf16_kernel(machine), rates)
 
 
 def _row_bytes(system: System) -> Array:
@@ -175,7 +178,7 @@ def _replicated_shared_expert(system: System, rank_tokens: Array) -> Array:
     """Under EP each rank streams its own copy of the shared expert for its own tokens."""
     arch, machine, table, engine = system.parts
     width = arch.n_shared_experts * arch.moe_intermediate_size
-    weight, rates = arch.gemm_weight_bytes, Rates.of(machine, engine.eta_w)
+    weight, rates = kernel_of(arch.weight_formats.shared, arch, machine), Rates.of(machine, engine.eta_w)
     shard = np.where(table.a2a > 0, 1.0, table.tp)
     up = gemm_s(rank_tokens, 2.0 * width / shard, arch.hidden_size, weight, rates)
     down = gemm_s(rank_tokens, arch.hidden_size, width / shard, weight, rates)
@@ -184,7 +187,7 @@ def _replicated_shared_expert(system: System, rank_tokens: Array) -> Array:
 
 def _dense_mlp(system: System, tokens: Array) -> Array:
     arch, machine, table, engine = system.parts
-    width, weight = arch.intermediate_size / table.tp, arch.gemm_weight_bytes
+    width, weight = arch.intermediate_size / table.tp, kernel_of(arch.weight_formats.dense, arch, machine)
     rates = Rates.of(machine, engine.eta_w)
     up = gemm_s(tokens, 2.0 * width, arch.hidden_size, weight, rates)
     return up + gemm_s(tokens, arch.hidden_size, width, weight, rates)
@@ -213,7 +216,7 @@ def _head(system: System, tokens: Array, rank_tokens: Array) -> Array:
     columns = arch.vocab_size / shard
     gather = np.where(shard > 1, 4.0 * rows * columns * (shard - 1.0) / shard / machine.nvlink_bytes_s, 0.0)
     rates = Rates.of(machine, engine.eta_w)
-    return gemm_s(rows, columns, arch.hidden_size, 2.0, rates) + gather + SAMPLING_S
+    return gemm_s(rows, columns, arch.hidden_size, bf16_kernel(machine), rates) + gather + SAMPLING_S
 
 
 def _draft(system: System, running: Array) -> Array:

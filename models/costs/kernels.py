@@ -11,6 +11,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from models.costs.weight_kernels import WeightKernel
 from models.layout import Array
 from models.machine import Machine
 
@@ -72,16 +73,14 @@ class Rates:
         )
 
 
-def gemm_s(rows: Array, n: Array | float, k: Array | float, weight_bytes: float, rates: Rates) -> Array:
+def gemm_s(rows: Array, n: Array | float, k: Array | float, kernel: WeightKernel, rates: Rates) -> Array:
     """Seconds of a GEMM (rows x k) @ (k x n): streaming, the serial walk over k, or arithmetic.
 
-    `weight_bytes` is bytes per weight (1.000244 FP8, 2 BF16). Known error: MAPE 10 % against
-    published DeepGEMM timings.
+    Known error: MAPE 10 % against published DeepGEMM timings (FP8).
     """
-    moved = n * k * weight_bytes + rows * k + 2.0 * rows * n
-    peak = rates.fp8_flops if weight_bytes < 2.0 else rates.bf16_flops
-    rate = matrix_rate(peak, DENSE_FRACTION, DENSE_CEILING)
-    streaming = moved / rates.stream_bytes_s
+    moved = n * k * kernel.weight_bytes + rows * k + 2.0 * rows * n
+    rate = matrix_rate(kernel.flops, DENSE_FRACTION * kernel.rate_share, DENSE_CEILING)
+    streaming = moved / (rates.stream_bytes_s * kernel.stream_share)
     return np.maximum(np.maximum(streaming, SECONDS_PER_K * k), 2.0 * rows * n * k / rate)
 
 
@@ -110,12 +109,16 @@ def distinct_experts(tokens: Array, experts: int, top_k: int, sigma: float) -> A
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experts:
-    """One layer's routed experts: how many, how many a token takes, and the parameters and bytes/parameter of one."""
+    """One layer's routed experts: how many, how many a token takes, the parameters of one and what multiplies them.
+
+    `shared` is the shared expert in routed ones, by bytes (1 where both are stored alike).
+    """
 
     count: int
     top_k: int
     params: float
-    weight_bytes: float
+    kernel: WeightKernel
+    shared: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,11 +148,11 @@ def moe_tp_s(tokens: Array, distinct: Array, experts: Experts, cut: ByWidth, rat
     Triton MoE timings on H200, 1 to 1024 tokens.
     """
     rows_each = experts.top_k * tokens / np.maximum(distinct, 1.0)
-    weights = (distinct + 1.0) * experts.params * experts.weight_bytes / cut.shards
+    weights = (distinct + experts.shared) * experts.params * experts.kernel.weight_bytes / cut.shards
     activations = (experts.top_k + 1.0) * tokens * cut.row_bytes
-    stream = (weights + activations) / rates.stream_bytes_s
+    stream = (weights + activations) / (rates.stream_bytes_s * experts.kernel.stream_share)
     rows = (distinct + 1.0) * np.maximum(cut.tile_rows, MOE_PADDING * rows_each)
-    rate = matrix_rate(rates.fp8_flops, MOE_FRACTION, MOE_CEILING)
+    rate = matrix_rate(experts.kernel.flops, MOE_FRACTION * experts.kernel.rate_share, MOE_CEILING)
     arithmetic = 2.0 * rows * experts.params / cut.shards / rate
     return np.cbrt(stream**3 + arithmetic**3)
 
@@ -165,13 +168,14 @@ def moe_ep_s(tokens: Array, distinct: Array, experts: Experts, cut: ByNumber, ra
     excess = EP_EXCESS * np.sqrt(np.log2(np.maximum(cut.ranks, 1.0)) / np.maximum(mean_experts, 1e-9))
     imbalance = 1.0 + excess * (1.0 - 0.5 * distinct / experts.count)
     held = np.minimum(mean_experts * imbalance, experts.count / cut.ranks)
+    kernel = experts.kernel
     streamed = np.where(cut.deep_gemm > 0, EP_STREAM_EFFICIENCY * rates.hbm_bytes_s, rates.stream_bytes_s)
-    stream = held * experts.params * experts.weight_bytes / streamed
+    stream = held * experts.params * kernel.weight_bytes / (streamed * kernel.stream_share)
     rows_each = experts.top_k * tokens / np.maximum(distinct, 1.0)
     tile = np.where(cut.deep_gemm > 0, DEEP_GEMM_TILE_ROWS, MOE_TILE_ROWS)
     rows = held * np.maximum(tile, MOE_PADDING * rows_each)
-    triton = matrix_rate(rates.fp8_flops, MOE_FRACTION, MOE_CEILING)
-    rate = np.where(cut.deep_gemm > 0, EP_FRACTION * rates.fp8_flops, triton)
+    triton = matrix_rate(kernel.flops, MOE_FRACTION * kernel.rate_share, MOE_CEILING)
+    rate = np.where(cut.deep_gemm > 0, EP_FRACTION * kernel.rate_share * kernel.flops, triton)
     arithmetic = 2.0 * rows * experts.params / rate
     return np.cbrt(stream**3 + arithmetic**3)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from models.architecture import ModelArchitecture
+from models.costs.attention import INDEX_NODES
 
 # CUDA-graph nodes: counted in SGLang's DeepSeek forward pass.
 NODES_PER_MOE_LAYER = 26
@@ -24,7 +25,8 @@ def fused_nodes(arch: ModelArchitecture) -> float:
 
 def graph_nodes(arch: ModelArchitecture) -> float:
     """Return the kernels of one decode step."""
-    return NODES_PER_MOE_LAYER * arch.moe_layers + NODES_PER_DENSE_LAYER * arch.dense_layers + NODES_PER_STEP
+    own = NODES_PER_MOE_LAYER * arch.moe_layers + NODES_PER_DENSE_LAYER * arch.dense_layers + NODES_PER_STEP
+    return own + INDEX_NODES * arch.num_hidden_layers if arch.is_sparse else own
 
 
 def launch_floor_s(arch: ModelArchitecture, t_pf0_ms: float) -> float:

@@ -23,13 +23,18 @@ CONTEXT_AND_NCCL_GIB = 2.5
 REQUEST_TABLE_ENTRY_BYTES = 4
 # What should be left per GPU after weights, KV pool and graphs: SGLang's tuning guide calls 5-8 GiB good.
 GOOD_FREE_GIB = 5.0
+# For a model whose ledger no log has confirmed a rank's pool must hold one request of its own context, and the ledger's
+# error (share of the card) on top. Moonshot names 16 GPUs of H200 the smallest unit for Kimi K2 in FP8 with its context
+# of 128k (deployment guide); the ledger alone would put it on eight, with some 16,000 tokens.
+LEDGER_ERROR = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
     """The ledger of many configurations: GiB per GPU of the fullest rank, KV tokens per DP rank.
 
-    `kv_cell` is the GiB one token takes on a rank, `buffers` what an all-to-all backend keeps for itself.
+    `kv_cell` is the GiB one token takes on a rank, `buffers` what an all-to-all backend keeps for itself;
+    `least_tokens` are what a rank must hold for the launch to count as fitting, beside the workload's longest request.
     """
 
     card: Array
@@ -44,12 +49,17 @@ class Memory:
     kv_cell: Array
     kv_tokens_per_rank: Array
     kv_tokens: Array
+    least_tokens: Array
+
+    def needed(self, longest_request: float) -> Array:
+        """Tokens a rank must hold for the launch to count as fitting."""
+        return np.maximum(longest_request, self.least_tokens)
 
     def shortage(self, longest_request: float, spare_gib: float) -> Array:
         """GiB each GPU lacks, whatever the memory fraction, to hold everything, one longest request (tokens)
         and `spare_gib`; negative where there is room."""
         fixed = self.context + self.weights.total + self.request_table + self.graphs + self.activations + self.buffers
-        return fixed + self.kv_cell * longest_request + spare_gib - self.card
+        return fixed + self.kv_cell * self.needed(longest_request) + spare_gib - self.card
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +96,10 @@ class MemoryLedger:
 def kv_cell_bytes(arch: ModelArchitecture, table: ConfigTable) -> Array:
     """Bytes one token takes on one rank: every layer of the stage, and the draft layer under MTP."""
     layers = np.ceil(arch.num_hidden_layers / table.pp) + (table.mtp_steps > 0)
-    return layers * arch.latent_width * table.kv_element_bytes
+    if not arch.is_sparse:
+        return layers * arch.latent_width * table.kv_element_bytes
+    each = np.where(table.kv_element_bytes < 2.0, arch.cache_bytes(1.0), arch.cache_bytes(2.0))
+    return layers * each
 
 
 def memory(
@@ -130,6 +143,7 @@ def memory(
         kv_cell=cell,
         kv_tokens_per_rank=tokens,
         kv_tokens=tokens * table.attn_dp,
+        least_tokens=table.context_length + LEDGER_ERROR * card / cell if arch.is_unconfirmed else 0.0 * one,
     )
 
 

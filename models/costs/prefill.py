@@ -10,16 +10,16 @@ from models.costs.kernels import (
     DENSE_FRACTION,
     MOE_CEILING,
     MOE_FRACTION,
-    PREFILL_ATTENTION_CEILING,
-    PREFILL_ATTENTION_FRACTION,
     all_reduce_s,
     distinct_experts,
     matrix_rate,
 )
 from models.costs.launches import launch_floor_s
 from models.costs.system import System
+from models.costs.weight_kernels import kernel_of
 from models.layout import Array
 from models.machine import Machine
+from models.quantization.formats import WeightFormat
 
 # Passes over the hidden states per layer outside the GEMMs (norms, quantisation, rotary, residuals).
 ELEMENT_PASSES = 10.0
@@ -38,7 +38,9 @@ def prefill_s(system: System, prompts: Array, new: Array, prefix: Array) -> Arra
     """
     share = rank_share(system, prompts)
     pairs = prompts * (new * new / 2.0 + new * prefix)
-    return with_launch_floor(system, token_work_s(system, prompts * new, share) + pair_s(system) * pairs * share)
+    return with_launch_floor(
+        system, token_work_s(system, prompts * new, share) + _pairs_s(system, prompts * new, pairs) * share
+    )
 
 
 def rank_share(system: System, prompts: Array) -> Array:
@@ -66,34 +68,49 @@ def token_work_s(system: System, tokens: Array, share: Array) -> Array:
 
 
 def pair_s(system: System) -> Array:
-    """GPU seconds of all layers' causal attention per pair of a new token and one it attends to.
+    """GPU seconds of all layers' attention per pair of a new token and one it attends to."""
+    return system.attention.pair_s(system)
 
-    Not absorbed: keys and values are expanded, (192 + 128) x heads multiply-adds a pair.
-    """
-    arch, machine, table, engine = system.parts
-    heads = arch.num_attention_heads / table.attn_tp
-    widths = arch.q_head_dim + arch.v_head_dim
-    rate = engine.eta_pa * matrix_rate(machine.bf16_flops, PREFILL_ATTENTION_FRACTION, PREFILL_ATTENTION_CEILING)
-    return arch.num_hidden_layers * 2.0 * heads * widths / rate
+
+def scan_s(system: System) -> Array:
+    """GPU seconds of all layers per pair of a new token and one before it, attended to or not (0: dense attention)."""
+    return system.attention.scan_s(system)
+
+
+def _pairs_s(system: System, tokens: Array, pairs: Array) -> Array:
+    if not system.arch.is_sparse:
+        return pair_s(system) * pairs
+    return pair_s(system) * system.attention.attended(tokens, pairs) + scan_s(system) * pairs
 
 
 def _projections(system: System, rank_tokens: Array) -> Array:
     """One layer's attention projections on one rank."""
-    arch, machine, table, engine = system.parts
-    rate = engine.eta_pf * matrix_rate(machine.gemm_flops, DENSE_FRACTION, DENSE_CEILING)
-    params = arch.attn_replicated_params + arch.attn_sharded_params / table.attn_tp
-    return 2.0 * rank_tokens * params / rate
+    arch, _, table, _ = system.parts
+    replicated = arch.attn_replicated_params + arch.indexer_params
+    params = replicated + (arch.attn_sharded_params - arch.o_params) / table.attn_tp
+    formats = arch.weight_formats
+    if formats.projections == formats.output:
+        params = replicated + arch.attn_sharded_params / table.attn_tp
+        return 2.0 * rank_tokens * params / _dense_rate(system, formats.projections)
+    out = 2.0 * rank_tokens * arch.o_params / table.attn_tp / _dense_rate(system, formats.output)
+    return 2.0 * rank_tokens * params / _dense_rate(system, formats.projections) + out
+
+
+def _dense_rate(system: System, form: WeightFormat) -> float | Array:
+    kernel = kernel_of(form, system.arch, system.machine)
+    return system.engine.eta_pf * matrix_rate(kernel.flops, DENSE_FRACTION * kernel.rate_share, DENSE_CEILING)
 
 
 def _experts(system: System, tokens: Array) -> Array:
     """Routed and shared experts of one layer: arithmetic, but never faster than streaming them once."""
     arch, machine, table, engine = system.parts
-    rate = engine.eta_pf * matrix_rate(machine.gemm_flops, MOE_FRACTION, MOE_CEILING)
+    kernel = kernel_of(arch.weight_formats.routed, arch, machine)
+    rate = engine.eta_pf * matrix_rate(kernel.flops, MOE_FRACTION * kernel.rate_share, MOE_CEILING)
     rows = (arch.num_experts_per_tok + arch.n_shared_experts) * tokens
     arithmetic = _busiest_rank(system) * 2.0 * rows * arch.expert_params / table.tp / rate
     distinct = distinct_experts(tokens, arch.n_routed_experts, arch.num_experts_per_tok, system.sigma)
-    streamed = (distinct + 1.0) * arch.expert_params * arch.gemm_weight_bytes / table.tp
-    return np.maximum(arithmetic, streamed / (engine.eta_w * machine.hbm_bytes_s))
+    streamed = (distinct + 1.0) * arch.expert_params * kernel.weight_bytes / table.tp
+    return np.maximum(arithmetic, streamed / (engine.eta_w * machine.hbm_bytes_s * kernel.stream_share))
 
 
 def _busiest_rank(system: System) -> Array:
@@ -109,9 +126,8 @@ def _busiest_rank(system: System) -> Array:
 
 
 def _dense(system: System, tokens: Array) -> Array:
-    arch, machine, table, engine = system.parts
-    rate = engine.eta_pf * matrix_rate(machine.gemm_flops, DENSE_FRACTION, DENSE_CEILING)
-    return 2.0 * tokens * arch.dense_mlp_params / table.tp / rate
+    arch, table = system.arch, system.table
+    return 2.0 * tokens * arch.dense_mlp_params / table.tp / _dense_rate(system, arch.weight_formats.dense)
 
 
 def _elements(arch: ModelArchitecture, machine: Machine, tokens: Array) -> Array:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.architecture import ModelArchitecture
+from models.costs.attention import Attention, attention_of
 from models.costs.kernels import MOE_TILE_ROWS
 from models.engine.profile import EngineParameters
 from models.layout import Array, ConfigTable
@@ -36,6 +37,11 @@ class System:
     def parts(self) -> tuple[ModelArchitecture, Machine, ConfigTable, EngineParameters]:
         """Return model, machine, configurations and engine, to be unpacked."""
         return self.arch, self.machine, self.table, self.engine
+
+    @property
+    def attention(self) -> Attention:
+        """Return what attention over the context costs in this model."""
+        return attention_of(self.arch)
 
     @property
     def nodes(self) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from packaging.version import Version
@@ -10,11 +10,14 @@ from packaging.version import Version
 from models.architecture import ModelArchitecture
 from models.layout import Array, ConfigTable
 from models.machine import GIB, Machine
+from models.quantization.formats import Kind
 from models.version import at_least
 
 # What a log says beyond the sum of the tensors: allocator blocks that are not full, modules loaded meanwhile.
 # SGLang 0.4.5.post3 on 8xH200 TP8: 81.64 GiB logged, 81.49 summed; 0.4.6 on eight MI308X: 81.66.
 LOADING_GIB = 0.15
+# Releases that fused the shared expert with the routed ones did so for this many alone (deepseek_v2.py of 0.4.6).
+FUSED_EXPERTS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +35,8 @@ class Weights:
     lm_head: Array
     mtp_layer: Array
     loading: Array
+    indexer: Array
+    vision_tower: Array
 
     @property
     def total(self) -> Array:
@@ -49,27 +54,33 @@ def weights(arch: ModelArchitecture, table: ConfigTable, version: Version, machi
     layers = np.ceil(arch.num_hidden_layers / table.pp)
     moe_layers = np.minimum(layers, arch.moe_layers)
     dense_layers = np.where(table.pp > 1, 0.0, arch.dense_layers)
+    formats = arch.weight_formats
     quantised = arch.gemm_weight_bytes / GIB
+    projections, shared, dense = (
+        arch.bytes_per_weight(form) / GIB for form in (formats.projections, formats.shared, formats.dense)
+    )
     bf16 = 2.0 / GIB
     vocabulary = arch.embedding_params * bf16
     absorbed = _absorbed_bytes(arch, version, machine)
-    shared_copies = _shared_expert_copies(table, version, machine)
+    shared_copies = _shared_expert_copies(arch, table, version, machine)
     return Weights(
-        attn_sharded=layers * arch.attn_sharded_params * quantised / table.attn_tp,
-        attn_replicated=layers * arch.attn_replicated_params * quantised,
+        attn_sharded=layers * arch.attn_sharded_params * (arch.attn_sharded_weight_bytes / GIB) / table.attn_tp,
+        attn_replicated=layers * arch.attn_replicated_params * projections,
         absorbed_kv_b=layers * arch.kv_b_params * absorbed / GIB / table.attn_tp,
         routed_experts=moe_layers
         * (arch.n_routed_experts + table.redundant_experts)
         * arch.expert_params
         * quantised
         / table.tp,
-        shared_experts=moe_layers * arch.shared_expert_params * quantised * shared_copies / table.tp,
+        shared_experts=moe_layers * arch.shared_expert_params * shared * shared_copies / table.tp,
         gate_and_norms=(moe_layers * arch.gate_params + layers * arch.layer_norm_params) * bf16,
-        dense_mlp=dense_layers * arch.dense_mlp_params * quantised / table.dense_tp,
+        dense_mlp=dense_layers * arch.dense_mlp_params * dense / table.dense_tp,
         embedding=vocabulary / _embedding_shards(table, version),
         lm_head=vocabulary / _head_shards(table, version),
         mtp_layer=_mtp_layer(arch, table, shared_copies, absorbed),
         loading=np.full_like(table.tp, LOADING_GIB),
+        indexer=(layers + (table.mtp_steps > 0)) * _indexer_bytes(arch) / GIB,
+        vision_tower=np.full_like(table.tp, arch.vision_params * bf16),
     )
 
 
@@ -78,10 +89,18 @@ def _absorbed_bytes(arch: ModelArchitecture, version: Version, machine: Machine 
 
     They stayed FP8 until 0.4.6.post2, and are BF16 since on CUDA; AMD's stay FP8, with one scale a tensor.
     """
-    if not arch.is_fp8:
+    if arch.weight_formats.kv_b.kind is not Kind.FP8:
         return 2.0
     kept = not at_least(version, "0.4.6.post3") or (machine is not None and machine.is_amd)
     return 1.0 if kept else 2.0
+
+
+def _indexer_bytes(arch: ModelArchitecture) -> float:
+    """Bytes of one layer's indexer, whole on every rank: the weights of its heads and its norm are not quantised."""
+    if not arch.is_sparse:
+        return 0.0
+    heads = arch.hidden_size * arch.index_n_heads
+    return (arch.indexer_params - heads) * arch.bytes_per_weight(arch.weight_formats.indexer) + heads * 2.0
 
 
 def _embedding_shards(table: ConfigTable, version: Version) -> Array:
@@ -100,7 +119,9 @@ def _head_shards(table: ConfigTable, version: Version) -> Array:
     return np.where(replicated, 1.0, shards)
 
 
-def _shared_expert_copies(table: ConfigTable, version: Version, machine: Machine | None) -> Array:
+def _shared_expert_copies(
+    arch: ModelArchitecture, table: ConfigTable, version: Version, machine: Machine | None
+) -> Array:
     """Whole copies of the shared expert over the TP group.
 
     Spanning all-to-all backends replicate it per rank; SGLang 0.4.4.post4 to 0.4.6.post5 fused `tp` copies of it
@@ -111,19 +132,21 @@ def _shared_expert_copies(table: ConfigTable, version: Version, machine: Machine
         fuses = at_least(version, "0.4.6") and not at_least(version, "0.4.6.post4")
     elif machine is not None and not (machine.is_hopper or machine.is_blackwell):
         fuses = fuses and not at_least(version, "0.4.6")
+    fuses = fuses and arch.n_routed_experts == FUSED_EXPERTS
     fused = np.where(table.shared_fusion > 0, table.tp, 1.0) if fuses else np.ones_like(table.tp)
     return np.where(table.a2a > 0, table.tp, fused)
 
 
-def _mtp_layer(arch: ModelArchitecture, table: ConfigTable, shared_copies: Array, absorbed: float) -> Array:
+def _mtp_layer(whole: ModelArchitecture, table: ConfigTable, shared_copies: Array, absorbed: float) -> Array:
     """GiB of the draft layer: one MoE layer and eh_proj (BF16, replicated); embedding and head are shared."""
-    quantised = arch.gemm_weight_bytes
+    arch = replace(whole, weight_formats=whole.weight_formats.of_draft())
+    quantised, shared = arch.gemm_weight_bytes, arch.bytes_per_weight(arch.weight_formats.shared)
     layer = (
-        arch.attn_sharded_params * quantised / table.attn_tp
-        + arch.attn_replicated_params * quantised
+        arch.attn_sharded_params * arch.attn_sharded_weight_bytes / table.attn_tp
+        + arch.attn_replicated_params * arch.bytes_per_weight(arch.weight_formats.projections)
         + arch.kv_b_params * absorbed / table.attn_tp
         + (arch.n_routed_experts + table.redundant_experts) * arch.expert_params * quantised / table.tp
-        + arch.shared_expert_params * quantised * shared_copies / table.tp
+        + arch.shared_expert_params * shared * shared_copies / table.tp
         + (arch.gate_params + arch.layer_norm_params) * 2.0
         + arch.eh_proj_params * 2.0
     )

@@ -8,7 +8,7 @@ import numpy as np
 
 from models.costs.decode import decode_step
 from models.costs.launches import launch_floor_s
-from models.costs.prefill import pair_s, rank_share, token_work_s
+from models.costs.prefill import pair_s, rank_share, scan_s, token_work_s
 from models.costs.system import System
 from models.serving.closed_form import FRONT_END_S, FRONT_END_TOKEN_S, accepted_tokens, stages_at_work
 
@@ -26,6 +26,8 @@ class StepTimes:
         table = system.table
         self.base_s: list[float] = [0.0, *np.broadcast_to(step.total, batch.shape).tolist()]
         self.slope_s: list[float] = [0.0, *np.broadcast_to(step.kv_slope, batch.shape).tolist()]
+        self._beyond_s: list[float] = [0.0, *np.broadcast_to(step.kv_beyond, batch.shape).tolist()]
+        self._knee = step.kv_knee
         self.accepted = float(accepted_tokens(table, acceptance)[0])
         self.stages_at_work = float(stages_at_work(table)[0])
         self.front_end_s = FRONT_END_S
@@ -34,6 +36,8 @@ class StepTimes:
         self.overlap = float(table.pp[0]) <= 1 and (system.mtp_overlap or not float(table.mtp_steps[0]))
         self._ranks = int(table.attn_dp[0])
         self._pair_s = float(np.ravel(pair_s(system))[0])
+        self._scan_s = float(np.ravel(scan_s(system))[0])
+        self._topk = float(system.arch.index_topk) if system.arch.is_sparse else np.inf
         self._floor4 = launch_floor_s(system.arch, system.engine.t_pf0_ms) ** 4
         largest = max(2.0, float(table.chunk[0]))
         self._tokens: list[float] = [0.0, *np.geomspace(1.0, largest, GRID_POINTS - 1).tolist()]
@@ -48,7 +52,10 @@ class StepTimes:
         return self._ranks
 
     def decode_s(self, batch: int, context: float) -> float:
-        return self.base_s[batch] + self.slope_s[batch] * context
+        if context <= self._knee:  # dense attention has no knee
+            return self.base_s[batch] + self.slope_s[batch] * context
+        chosen = self.base_s[batch] + self.slope_s[batch] * self._knee
+        return chosen + self._beyond_s[batch] * (context - self._knee)
 
     def prefill_s(self, prompts: int, new_tokens: float, pairs: float) -> float:
         """Seconds of a pass of `new_tokens` over `prompts` prompts, `pairs` of a token and one it attends to."""
@@ -58,5 +65,7 @@ class StepTimes:
         lower = max(upper - 1, 0)
         span = tokens[upper] - tokens[lower]
         share = (new_tokens - tokens[lower]) / span if span else 1.0
-        gpu = work[lower] + share * (work[upper] - work[lower]) + self._pair_s * pairs * self._share[row]
+        attended = pairs if self._topk == np.inf else min(pairs, new_tokens * self._topk)
+        gpu = work[lower] + share * (work[upper] - work[lower]) + self._pair_s * attended * self._share[row]
+        gpu += self._scan_s * pairs * self._share[row]
         return float((gpu**4 + self._floor4) ** 0.25)

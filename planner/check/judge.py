@@ -192,6 +192,4 @@ def why_unpredicted(checked: Checked, weighed: Weighed | None, context: Context,
         return "its KV cache does not hold one request of this workload"
     if checked.typed.flag("disaggregation_mode", "null") != "null":
         return "a prefill or decode server serves only together with its other half"
-    if context.arch.weights == "INT8":
-        return "the speed of INT8 weights is not modelled, their memory is"
     return None

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from models.config import ServerConfig
 from models.costs.memory import ledger_of
 from models.layout import Array, table_of
 from models.serving.estimate import APART_S, LEAST_SERVED, Context, Prediction, prediction_of
@@ -38,7 +39,7 @@ from planner.fleets.role_servers import (
     prefill_servers,
 )
 from planner.plans.search import Candidate, PrefillSide, final_key, misses_of
-from planner.plans.space import MTP_STEPS, layouts
+from planner.plans.space import MTP_STEPS, checkpoint_flags, layouts
 from planner.sglang.flags import flags_of
 
 ROLE_FLAG = "disaggregation_mode"
@@ -161,13 +162,17 @@ def _prefill_by_depth(sides: Sides, workload: Workload, *, mtp: bool) -> dict[in
     """Return the best prefill server for each MTP depth that is planned."""
     context = sides.prefill
     depths = MTP_STEPS if mtp and sides.decode.arch.has_mtp else (0,)
-    return prefill_servers(context, list(layouts(context.machine, context.version)), workload, depths)
+    return prefill_servers(context, _layouts(context), workload, depths)
+
+
+def _layouts(context: Context) -> list[ServerConfig]:
+    return list(layouts(context.machine, context.version, checkpoint_flags(context.arch, context.version)))
 
 
 def _rated(sides: Sides, prefill: dict[int, RoleServer], workload: Workload, slos: tuple[Slo, ...]) -> _Rated | None:
     """Rate every ratio and layout of the two sides; None where no decode server fits."""
     context = sides.decode
-    shapes = list(layouts(context.machine, context.version))
+    shapes = _layouts(context)
     table = decode_table(context, shapes, workload, depths=tuple(prefill), counts=tuple(sides.prefill_count))
     if table is None:
         return None

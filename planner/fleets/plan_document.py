@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from packaging.version import Version
 
     from models.config import ServerConfig
-    from models.machine import Machine
-    from models.serving.estimate import InFlight
+    from models.serving.estimate import Context, InFlight
     from planner.plans.make import Plan
     from planner.plans.published import Comparison
     from planner.plans.search import Candidate, Rejected
@@ -47,6 +46,7 @@ def plan_document(plan: Plan, prices: Prices | None = None) -> dict[str, Any]:
         "candidates": [_candidate(plan, candidate, prices) for candidate in plan.found.candidates],
         "rejected": [_rejected(item) for item in plan.found.rejected],
         "rejected_by_reason": plan.found.rejected_by_reason(),
+        "checkpoints": [offer.as_dict() for offer in plan.offers],
         "pareto": plan.pareto(),
         "evaluated": plan.found.evaluated,
         "published": _published(plan.published),
@@ -83,7 +83,7 @@ def _answer(plan: Plan, prices: Prices | None) -> dict[str, Any] | None:
         "headroom_gib": best.ledger.headroom_gib * best.servers,
         "kv_tokens": best.ledger.kv_tokens * best.servers,
         "misses": list(best.misses),
-        "evidence": evidence_document(best.config, plan.context.machine),
+        "evidence": evidence_document(best.config, plan.context),
         **_cost(plan, best, prices),
     }
 
@@ -105,7 +105,7 @@ def _candidate(plan: Plan, candidate: Candidate, prices: Prices | None) -> dict[
         "kv_tokens": candidate.ledger.kv_tokens,
         "misses": list(candidate.misses),
         "why": candidate.why,
-        "evidence": evidence_document(candidate.config, plan.context.machine),
+        "evidence": evidence_document(candidate.config, plan.context),
         "output_tok_s": candidate.output_tok_s,
         "deployment": deployment_document(deployment_of(candidate), plan.context.version),
         **_cost(plan, candidate, prices),
@@ -141,9 +141,9 @@ def deployment_document(deployment: Deployment, version: Version) -> dict[str, A
     }
 
 
-def evidence_document(config: ServerConfig, machine: Machine) -> dict[str, Any]:
+def evidence_document(config: ServerConfig, context: Context) -> dict[str, Any]:
     """Return the published records behind a configuration as JSON-ready values."""
-    found = evidence_for(config, machine)
+    found = evidence_for(config, context.machine, context.arch)
     return {"records": found.records, "mape_percent": found.mape_percent, "where": found.where}
 
 

@@ -8,20 +8,40 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hwprobe.errors import UnsupportedModel
-from models.architecture import MODELLED_WEIGHTS, ModelArchitecture, deepseek_r1
+from models.architecture import ModelArchitecture, deepseek_r1
+from models.architecture.shipped import base_model, checkpoint_named
 from planner.launch_lines.model_names import NamedCheckpoint, named_checkpoint
 from planner.violation import Severity, Violation
 
-# What --quantization says of a checkpoint without a config.json at hand: the modelled kinds, and what others are.
-QUANTIZATION = {"fp8": "fp8", "w8a8_int8": "w8a8_int8", "blockwise_int8": "blockwise_int8"}
-FOUR_BITS = (
-    "awq", "awq_marlin", "gptq", "gptq_marlin", "marlin", "moe_wna16", "modelopt_fp4", "petit_nvfp4", "mxfp4",
-    "nvfp4_online", "quark_mxfp4", "w4afp8", "mlx_q4", "quark_int4fp8_moe", "mxfp_w4a8", "auto-round",
-)  # fmt: skip
+# What --quantization may say of a checkpoint whose own method is this (model_config.py); the first is its name.
+SAME_WEIGHTS = {
+    "fp8": ("fp8",),
+    "blockwise_int8": ("blockwise_int8",),
+    "w8a8_int8": ("w8a8_int8", "compressed-tensors"),
+    "awq": ("awq", "awq_marlin", "moe_wna16"),
+    "gptq": ("gptq", "gptq_marlin", "moe_wna16", "marlin"),
+    "auto-round": ("auto-round", "gptq", "gptq_marlin"),
+    "compressed-tensors": ("compressed-tensors",),
+    "w4afp8": ("w4afp8",),
+    "modelopt_fp4": ("modelopt_fp4", "modelopt", "petit_nvfp4"),
+    "quark": ("quark", "quark_mxfp4", "mxfp4"),
+    "mxfp4": ("mxfp4",),
+    "modelopt_fp8": ("modelopt_fp8", "modelopt"),
+}
+# What a checkpoint without a config.json at hand is, by --quantization alone: a preset of models/quantization.
+BY_FLAG = {
+    "fp8": "fp8", "w8a8_int8": "w8a8_int8", "blockwise_int8": "blockwise_int8", "awq": "awq", "awq_marlin": "awq",
+    "moe_wna16": "awq", "gptq": "gptq", "gptq_marlin": "gptq", "auto-round": "auto-round", "w4afp8": "w4afp8",
+    "compressed-tensors": "compressed-tensors", "modelopt": "modelopt_fp4", "modelopt_fp4": "modelopt_fp4",
+    "petit_nvfp4": "modelopt_fp4", "quark": "quark", "quark_mxfp4": "quark", "mxfp4": "quark",
+}  # fmt: skip
+# Kinds of weights that a name can say and nothing here can weigh.
+UNWEIGHED = ("gguf", "low-bit", "bitsandbytes")
 NAME = "the path's name"
-FIX = (
-    "name the FP8 checkpoint in --model-path, or give the config.json of an FP8, INT8 or BF16 export of DeepSeek-R1, "
-    "V3 or V3.1 with --model"
+FIX = "give the checkpoint's config.json with --model; `sgtune models` lists the checkpoints that are known by name"
+FOREIGN = (
+    "names no DeepSeek-R1, V3, V3.1 or V3.2 and no Kimi K2, and is not modelled: no verdict on memory or speed; if it "
+    "is one of these under another name, give its config.json with --model"
 )
 # Overrides of config.json that change neither shapes nor bytes.
 SAME_SHAPES = ("rope_scaling", "rope_theta", "torch_dtype", "dtype", "num_nextn_predict_layers", "eos_token_id")
@@ -57,33 +77,40 @@ def served_model(values: Mapping[str, Any], own_model: ModelArchitecture | None)
 
 def _by_config(own_model: ModelArchitecture, values: Mapping[str, Any]) -> ServedModel:
     """Return the model of --model; a --quantization that says otherwise is refused by SGLang."""
-    method = own_model.quantization_config.quant_method if own_model.quantization_config else None
+    method = own_model.weight_formats.method
     quantization = values.get("quantization")
     basis = f"{own_model.weights} weights, from --model"
-    if quantization in (None, "unquant", method):
+    if quantization in (None, "unquant") or (
+        method is not None and quantization in SAME_WEIGHTS.get(method, (method,))
+    ):
         return ServedModel(arch=own_model, basis=basis)
-    if method is None and QUANTIZATION.get(quantization) in ("w8a8_int8", "blockwise_int8"):
+    if method is None and quantization in ("w8a8_int8", "blockwise_int8"):
         return ServedModel(
-            arch=own_model.quantised(QUANTIZATION[quantization]),
+            arch=own_model.quantised(quantization),
             basis=f"shapes from --model, INT8 weights from --quantization {quantization}",
         )
     if method is None:
         raise _not_modelled(
             own_model.name, f"its config.json has no quantization_config, and --quantization is {quantization}"
         )
-    fault = Violation(
+    return ServedModel(
+        arch=own_model, basis=basis, violations=(_mismatch(str(quantization), f"config.json says ({method})"),)
+    )
+
+
+def _mismatch(quantization: str, says: str) -> Violation:
+    return Violation(
         rule="quantization-mismatch",
         severity=Severity.ERROR,
-        message=f"--quantization {quantization} is not what the checkpoint's config.json says ({method})",
+        message=f"--quantization {quantization} is not what the checkpoint's {says}",
         fix="leave --quantization out: SGLang reads it from the checkpoint",
         refused=True,
     )
-    return ServedModel(arch=own_model, basis=basis, violations=(fault,))
 
 
 def _by_line(path: str, values: Mapping[str, Any]) -> ServedModel:
     """Return the model that the path names, or --served-model-name where the path names none."""
-    shown, named, flag = path, named_checkpoint(path), "the path's name"
+    shown, named, flag = path, named_checkpoint(path), NAME
     served = str(values.get("served_model_name") or "")
     if named.model is None and served:
         other = named_checkpoint(served)
@@ -92,36 +119,48 @@ def _by_line(path: str, values: Mapping[str, Any]) -> ServedModel:
             shown, flag = served, "--served-model-name"
             named = replace(other, label=kinds.label, method=kinds.method)
     if named.is_other:
-        raise UnsupportedModel(
-            f"'{shown[:100]}' names no DeepSeek-R1, V3 or V3.1 and is not modelled: no verdict on memory or speed; "
-            "if it is one of these under another name, give its config.json with --model"
-        )
+        raise UnsupportedModel(f"'{shown[:100]}' {FOREIGN}")
     quantization = values.get("quantization")
-    method, basis = _weights(shown, named, None if quantization == "unquant" else quantization)
-    arch = deepseek_r1() if method == "fp8" else deepseek_r1().quantised(method)
+    quantization = None if quantization == "unquant" else quantization
+    shipped = checkpoint_named(shown)
+    own = base_model(named.base) if shipped is None else shipped.arch
+    arch, basis, faults = _weighed(shown, named, own, quantization)
     basis = f"{arch.weights} weights, {basis.replace(NAME, flag)}"
     if named.model is not None:
-        return ServedModel(arch=replace(arch, name=shown), basis=basis)
-    return ServedModel(arch=arch, basis=basis, assumed=f"DeepSeek-R1 with {arch.weights} weights")
+        return ServedModel(arch=replace(arch, name=shown), basis=basis, violations=faults)
+    assumed = f"DeepSeek-R1 with {arch.weights} weights"
+    return ServedModel(arch=replace(arch, name=deepseek_r1().name), basis=basis, assumed=assumed, violations=faults)
 
 
-def _weights(path: str, named: NamedCheckpoint, quantization: str | None) -> tuple[str | None, str]:
-    """Return the quant_method of the weights (None: BF16) and how it is known: --quantization before the name."""
-    if quantization is not None and quantization not in QUANTIZATION:
-        bits = "4 bits" if quantization in FOUR_BITS else f"'{quantization}'"
-        raise _not_modelled(path, f"its weights are quantised to {bits}, by --quantization {quantization}")
-    if named.label is not None and named.method not in (None, *MODELLED_WEIGHTS):
+def _weighed(
+    path: str, named: NamedCheckpoint, own: ModelArchitecture, quantization: str | None
+) -> tuple[ModelArchitecture, str, tuple[Violation, ...]]:
+    """Return the model with its weights, how they are known, and whether --quantization contradicts the name."""
+    if named.label is not None and named.method in UNWEIGHED:
         raise _not_modelled(path, f"its weights are {named.label}, by its name")
-    if quantization is None:
-        if named.label is None:
-            return "fp8", "as DeepSeek publishes it"
-        return named.method, f"from {NAME}"
-    method = QUANTIZATION[quantization]
-    if named.label is not None and named.method is None and method == "fp8":
-        raise _not_modelled(path, "its name says BF16 and --quantization fp8 converts it while loading")
-    if named.method == "blockwise_int8" and method == "w8a8_int8":
-        raise _not_modelled(path, "its name says block INT8 and --quantization w8a8_int8 reads one scale a channel")
-    return method, f"from --quantization {quantization}"
+    if quantization is not None and quantization not in BY_FLAG:
+        raise _not_modelled(path, f"its weights are '{quantization}', by --quantization {quantization}")
+    if named.label is None:
+        if quantization is None or quantization in SAME_WEIGHTS.get(own.weight_formats.method or "", ()):
+            return own, f"from --quantization {quantization}" if quantization else _published(named.base), ()
+        return own.quantised(BY_FLAG[quantization]), f"from --quantization {quantization}", ()
+    arch = own
+    if checkpoint_named(path) is None:
+        arch = own.quantised(named.method)
+    method = arch.weight_formats.method
+    if quantization is None or (method is not None and quantization in SAME_WEIGHTS.get(method, (method,))):
+        return arch, f"from --quantization {quantization}" if quantization else f"from {NAME}", ()
+    if method is None and quantization in ("w8a8_int8", "blockwise_int8"):
+        raise _not_modelled(path, f"its name says BF16 and --quantization {quantization} INT8")
+    if method is None:
+        raise _not_modelled(path, f"its name says BF16 and --quantization {quantization} converts it while loading")
+    if {method, quantization} == {"blockwise_int8", "w8a8_int8"}:
+        raise _not_modelled(path, f"its name says {named.label} and --quantization {quantization} reads other scales")
+    return arch, f"from {NAME}", (_mismatch(quantization, f"name says ({named.label})"),)
+
+
+def _published(base: str) -> str:
+    return f"as {'Moonshot' if base.startswith('kimi') else 'DeepSeek'} publishes it"
 
 
 def _overridden(arch: ModelArchitecture, text: Any, path: str) -> ModelArchitecture:

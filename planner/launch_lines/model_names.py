@@ -11,6 +11,14 @@ _END = r"(?![a-z0-9])"
 _VERSIONS = r"(?:r1t2?|r1|v3[._]1|v31|v3|prover[-_]v2[-_]671b)"
 _FAMILY = re.compile(rf"{_EDGE}(?:deep[-_ ]?seek|ds)[-_ ]?(?:ai[-_ ]?|tng[-_ ]?)?{_VERSIONS}{_END}")
 _BARE = re.compile(rf"{_VERSIONS}{_END}")
+# Others of the family, by the shapes shipped for them (models/configs). Drafts and cut-down versions are not they.
+_SMALLER = re.compile(r"eagle|draft|mini|distill|lite|dspark|mtp[-_]?head|linear|audio|dev")
+_BASES = (
+    ("deepseek-v3.2", re.compile(rf"{_EDGE}(?:deep[-_ ]?seek|ds)[-_ ]?(?:ai[-_ ]?)?(?:v3[._-]2|v32)(?![0-9])")),
+    ("kimi-k2.5", re.compile(rf"{_EDGE}kimi[-_ ]?k2[._-]?[567](?![0-9])")),
+    ("kimi-k2-thinking", re.compile(rf"{_EDGE}kimi[-_ ]?k2[-_ ]?thinking")),
+    ("kimi-k2", re.compile(rf"{_EDGE}kimi[-_ ]?k2(?![0-9._]|[-_][0-9](?![0-9]))")),
+)
 # Successors and relatives that share the beginning of the name but not the shapes.
 _RELATIVES = re.compile(
     r"(?:distill|v3[._-]2|v32(?![0-9])|(?:deep[-_ ]?seek|ds)[-_ ]?(?:v2(?![0-9])|v[4-9]|r2|llm|moe|math|coder|vl|ocr|"
@@ -32,10 +40,13 @@ _KINDS: tuple[tuple[str, str, str | None], ...] = (
     ("4-bit AWQ", r"awq", "awq"),
     ("4-bit GPTQ", r"gptq", "gptq"),
     ("4-bit AutoRound", r"auto[-_]?round", "auto-round"),
-    ("4-bit FP4", r"nvfp4|fp4|mxfp4|modelopt", "fp4"),
+    ("MXFP4", r"mxfp4", "quark"),
+    ("NVFP4", r"(?:nv)?fp4[-_]?v2", "modelopt_fp4_v2"),
+    ("NVFP4", r"nvfp4|fp4|modelopt", "modelopt_fp4"),
     ("W4A8", r"w4a?fp8|w4a8|int4[-_]?fp8", "w4afp8"),
-    ("4-bit", r"int4|w4a16|4[-_]?bits?|bnb|nf4|q4\w*", "int4"),
-    ("low-bit", r"[12356][-_]?bits?|int[123]|exl[23]|mlx|hqq|aqlm|w2a16|w3a16|w8a16|6bit", "low-bit"),
+    ("4-bit bitsandbytes", r"bnb|nf4|bnb[-_]4bit", "bitsandbytes"),
+    ("4-bit", r"int4|w4a16|4[-_]?bits?", "compressed-tensors"),
+    ("low-bit", r"q4\w*|[12356][-_]?bits?|int[123]|exl[23]|mlx|hqq|aqlm|w2a16|w3a16|w8a16|6bit", "low-bit"),
     ("block INT8", r"block(?:wise)?[-_]?int8", "blockwise_int8"),
     ("channel INT8", r"int8|w8a8", "w8a8_int8"),
     ("BF16", r"bf16|bfloat16|fp16|float16|16bit", None),
@@ -49,16 +60,18 @@ _HUB = re.compile(r"[a-z0-9][\w.-]*/[\w.-]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedCheckpoint:
-    """What a path's name says. `is_other`: it names a model other than DeepSeek-R1, V3 and V3.1.
+    """What a path's name says. `is_other`: it names a model that is not of the family.
 
-    `model` is the part that names the model, None when no part does; `label` and `method` say what the weights are
-    (`method` as in quantization_config, None: BF16), `label` is None when the name does not mention them.
+    `model` is the part that names the model, None when no part does; `base` are the shapes shipped for it; `label` and
+    `method` say what the weights are (`method` a preset of models/quantization, None: BF16), `label` None when the name
+    says nothing of them.
     """
 
     model: str | None
     is_other: bool
     label: str | None
     method: str | None
+    base: str = "deepseek-r1"
 
 
 def named_checkpoint(path: str) -> NamedCheckpoint:
@@ -66,6 +79,9 @@ def named_checkpoint(path: str) -> NamedCheckpoint:
     parts = [part for part in _parts(path) if part]
     for part in reversed(parts):
         text = part.lower()
+        base = next((base for base, pattern in _BASES if pattern.search(text)), None)
+        if base is not None and _SMALLER.search(text) is None:
+            return _named(part, parts, base)
         relative = _RELATIVES.search(text) is not None
         if _FAMILY.search(text) and not relative:
             return _named(part, parts)
@@ -79,16 +95,16 @@ def named_checkpoint(path: str) -> NamedCheckpoint:
     return _named(None, parts)
 
 
-def _named(model: str | None, parts: list[str]) -> NamedCheckpoint:
+def _named(model: str | None, parts: list[str], base: str = "deepseek-r1") -> NamedCheckpoint:
     """Return the kind of weights that the part with the model's name, or else any part after it, gives."""
     whole = "/".join(parts).lower()
     for pattern, label, method in _WEIGHTS_BY_NAME:
         if pattern.search(whole):
-            return NamedCheckpoint(model=model, is_other=False, label=label, method=method)
+            return NamedCheckpoint(model=model, is_other=False, label=label, method=method, base=base)
     for label, pattern, method in _COMPILED:
         if pattern.search(whole):
-            return NamedCheckpoint(model=model, is_other=False, label=label, method=method)
-    return NamedCheckpoint(model=model, is_other=False, label=None, method=None)
+            return NamedCheckpoint(model=model, is_other=False, label=label, method=method, base=base)
+    return NamedCheckpoint(model=model, is_other=False, label=None, method=None, base=base)
 
 
 def _parts(path: str) -> list[str]:

@@ -11,7 +11,7 @@ from packaging.version import Version
 from models.config import ServerConfig
 from models.machine import Machine
 from models.version import at_least
-from planner.sglang.backends import PAGED_32_64, PAGED_64
+from planner.sglang.backends import PAGED_32_64, PAGED_64, SPARSE, SPARSE_BEFORE
 from planner.sglang.flags import flags_of
 
 DEFAULT = "default"
@@ -22,7 +22,7 @@ UNMODELLED = (
     "enable_mixed_chunk", "scheduler_recv_interval", "stream_interval", "disable_radix_cache",
 )  # fmt: skip
 # Attention backends that SGLang chooses by itself somewhere: typed only where they were chosen against its own choice.
-AUTOMATIC_ATTENTION = ("fa3", "trtllm_mla", "triton")
+AUTOMATIC_ATTENTION = ("fa3", "trtllm_mla", "triton", SPARSE, SPARSE_BEFORE)
 # From so many clients on one scheduler loop feeds, and is fed by, enough streams that its habits may show.
 BUSY_CLIENTS = 32
 
@@ -81,5 +81,5 @@ def typed_attention(config: ServerConfig) -> str | None:
 def typed_page(config: ServerConfig) -> int | None:
     """Return the page size to type: none that is SGLang's default or that the attention backend forces."""
     page, backend = config.page_size, config.attention_backend
-    forced = backend in PAGED_64 or (backend in PAGED_32_64 and page == 64)
+    forced = backend in (*PAGED_64, SPARSE, SPARSE_BEFORE) or (backend in PAGED_32_64 and page == 64)
     return None if page in (None, 1) or forced else page

@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from hwprobe.files import decode_json
+from models.architecture import ModelArchitecture
 from models.config import ServerConfig
 from models.machine import Machine
 
@@ -95,9 +96,12 @@ def family_of(config: ServerConfig, machine: Machine) -> ConfigFamily:
     )
 
 
-def evidence_for(config: ServerConfig, machine: Machine) -> PublishedEvidence:
-    """Return the published records behind this family on this machine."""
+def evidence_for(config: ServerConfig, machine: Machine, arch: ModelArchitecture) -> PublishedEvidence:
+    """Return the published records behind this family on this machine; all of them are of FP8 R1 and V3."""
     family = family_of(config, machine)
+    if arch.is_unconfirmed or not arch.is_fp8:
+        where = f"{family.where} with {arch.weights} weights of {arch.name}"
+        return PublishedEvidence(records=0, mape_percent=None, where=where)
     rows = [row for row in _rows() if row.family.is_like(family)]
     records = sum(row.records for row in rows)
     if not records:

@@ -19,6 +19,7 @@ from models.serving.estimate import DEFAULT_ACCEPTANCE, Context
 from models.workload import Metric, Slo, Statistic, Workload
 from planner.plans.capacity import MOST_CLIENTS, carries, concurrency_for_rate, users_per_server
 from planner.plans.frontier import pareto_front
+from planner.plans.offers import Offer, offers, unreadable
 from planner.plans.published import Comparison, compare_with_published
 from planner.plans.search import REPLAYED, Candidate, Effort, Found, redrawn, search, with_reasons
 from planner.plans.space import Space, as_launched, default_space
@@ -118,7 +119,8 @@ class PlanQuestion:
 class Plan:
     """The answer: candidates best first, what was rejected and why, and how far to trust it.
 
-    `load` is what one server is planned for; `replicas` servers carry the whole, on `nodes` nodes.
+    `load` is what one server is planned for; `replicas` servers carry the whole, on `nodes` nodes. `offers` are other
+    exports of the model, where this hardware cannot run the one asked for.
     """
 
     question: PlanQuestion
@@ -133,6 +135,7 @@ class Plan:
     load: Workload
     published: Comparison | None
     warnings: tuple[str, ...]
+    offers: tuple[Offer, ...] = ()
 
     @property
     def best(self) -> Candidate | None:
@@ -163,7 +166,7 @@ def make_plan(question: PlanQuestion, families: int = REPLAYED) -> Plan:
     found, concurrency, replicas, target_met = _solve(question, context, families)
     best = found.candidates[0] if found.candidates else None
     nodes_needed, node_answer = context.machine.nodes * replicas, None
-    if best is None:
+    if best is None and not unreadable(found):
         nodes_needed, node_answer = more_nodes(question, context, concurrency)
     published = None
     if question.concurrency is not None:
@@ -181,6 +184,7 @@ def make_plan(question: PlanQuestion, families: int = REPLAYED) -> Plan:
         load=replace(question.workload(concurrency), request_rate=question.request_rate),
         published=published,
         warnings=_warnings(question, context, best),
+        offers=() if best is not None else offers(context, question.workload(concurrency), found),
     )
 
 

@@ -201,10 +201,10 @@ def _best_row(
 
     Only where the load can fill the cache does more KV count before more free memory.
     """
-    fits = (filled.free[rows] >= SAFE_FREE_GIB) & (filled.kv_tokens_per_rank[rows] >= workload.longest_request)
-    if not fits.any():
+    fits = (filled.free >= SAFE_FREE_GIB) & (filled.kv_tokens_per_rank >= filled.needed(workload.longest_request))
+    if not fits[rows].any():
         return None
-    rows = rows[fits]
+    rows = rows[fits[rows]]
     excess = closed_form_excess(steady, rows, workload, slos)
     if slos:
         rows = rows[excess <= max(0.0, float(excess.min())) + 1e-9]

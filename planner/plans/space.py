@@ -46,17 +46,31 @@ class Space:
 
 def default_space(machine: Machine, version: Version, *, arch: ModelArchitecture, mtp: bool = True) -> Space:
     """Return everything worth considering on this machine with this version."""
-    return Space(layouts=tuple(layouts(machine, version)), mtp_steps=MTP_STEPS if mtp and arch.has_mtp else (0,))
+    chosen = tuple(layouts(machine, version, flags=checkpoint_flags(arch, version)))
+    return Space(layouts=chosen, mtp_steps=MTP_STEPS if mtp and arch.has_mtp else (0,))
 
 
-def layouts(machine: Machine, version: Version) -> Iterator[ServerConfig]:
+def checkpoint_flags(arch: ModelArchitecture, version: Version) -> dict[str, str]:
+    """Return the flags a checkpoint needs to be read as what it is, by SGLang's field names.
+
+    4-bit experts of AWQ and GPTQ had no kernels of their own before 0.4.9.post3 (rule int4-experts-release); Meituan's
+    channel INT8 and NVIDIA's FP4 are published with their --quantization.
+    """
+    method = arch.weight_formats.method
+    if method in ("awq", "gptq") and at_least(version, "0.4.4.post4") and not at_least(version, "0.4.9.post3"):
+        return {"quantization": "moe_wna16"}
+    return {"quantization": method} if method in ("w8a8_int8", "modelopt_fp4") else {}
+
+
+def layouts(machine: Machine, version: Version, flags: dict[str, str] | None = None) -> Iterator[ServerConfig]:
     """Yield every way to lay the model over all GPUs of the machine: TP, PP, attention DP, EP."""
     gpus = machine.gpu_count
     for pp in _divisors(gpus, LARGEST_PP):
         if pp > 1 and not at_least(version, "0.4.6.post2"):
             continue
         tp = gpus // pp
-        yield from layouts_on(ServerConfig(tp_size=tp, pp_size=pp, nnodes=machine.nodes), version)
+        base = ServerConfig(tp_size=tp, pp_size=pp, nnodes=machine.nodes)
+        yield from layouts_on(base.with_flags(**flags) if flags else base, version)
 
 
 def layouts_on(base: ServerConfig, version: Version) -> Iterator[ServerConfig]:
@@ -130,7 +144,7 @@ def as_launched(config: ServerConfig, version: Version) -> ServerConfig:
         schedule_conservativeness=_typed_conservativeness(config),
         chunked_prefill_size=typed_chunk(chunk, config.attn_dp_size, version) if chunk else chunk,
         schedule_policy=None,
-        kv_cache_dtype=None if config.kv_cache_dtype == "auto" else config.kv_cache_dtype,
+        kv_cache_dtype=None if config.kv_cache_dtype in ("auto", "bfloat16") else config.kv_cache_dtype,
         attention_backend=typed_attention(config),
         page_size=typed_page(config),
         stream_interval=None if config.stream_interval == 1 else config.stream_interval,

@@ -14,7 +14,7 @@ from models.architecture import ModelArchitecture
 from models.config import ServerConfig
 from models.machine import Machine
 from models.version import at_least
-from planner.sglang.backends import TRTLLM_RUNNER, attention_pair
+from planner.sglang.backends import TRTLLM_METHODS, TRTLLM_RUNNER, attention_pair
 from planner.violation import Severity, Violation
 
 # SGLang 0.5.13 moved to --attn-dp-size and the per-phase graph flags; its checks are those read from 0.5.23.
@@ -77,9 +77,26 @@ class Question:
     def quantization(self) -> str | None:
         """The `quantization` argument as resolved: on Blackwell SGLang takes it from the checkpoint."""
         given = self.flag("quantization")
-        if given is None and self.machine.is_blackwell and self.arch.is_fp8 and _from(self.version, TRTLLM_RUNNER):
-            return "fp8"
+        method = self.arch.weight_formats.method
+        if (
+            given is None
+            and self.machine.is_blackwell
+            and method in TRTLLM_METHODS
+            and _from(self.version, TRTLLM_RUNNER)
+        ):
+            return method
         return None if given == "unquant" else given
+
+    @property
+    def capability(self) -> float:
+        """The GPU's compute capability; 99 where there is none (AMD) or it is unknown."""
+        return float(self.machine.compute_capability or 99)
+
+    @property
+    def method(self) -> str | None:
+        """The quant_method of the checkpoint, or the one --quantization reads it by."""
+        given = self.flag("quantization")
+        return self.arch.weight_formats.method if given in (None, "unquant") else str(given)
 
 
 class _Words:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from models.quantization.formats import Kind
 from planner.rules.core import NEWEST_FAMILY, Question, Rule, RuleOutcome
-from planner.sglang.backends import SPANNING, TRTLLM_RUNNER, a2a_backend, moe_runner
+from planner.sglang.backends import SPANNING, TRTLLM_METHODS, TRTLLM_RUNNER, a2a_backend, moe_runner
 
 REFUSED, FAILS, WORSE, CHANGED = RuleOutcome.REFUSED, RuleOutcome.FAILS, RuleOutcome.WORSE, RuleOutcome.CHANGED
 DEEPEP_TOKENS_PER_RANK = 128
@@ -20,7 +21,8 @@ def _a2a(q: Question) -> str:
 
 def _runner(q: Question) -> str:
     """The MoE runner as resolved: on Blackwell `auto` becomes flashinfer_trtllm without an all-to-all backend."""
-    return moe_runner(q.config, q.version, blackwell=q.machine.is_blackwell)
+    own = q.machine.is_blackwell and q.arch.weight_formats.method in TRTLLM_METHODS
+    return moe_runner(q.config, q.version, blackwell=own)
 
 
 def _typed_ep_ignored(q: Question) -> bool:
@@ -169,9 +171,9 @@ RULES: tuple[Rule, ...] = (
         outcome=REFUSED,
         broken=lambda q: (
             (_runner(q) == "flashinfer_cutlass" and q.quantization in ("fp8", "mxfp8"))
-            or _runner(q) == "flashinfer_cutedsl"
+            or (_runner(q) == "flashinfer_cutedsl" and q.arch.weight_formats.kind is not Kind.NVFP4)
         ),
-        sentence="the MoE runner {c.moe_runner_backend} does not take this model's FP8 blocks",
+        sentence="the MoE runner {c.moe_runner_backend} does not take this model's {arch.weights} weights",
         fix="leave --moe-runner-backend out",
         source="moe_hook.py:66",
         since=NEWEST_FAMILY,
@@ -179,7 +181,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         id="trtllm-runner-quantization",
         outcome=REFUSED,
-        broken=lambda q: q.asked.moe_runner_backend == "flashinfer_trtllm" and q.quantization != "fp8",
+        broken=lambda q: q.asked.moe_runner_backend == "flashinfer_trtllm" and q.quantization not in TRTLLM_METHODS,
         sentence="the MoE runner flashinfer_trtllm wants its quantization named in this release",
         fix="add --quantization fp8, or leave --moe-runner-backend out",
         source="server_args.py of 0.5.3 to 0.5.6 (assert)",

@@ -5,16 +5,11 @@ from __future__ import annotations
 from planner.rules.core import NEWEST_FAMILY, Question, Rule, RuleOutcome
 from planner.sglang.dialects import FREE_ATTENTION_DP
 
-FP8_CAPABILITY = 8.9
 REFUSED, FAILS, WORSE, CHANGED = RuleOutcome.REFUSED, RuleOutcome.FAILS, RuleOutcome.WORSE, RuleOutcome.CHANGED
 
 
 def _attn_tp(q: Question) -> int:
     return max(1, q.config.tp_size // max(1, q.config.attn_dp_size))
-
-
-def _expert_split(q: Question) -> int:
-    return max(1, q.config.tp_size // max(1, q.config.ep_size))
 
 
 def _pp_with_speculation(q: Question) -> bool:
@@ -146,15 +141,6 @@ RULES: tuple[Rule, ...] = (
         source="models/deepseek_v2.py:2057",
     ),
     Rule(
-        id="expert-width",
-        outcome=FAILS,
-        broken=lambda q: q.arch.is_fp8 and q.arch.moe_intermediate_size % (128 * _expert_split(q)) != 0,
-        sentence="an expert of width {arch.moe_intermediate_size} split {c.tp_size}/{c.ep_size} ways does not end on "
-        "FP8's blocks of 128",
-        fix="lower --tp-size or raise --ep-size",
-        source="layers/moe/fused_moe_triton/layer.py:427",
-    ),
-    Rule(
         id="experts-divide-ep",
         outcome=FAILS,
         broken=lambda q: (
@@ -239,25 +225,6 @@ RULES: tuple[Rule, ...] = (
         fix="give --served-model-name without a colon",
         source="validation_hook.py:213",
         since="0.5.4",
-    ),
-    Rule(
-        id="int8-release",
-        outcome=FAILS,
-        broken=lambda q: q.arch.weights == "INT8",
-        sentence="SGLang {version} loads no INT8 weights for this model",
-        fix="use SGLang 0.4.4 or newer",
-        source="sglang PR 3888",
-        before="0.4.4",
-    ),
-    Rule(
-        id="fp8-hardware",
-        outcome=FAILS,
-        broken=lambda q: q.arch.is_fp8 and float(q.machine.compute_capability or 99) < FP8_CAPABILITY,
-        sentence=(
-            "FP8 block weights need compute capability 8.9 or newer; {machine.name} has {machine.compute_capability}"
-        ),
-        fix="use a BF16 or INT8 export of the model, or newer GPUs",
-        source="layers/quantization/fp8.py",
     ),
     Rule(
         id="several-gpu-moe-dp",

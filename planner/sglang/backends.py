@@ -26,8 +26,20 @@ def attention_pair(config: ServerConfig) -> tuple[str, str]:
     return str(config.flag("prefill_attention_backend") or ("trtllm_mla" if only_decodes else both)), decode
 
 
+# Sparse attention: its backend, renamed in 0.5.13 (both names are taken since).
+SPARSE, SPARSE_BEFORE, SPARSE_RENAMED = "dsa", "nsa", "0.5.13"
+SPARSE_RELEASE = "0.5.3"
+# Methods whose MoE layers TensorRT-LLM's kernels take (server_args.py of 0.5.5).
+TRTLLM_METHODS = ("fp8", "modelopt_fp8", "modelopt_fp4")
+
+
+def sparse_backend(version: Version) -> str:
+    """Return what the release calls the attention backend of DeepSeek-V3.2."""
+    return SPARSE if at_least(version, SPARSE_RENAMED) else SPARSE_BEFORE
+
+
 def moe_runner(config: ServerConfig, version: Version, *, blackwell: bool) -> str:
-    """Return the MoE runner of FP8 R1: on Blackwell `auto` becomes flashinfer_trtllm, from 0.5.5 on."""
+    """Return the MoE runner: on Blackwell `auto` becomes flashinfer_trtllm for FP8 and FP4, from 0.5.5 on."""
     given = config.moe_runner_backend or "auto"
     alone = config.moe_a2a_backend == "none" and at_least(version, TRTLLM_RUNNER)
     return "flashinfer_trtllm" if given == "auto" and blackwell and alone else given

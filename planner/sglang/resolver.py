@@ -18,9 +18,11 @@ from planner.sglang.backends import (
     PAGED_32_64,
     PAGED_64,
     SPANNING,
+    TRTLLM_METHODS,
     a2a_backend,
     attention_pair,
     moe_runner,
+    sparse_backend,
 )
 from planner.sglang.captured import (
     SETTLED_WITH_ARGUMENTS,
@@ -48,6 +50,8 @@ LARGEST_GRAPH = 8192  # a typed size beyond this is listed no further
 TRTLLM_MLA_DEFAULT = "0.5.3.post2"  # on Blackwell; flashinfer before, from 0.4.7 on
 KV_HEADS, AITER_HEADS = 128, (16, 128)  # R1's attention heads, and those a rank of aiter takes
 CHOSEN_BY_MODEL = "0.4.4.post4"  # from here on the speculative flags have no defaults of their own
+# With sparse attention SGLang forced attention DP over all ranks before 0.5.6, and 0.8 of the memory before 0.5.4.
+SPARSE_FREE_DP, SPARSE_FREE_FRACTION = "0.5.6", "0.5.4"
 MTP_NUMBERS = ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")
 
 
@@ -90,6 +94,8 @@ def resolve(config: ServerConfig, arch: ModelArchitecture, machine: Machine, ver
             reasons[name] = reason
 
     config = _layout(config, version, reasons)
+    if arch.is_sparse:
+        config = _sparse_attention(config, machine, version, reasons)
     chunk, graph = memory_defaults(config, machine, version)
     fill("chunked_prefill_size", chunk, f"SGLang {version} chooses it by GPU memory ({machine.memory_gib:.0f} GiB)")
     sizes = _decode_sizes(config)
@@ -121,6 +127,27 @@ def resolve(config: ServerConfig, arch: ModelArchitecture, machine: Machine, ver
     config = _adjusted(config, version, reasons)
     question = _Asked(typed=typed, arch=arch, machine=machine, version=version)
     return Resolved(config=config, reasons=reasons, read_fields=partial(_fields, question, config, settled))
+
+
+def _sparse_attention(
+    config: ServerConfig, machine: Machine, version: Version, reasons: dict[str, str]
+) -> ServerConfig:
+    """Apply what SGLang does for an indexer's model: its attention backend, pages of 64, an FP8 cache on Blackwell.
+
+    Read from server_args.py (is_deepseek_nsa) of 0.5.3 to 0.5.9 and model_overrides/deepseek_v2.py of 0.5.23.
+    """
+    changed: dict[str, Any] = {"page_size": 1 if machine.is_amd else 64}
+    if config.attention_backend is None and config.flag("decode_attention_backend") is None:
+        changed["attention_backend"] = sparse_backend(version)
+    if config.kv_cache_dtype in (None, "auto"):
+        changed["kv_cache_dtype"] = "fp8_e4m3" if machine.is_blackwell else "bfloat16"
+    if not at_least(version, SPARSE_FREE_DP):
+        changed["attn_dp_size"] = config.tp_size
+    if not at_least(version, SPARSE_FREE_FRACTION):
+        changed["mem_fraction_static"] = 0.8
+    changed = {name: value for name, value in changed.items() if getattr(config, name) != value}
+    reasons |= dict.fromkeys(changed, f"SGLang {version}'s choice for sparse attention on this GPU")
+    return replace(config, **changed)
 
 
 def _layout(config: ServerConfig, version: Version, reasons: dict[str, str]) -> ServerConfig:
@@ -290,7 +317,7 @@ def _fields(asked: _Asked, config: ServerConfig, settled_requests: int | None) -
 
 def _runner(asked: _Asked) -> str:
     """The MoE runner by what was typed; prefill context parallelism comes with an all-to-all backend."""
-    own = asked.arch.is_fp8 and not asked.typed.flag("enable_prefill_cp")
+    own = asked.arch.weight_formats.method in TRTLLM_METHODS and not asked.typed.flag("enable_prefill_cp")
     return moe_runner(asked.typed, asked.version, blackwell=asked.machine.is_blackwell and own)
 
 

@@ -36,6 +36,16 @@ def config_with(quantization: dict[str, Any] | None) -> bytes:
         ("meituan/DeepSeek-R1-Channel-INT8", "INT8"),
         ("/models/DeepSeek-R1-Block-INT8", "INT8"),
         ("/opt/models/ring/DeepSeek-R1", "FP8"),
+        ("cognitivecomputations/DeepSeek-R1-AWQ", "4-bit AWQ"),
+        ("/models/DeepSeek-V3-0324-AWQ", "4-bit AWQ"),
+        ("OPEA/DeepSeek-R1-int4-gptq-sym-inc", "4-bit GPTQ"),
+        ("novita/Deepseek-R1-0528-W4AFP8", "W4AFP8"),
+        ("nvidia/DeepSeek-R1-0528-FP4-v2", "NVFP4"),
+        ("/models/DeepSeek-R1-NVFP4", "NVFP4"),
+        ("amd/DeepSeek-R1-MXFP4-Preview", "MXFP4"),
+        ("/data/DeepSeek-V3.2", "FP8"),
+        ("moonshotai/Kimi-K2-Instruct-0905", "FP8"),
+        ("moonshotai/Kimi-K2-Thinking", "4-bit compressed-tensors"),
     ],
 )
 def test_a_name_says_what_the_weights_are(path: str, weights: str) -> None:
@@ -62,25 +72,18 @@ def test_the_served_name_counts_where_the_path_names_nothing() -> None:
 @pytest.mark.parametrize(
     ("values", "why"),
     [
-        ({"model_path": "cognitivecomputations/DeepSeek-R1-AWQ"}, "4-bit AWQ"),
-        ({"model_path": "nvidia/DeepSeek-R1-0528-FP4-v2"}, "4-bit FP4"),
-        ({"model_path": "/models/DeepSeek-R1-NVFP4"}, "4-bit FP4"),
-        ({"model_path": "amd/DeepSeek-R1-MXFP4-Preview"}, "4-bit FP4"),
         ({"model_path": "unsloth/DeepSeek-R1-GGUF"}, "GGUF"),
         ({"model_path": "/m/DeepSeek-R1-UD-IQ1_S"}, "GGUF"),
-        ({"model_path": "OPEA/DeepSeek-R1-int4-gptq-sym-inc"}, "GPTQ"),
-        ({"model_path": "novita/Deepseek-R1-0528-W4AFP8"}, "W4A8"),
-        ({"model_path": "/m", "quantization": "moe_wna16"}, "4 bits"),
-        ({"model_path": "/m/DeepSeek-R1", "quantization": "modelopt_fp4"}, "4 bits"),
         ({"model_path": "/m/R1", "quantization": "w8a8_fp8"}, "w8a8_fp8"),
         ({"model_path": "/m/DeepSeek-R1-BF16", "quantization": "fp8"}, "converts it while loading"),
         ({"model_path": "/m/DeepSeek-R1", "load_format": "gguf"}, "load-format"),
         ({"model_path": "/m/DeepSeek-R1", "torchao_config": "int4wo-128"}, "torchao"),
         ({"model_path": "/m/DeepSeek-R1", "dtype": "float32"}, "32 bits"),
         ({"model_path": "/m/R1", "json_model_override_args": '{"n_routed_experts": 384}'}, "n_routed_experts"),
-        ({"model_path": "/data/DeepSeek-V3.2"}, "names no DeepSeek-R1"),
-        ({"model_path": "moonshotai/Kimi-K2-Instruct"}, "names no DeepSeek-R1"),
         ({"model_path": "Qwen/Qwen3-235B-A22B"}, "names no DeepSeek-R1"),
+        ({"model_path": "openai/gpt-oss-120b"}, "names no DeepSeek-R1"),
+        ({"model_path": "moonshotai/Kimi-VL-A3B-Instruct"}, "names no DeepSeek-R1"),
+        ({"model_path": "moonshotai/Kimi-Linear-48B-A3B-Instruct"}, "names no DeepSeek-R1"),
         ({"model_path": "deepseek-ai/DeepSeek-R1-Distill-Llama-70B"}, "names no DeepSeek-R1"),
         ({"model_path": "deepseek-ai/DeepSeek-V2-Lite"}, "names no DeepSeek-R1"),
         ({"model_path": "someone/SomethingNew"}, "names no DeepSeek-R1"),
@@ -96,10 +99,10 @@ def test_what_is_not_modelled_gets_no_verdict(values: dict[str, str], why: str) 
 
 @pytest.mark.parametrize(
     "quantization",
-    [{"quant_method": "awq", "bits": 4, "group_size": 64}, {"quant_method": "modelopt", "quant_algo": "NVFP4"},
-     {"quant_method": "compressed-tensors"}, {"quant_algo": "NVFP4"}],
+    [{"quant_method": "awq", "bits": 3, "group_size": 64}, {"quant_method": "bitsandbytes"},
+     {"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"}, {"bits": 4}],
 )  # fmt: skip
-def test_a_config_json_of_other_weights_is_refused(quantization: dict[str, Any]) -> None:
+def test_a_config_json_of_unknown_weights_is_refused(quantization: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedModel, match="not modelled"):
         parse_architecture(config_with(quantization), "config.json", "x")
 
@@ -142,17 +145,15 @@ POINT = {
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"launch_args": "--model-path cognitivecomputations/DeepSeek-R1-AWQ --tp 8"}, "4-bit AWQ"),
-        ({"launch_args": "python3 -m sglang.launch_server --model x/R1 --quantization awq_marlin"}, "to 4 bits"),
-        ({"model": "nvidia/DeepSeek-R1-0528-NVFP4"}, "not modelled"),
-        ({"model": "moonshotai/Kimi-K2-Instruct"}, "names no DeepSeek-R1"),
+        ({"launch_args": "--model-path unsloth/DeepSeek-R1-GGUF --tp 8"}, "GGUF"),
+        ({"launch_args": "python3 -m sglang.launch_server --model x/R1 --quantization bitsandbytes"}, "bitsandbytes"),
+        ({"model": "Qwen/Qwen3-235B-A22B"}, "names no DeepSeek-R1"),
         ({"model": "deepseek-ai/DeepSeek-R1-Distill-Llama-70B"}, "not modelled"),
         ({"launch_args": "--dtype float32"}, "32 bits"),
-        ({"model": "meituan/DeepSeek-R1-Channel-INT8"}, "speed of INT8 weights is not modelled"),
         (
-            {"pools": [{"role": role, "servers": 1, "gpus_per_server": 8, "launch_args": "--model-path x/R1-AWQ"}
+            {"pools": [{"role": role, "servers": 1, "gpus_per_server": 8, "launch_args": "--model-path x/R1-GGUF"}
                        for role in ("prefill", "decode")], "disaggregated": True},
-            "4-bit AWQ",
+            "GGUF",
         ),
     ],
 )  # fmt: skip
@@ -166,6 +167,8 @@ def test_records_serve_what_they_name() -> None:
     assert record_case(point_of(POINT | {"model": "deepseek-ai/DeepSeek-R1-0528"})).context == plain.context
     bf16 = record_case(point_of(POINT | {"model": "unsloth/DeepSeek-R1-BF16", "n_gpus": 16, "tp": 16}))
     assert bf16.context.arch.weights == "BF16"
+    awq = record_case(point_of(POINT | {"launch_args": "--model-path cognitivecomputations/DeepSeek-R1-AWQ --tp 8"}))
+    assert awq.context.arch.weights == "4-bit AWQ"
     unknown = record_case(point_of(POINT | {"launch_args": "--model-path /models/ours"}))
     assert any("DeepSeek-R1 with FP8 weights assumed" in warning for warning in unknown.warnings)
     given = record_case(point_of(POINT | {"model": "ours/unheard-of"}), arch=deepseek_r1())

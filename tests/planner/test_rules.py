@@ -11,6 +11,7 @@ from packaging.version import Version
 
 from hwprobe.catalogue import hardware_from_catalogue
 from models.architecture import deepseek_r1
+from models.architecture.shipped import base_model
 from models.config import ServerConfig
 from models.machine import machine_of
 from planner.check.judge import check_arguments
@@ -27,10 +28,11 @@ RADIX_DECODE = "--disaggregation-mode decode --disaggregation-decode-enable-radi
 THREE = "--speculative-num-steps {} --speculative-eagle-topk {} --speculative-num-draft-tokens {}"
 
 
-def broken_rules(words: str, hardware: str = "h200x8", version: str = "0.5.23") -> set[str]:
+def broken_rules(words: str, hardware: str = "h200x8", version: str = "0.5.23", model: str = "fp8") -> set[str]:
     line = f"--model-path r1 --tp-size 8 {words}".split()
     machine = machine_of(hardware_from_catalogue(hardware))
-    return {violation.rule for violation in check_arguments(line, R1, machine, Version(version)).violations}
+    arch = base_model(model) if model.startswith(("deepseek", "kimi")) else R1.quantised(model)
+    return {violation.rule for violation in check_arguments(line, arch, machine, Version(version)).violations}
 
 
 # rule: (a line that breaks it, a line that does not); both follow --model-path r1 --tp-size 8 on 8xH200, 0.5.23.
@@ -263,17 +265,43 @@ CASES = {
     "dp-equals-tp": ("--dp-size 2 --enable-dp-attention ~0.4.3", "--dp-size 2 --enable-dp-attention"),
     "fp8-hardware": ("@a100x8", "@h100x8"),
     "aiter-fraction": ("@mi300xx8", "@mi300xx8 --context-length 8192"),
+    "int8-expert-width": (
+        "#blockwise_int8 --tp-size 32 --nnodes 4 @4xa100x8",
+        "#blockwise_int8 --tp-size 16 --nnodes 2 @2xa100x8",
+    ),
+    "expert-group": ("#awq --tp-size 64 --nnodes 8 @8xa100x8", "#awq --tp-size 16 --nnodes 2 @2xa100x8"),
+    "int8-release": (
+        "#w8a8_int8 --tp-size 16 --nnodes 2 @2xa800x8 ~0.4.3",
+        "#w8a8_int8 --tp-size 16 --nnodes 2 @2xa800x8 ~0.4.4",
+    ),
+    "weights-hardware": ("#w4afp8 @a100x8", "#w4afp8 @h100x8"),
+    "weights-on-amd": ("#w4afp8 @mi300x8", "#quark @mi355x8"),
+    "fp4-hardware": ("#modelopt_fp4 ~0.5.12", "#modelopt_fp4 @b200x8 ~0.5.12"),
+    "fp4-by-marlin": ("#modelopt_fp4 ~0.5.14", "#modelopt_fp4 @b200x8 ~0.5.14"),
+    "fp4-release": ("#modelopt_fp4 @b200x8 ~0.4.8", "#modelopt_fp4 @b200x8 ~0.4.9"),
+    "mxfp4-hardware": ("#quark @mi300x8", "#quark @mi355x8"),
+    "mxfp4-release": ("#quark @mi355x8 ~0.4.10", "#quark @mi355x8 ~0.5.1"),
+    "w4afp8-release": ("#w4afp8 ~0.4.8", "#w4afp8 --enable-ep-moe ~0.4.9.post1"),
+    "w4afp8-needs-ep": ("#w4afp8 ~0.5.1", "#w4afp8 ~0.5.2"),
+    "int4-experts-release": ("#awq ~0.4.6", "#awq --quantization moe_wna16 ~0.4.6"),
+    "compressed-release": ("#compressed-tensors ~0.4.5", "#compressed-tensors ~0.4.5.post3"),
+    "sparse-release": ("#deepseek-v3.2 ~0.5.2", "#deepseek-v3.2 ~0.5.3"),
+    "sparse-hardware": ("#deepseek-v3.2 @a100x8", "#deepseek-v3.2"),
+    "sparse-kv": ("#deepseek-v3.2 --kv-cache-dtype fp8_e5m2", "#deepseek-v3.2 --kv-cache-dtype fp8_e4m3"),
+    "sparse-attention-dp": ("#deepseek-v3.2 ~0.5.5", "#deepseek-v3.2 ~0.5.6"),
+    "vision-release": ("#kimi-k2.5 ~0.5.8", "#kimi-k2.5 ~0.5.9"),
 }
 # Rules that no launch line of R1 can break on these machines, judged on a configuration instead.
-NO_LINE = {"model-path", "mixed-chunk-speculation", "mtp-without-layer", "int8-release"}
+NO_LINE = {"model-path", "mixed-chunk-speculation", "mtp-without-layer"}
 
 
 def judged(words: str) -> set[str]:
-    """Judge a case: `@machine` and `~version` may stand among its words."""
-    plain = [word for word in words.split() if word[0] not in "@~"]
+    """Judge a case: `@machine`, `~version` and `#weights` or `#model` may stand among its words."""
+    plain = [word for word in words.split() if word[0] not in "@~#"]
     machine = next((word[1:] for word in words.split() if word[0] == "@"), "h200x8")
     version = next((word[1:] for word in words.split() if word[0] == "~"), "0.5.23")
-    return broken_rules(" ".join(plain), machine, version)
+    model = next((word[1:] for word in words.split() if word[0] == "#"), "fp8")
+    return broken_rules(" ".join(plain), machine, version, model)
 
 
 @pytest.mark.parametrize("rule", CASES)
@@ -289,14 +317,6 @@ def test_every_rule_has_a_case_and_plain_words() -> None:
     for rule in RULES:
         assert rule.source
         assert rule.fix
-
-
-@pytest.mark.parametrize(("version", "broken"), [("0.4.3", True), ("0.4.4", False)])
-def test_int8_weights_came_with_044(version: str, broken: bool) -> None:
-    machine = machine_of(hardware_from_catalogue("2xa800x8"))
-    line = ["--model-path", "r1", "--tp-size", "16", "--nnodes", "2"]
-    found = check_arguments(line, R1.quantised("w8a8_int8"), machine, Version(version)).violations
-    assert ("int8-release" in {violation.rule for violation in found}) is broken
 
 
 def test_a_line_without_a_model_is_refused() -> None:

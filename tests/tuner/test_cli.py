@@ -96,7 +96,7 @@ def test_plan_reads_a_probed_machine_and_writes_its_document(sgtune: Sgtune, tmp
         ({"--slo": "ttft is fine"}, "does not parse"),
         ({"--sglang-version": "latest"}, "is not an SGLang version"),
         ({"--sglang-version": "0.2.0"}, "older than"),
-        ({"--model": "/nonexistent/config.json"}, "cannot read model config"),
+        ({"--model": "/nonexistent/config.json"}, "neither a file nor a checkpoint known by name"),
         ({"--profile": "/nonexistent.json"}, "cannot read engine profile"),
         ({"--range-ratio": "1.5"}, "--range-ratio"),
         ({"--expert-skew": "9"}, "--expert-skew"),

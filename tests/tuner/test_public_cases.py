@@ -54,43 +54,57 @@ def no_verdict(found: tuple[int, dict[str, Any], str]) -> str:
 # --- 01 to 05: checkpoints ----------------------------------------------------------------------------------------
 
 
+def weights_gib(document: dict[str, Any]) -> float:
+    return sum(gib for owner, gib in document["ledger"]["per_gpu_gib"].items() if owner.startswith("weights"))
+
+
 @pytest.mark.parametrize("hardware", ["h100x8", "a100x8"])
-def test_an_awq_checkpoint_gets_no_verdict(check: CheckRun, hardware: str) -> None:
-    for flags in (" --quantization moe_wna16", ""):
-        said = no_verdict(check("--hardware", hardware, "--sglang-version", "0.4.6", "--", *(AWQ + flags).split()))
-        assert "not modelled: no verdict on memory or speed" in said
-        assert "4" in said
-        assert "--model" in said
+def test_an_awq_checkpoint_fits_eight_gpus_of_80_gib(check: CheckRun, hardware: str) -> None:
+    line = f"{AWQ} --quantization moe_wna16"
+    code, document, _ = check("--hardware", hardware, "--sglang-version", "0.4.6", "--", *line.split())
+    assert (code, document["verdict"], document["model"]["weights"]) == (0, "runs", "4-bit AWQ")
+    assert 42 < weights_gib(document) < 46  # 339.6 GiB of files, plus what every rank holds whole
+    assert "fp8-hardware" not in rules(document)
+    assert document["prediction"] is not None
+    code, document, _ = check("--hardware", hardware, "--sglang-version", "0.4.6", "--", *AWQ.split())
+    assert code == 3
+    assert "int4-experts-release" in rules(document)
 
 
 @pytest.mark.parametrize(
-    "quantization",
-    [{"quant_method": "awq", "bits": 4, "group_size": 64}, {"quant_method": "modelopt", "quant_algo": "NVFP4"}],
+    ("quantization", "weights"),
+    [
+        ({"quant_method": "awq", "bits": 4, "group_size": 64}, "4-bit AWQ"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "NVFP4"),
+    ],
 )
-def test_a_config_json_of_four_bits_gets_no_verdict(
-    check: CheckRun, written: Callable[[str, str], str], quantization: dict[str, Any]
+def test_a_config_json_of_four_bits_says_what_the_weights_are(
+    check: CheckRun, written: Callable[[str, str], str], quantization: dict[str, Any], weights: str
 ) -> None:
     config = written("config.json", json.dumps(R1_CONFIG | {"quantization_config": quantization}))
-    assert "not modelled" in no_verdict(check("--hardware", "h100x8", "--model", config, "--", "--model-path", "/m"))
+    code, document, _ = check("--hardware", "b200x8", "--model", config, "--", "--model-path", "/m", "--tp", "8")
+    assert (code, document["model"]["weights"]) == (0, weights)
+    assert 40 < weights_gib(document) < 56
 
 
-def test_the_int8_export_runs_on_a100_and_gets_no_speed(check: CheckRun) -> None:
+def test_the_int8_export_runs_on_a100(check: CheckRun) -> None:
     code, document, _ = check(
         "--hardware", "2xa800x8", "--sglang-version", "0.4.5", "--", "--model-path", "/models/DeepSeek-R1-Channel-INT8",
         "--tp", "16", "--nnodes", "2", "--node-rank", "0", "--dist-init-addr", "node0:5000", "--quantization",
         "w8a8_int8",
     )  # fmt: skip
-    assert (code, document["verdict"], document["prediction"]) == (0, "runs", None)
+    assert (code, document["verdict"]) == (0, "runs")
     assert "fp8-hardware" not in rules(document)
     assert document["model"]["weights"] == "INT8"
-    assert "INT8" in document["unpredicted"]
+    assert document["prediction"] is not None
 
 
-def test_fp4_on_four_b200_gets_no_verdict(check: CheckRun) -> None:
+def test_fp4_runs_on_four_b200(check: CheckRun) -> None:
     line = ["--model-path", "nvidia/DeepSeek-R1-0528-FP4-v2", "--tp", "4", "--moe-runner-backend", "flashinfer_trtllm"]
     for flags in (["--quantization", "modelopt_fp4"], []):
-        said = no_verdict(check("--hardware", "b200x4", "--sglang-version", "0.5.9", "--", *line, *flags))
-        assert "4" in said
+        code, document, _ = check("--hardware", "b200x4", "--sglang-version", "0.5.9", "--", *line, *flags)
+        assert (code, document["verdict"], document["model"]["weights"]) == (0, "runs", "NVFP4")
+        assert 90 < weights_gib(document) < 96  # the MTP layer, in BF16, is not loaded
 
 
 def test_a_bf16_export_is_known_by_its_name(check: CheckRun) -> None:
@@ -105,13 +119,39 @@ def test_a_bf16_export_is_known_by_its_name(check: CheckRun) -> None:
     assert document["kv_tokens_per_rank"] == pytest.approx(302_117, rel=0.05)
 
 
+DOCKER_V32 = (
+    "docker run --gpus all --ipc=host lmsysorg/sglang:v0.5.6-cu129-amd64 python3 -m sglang.launch_server "
+    "--model /data/DeepSeek-V3.2 --tp 8 --mem-fraction-static 0.85"
+)
+
+
+def test_sparse_attention_holds_its_indexer(check: CheckRun) -> None:
+    code, document, _ = check("--hardware", "h200x8", "--", *DOCKER_V32.split())
+    assert (code, document["verdict"]) == (0, "runs")
+    assert 80 < weights_gib(document) < 88
+    # 61 layers of 1,152 B of latent in BF16 and 132 B of index keys.
+    pool = document["ledger"]["per_gpu_gib"]["KV pool"] * 2**30
+    assert pool / document["kv_tokens_per_rank"] == pytest.approx(61 * (1152 + 132), rel=0.01)
+
+
+def test_k2_wants_sixteen_gpus(check: CheckRun) -> None:
+    model = ["--model-path", "moonshotai/Kimi-K2-Instruct", "--trust-remote-code"]
+    code, document, _ = check("--hardware", "h200x8", "--", *model, "--tp", "8")
+    assert (code, document["verdict"]) == (3, "does not fit")
+    sixteen = ["--tp", "16", "--nnodes", "2", "--node-rank", "0", "--dist-init-addr", "node0:5000"]
+    code, document, _ = check("--hardware", "2xh200x8", "--", *model, *sixteen)
+    assert (code, document["verdict"]) == (0, "runs")
+    mtp = ["--speculative-algorithm", "EAGLE"]
+    _, document, _ = check("--hardware", "2xh200x8", "--", *model, *sixteen, *mtp)
+    assert "mtp-without-layer" in rules(document)
+
+
 @pytest.mark.parametrize(
     "line",
     [
-        "docker run --gpus all --ipc=host lmsysorg/sglang:v0.5.6-cu129-amd64 python3 -m sglang.launch_server "
-        "--model /data/DeepSeek-V3.2 --tp 8 --mem-fraction-static 0.85",
-        "--model-path moonshotai/Kimi-K2-Instruct --tp 8",
         "--model-path Qwen/Qwen3-235B-A22B --tp 8",
+        "--model-path zai-org/GLM-4.6-FP8 --tp 8",
+        "--model-path openai/gpt-oss-120b --tp 8",
         "--model-path deepseek-ai/DeepSeek-R1-Distill-Llama-70B --tp 8",
     ],
 )

@@ -14,6 +14,7 @@ import typer
 from hwprobe.errors import SgtuneError
 from hwprobe.plain_text import clean, one_line
 from tuner import __version__
+from tuner.cli import known_models
 from tuner.cli.commands import (
     advise,
     bench,
@@ -69,6 +70,7 @@ app.command(
 )(check.check)
 app.command(name="advise", epilog=advise.EXAMPLE)(advise.advise)
 app.command(name="plan", epilog=plan.EXAMPLE)(plan.plan)
+app.command(name="models", epilog=known_models.EXAMPLE)(known_models.models)
 app.command(name="predict", epilog=predict.EXAMPLE)(predict.predict)
 app.command(name="calibrate", epilog=calibrate.EXAMPLE)(calibrate.calibrate)
 app.command(name="explain", epilog=explain.EXAMPLE)(explain.explain)

@@ -12,6 +12,8 @@ from packaging.version import Version
 
 from hwprobe.files import json_bytes
 from hwprobe.profile import load_profile
+from models.architecture import deepseek_r1
+from models.architecture.shipped import checkpoint_named
 from models.machine import machine_of
 from planner.launch import launch_spec
 from planner.plans.evidence import evidence_for
@@ -53,7 +55,9 @@ def result_document(run: Path, manifest: Manifest, records: Sequence[TrialRecord
     best = decided.winner if decided else None
     known = {standing.first.number: standing for standing in standings(records)}
     machine = machine_of(load_profile(run / "hardware.json"))
-    evidence = evidence_for(best.first.config, machine).as_dict() if best else None
+    shipped = checkpoint_named(manifest.model)
+    arch = deepseek_r1() if shipped is None else shipped.arch
+    evidence = evidence_for(best.first.config, machine, arch).as_dict() if best else None
     return {
         "run": str(run),
         "objective": str(manifest.objective),

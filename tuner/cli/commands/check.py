@@ -195,11 +195,11 @@ def _shared(asked: _Asked) -> dict[str, Any]:
     """Return what is read once for all servers: the model of --model, the engine profile and MTP's acceptance."""
     from models.engine.profile import load_engine_profile
     from models.serving.estimate import acceptance_of
-    from planner.inputs import read_any_model
+    from planner.inputs import read_model
 
     engine = load_engine_profile(asked.profile) if asked.profile else None
     return {
-        "arch": read_any_model(asked.model) if asked.model else None,
+        "arch": read_model(asked.model) if asked.model else None,
         "engine": engine,
         "acceptance": acceptance_of(engine) if asked.acceptance is None else asked.acceptance,
     }

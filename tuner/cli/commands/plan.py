@@ -52,7 +52,7 @@ def plan(
     """Answer from physics: does it fit, how much KV cache is left, how many users at what speed, which flags."""
 
     from hwprobe.errors import InputError
-    from planner.inputs import read_question
+    from planner.inputs import path_to_serve, read_question
     from tuner.cli.under_traffic.plan_traffic import TrafficAsked, plan_for_traffic, refuse_beside_traffic
 
     _check_hardware(hardware, prefill_hardware, decode_hardware)
@@ -89,7 +89,8 @@ def plan(
         min_user_tok_s=min_user_tok_s, mtp=mtp, acceptance=mtp_acceptance, sigma=expert_skew,
     )  # fmt: skip
     answer = _planned(question, servers, prefill_hardware)
-    _show(answer, prices=prices, model_path=model_path, explain=explain, out=out, json=json)
+    path = path_to_serve(model, model_path)
+    _show(answer, prices=prices, model_path=path, explain=explain, out=out, json=json)
 
 
 def _check_hardware(hardware: str, prefill: str | None, decode: str | None) -> None:

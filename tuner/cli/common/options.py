@@ -102,7 +102,7 @@ ExpertSkew = Annotated[
 ]
 Model = Annotated[
     Path | None,
-    typer.Option("--model", help="config.json (or its folder) of a DeepSeek-V3-family model; default DeepSeek-R1."),
+    typer.Option("--model", help="A name of `sgtune models`, a config.json or its folder; default DeepSeek-R1."),
 ]
 ModelPath = Annotated[
     str, typer.Option("--model-path", help="Model path written into launch commands (a folder or a hub name).")

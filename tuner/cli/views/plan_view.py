@@ -18,6 +18,7 @@ from planner.launch import launch_spec
 from planner.plans.document import latency_text, latency_words
 from planner.plans.evidence import evidence_for
 from planner.plans.make import Plan
+from planner.plans.offers import ACCURACY
 from planner.plans.search import Candidate
 
 
@@ -97,6 +98,7 @@ def _show_misfit(plan: Plan, screen: Console) -> None:
         screen.print(
             f"[bold red]No configuration is possible here[/]: {escape(next(iter(reasons), 'nothing to try'))}."
         )
+        _show_offers(plan, screen)
         return
     gpus = plan.context.machine.gpu_count
     screen.print(
@@ -104,6 +106,16 @@ def _show_misfit(plan: Plan, screen: Console) -> None:
         f"({shortage * gpus:.0f} GiB on the machine)."
     )
     screen.print(plan.node_answer or "Up to eight times as many nodes do not hold it either.")
+
+
+def _show_offers(plan: Plan, screen: Console) -> None:
+    """Print the exports of the model that do run on this hardware."""
+    if not plan.offers:
+        return
+    screen.print("Exports of this model that run on it:")
+    for offer in plan.offers:
+        screen.print(f"  {escape(offer.sentence)}")
+    screen.print(f"Plan one with --model (names: `sgtune models`); {ACCURACY}.")
 
 
 def _show_answer(plan: Plan, best: Candidate, screen: Console) -> None:
@@ -121,7 +133,7 @@ def _show_answer(plan: Plan, best: Candidate, screen: Console) -> None:
         f"(90 % band {low:,.0f} to {high:,.0f}), [bold]{prediction.user_tok_s:.1f} tok/s[/] per user "
         f"{_wait(prediction)}, limited by {prediction.limiting}."
     )
-    screen.print(f"Evidence: {evidence_for(best.config, plan.context.machine).sentence}.")
+    screen.print(f"Evidence: {evidence_for(best.config, plan.context.machine, plan.context.arch).sentence}.")
     if sentence := _prefill_decode(plan):
         screen.print(sentence)
     if not plan.meets_target:

@@ -1,44 +1,27 @@
-"""ModelArchitecture: the DeepSeek-V3 family (MLA attention, routed and shared experts) from config.json."""
+"""ModelArchitecture: shapes and parameter counts of the DeepSeek-V3 family (MLA, routed and shared experts)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.resources import files
-from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta
 
-from hwprobe.bounds import MODEL, check_fields
-from hwprobe.errors import InputError, UnsupportedModel
-from hwprobe.files import decode_json, read_bytes
+from hwprobe.errors import InputError
+from models.quantization.components import BF16_WEIGHTS, PRESETS, WeightFormats
+from models.quantization.formats import Kind, WeightFormat
 
-SUPPORTED_MODEL_TYPE = "deepseek_v3"
-# What the weights are, by the checkpoint's quant_method. INT8 has the bytes of FP8; its kernels' speed is not modelled.
-MODELLED_WEIGHTS = {"fp8": "FP8", "blockwise_int8": "INT8", "w8a8_int8": "INT8"}
-# One fp32 scale (`weight_scale_inv`) per 128 x 128 block of FP8 weights, or per channel of INT8.
-SCALE_BYTES = 4
+# What the weights are called in answers, by what the routed experts are.
+LABELS = {Kind.FP8: "FP8", Kind.INT8: "INT8", Kind.BF16: "BF16"}
+
+# Values that share a scale in the caches of sparse attention.
+SPARSE_BLOCK = 128
+
+# Hidden size, heads, experts, vocabulary and attention of the models whose memory SGLang's logs confirm: V3 and R1.
+CONFIRMED = (7168, 128, 256, 129_280, False)
 
 Count = Annotated[int, Meta(ge=1)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Quantization:
-    quant_method: str
-    weight_block_size: tuple[Count, Count] | None = (128, 128)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Method:
-    quant_method: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _ModelType:
-    model_type: str = "unknown"
-    architectures: tuple[str, ...] = ()
-    quantization_config: _Method | None = None
+Maybe = Annotated[int, Meta(ge=0)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +29,9 @@ class ModelArchitecture:
     """Shapes of one model, named as in its config.json. Parameter counts are exact integers.
 
     The counts reproduce the published totals of DeepSeek-V3/R1 (671,026,419,200 in all;
-    36,624,596,992 used in matrix products per token). `sliced_from` is 0, or the layers of the model that this is a
-    slice of.
+    36,624,596,992 used in matrix products per token). `index_*` are those of the sparse attention's indexer (0: dense
+    attention), `vision_params` a vision tower beside the text model. `sliced_from` is 0, or the layers of the model
+    that this is a slice of.
     """
 
     vocab_size: Count
@@ -67,14 +51,30 @@ class ModelArchitecture:
     v_head_dim: Count
     max_position_embeddings: Count
     num_nextn_predict_layers: int = 0
-    quantization_config: _Quantization | None = None
+    index_n_heads: Maybe = 0
+    index_head_dim: Maybe = 0
+    index_topk: Maybe = 0
+    vision_params: Maybe = 0
+    model_type: str = "deepseek_v3"
+    weight_formats: WeightFormats = BF16_WEIGHTS
     name: str = "unnamed"
     sliced_from: int = 0
 
     @property
     def has_mtp(self) -> bool:
         """Whether the checkpoint holds a draft layer for multi-token prediction."""
-        return self.num_nextn_predict_layers > 0
+        return self.num_nextn_predict_layers > 0 and not self.weight_formats.without_draft
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether attention reads the tokens that an indexer chose (DeepSeek-V3.2), not all of the context."""
+        return self.index_topk > 0
+
+    @property
+    def is_unconfirmed(self) -> bool:
+        """Whether no log of SGLang has confirmed what a model of these shapes takes: R1's and V3's are confirmed."""
+        confirmed = (self.hidden_size, self.num_attention_heads, self.n_routed_experts, self.vocab_size, self.is_sparse)
+        return confirmed != CONFIRMED
 
     # --- layers -------------------------------------------------------------------------------
     @property
@@ -163,6 +163,14 @@ class ModelArchitecture:
         return 3 * self.hidden_size * self.intermediate_size
 
     @property
+    def indexer_params(self) -> int:
+        """Projections of the sparse attention's indexer: queries from q_a's output, one key, a weight for each head."""
+        if not self.is_sparse:
+            return 0
+        queries = self.q_lora_rank * self.index_n_heads * self.index_head_dim
+        return queries + self.hidden_size * (self.index_head_dim + self.index_n_heads)
+
+    @property
     def layer_norm_params(self) -> int:
         return 2 * self.hidden_size + self.q_lora_rank + self.kv_lora_rank
 
@@ -174,11 +182,12 @@ class ModelArchitecture:
             + self.shared_expert_params
             + self.gate_params
             + self.layer_norm_params
+            + self.indexer_params
         )
 
     @property
     def dense_layer_params(self) -> int:
-        return self.attention_params + self.dense_mlp_params + self.layer_norm_params
+        return self.attention_params + self.dense_mlp_params + self.layer_norm_params + self.indexer_params
 
     # --- the whole model ----------------------------------------------------------------------
     @property
@@ -203,7 +212,7 @@ class ModelArchitecture:
             self.num_experts_per_tok + self.n_shared_experts
         ) * self.expert_params + self.n_routed_experts * self.hidden_size
         return (
-            self.num_hidden_layers * self.attention_params
+            self.num_hidden_layers * (self.attention_params + self.indexer_params)
             + self.moe_layers * moe
             + self.dense_layers * self.dense_mlp_params
             + self.embedding_params
@@ -221,78 +230,61 @@ class ModelArchitecture:
     # --- bytes --------------------------------------------------------------------------------
     @property
     def weights(self) -> str:
-        """What the routed experts and projections are stored as: FP8, INT8 or BF16."""
-        return MODELLED_WEIGHTS[self.quantization_config.quant_method] if self.quantization_config else "BF16"
+        """What the weights are, as answers name them: FP8, INT8, BF16, 4-bit AWQ, NVFP4, ..."""
+        return LABELS.get(self.weight_formats.kind, self.weight_formats.label)
 
     @property
     def is_fp8(self) -> bool:
-        return self.weights == "FP8"
+        return self.weight_formats.kind is Kind.FP8
 
     @property
     def gemm_weight_bytes(self) -> float:
-        """Bytes per quantised weight, scales included (1.000244 for FP8 in 128 x 128 blocks)."""
-        if self.quantization_config is None:
-            return 2.0
-        if self.quantization_config.quant_method == "w8a8_int8":
-            return 1.0 + SCALE_BYTES / self.hidden_size  # one scale for each output channel
-        if self.quantization_config.weight_block_size is None:
-            return 1.0
-        rows, columns = self.quantization_config.weight_block_size
-        return 1.0 + SCALE_BYTES / (rows * columns)
+        """Bytes per weight of the routed experts, scales included (1.000244 for FP8 in 128 x 128 blocks)."""
+        return self.bytes_per_weight(self.weight_formats.routed)
+
+    def bytes_per_weight(self, each: WeightFormat) -> float:
+        """Bytes per weight of a matrix as wide as the hidden state, in this format."""
+        return each.bytes_per_weight(self.hidden_size)
+
+    @property
+    def attn_sharded_weight_bytes(self) -> float:
+        """Bytes per weight of q_b, kv_b and o together."""
+        formats = self.weight_formats
+        return self._mean(
+            (self.q_b_params, formats.projections), (self.kv_b_params, formats.kv_b), (self.o_params, formats.output)
+        )
+
+    def _mean(self, *parts: tuple[int, WeightFormat]) -> float:
+        """Bytes per weight over several matrices; exactly that of one where they share their format."""
+        each = [self.bytes_per_weight(form) for _, form in parts]
+        if len(set(each)) == 1:
+            return each[0]
+        total = sum(count for count, _ in parts)
+        return sum(count * size for (count, _), size in zip(parts, each, strict=True)) / total
 
     def quantised(self, method: str | None) -> ModelArchitecture:
-        """Return the same model with weights of another `quant_method` (a key of MODELLED_WEIGHTS; None: BF16)."""
-        blocks = None if method == "w8a8_int8" else (128, 128)
-        config = _Quantization(quant_method=method, weight_block_size=blocks) if method else None
-        return replace(self, quantization_config=config)
+        """Return the same model as exports of another kind hold it (a key of PRESETS; None: BF16)."""
+        return replace(self, weight_formats=BF16_WEIGHTS if method is None else PRESETS[method])
 
     def kv_bytes_per_token(self, element_bytes: float = 2.0, layers: int | None = None) -> float:
         """Bytes one token holds in a rank's KV cache (70,272 for R1 in BF16; MLA keeps one latent)."""
-        return (
-            (self.num_hidden_layers if layers is None else layers)  #
-            * self.latent_width
-            * element_bytes
-        )
+        count = self.num_hidden_layers if layers is None else layers
+        return count * self.cache_bytes(element_bytes)
 
+    def cache_bytes(self, element_bytes: float) -> float:
+        """Bytes one token keeps in one layer: the latent and the rotary key, and the index key of sparse attention.
 
-def parse_architecture(data: bytes | str, where: str, name: str) -> ModelArchitecture:
-    """Read a Hugging Face config.json. Raises UnsupportedModel or InputError naming the field."""
-    kind = decode_json(data, _ModelType, where)
-    if kind.model_type != SUPPORTED_MODEL_TYPE:
-        raise UnsupportedModel(
-            f"{where}: model_type '{kind.model_type}' is not supported; sgtune models the DeepSeek-V3 family "
-            f"(model_type '{SUPPORTED_MODEL_TYPE}': DeepSeek-V3, V3-0324, V3.1, R1, R1-0528)"
-        )
-    method = kind.quantization_config.quant_method if kind.quantization_config else None
-    if kind.quantization_config and method not in MODELLED_WEIGHTS:
-        raise UnsupportedModel(
-            f"{where}: weights quantised by '{str(method)[:40]}' are not modelled: no verdict on memory or "
-            "speed; sgtune models FP8, INT8 (memory alone) and BF16 weights: give a config.json of those"
-        )
-    model = decode_json(data, ModelArchitecture, where)
-    check_fields(model, MODEL, where)
-    if model.first_k_dense_replace > model.num_hidden_layers:
-        raise InputError(
-            f"{where}: first_k_dense_replace {model.first_k_dense_replace} exceeds "
-            f"num_hidden_layers {model.num_hidden_layers}"
-        )
-    if model.num_experts_per_tok > model.n_routed_experts:
-        raise InputError(
-            f"{where}: num_experts_per_tok {model.num_experts_per_tok} exceeds "
-            f"n_routed_experts {model.n_routed_experts}"
-        )
-    return replace(model, name=name)
+        Sparse attention's FP8 cache has scales of its own and leaves the rotary key in BF16: 656 bytes; its index key
+        is FP8 with one fp32 scale per 128 values: 132 bytes (SGLang's memory_pool.py: NSATokenToKVPool).
+        """
+        if not self.is_sparse:
+            return self.latent_width * element_bytes
+        latent = self.latent_width * element_bytes
+        if element_bytes < 2.0:
+            latent = self.kv_lora_rank + self.kv_lora_rank // SPARSE_BLOCK * 4 + 2 * self.qk_rope_head_dim
+        return latent + self.index_cache_bytes
 
-
-def load_architecture(path: Path) -> ModelArchitecture:
-    """Read a config.json, or the one in a model folder."""
-    file = path / "config.json" if path.is_dir() else path
-    name = file.parent.name if file.name == "config.json" and file.parent.name else file.stem
-    return parse_architecture(read_bytes(file, "model config"), str(file), name)
-
-
-@cache
-def deepseek_r1() -> ModelArchitecture:
-    """Return the shipped DeepSeek-R1 671B FP8."""
-    data = files("models").joinpath("configs/deepseek-r1.json").read_bytes()
-    return parse_architecture(data, "deepseek-r1.json", "deepseek-ai/DeepSeek-R1")
+    @property
+    def index_cache_bytes(self) -> float:
+        """Bytes of a token's index key in one layer (0 without an indexer)."""
+        return float(self.index_head_dim + self.index_head_dim // SPARSE_BLOCK * 4) if self.is_sparse else 0.0

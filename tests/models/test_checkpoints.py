@@ -1,0 +1,84 @@
+"""Checkpoints of the family: bytes against published sizes, formats as declared, and the seam of attention."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.architecture import deepseek_r1, parse_architecture
+from models.architecture.shipped import Checkpoint, base_model, checkpoint_named, checkpoints
+from models.architecture.stored import stored_bytes
+from models.costs.attention import attention_of
+
+R1_CONFIG = json.loads((Path(__file__).parents[2] / "models/configs/deepseek-r1.json").read_text())
+PUBLISHED = [each for each in checkpoints() if each.published_bytes is not None]
+
+
+@pytest.mark.parametrize("checkpoint", PUBLISHED, ids=lambda each: each.name)
+def test_bytes_are_within_half_a_percent_of_the_published_size(checkpoint: Checkpoint) -> None:
+    assert checkpoint.published_bytes is not None
+    assert checkpoint.source
+    off = abs(stored_bytes(checkpoint.arch) - checkpoint.published_bytes)
+    assert off <= 0.005 * checkpoint.published_bytes
+
+
+def test_r1_and_awq_are_known_to_the_byte() -> None:
+    # The rest of R1's files are safetensors' headers; AWQ's figure is its index's total_size.
+    assert stored_bytes(deepseek_r1()) == 688_574_839_360
+    awq = checkpoint_named("cognitivecomputations/DeepSeek-R1-AWQ")
+    assert awq is not None
+    assert stored_bytes(awq.arch) == awq.published_bytes == 364_589_799_936
+
+
+def test_names_are_found_with_and_without_owner_and_only_whole() -> None:
+    for each in checkpoints():
+        assert checkpoint_named(each.name) is not None
+        assert checkpoint_named(each.name.rpartition("/")[2].upper()) is not None
+    assert checkpoint_named("DeepSeek-R1-AW") is None
+
+
+@pytest.mark.parametrize(
+    ("quantization", "label"),
+    [
+        ({"quant_method": "awq", "bits": 4, "group_size": 64}, "4-bit AWQ"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "4-bit GPTQ"),
+        ({"quant_method": "blockwise_int8", "weight_block_size": [128, 128]}, "INT8"),
+        ({"quant_method": "w8a8_int8"}, "INT8"),
+        ({"quant_method": "w4afp8", "group_size": 128}, "W4AFP8"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16}, "NVFP4"),
+        ({"quantization": {"quant_algo": "NVFP4", "group_size": 16}}, "NVFP4"),
+    ],
+)
+def test_a_declared_format_is_read(quantization: dict[str, Any], label: str) -> None:
+    config = json.dumps(R1_CONFIG | {"quantization_config": quantization}).encode()
+    assert parse_architecture(config, "config.json", "x").weights == label
+
+
+def test_a_finer_group_stores_more_scales() -> None:
+    def of_group(size: int) -> int:
+        quantization = {"quant_method": "awq", "bits": 4, "group_size": size, "zero_point": True}
+        config = json.dumps(R1_CONFIG | {"quantization_config": quantization}).encode()
+        return stored_bytes(parse_architecture(config, "config.json", "x"))
+
+    assert of_group(32) > of_group(64) > of_group(128)
+
+
+def test_k2_differs_from_r1_in_its_config_only() -> None:
+    k2 = base_model("kimi-k2")
+    assert (k2.n_routed_experts, k2.num_attention_heads, k2.dense_layers, k2.has_mtp) == (384, 64, 1, False)
+    assert k2.total_params == pytest.approx(1.026e12, rel=0.01)
+
+
+def test_sparse_attention_reads_no_more_than_its_top_tokens() -> None:
+    sparse = base_model("deepseek-v3.2")
+    dense = replace(sparse, index_topk=0, index_n_heads=0, index_head_dim=0)
+    assert sparse.is_sparse
+    assert not dense.is_sparse
+    assert type(attention_of(sparse)) is not type(attention_of(dense))
+    # The index key is kept beside the latent in every layer.
+    assert sparse.kv_bytes_per_token(2.0) == 61 * (1152 + 132)
+    assert dense.kv_bytes_per_token(2.0) == 70_272
