@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from models.architecture import ModelArchitecture
 from models.config import ServerConfig
 from models.costs.launches import launch_floor_s
 from models.costs.system import System
 from models.engine.profile import FITTED, EngineProfile
 from models.layout import Array
 from models.machine import Machine
+from models.quantization.formats import Kind
 from models.serving.closed_form import ClosedForm
 
 # Two-sided 90 % band of a normal error.
@@ -25,7 +27,12 @@ STRUCTURAL_ERROR = {
     "several nodes": 0.25,
     "MTP": 0.15,
     "GPU family": 0.20,
+    # What no fitted record speaks for: weights other than FP8 and BF16, sparse attention, another model.
+    "weight format": 0.25,
+    "sparse attention": 0.25,
+    "another model": 0.10,
 }
+FITTED_EXPERTS = 256
 STREAMED = ("attention_gemm", "experts", "shared_expert", "gate", "dense_mlp", "head")
 
 
@@ -78,6 +85,7 @@ def errors(
     rate_by = -(share * tpot_by + (1.0 - share) * ttft_by)
     covariance = np.array(engine.covariance)
     structural = sum(STRUCTURAL_ERROR[name] ** 2 for name in structural_classes(engine, system.machine, config))
+    structural += sum(STRUCTURAL_ERROR[name] ** 2 for name in _of_checkpoint(system.arch))
     decode, prefill = engine.relative_error.decode, engine.relative_error.prefill
 
     def total(by: Array, own: float) -> float:
@@ -100,6 +108,16 @@ def structural_classes(engine: EngineProfile, machine: Machine, config: ServerCo
         "several nodes": config.nnodes > 1,
         "MTP": config.speculative is not None,
         "GPU family": engine.gpu_family != machine.family,
+    }
+    return [name for name, holds in present.items() if holds]
+
+
+def _of_checkpoint(arch: ModelArchitecture) -> list[str]:
+    """Name what about a checkpoint the fitted parameters do not speak for."""
+    present = {
+        "weight format": arch.weight_formats.kind not in (Kind.FP8, Kind.BF16),
+        "sparse attention": arch.is_sparse,
+        "another model": arch.n_routed_experts != FITTED_EXPERTS,
     }
     return [name for name, holds in present.items() if holds]
 
