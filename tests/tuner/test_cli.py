@@ -182,8 +182,8 @@ def test_what_help_repeats_is_what_the_model_means() -> None:
 
 
 def test_usage_errors_speak_of_sgtune() -> None:
-    done = subprocess.run([sys.executable, "-m", "tuner.cli.main", "plan"], capture_output=True, text=True, check=False)
-    assert done.stderr.startswith("Usage: sgtune plan")
+    done = subprocess.run([sys.executable, "-m", "tuner.cli.main", "tune"], capture_output=True, text=True, check=False)
+    assert done.stderr.startswith("Usage: sgtune tune")
 
 
 def test_without_aiohttp_the_emulated_engine_names_the_extra_and_writes_nothing(
