@@ -31,6 +31,8 @@ from models.records.points import Point
 from planner.pool_case import record_case
 
 FACTOR = 1.5
+# With two deployments the better one is named by chance too often.
+FEWEST_DEPLOYMENTS = 3
 TPOT = ("tpot_mean_ms", "tpot_median_ms")
 TTFT = ("ttft_median_ms", "ttft_mean_ms")
 
@@ -44,7 +46,7 @@ class Score:
     tpot: float | None
     output: float | None
     ttft: float | None
-    found: CasePrediction
+    predicted: CasePrediction
 
     @property
     def worst(self) -> float:
@@ -61,10 +63,35 @@ def main() -> int:
         print(_row(gpu, rows))
     for error, count in refused.items():
         print(f"not predicted, {count} records: {error}")
+    print("\nthe deployment that gives most tok/s a GPU in a sweep, and its place among the predictions")
+    for sweep, place, deployments in best_of_sweeps(scores):
+        print(f"{place} of {deployments}  {sweep}")
     print("\nworst: measured over predicted")
     for item in sorted(scores, key=lambda item: -item.worst)[: options.worst]:
         print(_line(item))
     return 0
+
+
+def best_of_sweeps(scores: Iterable[Score]) -> list[tuple[str, int, int]]:
+    """Return for each sweep of three deployments or more: its name, the place that the best one is predicted to have
+    (1 is first), and how many deployments were measured. A deployment counts by its best tok/s per GPU."""
+    sweeps: dict[str, dict[object, tuple[float, float]]] = defaultdict(dict)
+    for item in scores:
+        if item.point.output_tok_s:
+            deployment = tuple(
+                tuple(pool.get(name) for name in ("role", "servers", "gpus_per_server", "tp", "attn_dp", "ep"))
+                for pool in item.point.extra["pools"]
+            )
+            rates = [rate / item.point.n_gpus for rate in (item.point.output_tok_s, item.predicted.output_tok_s)]
+            best = sweeps[item.sweep].get(deployment, (0.0, 0.0))
+            sweeps[item.sweep][deployment] = (max(best[0], rates[0]), max(best[1], rates[1]))
+    answers = []
+    for sweep, rated in sorted(sweeps.items()):
+        if len(rated) >= FEWEST_DEPLOYMENTS:
+            winner = max(rated, key=lambda deployment: rated[deployment][0])
+            order = sorted(rated, key=lambda deployment: -rated[deployment][1])
+            answers.append((sweep, order.index(winner) + 1, len(rated)))
+    return answers
 
 
 def _arguments() -> argparse.Namespace:
@@ -153,7 +180,7 @@ def _line(item: Score) -> str:
         for pool in point.extra["pools"]
     )
     return (
-        f"{point.id:7} {errors}  {item.found.limit:8} {point.concurrency or 0:6} clients  {pools}"
+        f"{point.id:7} {errors}  {item.predicted.limit:8} {point.concurrency or 0:6} clients  {pools}"
         f"{' MTP' if point.mtp else ''}  [{half_of(item.sweep)}] {item.sweep}"
     )
 
