@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.advise_worlds import CASES, scraped
+from tests.documents import document_of
 from tests.tuner.advise.saved_server import served
 
 CASE = next(case for case in CASES if case.kind == "max_running_too_low")
@@ -30,8 +31,7 @@ def url(texts: dict[str, str]) -> Iterator[str]:
 def test_one_scrape_is_enough_to_find_it(sgtune: Callable[..., Any], url: str) -> None:
     asked = sgtune("advise", "--url", url, "--watch", "0s", "--json")
     assert asked.code == 0, asked.err
-    document = json.loads(asked.out)
-    assert set(document) >= {"servers", "observed", "expected", "findings"}
+    document = document_of("advise", asked.out)
     first = document["findings"][0]
     assert set(first) >= {"kind", "severity", "evidence", "change", "gain_percent"}
     assert first["kind"] == "max_running_too_low"
