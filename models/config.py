@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Speculative:
-    """MTP (EAGLE/NEXTN with the model's own draft layer). SGLang wants all three numbers or none."""
+    """MTP (EAGLE/NEXTN with the model's own draft layer). SGLang takes all three numbers together or chooses them."""
 
     num_steps: int
     eagle_topk: int = 1
@@ -22,7 +22,7 @@ class Speculative:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """What may vary between two launches of the same model on the same machine.
+    """The settings of one launch of a model on a machine.
 
     Names are those of SGLang 0.5.23; `attn_dp_size` is the attention-DP degree (older dialects:
     `--dp-size` with `--enable-dp-attention`). `chunked_prefill_size` and `max_running_requests`
@@ -58,7 +58,7 @@ class ServerConfig:
     extra: tuple[tuple[str, Any], ...] = ()
 
     def flag(self, name: str, default: Any = None) -> Any:
-        """Return a flag of the launch that is no field here, by SGLang's field name, or `default`."""
+        """Return a flag beyond these fields, by SGLang's field name, or `default`."""
         for field, value in self.extra:
             if field == name:
                 return value
@@ -87,17 +87,17 @@ class ServerConfig:
 
     @property
     def label(self) -> str:
-        """The layout and, where it is on, the MTP depth: what a person calls this configuration."""
+        """The layout and, where it is on, the MTP depth: a configuration's name for people."""
         return self.layout + (f" MTP{self.speculative.num_steps}" if self.speculative else "")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields that differ from SGLang's defaults, in declaration order (for JSON)."""
-        found: dict[str, Any] = {"tp_size": self.tp_size}
+        values: dict[str, Any] = {"tp_size": self.tp_size}
         for field in fields(self):
             value = getattr(self, field.name)
             if value != field.default and field.name != "extra":
-                found[field.name] = _spec_dict(value) if isinstance(value, Speculative) else value
-        return found | dict(self.extra)
+                values[field.name] = _spec_dict(value) if isinstance(value, Speculative) else value
+        return values | dict(self.extra)
 
 
 def _spec_dict(spec: Speculative) -> dict[str, int]:

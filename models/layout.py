@@ -136,8 +136,8 @@ def table_of(configs: Sequence[ServerConfig]) -> ConfigTable:
 
 
 def _switches(configs: Sequence[ServerConfig]) -> dict[str, Array]:
-    """Return the 0/1 columns of what a launch says beyond ServerConfig's fields."""
-    asked: dict[str, Callable[[ServerConfig], bool]] = {
+    """Return the 0/1 columns of flags beyond ServerConfig's fields."""
+    readings: dict[str, Callable[[ServerConfig], bool]] = {
         "shared_fusion": lambda c: not c.flag("disable_shared_experts_fusion"),
         "prefills": prefills,
         "decodes": decodes,
@@ -155,14 +155,14 @@ def _switches(configs: Sequence[ServerConfig]) -> dict[str, Array]:
         ),
     }
     rows: dict[tuple[Any, ...], list[float]] = {}
-    found = []
+    switch_rows = []
     for config in configs:  # of a grid thousands share all that the switches depend on
         key = tuple(id(getattr(config, name)) for name in SWITCHING)
         if key not in rows:
-            rows[key] = [float(said(config)) for said in asked.values()]
-        found.append(rows[key])
-    columns = np.array(found, dtype=np.float64).reshape(len(configs), len(asked))
-    return {name: columns[:, number].copy() for number, name in enumerate(asked)}
+            rows[key] = [float(reading(config)) for reading in readings.values()]
+        switch_rows.append(rows[key])
+    columns = np.array(switch_rows, dtype=np.float64).reshape(len(configs), len(readings))
+    return {name: columns[:, number].copy() for number, name in enumerate(readings)}
 
 
 def _chunk(config: ServerConfig) -> float:

@@ -17,9 +17,9 @@ PCIE_BYTES_S = 63e9
 class Machine:
     """One GPU's limits and the links between GPUs. Link rates are per GPU and per direction.
 
-    Rates are in terms of data sheets, which engine profiles were fitted with: a measured rate appears as the
-    sheet rate it stands for (`models.engine.transfer.sheet_equivalent`). `basis` says where each came from; `family`
-    is whose engine profiles speak for it, `device` the name CUDA gives the GPU.
+    Rates are in terms of data sheets, which engine profiles were fitted with: a measured rate appears as the sheet rate
+    it stands for (`models.engine.transfer.sheet_equivalent`). `basis` says where each came from; `family` is that of
+    its engine profiles, `device` CUDA's name of the GPU.
     """
 
     name: str
@@ -72,9 +72,9 @@ def machine_of(profile: HardwareProfile) -> Machine:
     """Return the slowest GPU's numbers of every quantity: a TP group waits for its slowest member."""
 
     def worst(name: str) -> Quantity:
-        found = _slowest(profile, name)
-        assert found is not None, name  # required fields of GpuProfile
-        return found
+        slowest = _slowest(profile, name)
+        assert slowest is not None, name  # required fields of GpuProfile
+        return slowest
 
     memory, hbm, bf16 = worst("memory_mib"), worst("hbm_gb_s"), worst("bf16_tflops")
     fp8, sms = _slowest(profile, "fp8_tflops"), _slowest(profile, "sm_count")
@@ -104,14 +104,14 @@ def _slowest(profile: HardwareProfile, name: str) -> Quantity | None:
 
     GPUs that were not measured (busy ones) count with their data sheet, so the basis is that of the worst.
     """
-    found: list[Quantity] = []
+    quantities: list[Quantity] = []
     for gpu in profile.gpus:
         quantity: Quantity | None = getattr(gpu, name)
         if quantity is None:
             return None
-        found.append(replace(quantity, value=sheet_equivalent(name, quantity)))
+        quantities.append(replace(quantity, value=sheet_equivalent(name, quantity)))
     # Of equals a measured one: it confirms what the others only claim.
-    return min(found, key=lambda quantity: (quantity.value, quantity.basis is not Basis.MEASURED))
+    return min(quantities, key=lambda quantity: (quantity.value, quantity.basis is not Basis.MEASURED))
 
 
 def _measured_pcie(profile: HardwareProfile) -> Quantity | None:

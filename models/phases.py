@@ -20,9 +20,9 @@ def decodes(config: ServerConfig) -> bool:
 
 def decode_graphs(config: ServerConfig) -> bool:
     """Say whether decode graphs are captured: an explicit backend beats the switches (cuda_graph_hook.py:31)."""
-    chosen = _chosen_backend(config, "decode")
-    if chosen is not None:
-        return chosen != "disabled"
+    backend = _chosen_backend(config, "decode")
+    if backend is not None:
+        return backend != "disabled"
     if config.disable_cuda_graph or config.flag("disable_decode_cuda_graph"):
         return False
     return decodes(config)
@@ -30,9 +30,9 @@ def decode_graphs(config: ServerConfig) -> bool:
 
 def prefill_graphs(config: ServerConfig) -> str | None:
     """Return the backend of the prefill graphs as SGLang's memory step sees it, or None when they are off."""
-    chosen = _chosen_backend(config, "prefill")
-    if chosen is not None:
-        return None if chosen == "disabled" else chosen
+    backend = _chosen_backend(config, "prefill")
+    if backend is not None:
+        return None if backend == "disabled" else backend
     if config.disable_cuda_graph or config.flag("disable_prefill_cuda_graph"):
         return None
     impossible = (

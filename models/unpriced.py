@@ -1,4 +1,4 @@
-"""Unpriced: a flag of a launch that no equation has, and what it is likely to change."""
+"""Unpriced: a flag of a launch that no equation has, and its likely effect."""
 
 from __future__ import annotations
 

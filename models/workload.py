@@ -44,8 +44,8 @@ class Lengths:
 class Workload:
     """Requests of `isl` input and `osl` output tokens from `concurrency` clients in a closed loop.
 
-    With `request_rate` (1/s) an open loop: requests come at that rate on average, whatever is in flight; `concurrency`
-    is then what is expected to be in flight.
+    With `request_rate` (1/s) an open loop: requests come at that rate on average, regardless of those in flight;
+    `concurrency` is then the number expected in flight.
     """
 
     isl: Lengths
@@ -135,23 +135,23 @@ class Slo:
         within(limit_ms, f"the limit of --slo '{text}'", REQUESTS["slo_ms"])
         return cls(metric=Metric(metric), statistic=Statistic(statistic), limit_ms=limit_ms)
 
-    def value_ms(self, seen: Latencies) -> float:
-        """Return the latency this objective speaks of."""
-        by_metric = {Metric.TTFT: seen.ttft_ms, Metric.TPOT: seen.tpot_ms, Metric.E2E: seen.e2e_ms}
+    def value_ms(self, latencies: Latencies) -> float:
+        """Return the latency this objective limits."""
+        by_metric = {Metric.TTFT: latencies.ttft_ms, Metric.TPOT: latencies.tpot_ms, Metric.E2E: latencies.e2e_ms}
         return by_metric[self.metric][self.statistic]
 
-    def excess(self, seen: Latencies) -> float:
+    def excess(self, latencies: Latencies) -> float:
         """Return log(latency / limit): positive where the objective is missed."""
-        return math.log(max(self.value_ms(seen), 1e-9) / self.limit_ms)
+        return math.log(max(self.value_ms(latencies), 1e-9) / self.limit_ms)
 
     def __str__(self) -> str:
         limit = f"{self.limit_ms / 1e3:g}s" if self.limit_ms >= 1e3 else f"{self.limit_ms:g}ms"
         return f"{self.metric}:{self.statistic}<{limit}"
 
 
-def missed(slos: tuple[Slo, ...], seen: Latencies) -> tuple[str, ...]:
+def missed(slos: tuple[Slo, ...], latencies: Latencies) -> tuple[str, ...]:
     """Return one phrase for each objective that is not met; those of a queue without end have no value."""
-    values = ((slo, slo.value_ms(seen)) for slo in slos if slo.excess(seen) > 0)
+    values = ((slo, slo.value_ms(latencies)) for slo in slos if slo.excess(latencies) > 0)
     return tuple(
         f"{slo} missed: " + (f"{value:.4g} ms" if math.isfinite(value) else "it grows without end")
         for slo, value in values

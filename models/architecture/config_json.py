@@ -114,5 +114,5 @@ def _vision_params(whole: dict[str, Any]) -> int:
 
 
 def _size(settings: dict[str, Any], *names: str) -> int:
-    found = next((settings[name] for name in names if isinstance(settings.get(name), int)), 0)
-    return min(max(int(found), 0), 10**6)
+    stated = next((settings[name] for name in names if isinstance(settings.get(name), int)), 0)
+    return min(max(int(stated), 0), 10**6)

@@ -53,10 +53,10 @@ def checkpoints() -> tuple[Checkpoint, ...]:
 
 def checkpoint_named(name: str) -> Checkpoint | None:
     """Return the shipped checkpoint of a hub name, with or without its owner; None for another."""
-    wanted = name.strip().strip("/").lower()
+    hub_name = name.strip().strip("/").lower()
     for each in checkpoints():
         whole = each.name.lower()
-        if wanted in (whole, whole.rpartition("/")[2]):
+        if hub_name in (whole, whole.rpartition("/")[2]):
             return each
     return None
 

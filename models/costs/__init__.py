@@ -1,1 +1,1 @@
-"""What one step costs: GiB of a GPU, milliseconds of a pass. Knows one step, never a queue."""
+"""The cost of one step: GiB of a GPU, milliseconds of a pass. Knows one step, never a queue."""

@@ -142,7 +142,7 @@ def _attention_gemm(system: System, rank_tokens: Array) -> Array:
 
 
 def _experts(system: System, tokens: Array) -> Array:
-    """One layer's routed experts, and under TP the shared one beside them."""
+    """One layer's routed experts, and under TP the shared one with them."""
     arch, machine, table, engine = system.parts
     independent = 1.0 + system.independence * np.maximum(tokens - 1.0, 0.0)
     distinct = distinct_experts(independent, arch.n_routed_experts, arch.num_experts_per_tok, system.sigma)
@@ -168,7 +168,7 @@ def _router(system: System, tokens: Array) -> Array:
 
 
 def _row_bytes(system: System) -> Array:
-    """Bytes a routed row moves beside the weights: FP8 input, BF16 gate and up, FP8 product, BF16 output twice."""
+    """Bytes a routed row moves apart from the weights: FP8 input, BF16 gate and up, FP8 product, BF16 output twice."""
     arch, table = system.arch, system.table
     width = arch.moe_intermediate_size / table.tp
     return arch.hidden_size * (1.0 + 2.0 + 2.0) + width * (2.0 * 2.0 + 1.0)
@@ -220,7 +220,7 @@ def _head(system: System, tokens: Array, rank_tokens: Array) -> Array:
 
 
 def _draft(system: System, running: Array) -> Array:
-    """What speculation adds to a step beside the verify pass: draft layers, sampling, and the host's own work.
+    """Speculation's cost in addition to the verify pass: draft layers, sampling, and the host's own work.
 
     Without overlap (spec v1) the GPU waits while Python walks the requests, one after the other.
     """
@@ -231,9 +231,9 @@ def _draft(system: System, running: Array) -> Array:
 
 
 def _rank_sync(table: ConfigTable, engine: EngineParameters) -> Array:
-    """Per MoE layer: what dispatch, permutation and waiting for the slowest rank add to kernel sums.
+    """Per MoE layer: the time of dispatch, permutation and waiting for the slowest rank, beyond kernel sums.
 
-    EP of one TP group adds none: its ranks hold the same tokens and meet in the all-reduces anyway (8xB200, EP8).
+    EP of one TP group adds zero: its ranks hold the same tokens and meet in the all-reduces anyway (8xB200, EP8).
     """
     doublings = np.log2(np.maximum(table.ep, 1.0)) / 3.0  # the constant is that of eight ranks
     expert_parallel = engine.ep_layer_us * doublings

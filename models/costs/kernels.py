@@ -167,13 +167,13 @@ def moe_ep_s(tokens: Array, distinct: Array, experts: Experts, cut: ByNumber, ra
     mean_experts = distinct / cut.ranks
     excess = EP_EXCESS * np.sqrt(np.log2(np.maximum(cut.ranks, 1.0)) / np.maximum(mean_experts, 1e-9))
     imbalance = 1.0 + excess * (1.0 - 0.5 * distinct / experts.count)
-    held = np.minimum(mean_experts * imbalance, experts.count / cut.ranks)
+    touched_experts = np.minimum(mean_experts * imbalance, experts.count / cut.ranks)
     kernel = experts.kernel
     streamed = np.where(cut.deep_gemm > 0, EP_STREAM_EFFICIENCY * rates.hbm_bytes_s, rates.stream_bytes_s)
-    stream = held * experts.params * kernel.weight_bytes / (streamed * kernel.stream_share)
+    stream = touched_experts * experts.params * kernel.weight_bytes / (streamed * kernel.stream_share)
     rows_each = experts.top_k * tokens / np.maximum(distinct, 1.0)
     tile = np.where(cut.deep_gemm > 0, DEEP_GEMM_TILE_ROWS, MOE_TILE_ROWS)
-    rows = held * np.maximum(tile, MOE_PADDING * rows_each)
+    rows = touched_experts * np.maximum(tile, MOE_PADDING * rows_each)
     triton = matrix_rate(kernel.flops, MOE_FRACTION * kernel.rate_share, MOE_CEILING)
     rate = np.where(cut.deep_gemm > 0, EP_FRACTION * kernel.rate_share * kernel.flops, triton)
     arithmetic = 2.0 * rows * experts.params / rate

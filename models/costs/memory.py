@@ -56,8 +56,9 @@ class Memory:
         return np.maximum(longest_request, self.least_tokens)
 
     def shortage(self, longest_request: float, spare_gib: float) -> Array:
-        """GiB each GPU lacks, whatever the memory fraction, to hold everything, one longest request (tokens)
-        and `spare_gib`; negative where there is room."""
+        """GiB each GPU lacks, at any memory fraction, to hold everything, one longest request (tokens) and `spare_gib`;
+        negative where there is room.
+        """
         fixed = self.context + self.weights.total + self.request_table + self.graphs + self.activations + self.buffers
         return fixed + self.kv_cell * self.needed(longest_request) + spare_gib - self.card
 
@@ -87,7 +88,7 @@ class MemoryLedger:
     def requests(self, tokens_each: float, most_running: int) -> int:
         """Return how many requests of `tokens_each` (input and output) the KV pools hold at once, over all ranks.
 
-        Ranks share nothing: what is left over on one holds no request of another.
+        Ranks do not share: one rank's free tokens cannot hold another's request.
         """
         ranks = max(1, round(self.kv_tokens / self.kv_tokens_per_rank)) if self.kv_tokens_per_rank else 1
         return min(most_running, int(self.kv_tokens_per_rank // max(1.0, tokens_each)) * ranks)
@@ -115,10 +116,10 @@ def memory(
     `free_before_load x (1 - mem_fraction_static)`, must hold the request table, graphs, buffers and activations.
     Of the pool no more is taken than --max-total-tokens allows.
     """
-    one = np.ones_like(table.tp)
-    card = machine.memory_gib * one
+    ones = np.ones_like(table.tp)
+    card = machine.memory_gib * ones
     context = CONTEXT_AND_NCCL_GIB if at_least(version, "0.5.0") else CONTEXT_AND_NCCL_04_GIB
-    before = card - context if free_before_load_gib is None else free_before_load_gib * one
+    before = card - context if free_before_load_gib is None else free_before_load_gib * ones
     parts = weights(arch, table, version, machine)
     slack = before * (1.0 - table.mem_fraction)
     pool = before - parts.total - slack
@@ -129,7 +130,7 @@ def memory(
     cell = kv_cell_bytes(arch, table) / GIB
     tokens = np.minimum(np.floor(np.maximum(0.0, pool) / cell), table.max_total_tokens)
     activations = activations_gib(arch, table, tokens)
-    held = np.where(tokens < table.max_total_tokens, pool, tokens * cell)
+    kv_pool = np.where(tokens < table.max_total_tokens, pool, tokens * cell)
     return Memory(
         card=card,
         context=card - before,
@@ -138,12 +139,12 @@ def memory(
         graphs=graphs,
         activations=activations,
         buffers=buffers,
-        kv_pool=held,
-        free=slack + pool - held - request_table - graphs - activations - buffers,
+        kv_pool=kv_pool,
+        free=slack + pool - kv_pool - request_table - graphs - activations - buffers,
         kv_cell=cell,
         kv_tokens_per_rank=tokens,
         kv_tokens=tokens * table.attn_dp,
-        least_tokens=table.context_length + LEDGER_ERROR * card / cell if arch.is_unconfirmed else 0.0 * one,
+        least_tokens=table.context_length + LEDGER_ERROR * card / cell if arch.is_unconfirmed else 0.0 * ones,
     )
 
 

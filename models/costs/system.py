@@ -1,4 +1,4 @@
-"""System: what a step time depends on beside the load on it."""
+"""System: the inputs of a step time apart from its load."""
 
 from __future__ import annotations
 

@@ -91,8 +91,8 @@ def _absorbed_bytes(arch: ModelArchitecture, version: Version, machine: Machine 
     """
     if arch.weight_formats.kv_b.kind is not Kind.FP8:
         return 2.0
-    kept = not at_least(version, "0.4.6.post3") or (machine is not None and machine.is_amd)
-    return 1.0 if kept else 2.0
+    is_fp8 = not at_least(version, "0.4.6.post3") or (machine is not None and machine.is_amd)
+    return 1.0 if is_fp8 else 2.0
 
 
 def _indexer_bytes(arch: ModelArchitecture) -> float:

@@ -1,4 +1,4 @@
-"""What a server holds beside weights and KV cache: activations, CUDA graphs, buffers of an all-to-all backend.
+"""A server's memory beyond weights and KV cache: activations, CUDA graphs, buffers of an all-to-all backend.
 
 Counted from the tensors that are alive at once, per token of the largest pass; checked against the few logs there are.
 """
@@ -69,16 +69,18 @@ def _attention_bytes(arch: ModelArchitecture, table: ConfigTable) -> Array:
 
 def _expert_bytes(arch: ModelArchitecture, table: ConfigTable, own: Array, *, captured: bool = False) -> Array:
     """Bytes at the peak of an MoE layer, for `own` tokens of each rank; captured decode takes low-latency kernels."""
-    chosen = float(arch.num_experts_per_tok)
+    experts_per_token = float(arch.num_experts_per_tok)
     out_bytes = arch.hidden_size * BF16
     inner_bytes = 3 * arch.moe_intermediate_size * BF16  # gate, up and their product
     gathered = own * table.attn_dp
     worked = np.minimum(gathered, MOE_PART_TOKENS)
     split = table.tp / np.maximum(1.0, table.ep)
-    local = chosen + arch.n_shared_experts
+    local = experts_per_token + arch.n_shared_experts
     without = 2 * gathered * out_bytes + worked * local * (out_bytes + inner_bytes / split)
-    spread = table.tp * (1.0 - (1.0 - 1.0 / table.tp) ** chosen)  # ranks a token goes to
-    dispatched = own * DISPATCH_IMBALANCE * (spread * out_bytes / 2 + chosen * (1.5 * out_bytes + inner_bytes))
+    spread = table.tp * (1.0 - (1.0 - 1.0 / table.tp) ** experts_per_token)  # ranks a token goes to
+    dispatched = (
+        own * DISPATCH_IMBALANCE * (spread * out_bytes / 2 + experts_per_token * (1.5 * out_bytes + inner_bytes))
+    )
     masked = _low_latency_rows(arch, table) * (1.5 * out_bytes + inner_bytes)
     eager = np.where(table.prefills > 0, dispatched, masked)
     return np.where(table.a2a > 0, masked if captured else eager, without)

@@ -37,9 +37,9 @@ def read_formats(config: object, where: str, layers: Layers) -> WeightFormats:
     method = _method(data)
     reader = READERS.get(method)
     if reader is None:
-        said = REFUSED.get(method, f"'{method[:40]}'")
+        label = REFUSED.get(method, f"'{method[:40]}'")
         raise UnsupportedModel(
-            f"{where}: weights quantised by {said} are not modelled: no verdict on memory or speed; sgtune models "
+            f"{where}: weights quantised by {label} are not modelled: no verdict on memory or speed; sgtune models "
             f"{', '.join(sorted(READERS))} and BF16"
         )
     return _with_exceptions(reader(data, where), _exceptions(data, where), where, layers)
@@ -148,9 +148,9 @@ def _compressed_format(weight: Mapping[str, Any], packing: str, where: str) -> t
         mx = "mxfp4" in packing or size == 32
         return ("MXFP4", formats.MXFP4) if mx else ("NVFP4", formats.NVFP4)
     if kind == "float" and bits == 8:
-        known = {"block": formats.FP8_BLOCK, "channel": formats.FP8_CHANNEL, "tensor": formats.FP8_TENSOR}
-        if strategy in known:
-            return "FP8", known[strategy]
+        of_strategy = {"block": formats.FP8_BLOCK, "channel": formats.FP8_CHANNEL, "tensor": formats.FP8_TENSOR}
+        if strategy in of_strategy:
+            return "FP8", of_strategy[strategy]
     raise UnsupportedModel(
         f"{where}: compressed-tensors weights of {bits} bits ({kind[:20]}, {strategy[:20]}) are not modelled"
     )
@@ -175,17 +175,19 @@ def _exceptions(data: Mapping[str, Any], where: str) -> list[Matcher]:
     targets = [each for group in groups if isinstance(group, dict) for each in group.get("targets") or ()]
     if len(listed) + len(targets) > MOST_PATTERNS or any(len(str(p)) > LONGEST_PATTERN for p in (*listed, *targets)):
         raise InputError(f"{where}: more than {MOST_PATTERNS} exceptions, or one of {LONGEST_PATTERN} characters")
-    found = [_matcher(str(pattern), where) for pattern in listed]
+    matchers = [_matcher(str(pattern), where) for pattern in listed]
     if targets and "Linear" not in targets:
-        wanted = [_matcher(str(target), where) for target in targets]
-        found.append(lambda name: not any(matches(name) for matches in wanted))
-    return found
+        target_matchers = [_matcher(str(target), where) for target in targets]
+        matchers.append(lambda name: not any(matches(name) for matches in target_matchers))
+    return matchers
 
 
-def _with_exceptions(found: WeightFormats, matchers: Collection[Matcher], where: str, layers: Layers) -> WeightFormats:
+def _with_exceptions(
+    weight_formats: WeightFormats, matchers: Collection[Matcher], where: str, layers: Layers
+) -> WeightFormats:
     """Return the formats with the exempt components in BF16."""
     if not matchers:
-        return found
+        return weight_formats
     first_moe, count = layers
     of_component = {name: _layers_of(name, first_moe, count) for name in MODULES}
     plain = {}
@@ -197,10 +199,12 @@ def _with_exceptions(found: WeightFormats, matchers: Collection[Matcher], where:
             )
         if sampled and all(sampled):
             plain[name] = formats.BF16
-    draft = found.draft
+    draft = weight_formats.draft
     if _is_exempt(f"model.layers.{count}.{MODULES['routed']}", matchers) and "routed" not in plain:
         draft = formats.BF16
-    return replace(found, **{name: plain.get(name, getattr(found, name)) for name in MODULES}, draft=draft)
+    return replace(
+        weight_formats, **{name: plain.get(name, getattr(weight_formats, name)) for name in MODULES}, draft=draft
+    )
 
 
 def _layers_of(name: str, first_moe: int, count: int) -> list[int]:
@@ -245,9 +249,9 @@ def _group(value: object, where: str) -> int:
     raise InputError(f"{where}: group_size is {str(value)[:40]}; it must be a number of inputs, or -1 for all")
 
 
-def _only_bits(data: Mapping[str, Any], where: str, name: str, known: tuple[int, ...]) -> int:
+def _only_bits(data: Mapping[str, Any], where: str, name: str, modelled: tuple[int, ...]) -> int:
     bits = data.get("bits", data.get("w_bit"))
-    if bits in known:
+    if bits in modelled:
         return int(bits)
     raise UnsupportedModel(
         f"{where}: {name} weights of {str(bits)[:20]} bits are not modelled: no verdict on memory or speed"

@@ -27,10 +27,10 @@ class Acceptance:
 
 
 def expected_acceptance(steps: int, isl: float, osl: float, *, random_tokens: bool) -> Acceptance:
-    """Return the prior of what a chain of `steps` drafts yields for prompts and answers of these lengths."""
-    known = RANDOM_YIELD if random_tokens else TEXT_YIELD
-    tokens, gain = known[min(steps, max(known))], known[3] - known[2]
-    for _ in range(steps - max(known)):
+    """Return the prior yield of a chain of `steps` drafts for prompts and answers of these lengths."""
+    by_steps = RANDOM_YIELD if random_tokens else TEXT_YIELD
+    tokens, gain = by_steps[min(steps, max(by_steps))], by_steps[3] - by_steps[2]
+    for _ in range(steps - max(by_steps)):
         gain *= FALLING
         tokens += gain
     if osl >= LONG_TOKENS:

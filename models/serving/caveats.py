@@ -1,4 +1,4 @@
-"""What a reader of a prediction should know beside its figures: thin evidence, missing kernels, caps that bind."""
+"""Caveats of a prediction, to be shown with its figures: thin evidence, missing kernels, caps that bind."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ BATCHES = np.geomspace(1.0, 512.0, 10)
 
 def structural_warnings(config: ServerConfig) -> tuple[str, ...]:
     """Say which parts of a prediction rest on few measurements."""
-    said = []
+    caveats = []
     if config.ep_size > 1:
-        said.append("EP: the cost of expert dispatch inside a step is uncertain by 2x")
+        caveats.append("EP: the cost of expert dispatch inside a step is uncertain by 2x")
     if config.pp_size > 1:
-        said.append("PP: bubbles and exposed host time are assumed, nothing is published for this model")
+        caveats.append("PP: bubbles and exposed host time are assumed, nothing is published for this model")
     if config.nnodes > 1:
-        said.append("several nodes: few runs are published; the line on evidence says how far predictions were off")
+        caveats.append("several nodes: few runs are published; the line on evidence says how far predictions were off")
     if config.speculative:
-        said.append("MTP: the gain rests on the acceptance given; random tokens are not accepted like text")
-    return tuple(said)
+        caveats.append("MTP: the gain rests on the acceptance given; random tokens are not accepted like text")
+    return tuple(caveats)
 
 
 def cap_warning(config: ServerConfig, clients: int) -> tuple[str, ...]:
-    """Say so where SGLang's cap of running requests under speculation makes clients wait."""
+    """Warn where SGLang's cap of running requests under speculation makes clients wait."""
     if config.speculative is None or config.max_running_requests != SPECULATIVE_CAP or clients <= SPECULATIVE_CAP:
         return ()
     return (

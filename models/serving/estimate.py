@@ -1,4 +1,4 @@
-"""Prediction: what one configuration delivers for one workload, with its breakdown, limit and band."""
+"""Prediction: one configuration's figures for one workload, with breakdown, limit and band."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ LEAST_SERVED = 0.97
 
 
 def acceptance_of(engine: EngineProfile | None) -> float:
-    """Return the probability that a drafted token is accepted: what measurements told the profile, or the prior."""
-    told = None if engine is None else engine.mtp_acceptance
-    return DEFAULT_ACCEPTANCE if told is None else told
+    """Return the probability that a drafted token is accepted: the profile's measured one, or the prior."""
+    measured = None if engine is None else engine.mtp_acceptance
+    return DEFAULT_ACCEPTANCE if measured is None else measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """Everything a prediction depends on beside the configuration and the workload.
+    """Everything a prediction depends on except configuration and workload.
 
     `sigma` is the spread of expert popularity, the engine profile's unless given; `mtp_overlap` whether speculation
     runs under the overlap scheduler, by default as the release has it; `acceptance_spread` is one relative standard
-    deviation of what a speculative step yields; `moe_rows` the least rows per touched expert, by default as the
-    release's tuned kernels have it for this GPU.
+    deviation of a speculative step's yield; `moe_rows` the least rows per touched expert, by default as the release's
+    tuned kernels have it for this GPU.
     """
 
     arch: ModelArchitecture
@@ -77,7 +77,7 @@ class Context:
         return self.engine.sigma if self.sigma is None else self.sigma
 
     def system(self, table: ConfigTable) -> System:
-        """Return what step times of these configurations depend on."""
+        """Return the inputs of these configurations' step times."""
         return System(
             arch=self.arch,
             machine=self.machine,
@@ -126,11 +126,10 @@ class Prediction:
     """One configuration under one workload. Latencies in ms by statistic; rates in tokens per second.
 
     `user_tok_s` is 1000 / mean TPOT: the speed a user sees while being served; `user_tok_s_with_wait` counts the time
-    to the first token as well. `band` holds the 90 %
-    interval of tpot_mean_ms, ttft_mean_ms and output_tok_s. `accepted_tokens` is what one decode step
-    yields per request, `stall_ms` the prefill passes of others per output token (closed form). `in_flight` is given
-    for open loops alone; where their queue grows without end TTFT and E2E are infinite, the speed with the wait is 0,
-    and the other figures are those of the server at its limit.
+    to the first token as well. `band` holds the 90 % interval of tpot_mean_ms, ttft_mean_ms and output_tok_s.
+    `accepted_tokens` is one decode step's yield per request, `stall_ms` the prefill passes of others per output token
+    (closed form). `in_flight` is given for open loops alone; where their queue grows without end TTFT and E2E are
+    infinite, the speed with the wait is 0, and the other figures are those of the server at its limit.
     """
 
     output_tok_s: float
@@ -234,10 +233,10 @@ def replay_workload(
     runnable = min(most_running, kv_tokens / (workload.isl.mean + workload.osl.mean))
     clients = min(workload.concurrency, max(MOST_CLIENTS, int(2 * runnable)))
     varied = workload.isl.range_ratio < 1.0 or workload.osl.range_ratio < 1.0
-    wanted = max(REPLAY_WAVES, -(-LEAST_OF_LENGTHS // clients)) if varied else REPLAY_WAVES
-    waves = max(LEAST_WAVES, min(wanted, LONGEST_REPLAY // clients))
+    full_waves = max(REPLAY_WAVES, -(-LEAST_OF_LENGTHS // clients)) if varied else REPLAY_WAVES
+    waves = max(LEAST_WAVES, min(full_waves, LONGEST_REPLAY // clients))
     last = clients * (1 + waves)
-    count = last + clients  # nobody stops sending before the end: the last answers come from a full server
+    count = last + clients  # every client sends until the end: the last answers come from a full server
     rng = np.random.default_rng(seed)
     largest = int(min(clients, most_running))
     times = StepTimes(context.system(table), acceptance=context.acceptance, largest_batch=largest)
@@ -253,7 +252,7 @@ def replay_workload(
 
 
 def limits_of(config: ServerConfig, table: ConfigTable, kv_tokens: float) -> Limits:
-    """Return what the scheduler of the one configuration in `table` may hold."""
+    """Return the scheduler's limits for the one configuration in `table`."""
     return Limits(
         kv_tokens=int(kv_tokens),
         max_running=int(table.most_running[0]),

@@ -40,7 +40,7 @@ HALF_HELD = 16.0
 
 
 class Limit(StrEnum):
-    """What holds a fleet back."""
+    """A fleet's bottleneck."""
 
     PREFILL = "prefill"
     DECODE = "decode"
@@ -51,7 +51,7 @@ class Limit(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerModel:
-    """One server of a pool: its step times and what it may hold."""
+    """One server of a pool: its step times and limits."""
 
     times: StepTimes
     limits: Limits
@@ -88,7 +88,7 @@ class Transfer:
 
 
 def transfer_of(context: Context) -> Transfer:
-    """Return what moving one request's KV cache costs here: at the rate that was learned, else at the assumed one."""
+    """Return the cost of moving one request's KV cache: at the learned rate, else at the assumed one."""
     rate = 1e9 * context.engine.parameters.transfer_gb_s
     if not transfer_is_learned(context):
         rate = min(rate, max(context.machine.network_bytes_s, 1e9))
@@ -98,12 +98,12 @@ def transfer_of(context: Context) -> Transfer:
 
 
 def transfer_is_learned(context: Context) -> bool:
-    """Say whether measurements of fleets told the rate of the transfer."""
+    """Whether the transfer's rate was learned from measurements of fleets."""
     return context.engine.parameters.transfer_gb_s != ASSUMED_TRANSFER_GB_S
 
 
 def transfer_note(context: Context) -> str:
-    """Say what the KV transfer is taken to cost, and where the rate comes from."""
+    """State the assumed cost of the KV transfer, and the source of its rate."""
     rate = transfer_of(context).bytes_s / 1e9
     learned = transfer_is_learned(context)
     basis = "as the profile learned it" if learned else "assumed, not measured"
@@ -141,7 +141,7 @@ class FleetReplay:
 
     @property
     def limit(self) -> Limit:
-        """Return what requests wait for most, the decode itself where they hardly wait at all."""
+        """Return the longest wait of requests, or the decode itself if they hardly wait."""
         decode_s = float(self.seen.e2e_s.mean() - self.seen.ttft_s.mean())
         longest = max(self.waits_s, key=lambda name: self.waits_s[name])
         return longest if self.waits_s[longest] > WAITS_MATTER * decode_s else Limit.DECODE
@@ -181,7 +181,7 @@ class _Fleet:
     done: list[int] = field(default_factory=list)
 
     def plan(self, role: int, index: int) -> None:
-        """Note when a server does its next piece of work; what was noted of it before no longer counts."""
+        """Note when a server does its next piece of work, replacing an earlier note."""
         at_s = _next_s((self.prefill, self.decode)[role][index], waits=role == 0)
         if at_s != self.planned[role][index]:
             self.planned[role][index] = at_s
@@ -224,12 +224,12 @@ class _Fleet:
             return
         index, self.sent = self.sent, self.sent + 1
         self.lives[index] = _Life(sent_s=at_s)
-        chosen = self.on_prefill.index(min(self.on_prefill))
-        self.on_prefill[chosen] += 1
+        server_index = self.on_prefill.index(min(self.on_prefill))
+        self.on_prefill[server_index] += 1
         times, new = self.model.prefill.times, self.isl[index]
         visible_s = at_s + times.front_end_s + times.front_end_token_s * new
-        self.prefill[chosen].arrive(Request(index, new, 1, at_s, visible_s, prompt=new))
-        self.plan(0, chosen)
+        self.prefill[server_index].arrive(Request(index, new, 1, at_s, visible_s, prompt=new))
+        self.plan(0, server_index)
 
     def move(self, server: int, request: Request, at_s: float) -> None:
         """Hand a prefilled request to the decode server with the fewest, after its transfer."""
@@ -237,12 +237,12 @@ class _Fleet:
         life = self.lives[request.index]
         life.prefilled_s = at_s
         life.moved_s = at_s + self.model.transfer.seconds(request.isl)
-        chosen = self.on_decode.index(min(self.on_decode))
-        self.on_decode[chosen] += 1
-        self.decode[chosen].arrive(
+        server_index = self.on_decode.index(min(self.on_decode))
+        self.on_decode[server_index] += 1
+        self.decode[server_index].arrive(
             Request(request.index, request.isl, self.osl[request.index], life.sent_s, life.moved_s, prompt=request.isl)
         )
-        self.plan(1, chosen)
+        self.plan(1, server_index)
 
     def finish(self, server: int, request: Request, at_s: float) -> None:
         """Take a complete answer; its client sends the next request."""
@@ -258,8 +258,8 @@ class _Fleet:
 class FleetLoad:
     """Requests sent to a fleet: lengths in tokens, and `concurrency` clients in a closed loop.
 
-    With `arrivals_s` (seconds) an open loop: request i is sent at that time, whatever is in flight. Clients of a closed
-    loop start `apart_s` one after the other.
+    With `arrivals_s` (seconds) an open loop: request i is sent at that time, regardless of those in flight. Clients of
+    a closed loop start `apart_s` one after the other.
     """
 
     isl: npt.NDArray[np.int64]
@@ -341,10 +341,10 @@ def _summary(fleet: _Fleet, measure_from: int, measure_to: int) -> FleetReplay:
     running = float((ends - first).sum()) / elapsed
     each = running / len(fleet.decode)
     busy = each / (each + HALF_HELD)
-    held = np.minimum(fleet.model.stream_interval - 1.0, lengths - 1.0) / np.maximum(lengths - 1.0, 1.0)
-    seen_s = first + busy * held * np.maximum(ends - first, 0.0)
+    held_share = np.minimum(fleet.model.stream_interval - 1.0, lengths - 1.0) / np.maximum(lengths - 1.0, 1.0)
+    seen_s = first + busy * held_share * np.maximum(ends - first, 0.0)
     delay = fleet.model.decode.times.front_end_s
-    seen = Replay(
+    streamed = Replay(
         ttft_s=seen_s - sent,
         tpot_s=np.maximum(ends + delay - first, 0.0) / np.maximum(lengths - 1.0, 1.0),
         e2e_s=ends + delay - sent,
@@ -356,7 +356,7 @@ def _summary(fleet: _Fleet, measure_from: int, measure_to: int) -> FleetReplay:
         peak_kv_tokens=int(max(server.peak_kv for server in fleet.decode)),
         retractions=sum(server.retractions for server in fleet.decode),
     )
-    return FleetReplay(seen=seen, decode_batch=each, waits_s=_waits_s(fleet, lives, first))
+    return FleetReplay(seen=streamed, decode_batch=each, waits_s=_waits_s(fleet, lives, first))
 
 
 def _waits_s(fleet: _Fleet, lives: Sequence[_Life], first: Array) -> dict[Limit, float]:

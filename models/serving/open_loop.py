@@ -1,4 +1,4 @@
-"""Replay of an open loop: requests that come at a rate, whatever is in flight."""
+"""Replay of an open loop: requests that come at a rate, regardless of those in flight."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Draw:
 
 
 def replay_open_loop(context: Context, config: ServerConfig, workload: Workload, filled: Memory, draw: Draw) -> Replay:
-    """Replay Poisson arrivals at `workload.request_rate`; what comes while the server fills up is not in the result.
+    """Replay Poisson arrivals at `workload.request_rate`; requests that come while the server fills up are left out.
 
     `filled` is the configuration's ledger. At most LONGEST_REPLAY requests are replayed: a queue that grows without
     end is seen to grow so long.
@@ -89,8 +89,8 @@ def predict_open_loop(context: Context, config: ServerConfig, workload: Workload
             return without_end(at_limit, rate)
     # What comes is answered: the rate of a replay's own arrivals is off by their scatter.
     steady = replace(played, output_tok_s=rate * workload.osl.mean)
-    found = prediction_of(context, config, workload, filled=filled, played=steady)
-    return replace(found, running_requests=played.mean_running, request_rate=rate, in_flight=flight)
+    prediction = prediction_of(context, config, workload, filled=filled, played=steady)
+    return replace(prediction, running_requests=played.mean_running, request_rate=rate, in_flight=flight)
 
 
 def _together(streams: Sequence[Replay]) -> Replay:

@@ -49,45 +49,45 @@ class PrefixCaches:
 
         The last token is always computed: its output is what is wanted.
         """
-        seen = self.waiting.get(request.index)
-        if seen is None:
+        held_prompt = self.waiting.get(request.index)
+        if held_prompt is None:
             tree = self.trees[self.dealt % self.ranks]
             self.dealt += 1
-            seen = HeldPrompt(tree, self.path_of(request.index), request.isl, tree.root)
-            self.waiting[request.index] = seen
+            held_prompt = HeldPrompt(tree, self.path_of(request.index), request.isl, tree.root)
+            self.waiting[request.index] = held_prompt
         self._tell("match", request.index, request.prompt - 1)
-        seen.node = seen.tree.match(seen.path, request.prompt - 1)
-        return seen.node.end, seen.tree.unlocked_above(seen.node)
+        held_prompt.node = held_prompt.tree.match(held_prompt.path, request.prompt - 1)
+        return held_prompt.node.end, held_prompt.tree.unlocked_above(held_prompt.node)
 
     def admit(self, request: Request) -> None:
-        held = self.waiting.pop(request.index)
+        held_prompt = self.waiting.pop(request.index)
         self._tell("lock", request.index, 0)
-        held.tree.lock(held.node)
-        self.held[request.index] = held
+        held_prompt.tree.lock(held_prompt.node)
+        self.held[request.index] = held_prompt
 
     def computed(self, request: Request) -> None:
-        held = self.held[request.index]
-        self._keep(request.index, held, request.prefilled)
+        held_prompt = self.held[request.index]
+        self._keep(request.index, held_prompt, request.prefilled)
 
     def finished(self, request: Request) -> None:
         """Keep prompt and answer but for the last token, which no step has read."""
-        held = self.held.pop(request.index)
-        self._keep(request.index, held, held.isl + max(0, request.osl - 1))
+        held_prompt = self.held.pop(request.index)
+        self._keep(request.index, held_prompt, held_prompt.isl + max(0, request.osl - 1))
         self._tell("unlock", request.index, 0)
-        held.tree.unlock(held.node)
+        held_prompt.tree.unlock(held_prompt.node)
 
     def retracted(self, request: Request) -> None:
-        held = self.held.pop(request.index)
+        held_prompt = self.held.pop(request.index)
         self._tell("unlock", request.index, 0)
-        held.tree.unlock(held.node)
-        self.waiting[request.index] = held
+        held_prompt.tree.unlock(held_prompt.node)
+        self.waiting[request.index] = held_prompt
 
     def dropped(self, request: Request) -> None:
         """Unlock what an aborted request held, if it was at work."""
         self.waiting.pop(request.index, None)
-        held = self.held.pop(request.index, None)
-        if held is not None:
-            held.tree.unlock(held.node)
+        held_prompt = self.held.pop(request.index, None)
+        if held_prompt is not None:
+            held_prompt.tree.unlock(held_prompt.node)
 
     def make_room(self, outside: float) -> None:
         room = (self.kv_tokens - outside) / self.ranks
@@ -97,16 +97,16 @@ class PrefixCaches:
                 self._tell("evict", rank, int(-(-short // 1)))
                 tree.evict(int(-(-short // 1)))
 
-    def _keep(self, index: int, held: HeldPrompt, tokens: int) -> None:
+    def _keep(self, index: int, held_prompt: HeldPrompt, tokens: int) -> None:
         """Insert, part the answer from the prompt, and lock the end of what is there instead of what was."""
         self._tell("keep", index, tokens)
-        held.tree.insert(held.path, tokens)
-        if tokens > held.isl:
-            held.tree.insert(held.path, held.isl)
-        node = held.tree.match(held.path, tokens)
-        held.tree.unlock(held.node)
-        held.tree.lock(node)
-        held.node = node
+        held_prompt.tree.insert(held_prompt.path, tokens)
+        if tokens > held_prompt.isl:
+            held_prompt.tree.insert(held_prompt.path, held_prompt.isl)
+        node = held_prompt.tree.match(held_prompt.path, tokens)
+        held_prompt.tree.unlock(held_prompt.node)
+        held_prompt.tree.lock(node)
+        held_prompt.node = node
 
     def _tell(self, what: str, which: int, tokens: int) -> None:
         if self.told is not None:

@@ -74,29 +74,29 @@ def replay(
 
     for number in range(min(load.concurrency, total)):
         send(0.0, load.first_wave_s + number * load.apart_s if load.arrivals_s is None else 0.0)
-    done: list[Request] = []
+    finished: list[Request] = []
     finish_s: list[float] = []
     window = (0.0, 0.0, 0.0)
-    while len(done) < last:
+    while len(finished) < last:
         run_batch(server)
         if not server.finishing or server.finishing[0][0] > server.step + DUE:
             continue
         for request in take_finished(server):
-            done.append(request)
+            finished.append(request)
             finish_s.append(server.now_s)
-            if len(done) == measure_from:
+            if len(finished) == measure_from:
                 window = (server.now_s, server.generated, server.running_integral)
             send(server.now_s + times.front_end_s)
-    return _summary(server, done, finish_s, measure_from, window)
+    return _summary(server, finished, finish_s, measure_from, window)
 
 
 def _summary(
-    server: Scheduler, done: list[Request], finish_s: list[float], start: int, window: tuple[float, float, float]
+    server: Scheduler, finished: list[Request], finish_s: list[float], start: int, window: tuple[float, float, float]
 ) -> Replay:
     began_s, began_tokens, began_running = window
     if server.now_s <= began_s:  # requests of one length may all end in one step: then all of the run counts
         began_s, began_tokens, began_running = 0.0, 0.0, 0.0
-    measured = done[start:]
+    measured = finished[start:]
     ends = np.array(finish_s[start:])
     first = np.array([request.first_token_s for request in measured])
     sent = np.array([request.sent_s for request in measured])

@@ -81,8 +81,8 @@ class Scheduler:
 
     @property
     def used(self) -> float:
-        held = self.chunked.prefilled if self.chunked else 0
-        return self.sum_prompt + self.decoded + held
+        chunked_tokens = self.chunked.prefilled if self.chunked else 0
+        return self.sum_prompt + self.decoded + chunked_tokens
 
     @property
     def occupied(self) -> float:
@@ -271,7 +271,7 @@ def _coming_s(server: Scheduler) -> float:
 
 def take_finished(server: Scheduler) -> list[Request]:
     """Take the requests whose last token has come out of the batch."""
-    found = []
+    finished = []
     while server.finishing and server.finishing[0][0] <= server.step + DUE:
         due, index = heapq.heappop(server.finishing)
         request = server.running.get(index)
@@ -282,8 +282,8 @@ def take_finished(server: Scheduler) -> list[Request]:
             server.cache.finished(request)
         server.generated -= server.times.accepted * (server.step - due)  # a step's tokens beyond the last one asked for
         request.generated = float(request.osl)
-        found.append(request)
-    return found
+        finished.append(request)
+    return finished
 
 
 def leave(server: Scheduler, request: Request) -> None:
@@ -310,5 +310,5 @@ def _retract(server: Scheduler) -> None:
             server.cache.retracted(request)
         server.waiting.append(request)
         server.retractions += 1
-    wanted = server.sum_osl_left
-    server.ratio = min(1.0, (server.decoded + RETRACT_DECODE_STEPS * len(server.running)) / max(1.0, wanted))
+    tokens_to_come = server.sum_osl_left
+    server.ratio = min(1.0, (server.decoded + RETRACT_DECODE_STEPS * len(server.running)) / max(1.0, tokens_to_come))

@@ -199,13 +199,13 @@ NO_PATH = PromptPath([], [])
 
 
 def replay_trace(
-    trace: Trace, servers: TraceServers, told: Callable[[str, int, int], None] | None = None
+    trace: Trace, servers: TraceServers, listener: Callable[[str, int, int], None] | None = None
 ) -> TraceReplay:
     """Run a trace; returns when every request has its answer.
 
-    A request longer than a server's KV cache is as in `Scheduler`: it runs alone. `told` hears what the caches do.
+    A request longer than a server's KV cache is as in `Scheduler`: it runs alone. `listener` hears what the caches do.
     """
-    play = _begin(trace, servers, told)
+    play = _begin(trace, servers, listener)
     while play.done < len(trace):
         at_s, which = play.furthest_behind()
         if play.due and play.due[0][0] <= at_s:
@@ -233,7 +233,7 @@ def _next_s(server: Scheduler) -> float:
     return max(server.now_s, server.arriving[0][0]) if server.arriving else math.inf
 
 
-def _begin(trace: Trace, servers: TraceServers, told: Callable[[str, int, int], None] | None) -> _Play:
+def _begin(trace: Trace, servers: TraceServers, listener: Callable[[str, int, int], None] | None) -> _Play:
     count = len(trace)
     path_of = paths(trace)
     limits = servers.limits
@@ -242,7 +242,7 @@ def _begin(trace: Trace, servers: TraceServers, told: Callable[[str, int, int], 
         cache = None
         if servers.cache:
             cache = PrefixCaches(
-                path_of=path_of, kv_tokens=limits.kv_tokens, ranks=servers.times.ranks, page=servers.page, told=told
+                path_of=path_of, kv_tokens=limits.kv_tokens, ranks=servers.times.ranks, page=servers.page, told=listener
             )
         ratio = INITIAL_NEW_TOKEN_RATIO * limits.conservativeness
         schedulers.append(Scheduler(times=servers.times, limits=limits, ratio=ratio, cache=cache))

@@ -100,7 +100,7 @@ def errors(
 
 
 def structural_classes(engine: EngineProfile, machine: Machine, config: ServerConfig) -> list[str]:
-    """Name what about a configuration the fitted parameters do not speak for."""
+    """Name the aspects of a configuration that the fitted parameters do not cover."""
     present: Mapping[str, bool] = {
         "attention DP": config.attn_dp_size > 1,
         "EP": config.ep_size > 1,

@@ -49,11 +49,11 @@ def hit_curve(trace: Trace, reuse: Reuse | None = None) -> HitCurve:
     tokens, between = reuse.tokens[again], reuse.between[again]
     everything = float(tokens.sum())
     sizes, rates = [], []
-    size, held = SMALLEST_CACHE, -1.0
-    while held < everything and size < LARGEST_CACHE:
-        held = float(np.clip(size - between, 0, tokens).sum())
+    size, hit_tokens = SMALLEST_CACHE, -1.0
+    while hit_tokens < everything and size < LARGEST_CACHE:
+        hit_tokens = float(np.clip(size - between, 0, tokens).sum())
         sizes.append(size)
-        rates.append(held / total)
+        rates.append(hit_tokens / total)
         size *= 2
     return HitCurve(cache_tokens=tuple(sizes), hit_rate=tuple(rates), unbounded=everything / total)
 
@@ -65,7 +65,7 @@ def reuse_of(trace: Trace) -> Reuse:
     prompts = trace.shared()
     starts = _run_starts(owners, before, prompts)
     tokens = np.add.reduceat(trace.tokens, starts, dtype=np.int64) if len(starts) else np.zeros(0, dtype=np.int64)
-    owner, last, asked = owners[starts], before[starts], prompts[starts]
+    owner, last, of_prompts = owners[starts], before[starts], prompts[starts]
     del owners, before, prompts
     # What else a request brings: the rest of its prompt, and the answer where no piece stands for it.
     covered = np.bincount(owner, weights=tokens, minlength=len(trace))
@@ -77,7 +77,7 @@ def reuse_of(trace: Trace) -> Reuse:
     rest = np.cumsum(np.bincount(owner, minlength=len(trace)) + 1) - 1
     whose[rest], weight[rest] = np.arange(len(trace)), own
     between = _between(whose, when, weight, len(trace))[place]
-    return Reuse(owner=owner[asked].astype(np.int64), tokens=tokens[asked], between=between[asked])
+    return Reuse(owner=owner[of_prompts].astype(np.int64), tokens=tokens[of_prompts], between=between[of_prompts])
 
 
 def _last_use(nodes: Nodes, owners: Nodes) -> Nodes:

@@ -75,22 +75,22 @@ class Trace:
         """Return the same requests at so many times the rate; the time users think stays theirs."""
         return replace(self, sent_s=self.sent_s / rate_scale)
 
-    def taken(self, kept: npt.NDArray[np.intp]) -> Trace:
+    def taken(self, indices: npt.NDArray[np.intp]) -> Trace:
         """Return these requests alone (indices, ascending), with times from the first of them."""
-        lengths = np.diff(self.offsets)[kept]
+        lengths = np.diff(self.offsets)[indices]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        pieces = np.repeat(self.offsets[kept] - offsets[:-1], lengths) + np.arange(int(offsets[-1]))
+        pieces = np.repeat(self.offsets[indices] - offsets[:-1], lengths) + np.arange(int(offsets[-1]))
         return Trace(
             form=self.form,
-            sent_s=self.sent_s[kept] - self.sent_s[kept[0]],
-            think_s=_first_at_its_time(self.think_s[kept], self.session[kept]),
-            isl=self.isl[kept],
-            osl=self.osl[kept],
-            session=self.session[kept],
+            sent_s=self.sent_s[indices] - self.sent_s[indices[0]],
+            think_s=_first_at_its_time(self.think_s[indices], self.session[indices]),
+            isl=self.isl[indices],
+            osl=self.osl[indices],
+            session=self.session[indices],
             offsets=offsets,
             nodes=self.nodes[pieces],
             tokens=self.tokens[pieces],
-            answers=self.answers[kept],
+            answers=self.answers[indices],
             notes=self.notes,
         )
 
