@@ -73,9 +73,9 @@ def read_question(
     profile: Path | None,
     **rest: Any,
 ) -> PlanQuestion:
-    """Build the question that plan and tune share; `rest` are fields of PlanQuestion as they are.
+    """Build the question that plan and tune share; `rest` are fields of PlanQuestion, unchanged.
 
-    An `acceptance` among them that is None is the profile's, where measurements told it, else the prior.
+    An `acceptance` of None becomes the profile's, if measured, else the prior.
     """
     from models.engine.profile import load_engine_profile
     from models.serving.estimate import acceptance_of

@@ -1,4 +1,4 @@
-"""Advice: other settings of the same launch, each resolved, weighed and predicted again; only what gains is said."""
+"""Advice: other settings of the same launch, each resolved, weighed and predicted again; only gains are shown."""
 
 from __future__ import annotations
 
@@ -70,17 +70,19 @@ def advise(checked: Checked, weighed: Weighed, prediction: Prediction | None, co
     """
     now = TriedLaunch(checked=checked, weighed=weighed, prediction=prediction)
     roomier = _tried(now, memory_changes(checked, weighed, conditions), conditions)
-    kept = [launch for launch in roomier if _helps_memory(now, launch)]
-    least_nodes = min((launch.config.nnodes for launch in kept), default=1)
-    kept = [launch for launch in kept if launch.config.nnodes == least_nodes]
-    kept.sort(key=lambda launch: (len(launch.flags.split(" --")), -launch.weighed.ledger.kv_tokens_per_rank))
+    helping = [launch for launch in roomier if _helps_memory(now, launch)]
+    least_nodes = min((launch.config.nnodes for launch in helping), default=1)
+    helping = [launch for launch in helping if launch.config.nnodes == least_nodes]
+    helping.sort(key=lambda launch: (len(launch.flags.split(" --")), -launch.weighed.ledger.kv_tokens_per_rank))
     if prediction is None:  # no speed to gain on
-        kept = [_with_prediction(launch, conditions) for launch in kept[:MOST_ADVICE]]
-        kept.sort(key=lambda launch: _rank(launch, conditions))
-        return [_advice(now, launch, conditions) for launch in kept]
+        helping = [_with_prediction(launch, conditions) for launch in helping[:MOST_ADVICE]]
+        helping.sort(key=lambda launch: _rank(launch, conditions))
+        return [_advice(now, launch, conditions) for launch in helping]
     faster = _faster(now, conditions)
-    seen = {launch.flags for launch in faster}
-    rest = [_with_prediction(launch, conditions) for launch in kept[:MOST_ADVICE] if launch.flags not in seen]
+    faster_flags = {launch.flags for launch in faster}
+    rest = [
+        _with_prediction(launch, conditions) for launch in helping[:MOST_ADVICE] if launch.flags not in faster_flags
+    ]
     harmless = [launch for launch in rest if _gain(now, launch, conditions) > -LEAST_GAIN]
     gaining = [launch for launch in harmless if _gain(now, launch, conditions) >= LEAST_GAIN]
     faster = sorted([*faster, *gaining], key=lambda launch: _rank(launch, conditions))
@@ -90,7 +92,7 @@ def advise(checked: Checked, weighed: Weighed, prediction: Prediction | None, co
 
 def _tried(now: TriedLaunch, changes: Iterable[ServerConfig], conditions: Conditions) -> Iterator[TriedLaunch]:
     """Yield what each change makes, and beside it what it makes with the best memory fraction, each flags once."""
-    seen: set[str] = set()
+    flags_tried: set[str] = set()
     for change in [now.checked.typed, *changes]:
         launch = _try(now, change, conditions)
         if launch is None:
@@ -99,8 +101,8 @@ def _tried(now: TriedLaunch, changes: Iterable[ServerConfig], conditions: Condit
         moved = abs(fraction - (launch.config.mem_fraction_static or 0)) >= 0.01
         second = _try(now, replace(change, mem_fraction_static=fraction), conditions) if moved else None
         for tried in (launch, second):
-            if tried is not None and tried.flags and tried.flags not in seen and tried.checked.sound:
-                seen.add(tried.flags)
+            if tried is not None and tried.flags and tried.flags not in flags_tried and tried.checked.sound:
+                flags_tried.add(tried.flags)
                 yield tried
 
 
@@ -153,8 +155,8 @@ def _idle_lever(now: TriedLaunch, launch: TriedLaunch, others: Iterable[TriedLau
 
 def _with_prediction(launch: TriedLaunch, conditions: Conditions) -> TriedLaunch:
     free_gib = conditions.free_before_load_gib
-    found = predicted(launch.checked, launch.weighed, conditions.context, conditions.workload, free_gib)
-    return replace(launch, prediction=found)
+    prediction = predicted(launch.checked, launch.weighed, conditions.context, conditions.workload, free_gib)
+    return replace(launch, prediction=prediction)
 
 
 def _rank(launch: TriedLaunch, conditions: Conditions) -> tuple[float, float, int]:
@@ -245,6 +247,6 @@ def _flags(typed: ServerConfig, change: ServerConfig, context: Context) -> str |
     added = " ".join(word for flag in after if flag not in before for word in flag.argv)
     if change.nnodes > typed.nnodes:
         added += NODE_RANK
-    left = {flag.name for flag in after}
-    gone = [flag.name for flag in before if flag.name not in left]
+    still_set = {flag.name for flag in after}
+    gone = [flag.name for flag in before if flag.name not in still_set]
     return added + (" without " + " ".join(gone) if gone else "")

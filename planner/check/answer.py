@@ -39,9 +39,9 @@ DEEPEP_TOKENS = "SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckQuestion:
-    """A launch line and what it is to run on.
+    """A launch line and its machine.
 
-    `arch` is the model of --model, None to read it from the line; `free_before_load_gib` is what a log printed;
+    `arch` is the model of --model, None to read it from the line; `free_before_load_gib` is the figure of a log;
     `hardware_assumed` that no --hardware was given.
     """
 
@@ -63,8 +63,8 @@ class UnknownValues(InputError):
 
     def __init__(self, values: Sequence[UnknownValue], doubted: Sequence[str] = ()) -> None:
         self.values = tuple(values)
-        said = [f"{value.flag or 'a word of the line'} is {value.text[:80]}" for value in values]
-        super().__init__(f"{', '.join(said)}: unknown here, so there is no verdict; {how_to_give(values, doubted)}")
+        unknowns = [f"{value.flag or 'a word of the line'} is {value.text[:80]}" for value in values]
+        super().__init__(f"{', '.join(unknowns)}: unknown here, so there is no verdict; {how_to_give(values, doubted)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,9 +114,9 @@ def answer_check(question: CheckQuestion) -> CheckAnswer:
     Raises UnsupportedModel for a checkpoint that is not modelled, UnknownValues for values that decide and are not
     known: no verdict may hang on others in their place.
     """
-    asked = [v for v in question.launch.unknown if v.flag != "--nnodes" or question.hardware_assumed]
-    if asked:
-        raise UnknownValues(asked, question.launch.doubted)
+    undecided = [v for v in question.launch.unknown if v.flag != "--nnodes" or question.hardware_assumed]
+    if undecided:
+        raise UnknownValues(undecided, question.launch.doubted)
     machine = machine_of(question.hardware)
     words, assumed = _completed(question, machine)
     arguments = read_launch(words, question.version)
@@ -131,7 +131,7 @@ def answer_check(question: CheckQuestion) -> CheckAnswer:
     typed = from_values(arguments.values, question.version)
     checked = _settled(judge(typed, served.arch, machine, question.version).typed_as(arguments), question, served)
     weighed = weigh(checked, context, question.workload, question.free_before_load_gib)
-    found = list(checked.violations)
+    violations = list(checked.violations)
     conditions = Conditions(
         context=context,
         workload=question.workload,
@@ -141,8 +141,8 @@ def answer_check(question: CheckQuestion) -> CheckAnswer:
     prediction = predicted(checked, weighed, context, question.workload, question.free_before_load_gib)
     advice: list[Advice] = []
     if weighed is not None:
-        found += memory_violations(checked, weighed, question.workload.longest_request)
-        found += host_violations(checked, weighed)
+        violations += memory_violations(checked, weighed, question.workload.longest_request)
+        violations += host_violations(checked, weighed)
         advice = advise(checked, weighed, prediction, conditions)
     if served.assumed is not None:
         why = UNKNOWN_MODEL if "--model-path" in question.launch.left_out else ASSUMED_MODEL
@@ -150,7 +150,7 @@ def answer_check(question: CheckQuestion) -> CheckAnswer:
     return CheckAnswer(
         question=_asked(question, served),
         checked=checked,
-        violations=tuple(sorted_violations(found)),
+        violations=tuple(sorted_violations(violations)),
         weighed=weighed,
         prediction=prediction,
         unpredicted=why_unpredicted(checked, weighed, context, question.workload),
@@ -164,7 +164,7 @@ def answer_check(question: CheckQuestion) -> CheckAnswer:
 
 
 def _completed(question: CheckQuestion, machine: Machine) -> tuple[list[str], list[Assumption]]:
-    """Return the line's words, the number of nodes added where it is a variable, and what was taken so far."""
+    """Return the line's words, the number of nodes added where it is a variable, and the assumptions so far."""
     words, assumed = list(question.launch.words), list(question.launch.assumed)
     if any(value.flag == "--nnodes" for value in question.launch.unknown):
         words += ["--nnodes", str(machine.nodes)]
@@ -173,23 +173,23 @@ def _completed(question: CheckQuestion, machine: Machine) -> tuple[list[str], li
 
 
 def _settled(checked: Checked, question: CheckQuestion, served: ServedModel) -> Checked:
-    """Add what is wrong with the model, and drop what the launch's environment or its unknown values explain."""
+    """Add the model's violations, and drop those that the launch's environment or its unknown values explain."""
     explained = _explained(question.launch)
-    kept = [violation for violation in checked.violations if violation.rule not in explained]
+    unexplained = [violation for violation in checked.violations if violation.rule not in explained]
     hidden = visibility_violations(question.launch.environment, checked.resolved.config)
-    found = replace(checked, violations=tuple(sorted_violations([*kept, *served.violations, *hidden])))
-    return _with_environment(found, question)
+    settled = replace(checked, violations=tuple(sorted_violations([*unexplained, *served.violations, *hidden])))
+    return _with_environment(settled, question)
 
 
 def _explained(launch: LaunchLine) -> set[str]:
     """Return the rules that ask for flags which are there but unknown, or which the file's platform adds itself."""
-    told = {*launch.left_out, *(value.name for value in launch.assumed)}
+    named_flags = {*launch.left_out, *(value.name for value in launch.assumed)}
     rules = {
         "model-path": ("--model-path",),
         "nodes-without-address": ("--dist-init-addr", "--nccl-init-addr", "--nnodes"),
         "nodes-without-rank": ("--node-rank", "--nnodes"),
     }
-    return {rule for rule, flags in rules.items() if told.intersection(flags)}
+    return {rule for rule, flags in rules.items() if named_flags.intersection(flags)}
 
 
 def guessed_version(words: tuple[str, ...], newest: Version) -> tuple[Version, str] | None:
@@ -236,12 +236,12 @@ def _asked(question: CheckQuestion, served: ServedModel) -> dict[str, Any]:
 
 
 def _notes(question: CheckQuestion, context: Context, prediction: Prediction | None) -> list[str]:
-    said = [*question.launch.notes, *question.hardware.warnings]
+    notes = [*question.launch.notes, *question.hardware.warnings]
     read = flags_of(question.version).release
     if Version(read) != question.version:
-        said.append(f"SGLang {question.version} is not among the releases read: judged by the flags of {read}")
+        notes.append(f"SGLang {question.version} is not among the releases read: judged by the flags of {read}")
     if prediction is not None:
-        said += [*context.engine.warnings, *prediction.warnings]
+        notes += [*context.engine.warnings, *prediction.warnings]
     if question.launch.environment.get("SGLANG_SYMM_MEM_PREALLOC_GB_SIZE"):
-        said.append("SGLANG_SYMM_MEM_PREALLOC_GB_SIZE is set: the ledger counts 4 GiB where symmetric memory is on")
-    return said
+        notes.append("SGLANG_SYMM_MEM_PREALLOC_GB_SIZE is set: the ledger counts 4 GiB where symmetric memory is on")
+    return notes

@@ -65,7 +65,7 @@ def check_document(answer: CheckAnswer) -> dict[str, Any]:
 
 def assumed_document(assumed: Iterable[Assumption]) -> list[dict[str, str]]:
     """Return assumptions as JSON-ready values."""
-    return [{"name": taken.name, "value": taken.value, "why": taken.why} for taken in assumed]
+    return [{"name": assumption.name, "value": assumption.value, "why": assumption.why} for assumption in assumed]
 
 
 def unknown_document(unknown: Iterable[UnknownValue]) -> list[dict[str, str]]:

@@ -20,20 +20,20 @@ SHARED = (
 
 
 def fleet_violations(verdicts: Sequence[ServerVerdict], text: str = "") -> tuple[Violation, ...]:
-    """Return what keeps these servers from working together; nothing where no role is given.
+    """Return the violations between these servers; empty if no server has a role.
 
     `text` is the file itself, for the router's command in it.
     """
     configs = [verdict.answer.checked.resolved.config for verdict in verdicts if verdict.answer is not None]
     prefill, decode = (_of_role(configs, role) for role in ("prefill", "decode"))
-    found = list(_same_place(configs))
+    violations = list(_same_place(configs))
     if len(verdicts) > 1 and len(configs) == len(verdicts) and bool(prefill) != bool(decode):
-        there, missing = ("prefill", "decode") if prefill else ("decode", "prefill")
-        found.append(_broken("pd-other-half", f"there are {there} servers and no {missing} server",
+        present, missing = ("prefill", "decode") if prefill else ("decode", "prefill")
+        violations.append(_broken("pd-other-half", f"there are {present} servers and no {missing} server",
                              f"add a server with --disaggregation-mode {missing}"))  # fmt: skip
     if prefill and decode:
-        found += [*_shared(prefill, decode), *_layouts(prefill, decode), *_bootstrap(prefill, text)]
-    return tuple(sorted_violations(found))
+        violations += [*_shared(prefill, decode), *_layouts(prefill, decode), *_bootstrap(prefill, text)]
+    return tuple(sorted_violations(violations))
 
 
 def _of_role(configs: Sequence[ServerConfig], role: str) -> list[ServerConfig]:
@@ -45,7 +45,7 @@ def _broken(rule: str, message: str, fix: str) -> Violation:
 
 
 def _shared(prefill: Sequence[ServerConfig], decode: Sequence[ServerConfig]) -> Iterator[Violation]:
-    """Yield what both sides must have alike for a KV cache to be read where it arrives."""
+    """Yield the settings on which both sides must agree, so that decode can read prefill's KV cache."""
     for name, rule, flag in SHARED:
         one, other = ({getattr(config, name) for config in side} for side in (prefill, decode))
         if len(one | other) > 1:

@@ -1,4 +1,4 @@
-"""Check: what SGLang makes of a launch line on a machine: violations, resolved values, memory, performance."""
+"""Check: SGLang's reading of a launch line on a machine: violations, resolved values, memory, performance."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class Checked:
         return not any(violation.refused for violation in self.violations)
 
     def typed_as(self, arguments: Arguments) -> Checked:
-        """Return it with the words it was typed as, and what is wrong with those."""
-        found = sorted_violations([*arguments.faults, *self.violations])
-        return replace(self, arguments=arguments, violations=tuple(found))
+        """Return it with its typed words and their faults."""
+        ordered = sorted_violations([*arguments.faults, *self.violations])
+        return replace(self, arguments=arguments, violations=tuple(ordered))
 
     @property
     def sound(self) -> bool:
@@ -60,9 +60,9 @@ class Checked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weighed:
-    """The memory of a resolved configuration: the ledger, and what it lacks whatever the memory fraction.
+    """The memory of a resolved configuration: the ledger, and its shortage at any memory fraction.
 
-    `least_shortage_gib` is what the same layout lacks without graphs, with small chunks and one request a rank.
+    `least_shortage_gib` is the shortage of the same layout without graphs, with small chunks and one request a rank.
     """
 
     ledger: MemoryLedger
@@ -73,13 +73,13 @@ class Weighed:
 
     @property
     def fits(self) -> bool:
-        """The KV pool holds something and graphs and activations have room beside it."""
+        """The KV pool is not empty, and graphs and activations fit beside it."""
         return self.ledger.kv_tokens > 0 and self.ledger.free_gib >= 0.0
 
     def fraction_leaving(self, free_gib: float) -> float:
         """Return the memory fraction at which `free_gib` stay free after everything else."""
-        taken = self.ledger.weights_gib + self.ledger.per_gpu_gib["KV pool"] + self.ledger.free_gib
-        beside = self.before_load_gib - taken  # request table, graphs, activations
+        counted_gib = self.ledger.weights_gib + self.ledger.per_gpu_gib["KV pool"] + self.ledger.free_gib
+        beside = self.before_load_gib - counted_gib  # request table, graphs, activations
         return 1.0 - (beside + free_gib) / self.before_load_gib
 
 
@@ -111,24 +111,24 @@ def judge(
     """Resolve a typed configuration and apply the rules to it, all of them unless told otherwise."""
     resolved = resolve(typed, arch, machine, version)
     question = Question(config=resolved.config, arch=arch, machine=machine, version=version, typed=typed)
-    found = sorted_violations(violations(question, rules))
-    return Checked(arguments=NOTHING_TYPED, typed=typed, resolved=resolved, violations=tuple(found))
+    ordered = sorted_violations(violations(question, rules))
+    return Checked(arguments=NOTHING_TYPED, typed=typed, resolved=resolved, violations=tuple(ordered))
 
 
 def weigh(checked: Checked, context: Context, workload: Workload, free_before_load_gib: float | None) -> Weighed | None:
-    """Return the memory of what was checked, or None when its layout makes no sense."""
+    """Return the memory of the checked configuration, or None for an impossible layout."""
     if any(violation.rule in NO_LAYOUT for violation in checked.violations):
         return None
     config = modelled(checked.resolved.config)
     table = table_of([config])
-    found = _memory(context, table, free_before_load_gib)
-    ledger = ledger_of(found, table, 0)
+    filled = _memory(context, table, free_before_load_gib)
+    ledger = ledger_of(filled, table, 0)
     return Weighed(
         ledger=ledger,
-        shortage_gib=float(found.shortage(workload.longest_request, LEAST_FREE_GIB)[0]),
+        shortage_gib=float(filled.shortage(workload.longest_request, LEAST_FREE_GIB)[0]),
         least_shortage_gib=_least_shortage(context, config, workload, free_before_load_gib),
         most_requests=ledger.requests(workload.isl.mean + workload.osl.mean, int(table.most_running[0])),
-        before_load_gib=float(found.card[0] - found.context[0]),
+        before_load_gib=float(filled.card[0] - filled.context[0]),
     )
 
 
@@ -148,7 +148,7 @@ def _memory(context: Context, table: ConfigTable, free_before_load_gib: float | 
 
 
 def modelled(config: ServerConfig) -> ServerConfig:
-    """Return the configuration with what the equations have no case for set to its nearest."""
+    """Return the configuration with unmodelled settings replaced by the nearest modelled ones."""
     chunk = config.chunked_prefill_size or 0
     if chunk < max(1, config.attn_dp_size):
         chunk = max(config.max_prefill_tokens or 16384, config.attn_dp_size)
@@ -171,7 +171,7 @@ def predicted(
 ) -> Prediction | None:
     """Return the prediction, or None for a line that has none (see `why_unpredicted`).
 
-    The requests that run at once are those of the memory that was weighed: with what a log said was free.
+    The requests that run at once are those of the weighed memory: with a log's free memory, if given.
     """
     if why_unpredicted(checked, weighed, context, workload) is not None:
         return None

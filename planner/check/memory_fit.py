@@ -1,4 +1,4 @@
-"""Whether a launch line fits the machine's memory, in words: what is short, by how much, and what would hold it."""
+"""Whether a launch line fits the machine's memory, in words: the shortage, its size, and settings that fit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONTEXT = "context and NCCL"
 
 
 def memory_violations(checked: Checked, weighed: Weighed, longest_request: int) -> list[Violation]:
-    """Return what is wrong with the memory of a launch: never fits, no KV cache, no room for graphs, too few tokens."""
+    """Return the memory violations of a launch: never fits, no KV cache, no room for graphs, too few tokens."""
     ledger, config = weighed.ledger, checked.resolved.config
     fraction = config.mem_fraction_static or 0.0
     if weighed.least_shortage_gib > 0:
@@ -22,9 +22,9 @@ def memory_violations(checked: Checked, weighed: Weighed, longest_request: int) 
         return [_not_as_set(weighed)]
     if ledger.kv_tokens <= 0:
         return [_no_pool(weighed, fraction)]
-    found = [_no_room(weighed, fraction)] if ledger.free_gib < 0 else []
+    violations = [_no_room(weighed, fraction)] if ledger.free_gib < 0 else []
     if ledger.kv_tokens_per_rank < longest_request:
-        found.append(
+        violations.append(
             Violation(
                 rule="request-beyond-pool",
                 severity=Severity.ERROR,
@@ -33,7 +33,7 @@ def memory_violations(checked: Checked, weighed: Weighed, longest_request: int) 
                 fix="give the KV pool more memory, or expect shorter requests (--isl, --osl)",
             )
         )
-    return found + _cap_without_effect(checked, ledger.kv_tokens_per_rank)
+    return violations + _cap_without_effect(checked, ledger.kv_tokens_per_rank)
 
 
 def _cap_without_effect(checked: Checked, kv_tokens_per_rank: int) -> list[Violation]:
@@ -54,7 +54,7 @@ def _cap_without_effect(checked: Checked, kv_tokens_per_rank: int) -> list[Viola
 def fractions_that_fit(weighed: Weighed) -> tuple[float, float]:
     """Return the memory fractions between which weights, graphs and activations fit; the ends are in order.
 
-    The upper end leaves 5 GiB free, or 1 GiB where the card holds no more; below the lower end nothing fits.
+    The upper end leaves 5 GiB free, or 1 GiB where the card holds no more; below the lower end the weights do not fit.
     """
     least = ceil(1000 * (weighed.ledger.weights_gib + LEAST_POOL_GIB) / weighed.before_load_gib) / 1000
     most = floor(1000 * weighed.fraction_leaving(LEAST_FREE_GIB)) / 1000

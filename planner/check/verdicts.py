@@ -13,7 +13,7 @@ from planner.check.document import assumed_document, check_document, unknown_doc
 from planner.launch_lines.launch_line import LaunchLine
 from planner.violation import Violation
 
-# From best to worst; what has no verdict comes after all that have one.
+# From best to worst; servers without a verdict come last.
 VERDICTS = ("runs", "does not fit", "fails", "refused")
 
 
@@ -40,15 +40,15 @@ def judge_servers(
     launches: Sequence[LaunchLine], file: str | None, question_of: Callable[[LaunchLine], CheckQuestion]
 ) -> list[ServerVerdict]:
     """Answer for every server; one that is not modelled or not known leaves the others their answers."""
-    found = []
+    verdicts = []
     for launch in launches:
         answer, error = None, None
         try:
             answer = answer_check(question_of(launch))
         except InputError as raised:
             error = raised
-        found.append(ServerVerdict(launch=launch, file=file, answer=answer, error=error))
-    return found
+        verdicts.append(ServerVerdict(launch=launch, file=file, answer=answer, error=error))
+    return verdicts
 
 
 def worst_of(verdicts: Sequence[ServerVerdict]) -> ServerVerdict:
@@ -59,7 +59,7 @@ def worst_of(verdicts: Sequence[ServerVerdict]) -> ServerVerdict:
 def servers_document(verdicts: Sequence[ServerVerdict], together: Sequence[Violation] = ()) -> dict[str, Any]:
     """Return the worst server's document; with several servers, all of them under `servers`.
 
-    `together` is what keeps them from working together.
+    `together` are the violations between them.
     """
     document = _document(worst_of(verdicts))
     if len(verdicts) > 1:

@@ -14,17 +14,17 @@ VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICE
 def visibility_violations(environment: Mapping[str, str], config: ServerConfig) -> list[Violation]:
     """Return what is wrong where the environment shows a server fewer GPUs than its ranks on a node take."""
     replicas = int(config.flag("dp_size", 1) or 1) if config.attn_dp_size == 1 else 1
-    wanted = int(config.flag("base_gpu_id", 0) or 0) + replicas * config.gpu_count // max(1, config.nnodes)
-    found = []
+    needed_gpus = int(config.flag("base_gpu_id", 0) or 0) + replicas * config.gpu_count // max(1, config.nnodes)
+    violations = []
     for name in VARIABLES:
         devices = [part for part in environment.get(name, "").split(",") if part.strip()]
-        if devices and devices[0].strip().lower() not in ("all", "none", "void") and len(devices) < wanted:
-            found.append(
+        if devices and devices[0].strip().lower() not in ("all", "none", "void") and len(devices) < needed_gpus:
+            violations.append(
                 Violation(
                     rule="visible-gpus",
                     severity=Severity.ERROR,
-                    message=f"{name} shows the server {len(devices)} GPU(s); its ranks on a node take {wanted}",
-                    fix=f"name {wanted} GPUs in {name}, or lower --tp-size",
+                    message=f"{name} shows the server {len(devices)} GPU(s); its ranks on a node take {needed_gpus}",
+                    fix=f"name {needed_gpus} GPUs in {name}, or lower --tp-size",
                 )
             )
-    return found
+    return violations

@@ -30,7 +30,7 @@ SHORT_ROLE = {Role.PREFILL: "P", Role.DECODE: "D"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """Servers alike: their role, how many, and what each is launched with; `hardware` where roles differ in it."""
+    """Equal servers: their role, number and configuration; `hardware` where roles differ in it."""
 
     role: Role
     servers: int
@@ -50,14 +50,14 @@ class Pool:
         return self.config.label if self.servers == 1 else f"{self.servers} x {self.config.label}"
 
     def argv(self, version: Version) -> list[str]:
-        """Return SGLang's flags of one server. Raises InputError for what the release cannot say."""
+        """Return SGLang's flags of one server. Raises InputError for a setting the release cannot express."""
         return [*to_argv(as_launched(self.config, version), version), *self.own_flags]
 
     @property
     def own_flags(self) -> list[str]:
         """Flags that give a server its role, where its configuration does not say it."""
-        said = self.role is Role.MIXED or self.config.flag("disaggregation_mode") is not None
-        return [] if said else ["--disaggregation-mode", str(self.role)]
+        has_role = self.role is Role.MIXED or self.config.flag("disaggregation_mode") is not None
+        return [] if has_role else ["--disaggregation-mode", str(self.role)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ class Deployment:
 
     @property
     def router_argv(self) -> list[str] | None:
-        """Return the router's command with a placeholder per server, None where one server needs none."""
+        """Return the router's command with a placeholder per server, None for a single server."""
         if self.servers == 1:
             return None
         command = ["python3", "-m", "sglang_router.launch_router"]

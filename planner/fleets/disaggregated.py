@@ -195,11 +195,11 @@ def _best_first(rated: Sequence[_Rated]) -> Iterator[tuple[_Rated, int]]:
         return
     places = [(rows, row) for rows in rated for row in range(len(rows.excess))]
     excess, requests_s = (np.concatenate([getattr(rows, name) for rows in rated]) for name in ("excess", "requests_s"))
-    seen = set()
+    yielded = set()
     for place in np.lexsort((-requests_s, excess)).tolist():
         rows, row = places[place]
-        if rows.kind(row) not in seen and rows.is_allowed(row):
-            seen.add(rows.kind(row))
+        if rows.kind(row) not in yielded and rows.is_allowed(row):
+            yielded.add(rows.kind(row))
             yield rows, row
 
 
@@ -274,18 +274,18 @@ def _played(sides: Sides, split: _Split, workload: Workload, count: int, seed: i
 def _prediction(context: Context, split: _Split, workload: Workload, played: FleetReplay) -> Prediction:
     """Return what clients of the fleet see; rates and running requests are those of one decode server."""
     each = replace(workload, concurrency=max(1, round(played.decode_batch)), request_rate=None)
-    found = prediction_of(context, split.decode.config, each, filled=split.decode.filled, played=played.seen)
+    of_server = prediction_of(context, split.decode.config, each, filled=split.decode.filled, played=played.seen)
     share = 1.0 / split.decode_servers
     return replace(
-        found,
-        output_tok_s=found.output_tok_s * share,
-        total_tok_s=found.total_tok_s * share,
-        request_rate=found.request_rate * share,
+        of_server,
+        output_tok_s=of_server.output_tok_s * share,
+        total_tok_s=of_server.total_tok_s * share,
+        request_rate=of_server.request_rate * share,
         running_requests=played.decode_batch,
         stall_ms=0.0,
         limiting=LIMITS[played.limit],
-        band={**found.band, "output_tok_s": _scaled(found.band["output_tok_s"], share)},
-        warnings=(*found.warnings, transfer_note(context)),
+        band={**of_server.band, "output_tok_s": _scaled(of_server.band["output_tok_s"], share)},
+        warnings=(*of_server.warnings, transfer_note(context)),
     )
 
 

@@ -21,8 +21,8 @@ def fleets_for_users(
     """
 
     def best_first(servers: int) -> list[Candidate]:
-        found = disaggregated(role_sizes(context, servers), workload, slos, mtp=mtp)
-        return sorted((_judged(candidate) for candidate in found), key=lambda c: bool(c.misses))
+        candidates = disaggregated(role_sizes(context, servers), workload, slos, mtp=mtp)
+        return sorted((_judged(candidate) for candidate in candidates), key=lambda c: bool(c.misses))
 
     fleets = best_first(most) if most > 1 else []
     too_few, enough = 1, most

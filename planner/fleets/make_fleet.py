@@ -71,10 +71,10 @@ def plan_fleet(question: PlanQuestion, servers: str = ANY) -> Plan:
     if not ranked:
         return whole
     _, best, leader = ranked[0]
-    kept = ranked[:MOST_CANDIDATES]
-    kept += [item for item in apart[:1] if item not in kept]  # whether prefill/decode pays is always answered
-    found = Found(
-        candidates=tuple(with_reasons([candidate for _, _, candidate in kept])),
+    listed = ranked[:MOST_CANDIDATES]
+    listed += [item for item in apart[:1] if item not in listed]  # whether prefill/decode pays is always answered
+    search_result = Found(
+        candidates=tuple(with_reasons([candidate for _, _, candidate in listed])),
         rejected=tuple(item for plan in plans for item in plan.found.rejected),
         evaluated=sum(plan.found.evaluated for plan in plans),
     )
@@ -82,7 +82,7 @@ def plan_fleet(question: PlanQuestion, servers: str = ANY) -> Plan:
     if leader.prefill is not None:
         changed = {"replicas": 1, "nodes": -(-leader.gpus // machine.gpus_per_node), "meets_target": not leader.misses}
     return replace(
-        best, question=question, context=question.context(), found=found, published=whole.published, **changed
+        best, question=question, context=question.context(), found=search_result, published=whole.published, **changed
     )
 
 
@@ -102,9 +102,9 @@ def _apart(
     count = nodes // smallest.context.machine.nodes
     clients = question.concurrency or smallest.concurrency * count
     workload = replace(question.workload(clients), request_rate=question.request_rate)
-    found = disaggregated(role_sizes(smallest.context, count), workload, question.slos, mtp=question.mtp)
+    fleets = disaggregated(role_sizes(smallest.context, count), workload, question.slos, mtp=question.mtp)
     rate = question.request_rate is not None
-    return [((fleet_key(c, workload, question.slos), _second(c, rate=rate)), smallest, c) for c in found]
+    return [((fleet_key(c, workload, question.slos), _second(c, rate=rate)), smallest, c) for c in fleets]
 
 
 def _second(candidate: Candidate, *, rate: bool) -> float:
@@ -116,10 +116,10 @@ def _second(candidate: Candidate, *, rate: bool) -> float:
 def _apart_for_users(question: PlanQuestion, copies: Plan) -> list[tuple[tuple[float, ...], Plan, Candidate]]:
     """Return prefill/decode fleets that carry the users with no more servers than `copies` of one server need."""
     workload = question.workload(question.users or 1)
-    found = fleets_for_users(copies.context, workload, question.all_slos, copies.replicas, mtp=question.mtp)
+    fleets = fleets_for_users(copies.context, workload, question.all_slos, copies.replicas, mtp=question.mtp)
     return [
         ((float(bool(c.misses)), fleet_key(c, workload, question.all_slos), float(c.gpus), -c.output_tok_s), copies, c)
-        for c in found
+        for c in fleets
     ]
 
 
@@ -149,9 +149,9 @@ def _plan_splits(question: PlanQuestion, parts: Sequence[Split], gpus_per_node: 
         return [_plan_split(question, part, gpus_per_node) for part in parts]
     plans: list[Plan] = []
     for part in parts:
-        seen = min((_key(plan, plan.best) for plan in plans if plan.best), default=None)
-        plan = _plan_split(question, part, gpus_per_node, REPLAYED if seen is None else GLANCED)
-        if seen is not None and plan.best is not None and _comes_near(_key(plan, plan.best), seen):
+        best_key = min((_key(plan, plan.best) for plan in plans if plan.best), default=None)
+        plan = _plan_split(question, part, gpus_per_node, REPLAYED if best_key is None else GLANCED)
+        if best_key is not None and plan.best is not None and _comes_near(_key(plan, plan.best), best_key):
             plan = _plan_split(question, part, gpus_per_node)
         plans.append(plan)
     return plans

@@ -143,8 +143,8 @@ def deployment_document(deployment: Deployment, version: Version) -> dict[str, A
 
 def evidence_document(config: ServerConfig, context: Context) -> dict[str, Any]:
     """Return the published records behind a configuration as JSON-ready values."""
-    found = evidence_for(config, context.machine, context.arch)
-    return {"records": found.records, "mape_percent": found.mape_percent, "where": found.where}
+    evidence = evidence_for(config, context.machine, context.arch)
+    return {"records": evidence.records, "mape_percent": evidence.mape_percent, "where": evidence.where}
 
 
 def _rejected(item: Rejected) -> dict[str, Any]:

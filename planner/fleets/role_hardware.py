@@ -15,7 +15,7 @@ from planner.plans.search import Candidate, with_reasons
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoleHardware:
-    """What each role stands on: all nodes of the one prefill, all of the other decode."""
+    """The machine of each role: all nodes of the one prefill, all of the other decode."""
 
     prefill: HardwareProfile
     decode: HardwareProfile
@@ -67,8 +67,10 @@ def _smallest(question: PlanQuestion, hardware: HardwareProfile, option: str) ->
     """Return the plan of the fewest nodes that hold the model; its context is a server's of the role."""
     nodes = machine_of(hardware).nodes
     for part in (part for part in range(1, nodes + 1) if nodes % part == 0):
-        one = replace(question, hardware=replace(hardware, nodes=part), request_rate=None, concurrency=1, slos=())
-        plan = make_plan(one, families=1)
+        smallest_question = replace(
+            question, hardware=replace(hardware, nodes=part), request_rate=None, concurrency=1, slos=()
+        )
+        plan = make_plan(smallest_question, families=1)
         if plan.found.candidates:
             return plan
     raise InputError(f"{option} {hardware.name} does not hold {question.arch.name}")

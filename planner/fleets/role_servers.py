@@ -68,13 +68,13 @@ def prefill_servers(
             if server is not None:
                 rated.append((prefill_rate(server.model, workload.isl.mean), shape, chunk))
     rated.sort(key=lambda item: -item[0])
-    found = {}
+    by_depth = {}
     for depth in depths:
-        made = (_prefill_server(context, shape, chunk, depth) for _, shape, chunk in rated)
-        best = next((server for server in made if server is not None), None)
+        servers = (_prefill_server(context, shape, chunk, depth) for _, shape, chunk in rated)
+        best = next((server for server in servers if server is not None), None)
         if best is not None:
-            found[depth] = best
-    return found
+            by_depth[depth] = best
+    return by_depth
 
 
 def _prefill_server(context: Context, shape: ServerConfig, chunk: int, depth: int) -> RoleServer | None:
@@ -142,14 +142,14 @@ def decode_table(
     configs = [config for _, _, config in rows]
     table = table_of(configs)
     best = _largest_fraction(context, table)
-    kept = np.flatnonzero(np.isfinite(best))
-    if not len(kept):
+    fitting = np.flatnonzero(np.isfinite(best))
+    if not len(fitting):
         return None
-    table = replace(table.take(kept), mem_fraction=best[kept])
+    table = replace(table.take(fitting), mem_fraction=best[fitting])
     return DecodeTable(
-        configs=tuple(replace(configs[row], mem_fraction_static=float(best[row])) for row in kept.tolist()),
-        depth=np.array([float(rows[row][0]) for row in kept.tolist()]),
-        servers=np.array([float(rows[row][1]) for row in kept.tolist()]),
+        configs=tuple(replace(configs[row], mem_fraction_static=float(best[row])) for row in fitting.tolist()),
+        depth=np.array([float(rows[row][0]) for row in fitting.tolist()]),
+        servers=np.array([float(rows[row][1]) for row in fitting.tolist()]),
         table=table,
         kv_tokens=context.memory(table).kv_tokens,
     )
@@ -187,9 +187,9 @@ def prefill_rate(server: ServerModel, isl: float) -> float:
     together = max(1, int(chunk // isl))
     if isl <= chunk:
         return together / server.times.prefill_s(together, together * isl, together * 0.5 * isl * isl)
-    seconds, done = 0.0, 0.0
-    while done < isl:
-        take = min(chunk, isl - done)
-        seconds += server.times.prefill_s(1, take, take * (0.5 * take + done))
-        done += take
+    seconds, prefilled = 0.0, 0.0
+    while prefilled < isl:
+        take = min(chunk, isl - prefilled)
+        seconds += server.times.prefill_s(1, take, take * (0.5 * take + prefilled))
+        prefilled += take
     return 1.0 / seconds

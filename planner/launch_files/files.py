@@ -26,8 +26,8 @@ def export_files(
 
     Raises InputError when a target cannot say this command or the folder is not writable; nothing is written then.
     """
-    chosen = (parameters or Parameters(model_path=spec.model_path)).checked()
-    texts = [(target, render(target, spec, chosen, provenance)) for target in targets]
+    checked_parameters = (parameters or Parameters(model_path=spec.model_path)).checked()
+    texts = [(target, render(target, spec, checked_parameters, provenance)) for target in targets]
     for target, text in texts:
         write_atomic(folder / target.file_name, text, executable=target.record.executable)
     return [folder / target.file_name for target, _ in texts]

@@ -135,20 +135,20 @@ class FleetFiles:
 
     def texts(self, targets: Sequence[Target]) -> dict[str, str]:
         """Return the files of these targets by name. Raises InputError for one that cannot say the fleet."""
-        found: dict[str, str] = {}
+        files: dict[str, str] = {}
         for target in targets:
             if target not in FLEET_TARGETS:
                 possible = ", ".join(FLEET_TARGETS)
                 raise InputError(f"--target {target} writes one kind of server; a fleet is written as {possible}")
             for pool in self.fleet.pools:
                 check_target(target, pool.spec, self.parameters)
-            found |= {
+            files |= {
                 Target.BASH: self._bash,
                 Target.COMPOSE: self._compose,
                 Target.K8S: self._kubernetes,
                 Target.SLURM: self._slurm,
             }[target]()
-        return found
+        return files
 
     def write(self, folder: Path, targets: Sequence[Target], documents: dict[str, Any] | None = None) -> list[Path]:
         """Write the files, with `documents` by file name beside them; return their paths."""
@@ -161,13 +161,13 @@ class FleetFiles:
 
     def _bash(self) -> dict[str, str]:
         """One script per role, started on each of its nodes, and the router's."""
-        found = {
+        scripts = {
             f"{pool.role}.sh": template_text(
                 "launch.sh.j2", fleet_values(Target.BASH, pool.spec, self.parameters, self.provenance)
             )
             for pool in self.fleet.pools
         }
-        return found | {"router.sh": self._text("fleet-router.sh.j2")}
+        return scripts | {"router.sh": self._text("fleet-router.sh.j2")}
 
     def _compose(self) -> dict[str, str]:
         return {"compose.yaml": self._text("fleet-compose.yaml.j2")}

@@ -1,4 +1,4 @@
-"""What a server in production has beside its configuration: metrics, names, a key, room on its node."""
+"""A production server's settings beyond its configuration: metrics, names, a key, room on its node."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ SLURM_TIME = re.compile(r"(?:\d+-)?\d{1,3}(?::\d{2}){0,2}|UNLIMITED", re.ASCII)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Production:
-    """Settings of operation, none of which moves a measured figure.
+    """Settings of operation; they change no measured figure.
 
     `metrics`: serve Prometheus' /metrics. `served_name`: the model's name in the API, by default its path.
-    `reasoning_parser`: takes R1's thoughts out of the answer's text ("none": leaves them in). `api_key_file`: read at
+    `reasoning_parser`: separates R1's reasoning from its answer ("none": keeps it in the text). `api_key_file`: read at
     start by scripts; compose and systemd take SGLANG_API_KEY from their environment files, Kubernetes from the key
-    `api-key` of the secret `sglang`. `user`: whom systemd runs the server as, by default a user of its own.
-    `cpus_per_gpu`, `memory_gib` and `time_limit` are what Slurm and Kubernetes are asked for.
+    `api-key` of the secret `sglang`. `user`: the systemd service's user, by default one of its own. `cpus_per_gpu`,
+    `memory_gib` and `time_limit` are requested from Slurm and Kubernetes.
     """
 
     metrics: bool = True
@@ -64,10 +64,10 @@ class Production:
 
     def words(self, version: Version) -> list[str]:
         """Return the flags that the release knows of those asked for."""
-        known = flags_of(version).by_name
-        found = ["--enable-metrics"] if self.metrics and "--enable-metrics" in known else []
+        release_flags = flags_of(version).by_name
+        flags = ["--enable-metrics"] if self.metrics and "--enable-metrics" in release_flags else []
         if self.served_name is not None:
-            found += ["--served-model-name", self.served_name]
-        if self.reasoning_parser != NO_PARSER and "--reasoning-parser" in known:
-            found += ["--reasoning-parser", self.reasoning_parser]
-        return found
+            flags += ["--served-model-name", self.served_name]
+        if self.reasoning_parser != NO_PARSER and "--reasoning-parser" in release_flags:
+            flags += ["--reasoning-parser", self.reasoning_parser]
+        return flags

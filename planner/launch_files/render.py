@@ -82,7 +82,9 @@ def _values(target: Target, spec: LaunchSpec, parameters: Parameters, provenance
     Raises InputError for a setting whose name is not a valid one.
     """
     # A pod is reached under its own address, which is unknown before it runs.
-    own_address = target is Target.K8S and any(flag == ["--host", here] for flag in spec.words for here in LOOPBACK)
+    own_address = target is Target.K8S and any(
+        flag == ["--host", loopback] for flag in spec.words for loopback in LOOPBACK
+    )
     for name in spec.environment:
         if not ENVIRONMENT_NAME.fullmatch(name):
             raise InputError(f"{name!r} is not a valid name of an environment variable")
@@ -166,8 +168,10 @@ def _yaml_file(spec: LaunchSpec, provenance: Provenance) -> str:
     lines += [f"# environment: {name}={one_line(value)}" for name, value in spec.environment.items()]
     body: dict[str, Any] = {}
     for flag, *values in spec.words:
-        found = [_yaml_value(flag, value) for value in values]
-        body[flag.removeprefix("--")] = True if not found else found[0] if len(found) == 1 else found
+        yaml_values = [_yaml_value(flag, value) for value in values]
+        body[flag.removeprefix("--")] = (
+            True if not yaml_values else yaml_values[0] if len(yaml_values) == 1 else yaml_values
+        )
     return "\n".join(lines) + "\n" + yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=1000)
 
 
@@ -188,7 +192,7 @@ def _yaml_value(flag: str, value: str) -> int | float | str:
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    made = Environment(
+    templates = Environment(
         loader=PackageLoader("planner", "launch_files/templates"),
         undefined=StrictUndefined,
         keep_trailing_newline=True,
@@ -207,8 +211,8 @@ def _environment() -> Environment:
         "md": markdown,
         "oneline": one_line,
     }
-    made.filters |= filters
-    return made
+    templates.filters |= filters
+    return templates
 
 
 def markdown(value: str) -> str:

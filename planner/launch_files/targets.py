@@ -1,5 +1,6 @@
-"""Every export target in one record: its file, its language, and what it cannot say. A new target is one record here,
-one template beside this module and one golden file."""
+"""Every export target in one record: its file, its language, and what it cannot express. A new target is one record
+here, one template beside this module and one golden file.
+"""
 
 from __future__ import annotations
 
@@ -78,8 +79,9 @@ def _no_colon(_spec: LaunchSpec, parameters: Parameters) -> str | None:
 class TargetRecord:
     """One target. The template is named after the file; without one the file is SGLang's own YAML.
 
-    `language` is what an editor colours it as; `kernel_cache` says where a plain process keeps compiled kernels
-    (None: SGLang's own place; containers have a volume); `objection` says why a command cannot be said, None if it can.
+    `language` is an editor's syntax name; `kernel_cache` is where a plain process keeps compiled kernels (None:
+    SGLang's own place; containers have a volume); `objection` returns why the target cannot express a command, None if
+    it can.
     """
 
     file_name: str

@@ -36,7 +36,7 @@ def alternatives(
     Blackwell. Whether values go together is for the rules.
     """
     busy = concurrency >= BUSY_CLIENTS
-    wanted: dict[str, tuple[Choice, ...]] = {
+    candidates: dict[str, tuple[Choice, ...]] = {
         "moe_runner_backend": ("deep_gemm",),
         "attention_backend": _attention(machine, version),
         "page_size": (64,),
@@ -47,7 +47,7 @@ def alternatives(
         "stream_interval": (10,) if busy else (),
         "disable_radix_cache": () if shared_prefix else (True,),
     }
-    return {name: (DEFAULT, *(v for v in wanted[name] if _known(name, v, version))) for name in UNMODELLED}
+    return {name: (DEFAULT, *(v for v in candidates[name] if _known(name, v, version))) for name in UNMODELLED}
 
 
 def _attention(machine: Machine, version: Version) -> tuple[str, ...]:
@@ -66,10 +66,10 @@ def _reads_fp8(machine: Machine, version: Version) -> bool:
 
 def _known(name: str, value: Choice, version: Version) -> bool:
     """Say whether the release's command line can express the value."""
-    known = flags_of(version).by_dest
-    if name == "attention_backend" and f"enable_{str(value).replace('flashinfer', 'flashinfer_mla')}" in known:
+    flags = flags_of(version).by_dest
+    if name == "attention_backend" and f"enable_{str(value).replace('flashinfer', 'flashinfer_mla')}" in flags:
         return True  # 0.4.3 to 0.4.5 had a switch for each, and ignored --attention-backend for MLA
-    flag = known.get(name)
+    flag = flags.get(name)
     return flag is not None and (not flag.choices or value in flag.choices)
 
 

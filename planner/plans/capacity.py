@@ -19,8 +19,8 @@ def concurrency_for_rate(search_at: Callable[[int], Found], request_rate: float)
     """
 
     def reaches(clients: int) -> bool:
-        found = search_at(clients)
-        return bool(found.candidates) and max(c.prediction.request_rate for c in found.candidates) >= request_rate
+        result = search_at(clients)
+        return bool(result.candidates) and max(c.prediction.request_rate for c in result.candidates) >= request_rate
 
     return _smallest(reaches, MOST_CLIENTS)
 

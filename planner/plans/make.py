@@ -68,8 +68,8 @@ class PlanQuestion:
 
     def checked(self) -> PlanQuestion:
         """Raise InputError for a question that has no meaning; return the question otherwise."""
-        asked = [self.concurrency is not None, self.request_rate is not None, self.users is not None]
-        if sum(asked) != 1:
+        loads = [self.concurrency is not None, self.request_rate is not None, self.users is not None]
+        if sum(loads) != 1:
             raise InputError(
                 "specify the load with one of --concurrency N, --request-rate R, or --users N with --min-user-tok-s X"
             )
@@ -103,7 +103,7 @@ class PlanQuestion:
         return Workload.checked(self.isl, self.osl, concurrency, self.range_ratio)
 
     def context(self) -> Context:
-        """Return what predictions depend on, with the engine profile of the version asked for."""
+        """Return the inputs of predictions, with the engine profile of the requested version."""
         engine = self.engine or profile_on(self.hardware, self.version)
         return Context(
             arch=self.arch,
@@ -117,10 +117,10 @@ class PlanQuestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The answer: candidates best first, what was rejected and why, and how far to trust it.
+    """The answer: candidates best first, the rejected ones with reasons, and warnings.
 
-    `load` is what one server is planned for; `replicas` servers carry the whole, on `nodes` nodes. `offers` are other
-    exports of the model, where this hardware cannot run the one asked for.
+    `load` is one server's load; `replicas` servers carry the whole, on `nodes` nodes. `offers` are other exports of the
+    model, where this hardware cannot run the one asked for.
     """
 
     question: PlanQuestion
@@ -163,10 +163,10 @@ def make_plan(question: PlanQuestion, families: int = REPLAYED) -> Plan:
     """
     question.checked()
     context = question.context()
-    found, concurrency, replicas, target_met = _solve(question, context, families)
-    best = found.candidates[0] if found.candidates else None
+    result, concurrency, replicas, target_met = _solve(question, context, families)
+    best = result.candidates[0] if result.candidates else None
     nodes_needed, node_answer = context.machine.nodes * replicas, None
-    if best is None and not unreadable(found):
+    if best is None and not unreadable(result):
         nodes_needed, node_answer = more_nodes(question, context, concurrency)
     published = None
     if question.concurrency is not None:
@@ -179,17 +179,17 @@ def make_plan(question: PlanQuestion, families: int = REPLAYED) -> Plan:
         nodes=nodes_needed,
         replicas=replicas,
         concurrency=concurrency,
-        found=found,
+        found=result,
         node_answer=node_answer,
         load=replace(question.workload(concurrency), request_rate=question.request_rate),
         published=published,
         warnings=_warnings(question, context, best),
-        offers=() if best is not None else offers(context, question.workload(concurrency), found),
+        offers=() if best is not None else offers(context, question.workload(concurrency), result),
     )
 
 
 def _solve(question: PlanQuestion, context: Context, families: int) -> tuple[Found, int, int, bool]:
-    """Return what was found, the clients per server it was found for, servers needed, and success."""
+    """Return the search result, its clients per server, the servers needed, and success."""
     space = default_space(context.machine, context.version, arch=context.arch, mtp=question.mtp)
 
     slos = question.all_slos
@@ -207,8 +207,8 @@ def _solve(question: PlanQuestion, context: Context, families: int) -> tuple[Fou
             enough=lambda candidate: carries(candidate, clients),
             hopeless_tpot_ms=HOPELESS * 1e3 / (question.min_user_tok_s or 1.0),
         )
-        found = search(context, coarse, question.workload(clients), slos, effort)
-        return any(carries(candidate, clients) for candidate in found.candidates)
+        result = search(context, coarse, question.workload(clients), slos, effort)
+        return any(carries(candidate, clients) for candidate in result.candidates)
 
     coarse = replace(space, fractions=space.fractions[::COARSE], chunks=space.chunks[::2])
     if question.request_rate is not None:
@@ -230,15 +230,15 @@ def servers_for(users: int, each: int, at: Callable[[int], Found]) -> tuple[Foun
     servers = -(-users // each)
     if servers > 1 and -(-users // (servers - 1)) <= NEAR_ENOUGH * each:
         fewer = -(-users // (servers - 1))
-        found = at(fewer)
-        if found.candidates and carries(found.candidates[0], fewer):
-            return found, fewer, servers - 1, True
+        result = at(fewer)
+        if result.candidates and carries(result.candidates[0], fewer):
+            return result, fewer, servers - 1, True
     for more in range(servers, servers + MORE_SERVERS):
         clients = -(-users // more)
-        found = at(clients)
-        if found.candidates and carries(found.candidates[0], clients):
-            return found, clients, more, True
-    return found, clients, more, True
+        result = at(clients)
+        if result.candidates and carries(result.candidates[0], clients):
+            return result, clients, more, True
+    return result, clients, more, True
 
 
 def _solve_rate(
@@ -246,24 +246,24 @@ def _solve_rate(
 ) -> tuple[Found, int, int, bool]:
     """Plan arrivals at a rate: caps, graphs and memory for the p99 in flight, latencies by replay of the open loop.
 
-    The mean in flight comes from the closed loop that gives the rate (Little's law). Arrivals scatter around it, by
-    the square root of it at least; what the replay of the best shows beyond that is provided for in a second search.
+    The mean in flight comes from the closed loop that gives the rate (Little's law). Arrivals scatter around it, by the
+    square root of it at least; a second search provides for the excess that the replay of the best shows.
     """
     rate = float(question.request_rate or 0.0)
     mean, met = concurrency_for_rate(glance, rate)
     in_flight = math.ceil(mean + P99_SIGMAS * math.sqrt(mean))
-    found, workload = Found(candidates=(), rejected=(), evaluated=0), question.workload(1)
+    result, workload = Found(candidates=(), rejected=(), evaluated=0), question.workload(1)
     for _ in range(SIZINGS):
         workload = replace(question.workload(min(in_flight, MOST_CLIENTS)), request_rate=rate)
-        found = search(context, space, workload, question.all_slos, Effort(replayed=OPEN_LOOP_FAMILIES))
-        seen = found.candidates[0].prediction.in_flight if found.candidates else None
-        if seen is None or seen.p99 <= in_flight or in_flight >= MOST_CLIENTS or not met:
+        result = search(context, space, workload, question.all_slos, Effort(replayed=OPEN_LOOP_FAMILIES))
+        in_flight_seen = result.candidates[0].prediction.in_flight if result.candidates else None
+        if in_flight_seen is None or in_flight_seen.p99 <= in_flight or in_flight >= MOST_CLIENTS or not met:
             break
-        in_flight = 2 * in_flight if seen.grows else math.ceil(RESIZED * seen.p99)
-    if found.candidates:
-        best = redrawn(context, found.candidates[0], workload, question.all_slos)
-        found = replace(found, candidates=tuple(with_reasons([best, *found.candidates[1:]])))
-    return found, min(in_flight, MOST_CLIENTS), 1, met
+        in_flight = 2 * in_flight if in_flight_seen.grows else math.ceil(RESIZED * in_flight_seen.p99)
+    if result.candidates:
+        best = redrawn(context, result.candidates[0], workload, question.all_slos)
+        result = replace(result, candidates=tuple(with_reasons([best, *result.candidates[1:]])))
+    return result, min(in_flight, MOST_CLIENTS), 1, met
 
 
 def more_nodes(question: PlanQuestion, context: Context, concurrency: int) -> tuple[int, str | None]:
@@ -272,9 +272,9 @@ def more_nodes(question: PlanQuestion, context: Context, concurrency: int) -> tu
         nodes = context.machine.nodes * factor
         wider = replace(context, machine=context.machine.with_nodes(nodes))
         space = default_space(wider.machine, context.version, arch=context.arch, mtp=False)
-        found = search(wider, space, question.workload(concurrency), question.slos)
-        if found.candidates:
-            best = found.candidates[0]
+        result = search(wider, space, question.workload(concurrency), question.slos)
+        if result.candidates:
+            best = result.candidates[0]
             return nodes, (
                 f"It fits on {nodes} nodes: {best.config.label}, {best.prediction.output_tok_s:,.0f} tok/s, "
                 f"{best.ledger.kv_tokens:,} KV tokens"
@@ -283,17 +283,19 @@ def more_nodes(question: PlanQuestion, context: Context, concurrency: int) -> tu
 
 
 def _warnings(question: PlanQuestion, context: Context, best: Candidate | None) -> tuple[str, ...]:
-    said = [*question.hardware.warnings, *context.engine.warnings]
+    warnings = [*question.hardware.warnings, *context.engine.warnings]
     if context.engine.status == "indicative":
-        said.append(
+        warnings.append(
             f"SGLang {context.version}: the engine profile rests on {context.engine.points} indicative points; "
             "calibrate on your machine before relying on it"
         )
     family = "Hopper" if context.engine.gpu_family == "hopper" else context.engine.gpu_family
     if context.engine.gpu_family != context.machine.family:
-        said.append(f"the engine profile was fitted on {family} GPUs; on {context.machine.name} expect 20-30 % error")
+        warnings.append(
+            f"the engine profile was fitted on {family} GPUs; on {context.machine.name} expect 20-30 % error"
+        )
     if best is not None:
-        said.extend(best.prediction.warnings)
+        warnings.extend(best.prediction.warnings)
         low, high = best.prediction.band["tpot_mean_ms"]
-        said.append(f"90 % band of the mean TPOT of the best configuration: {low:.1f} to {high:.1f} ms")
-    return tuple(said)
+        warnings.append(f"90 % band of the mean TPOT of the best configuration: {low:.1f} to {high:.1f} ms")
+    return tuple(warnings)

@@ -62,14 +62,14 @@ class Offer:
         )
 
 
-def unreadable(found: Found) -> bool:
+def unreadable(result: Found) -> bool:
     """Say whether nothing was found because this hardware or release cannot run the checkpoint's weights at all."""
-    return found.evaluated == 0 and any(item.kind in CHECKPOINT_RULES for item in found.rejected)
+    return result.evaluated == 0 and any(item.kind in CHECKPOINT_RULES for item in result.rejected)
 
 
-def offers(context: Context, workload: Workload, found: Found) -> tuple[Offer, ...]:
+def offers(context: Context, workload: Workload, result: Found) -> tuple[Offer, ...]:
     """Return the exports that run on this machine, or on up to four of its kind, where the one asked for cannot."""
-    if not unreadable(found):
+    if not unreadable(result):
         return ()
     own = context.arch.weight_formats.method
     tried = (_offer(context, workload, method, label) for method, label in EXPORTS if method != own)
@@ -81,9 +81,9 @@ def _offer(context: Context, workload: Workload, method: str | None, label: str)
     arch = context.arch.quantised(method)
     for factor in NODE_STEPS:
         nodes = context.machine.nodes * factor
-        there = replace(context, arch=arch, machine=context.machine.with_nodes(nodes))
-        space = default_space(there.machine, context.version, arch=arch, mtp=False)
-        answer = search(there, space, workload, effort=Effort(replayed=1))
+        wider = replace(context, arch=arch, machine=context.machine.with_nodes(nodes))
+        space = default_space(wider.machine, context.version, arch=arch, mtp=False)
+        answer = search(wider, space, workload, effort=Effort(replayed=1))
         if answer.candidates:
             return Offer(label=label, method=method, nodes=nodes, best=answer.candidates[0])
         if unreadable(answer):

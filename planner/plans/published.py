@@ -43,9 +43,9 @@ def compare_with_published(context: Context, hardware: str, workload: Workload) 
     case = _founding_case()
     if hardware != case["hardware"] or str(context.version) != case["sglang_version"]:
         return None
-    asked = (workload.isl.mean, workload.osl.mean, workload.concurrency)
+    workload_key = (workload.isl.mean, workload.osl.mean, workload.concurrency)
     for point in case["points"]:
-        if (point["isl"], point["osl"], point["concurrency"]) == asked:
+        if (point["isl"], point["osl"], point["concurrency"]) == workload_key:
             return _compare(context, workload, point, case["source"])
     return None
 

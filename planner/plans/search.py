@@ -148,7 +148,7 @@ def search(
     table = table_of(flat)
     filled = context.memory(table)
     steady = predict_many(context, table, workload, filled)
-    chosen: list[int] = []
+    best_rows: list[int] = []
     start = 0
     for grid in grids:
         rows = np.arange(start, start + len(grid))
@@ -157,9 +157,9 @@ def search(
         if best is None:
             rejected.append(_does_not_fit(flat, rows, filled, workload))
         else:
-            chosen.append(best)
-    chosen.sort(key=lambda row: _rank_key(steady, row, workload, slos))
-    short = _shortlist(flat, chosen, effort.replayed)
+            best_rows.append(best)
+    best_rows.sort(key=lambda row: _rank_key(steady, row, workload, slos))
+    short = _shortlist(flat, best_rows, effort.replayed)
     hopeful = [row for row in short if 1e3 * float(steady.tpot_s[row]) <= effort.hopeless_tpot_ms]
     leaders = [(flat[row], ledger_of(filled, table, row)) for row in hopeful]
     candidates = _finalists(context, leaders, workload, slos, effort.enough)
@@ -212,10 +212,10 @@ def _best_row(
     rows = rows[output >= output.max() * (1.0 - TIE)]
     plenty = rows[filled.kv_tokens[rows] >= PLENTY_OF_KV * workload.concurrency * workload.longest_request]
     if len(plenty):  # more cache is of no use, more free memory survives a fragmented allocator
-        rows, wanted = plenty, AMPLE_FREE_SHARE * filled.card[plenty]
+        rows, enough_gib = plenty, AMPLE_FREE_SHARE * filled.card[plenty]
     else:
-        wanted = np.full(len(rows), GOOD_FREE_GIB)
-    safety = np.minimum(filled.free[rows], wanted)
+        enough_gib = np.full(len(rows), GOOD_FREE_GIB)
+    safety = np.minimum(filled.free[rows], enough_gib)
     rows = rows[safety >= safety.max() - 0.25]
     return int(rows[np.argmax(filled.kv_tokens[rows])])
 
@@ -251,8 +251,8 @@ def _shortlist(flat: Sequence[ServerConfig], ordered: Sequence[int], count: int)
         by_layout.setdefault(flat[row].layout, row)
     leaders = list(by_layout.values())
     siblings = [row for row in ordered if flat[row].layout == flat[ordered[0]].layout and row not in leaders]
-    kept = [*leaders[: max(1, count - len(siblings))], *siblings][:count]
-    return sorted(kept, key=list(ordered).index)
+    shortlist = [*leaders[: max(1, count - len(siblings))], *siblings][:count]
+    return sorted(shortlist, key=list(ordered).index)
 
 
 def _rank_key(steady: ClosedForm, row: int, workload: Workload, slos: tuple[Slo, ...]) -> tuple[float, float]:

@@ -36,11 +36,11 @@ def spread_seeds(candidates: Sequence[Candidate], card_gib: float, count: int) -
         and candidate.prediction.output_tok_s >= WITHIN_BEST * best_rate
         and not candidate.misses
     ] or list(candidates[:1])
-    chosen = [pool[0]]
-    while len(chosen) < min(count, len(pool)):
-        rest = [candidate for candidate in pool if candidate not in chosen]
-        chosen.append(max(rest, key=lambda c: min(_distance(c.config, other.config) for other in chosen)))
-    return chosen
+    spread = [pool[0]]
+    while len(spread) < min(count, len(pool)):
+        rest = [candidate for candidate in pool if candidate not in spread]
+        spread.append(max(rest, key=lambda c: min(_distance(c.config, other.config) for other in spread)))
+    return spread
 
 
 def _distance(a: ServerConfig, b: ServerConfig) -> int:

@@ -36,12 +36,12 @@ def machines() -> tuple[tuple[str, Machine], ...]:
 
 def runs_on(arch: ModelArchitecture, version: Version) -> tuple[str, ...]:
     """Return the smallest machine of every GPU that holds the checkpoint under TP, smallest first."""
-    found: dict[str, str] = {}
+    smallest_of: dict[str, str] = {}
     for name, machine in machines():
         gpu = name.removeprefix("2x").removeprefix("4x").rpartition("x")[0]
-        if gpu not in found and _runs(arch, machine, version):
-            found[gpu] = name
-    return tuple(found.values())
+        if gpu not in smallest_of and _runs(arch, machine, version):
+            smallest_of[gpu] = name
+    return tuple(smallest_of.values())
 
 
 def _runs(arch: ModelArchitecture, machine: Machine, version: Version) -> bool:
@@ -50,7 +50,7 @@ def _runs(arch: ModelArchitecture, machine: Machine, version: Version) -> bool:
 
 
 def _runs_as(arch: ModelArchitecture, machine: Machine, version: Version, ep: int) -> bool:
-    asked = ServerConfig(
+    typed = ServerConfig(
         tp_size=machine.gpu_count,
         ep_size=ep,
         nnodes=machine.nodes,
@@ -58,7 +58,7 @@ def _runs_as(arch: ModelArchitecture, machine: Machine, version: Version, ep: in
         cuda_graph_max_bs_decode=REQUESTS,
         chunked_prefill_size=CHUNK,
     ).with_flags(**checkpoint_flags(arch, version))
-    config = resolve(asked, arch, machine, version).config
+    config = resolve(typed, arch, machine, version).config
     if first_error(Question(config=config, arch=arch, machine=machine, version=version)) is not None:
         return False
     filled = memory(arch, machine, table_of([config]), version)

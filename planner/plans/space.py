@@ -37,11 +37,11 @@ class Space:
 
     def resolve(self, shape: ServerConfig, context: Context) -> ServerConfig:
         """Return the shape with SGLang's defaults: the same for every number of clients, and kept."""
-        known = self.resolved.get(shape)
-        if known is None or known[0] is not context:
-            known = context, resolve(shape, context.arch, context.machine, context.version).config
-            self.resolved[shape] = known
-        return known[1]
+        entry = self.resolved.get(shape)
+        if entry is None or entry[0] is not context:
+            entry = context, resolve(shape, context.arch, context.machine, context.version).config
+            self.resolved[shape] = entry
+        return entry[1]
 
 
 def default_space(machine: Machine, version: Version, *, arch: ModelArchitecture, mtp: bool = True) -> Space:
@@ -156,6 +156,6 @@ def as_launched(config: ServerConfig, version: Version) -> ServerConfig:
 def _typed_conservativeness(config: ServerConfig) -> float | None:
     if config.schedule_conservativeness is None:
         return None  # SGLang's default, whatever it makes of it
-    given = config.schedule_conservativeness
-    typed = given / 0.3 if config.attn_dp_size > 1 else given
+    resolved = config.schedule_conservativeness
+    typed = resolved / 0.3 if config.attn_dp_size > 1 else resolved
     return None if abs(typed - 1.0) < 1e-9 else round(typed, 4)

@@ -36,8 +36,8 @@ ERRORS = tuple(rule for rule in RULES if rule.severity is Severity.ERROR)
 
 def violations(question: Question, rules: tuple[Rule, ...] | None = None) -> list[Violation]:
     """Return every violated rule of the version, what SGLang refuses first."""
-    found = apply(RULES if rules is None else rules, question)
-    found += [
+    violated = apply(RULES if rules is None else rules, question)
+    violated += [
         Violation(
             rule="version-ability",
             severity=Severity.ERROR,
@@ -46,10 +46,10 @@ def violations(question: Question, rules: tuple[Rule, ...] | None = None) -> lis
         )
         for ability in missing_abilities(question.config, question.version)
     ]
-    return sorted_violations(found)
+    return sorted_violations(violated)
 
 
 def first_error(question: Question) -> Violation | None:
     """Return the first violated rule that SGLang would refuse or fail on, or None."""
-    found = violations(question, ERRORS)
-    return found[0] if found else None
+    errors = violations(question, ERRORS)
+    return errors[0] if errors else None

@@ -1,4 +1,4 @@
-"""What a rule is, what it is asked, and how rules are applied."""
+"""Rules, the question they judge, and their application."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NEWEST_FAMILY = "0.5.13"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A resolved configuration together with what it is to run on; `typed` is what was given, if it was."""
+    """A resolved configuration with its model, machine and release; `typed` is the configuration as typed, if any."""
 
     config: ServerConfig
     arch: ModelArchitecture
@@ -41,7 +41,7 @@ class Question:
         return self.typed is not None and self.flag("model_path") is not None
 
     def flag(self, name: str, default: Any = None) -> Any:
-        """Return a flag that is no field of ServerConfig, or `default`."""
+        """Return a flag beyond ServerConfig's fields, or `default`."""
         return self.config.flag(name, default)
 
     @property
@@ -62,7 +62,7 @@ class Question:
 
     @property
     def algorithm(self) -> str | None:
-        """Speculative algorithm by SGLang's name, with NEXTN written as what it is."""
+        """Speculative algorithm by SGLang's name, with NEXTN as EAGLE."""
         if self.config.speculative is not None:
             return "EAGLE"
         named = self.flag("speculative_algorithm")
@@ -76,16 +76,16 @@ class Question:
     @property
     def quantization(self) -> str | None:
         """The `quantization` argument as resolved: on Blackwell SGLang takes it from the checkpoint."""
-        given = self.flag("quantization")
+        typed = self.flag("quantization")
         method = self.arch.weight_formats.method
         if (
-            given is None
+            typed is None
             and self.machine.is_blackwell
             and method in TRTLLM_METHODS
             and _from(self.version, TRTLLM_RUNNER)
         ):
             return method
-        return None if given == "unquant" else given
+        return None if typed == "unquant" else typed
 
     @property
     def capability(self) -> float:
@@ -95,8 +95,8 @@ class Question:
     @property
     def method(self) -> str | None:
         """The quant_method of the checkpoint, or the one --quantization reads it by."""
-        given = self.flag("quantization")
-        return self.arch.weight_formats.method if given in (None, "unquant") else str(given)
+        typed = self.flag("quantization")
+        return self.arch.weight_formats.method if typed in (None, "unquant") else str(typed)
 
 
 class _Words:
@@ -110,7 +110,7 @@ class _Words:
 
 
 class RuleOutcome(StrEnum):
-    """What becomes of a launch that breaks a rule."""
+    """The effect of breaking a rule."""
 
     REFUSED = "refused"  # SGLang stops at start by itself
     FAILS = "fails"  # SGLang does not check: the server fails later, or is of no use
@@ -130,8 +130,8 @@ _SEVERITY = {
 class Rule:
     """`broken` says whether the rule is violated; `sentence` and `fix` are formatted with the configuration.
 
-    They may name {c} the resolved configuration, {a} what was typed, {q} the question, {f} any other flag.
-    `source` is where SGLang says so.
+    They may name {c} the resolved configuration, {a} the typed one, {q} the question, {f} any other flag. `source` is
+    the place in SGLang's code.
     """
 
     id: str
@@ -156,8 +156,8 @@ _from = cache(at_least)
 
 def apply(rules: Iterable[Rule], question: Question) -> list[Violation]:
     """Return the violations of these rules, in their order."""
-    known = _known(tuple(rules), question.version)
-    return [_violation(rule, question) for rule in known if rule.broken(question)]
+    of_release = _known(tuple(rules), question.version)
+    return [_violation(rule, question) for rule in of_release if rule.broken(question)]
 
 
 @cache

@@ -26,13 +26,13 @@ def _incomplete(q: Question) -> bool:
     """
     if q.algorithm not in EAGLE_LIKE or q.flag("speculative_adaptive"):
         return False
-    given = _given(q)
-    if not given or q.config.speculative is not None:
+    numbers = _given(q)
+    if not numbers or q.config.speculative is not None:
         return False
-    if "speculative_num_steps" in given and not at_least(q.version, "0.5.3"):
+    if "speculative_num_steps" in numbers and not at_least(q.version, "0.5.3"):
         paged = (q.asked.page_size or 1) > 1 and not at_least(q.version, "0.4.9")
-        return paged and "speculative_eagle_topk" not in given
-    return not {"speculative_num_steps", "speculative_eagle_topk"} <= set(given)
+        return paged and "speculative_eagle_topk" not in numbers
+    return not {"speculative_num_steps", "speculative_eagle_topk"} <= set(numbers)
 
 
 def _no_topk(q: Question) -> bool:

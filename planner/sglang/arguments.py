@@ -46,7 +46,7 @@ LARGEST_NUMBER = 10**12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arguments:
-    """What was typed, by SGLang's field name, and what its parser would complain about."""
+    """Typed values by SGLang's field name, and the complaints of its parser."""
 
     values: dict[str, Any]
     faults: tuple[Violation, ...]
@@ -62,23 +62,23 @@ class _OneFlag(argparse.ArgumentParser):
 
 
 def read_arguments(words: Sequence[str], version: Version) -> Arguments:
-    """Read the words after the program's name. Never raises: what is wrong is in `faults`."""
-    known = flags_of(version)
+    """Read the words after the program's name. Never raises: errors are in `faults`."""
+    flags = flags_of(version)
     values: dict[str, Any] = {}
     faults: list[Violation] = []
-    for head, tail in _chunks(words, known):
+    for head, tail in _chunks(words, flags):
         if head is None:
             faults += [_stray(word) for word in tail]
             continue
         typed, equals, glued = head.partition("=")
-        names = [head] if head in known.by_name else known.spelled(typed)
+        names = [head] if head in flags.by_name else flags.spelled(typed)
         if len(names) != 1:
-            faults.append(_unknown(typed, version, known) if not names else _ambiguous(typed, names))
+            faults.append(_unknown(typed, version, flags) if not names else _ambiguous(typed, names))
             continue
-        flag = known.by_name[names[0]]
-        found, fault = _one(flag, names[0], [names[0] + equals + glued, *tail])
+        flag = flags.by_name[names[0]]
+        settings, fault = _one(flag, names[0], [names[0] + equals + glued, *tail])
         faults += fault
-        for dest, value in found.items():
+        for dest, value in settings.items():
             if _beyond(value):
                 faults.append(_out_of_range(names[0], value))
             else:
@@ -89,13 +89,13 @@ def read_arguments(words: Sequence[str], version: Version) -> Arguments:
 
 
 def knows_flags(words: Sequence[str], version: Version) -> bool:
-    """Whether a release has every flag of these words, each told apart from all others."""
-    known = flags_of(version)
-    heads = (head for head, _ in _chunks(words, known) if head is not None)
-    return all(head in known.by_name or len(known.spelled(head.partition("=")[0])) == 1 for head in heads)
+    """Whether a release has every flag of these words, each unambiguous."""
+    flags = flags_of(version)
+    heads = (head for head, _ in _chunks(words, flags) if head is not None)
+    return all(head in flags.by_name or len(flags.spelled(head.partition("=")[0])) == 1 for head in heads)
 
 
-def _chunks(words: Sequence[str], known: FlagSet) -> Iterator[tuple[str | None, list[str]]]:
+def _chunks(words: Sequence[str], flags: FlagSet) -> Iterator[tuple[str | None, list[str]]]:
     """Yield (flag as typed, the words up to the next flag); None for words before any flag and after `--`."""
     head: str | None = None
     tail: list[str] = []
@@ -104,7 +104,7 @@ def _chunks(words: Sequence[str], known: FlagSet) -> Iterator[tuple[str | None, 
             yield head, tail
             yield None, list(words[index + 1 :])
             return
-        if _is_flag(word, known):
+        if _is_flag(word, flags):
             if head is not None or tail:
                 yield head, tail
             head, tail = word, []
@@ -113,13 +113,13 @@ def _chunks(words: Sequence[str], known: FlagSet) -> Iterator[tuple[str | None, 
     yield head, tail
 
 
-def _is_flag(word: str, known: FlagSet) -> bool:
+def _is_flag(word: str, flags: FlagSet) -> bool:
     """Say whether argparse takes the word for a flag rather than a value."""
     if not word.startswith("-") or len(word) == 1:
         return False
-    if word in known.by_name or word.partition("=")[0] in known.by_name:
+    if word in flags.by_name or word.partition("=")[0] in flags.by_name:
         return True
-    return not _NUMBER.fullmatch(word) and (" " not in word or bool(known.spelled(word.partition("=")[0])))
+    return not _NUMBER.fullmatch(word) and (" " not in word or bool(flags.spelled(word.partition("=")[0])))
 
 
 def _one(flag: Flag, name: str, words: list[str]) -> tuple[dict[str, Any], list[Violation]]:
@@ -132,10 +132,10 @@ def _one(flag: Flag, name: str, words: list[str]) -> tuple[dict[str, Any], list[
         choices = list(flag.choices) if flag.choices else None
         parser.add_argument(name, dest=flag.dest, type=convert, nargs=flag.nargs, choices=choices)
     try:
-        found, left = parser.parse_known_args(words)
+        namespace, leftover = parser.parse_known_args(words)
     except _Refused as refusal:
         return {}, [_bad_value(flag, name, words[1:], str(refusal))]
-    return vars(found), [_stray(word) for word in left]
+    return vars(namespace), [_stray(word) for word in leftover]
 
 
 def readable_int(text: str) -> int:
@@ -150,20 +150,20 @@ def readable_int(text: str) -> int:
 
 
 def _json_list(text: str) -> list[Any]:
-    found = json.loads(text)
-    if not isinstance(found, list):
+    value = json.loads(text)
+    if not isinstance(value, list):
         raise ValueError("not a JSON list")
-    return found
+    return value
 
 
 def _graph_config(text: str) -> dict[str, dict[str, Any]]:
-    found = json.loads(text)
-    phases = isinstance(found, dict) and all(
-        phase in ("decode", "prefill") and isinstance(settings, dict) for phase, settings in found.items()
+    by_phase = json.loads(text)
+    phases = isinstance(by_phase, dict) and all(
+        phase in ("decode", "prefill") and isinstance(settings, dict) for phase, settings in by_phase.items()
     )
     if not phases:
         raise ValueError('not an object of the phases "decode" and "prefill"')
-    return dict(found)
+    return dict(by_phase)
 
 
 CONVERTERS: dict[str, Callable[[str], Any]] = {
@@ -220,35 +220,35 @@ def _ambiguous(typed: str, names: list[str]) -> Violation:
     )
 
 
-def _unknown(typed: str, version: Version, known: FlagSet) -> Violation:
+def _unknown(typed: str, version: Version, flags: FlagSet) -> Violation:
     life = life_of(typed)
     instead = SUCCESSORS.get(typed)
     if life:
         first, last = life
         when = f"it came with {first}" if Version(first) > version else f"{last} was the last release that has it"
-        usable = instead is not None and instead.split()[0] in known.by_name
+        usable = instead is not None and instead.split()[0] in flags.by_name
         nearest = f"write {instead}" if usable else f"leave it out, or use SGLang {first if first == last else last}"
         if not usable and Version(first) > version:
             nearest = f"leave it out, or use SGLang {first} or newer"
         return _refused("flag-of-other-release", f"SGLang {version} has no {typed}: {when}", nearest)
-    return _refused("unknown-flag", f"SGLang {version} has no flag {shown(typed)}", _nearest(typed, known))
+    return _refused("unknown-flag", f"SGLang {version} has no flag {shown(typed)}", _nearest(typed, flags))
 
 
-def _nearest(typed: str, known: FlagSet) -> str:
-    if not typed.startswith("--") and len(typed) > 2 and len(known.spelled("-" + typed)) == 1:
-        return f"write {known.spelled('-' + typed)[0]}"
+def _nearest(typed: str, flags: FlagSet) -> str:
+    if not typed.startswith("--") and len(typed) > 2 and len(flags.spelled("-" + typed)) == 1:
+        return f"write {flags.spelled('-' + typed)[0]}"
     plain = typed[:80].lower().replace("_", "-")
-    near = [plain] if plain in known.by_name else difflib.get_close_matches(plain, known.by_name, n=1, cutoff=0.6)
+    near = [plain] if plain in flags.by_name else difflib.get_close_matches(plain, flags.by_name, n=1, cutoff=0.6)
     return f"did you mean {near[0]}?" if near else "remove it; `python -m sglang.launch_server --help` lists all flags"
 
 
-def _bad_value(flag: Flag, name: str, words: Sequence[str], said: str) -> Violation:
-    if "expected" in said and "argument" in said:
+def _bad_value(flag: Flag, name: str, words: Sequence[str], refusal: str) -> Violation:
+    if "expected" in refusal and "argument" in refusal:
         message = f"{name} lacks its value"
-    elif "ignored explicit argument" in said:
+    elif "ignored explicit argument" in refusal:
         message = f"{name} is a switch and takes no value"
     else:
-        message = f"{name} does not take '{shown(words[0] if words else said.rpartition(': ')[2])}'"
+        message = f"{name} does not take '{shown(words[0] if words else refusal.rpartition(': ')[2])}'"
     if flag.choices:
         listed = [str(choice) for choice in flag.choices]
         near = difflib.get_close_matches(words[0][:80], listed, n=1) if words else []

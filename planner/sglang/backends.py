@@ -40,9 +40,9 @@ def sparse_backend(version: Version) -> str:
 
 def moe_runner(config: ServerConfig, version: Version, *, blackwell: bool) -> str:
     """Return the MoE runner: on Blackwell `auto` becomes flashinfer_trtllm for FP8 and FP4, from 0.5.5 on."""
-    given = config.moe_runner_backend or "auto"
+    runner = config.moe_runner_backend or "auto"
     alone = config.moe_a2a_backend == "none" and at_least(version, TRTLLM_RUNNER)
-    return "flashinfer_trtllm" if given == "auto" and blackwell and alone else given
+    return "flashinfer_trtllm" if runner == "auto" and blackwell and alone else runner
 
 
 def a2a_backend(config: ServerConfig) -> str:

@@ -96,8 +96,8 @@ def decode_graph_sizes(largest: int, *, speculative: bool, padding: bool) -> lis
         sizes = [*range(1, 9), *range(10, 33, 2), *range(40, 65, 4), *range(72, 257, 8), *range(272, largest + 1, 16)]
     else:
         sizes = [1, 2, 4, 8, 12, *range(16, 257, 8), *range(272, 512, 16), *range(512, largest + 1, 32)]
-    kept = [size for size in sizes if size <= largest]
-    return kept if largest in kept else [*kept, largest]
+    captured = [size for size in sizes if size <= largest]
+    return captured if largest in captured else [*captured, largest]
 
 
 def prefill_graph_sizes(largest: int) -> list[int]:

@@ -108,14 +108,14 @@ def to_flags(config: ServerConfig, version: Version) -> list[TypedFlag]:
             f"SGLang {version} has no {ability.flag}: {ability.name} came with {ability.since}; "
             f"ask for --sglang-version {ability.since} or newer (newest known: {NEWEST})"
         )
-    known = flags_of(version)
+    release_flags = flags_of(version)
     return [
-        *_parallel(config, known),
+        *_parallel(config, release_flags),
         *_speculative(config, version),
-        *_memory(config, known),
-        *_scheduling(config, known),
-        *_kernels(config, known),
-        *_extra(config, known),
+        *_memory(config, release_flags),
+        *_scheduling(config, release_flags),
+        *_kernels(config, release_flags),
+        *_extra(config, release_flags),
     ]
 
 
@@ -136,47 +136,47 @@ def _word(value: object) -> str:
     return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
-def _given(known: FlagSet, dest: str, value: object | None) -> list[TypedFlag]:
+def _given(release_flags: FlagSet, dest: str, value: object | None) -> list[TypedFlag]:
     """Return the flag of a field, none where it is off. Raises InputError when the release has no flag for it."""
     if value is None or value is False:
         return []
-    flag = known.by_dest.get(dest)
+    flag = release_flags.by_dest.get(dest)
     if flag is None:
-        raise _missing(known, dest)
+        raise _missing(release_flags, dest)
     name = next((name for name in flag.names if name == "--" + dest.replace("_", "-")), flag.name)
     return [TypedFlag(name, () if flag.is_switch else _values(value))]
 
 
-def _missing(known: FlagSet, dest: str) -> InputError:
+def _missing(release_flags: FlagSet, dest: str) -> InputError:
     life = first_release_of(dest)
     if life is None:
         return InputError(f"no release of SGLang known here has a flag for '{dest}'")
     name, first, last = life
-    return InputError(f"SGLang {known.release} has no {name}: releases {first} to {last} have it")
+    return InputError(f"SGLang {release_flags.release} has no {name}: releases {first} to {last} have it")
 
 
-def _parallel(config: ServerConfig, known: FlagSet) -> list[TypedFlag]:
+def _parallel(config: ServerConfig, release_flags: FlagSet) -> list[TypedFlag]:
     flags: list[TypedFlag] = [TypedFlag("--tp-size", (str(config.tp_size),))]
     if config.pp_size > 1:
-        flags += _given(known, "pp_size", config.pp_size)
+        flags += _given(release_flags, "pp_size", config.pp_size)
     if config.nnodes > 1:
-        flags += _given(known, "nnodes", config.nnodes)
+        flags += _given(release_flags, "nnodes", config.nnodes)
     if config.attn_dp_size > 1:
-        if "attn_dp_size" in known.by_dest:
-            flags += _given(known, "attn_dp_size", config.attn_dp_size)
+        if "attn_dp_size" in release_flags.by_dest:
+            flags += _given(release_flags, "attn_dp_size", config.attn_dp_size)
         else:
             flags += [TypedFlag("--dp-size", (str(config.attn_dp_size),)), TypedFlag("--enable-dp-attention")]
-    flags += _given(known, "enable_dp_lm_head", config.enable_dp_lm_head)
+    flags += _given(release_flags, "enable_dp_lm_head", config.enable_dp_lm_head)
     if config.ep_size > 1 or config.moe_a2a_backend != "none":
-        flags += _expert_parallel(config, known)
+        flags += _expert_parallel(config, release_flags)
     return flags
 
 
-def _expert_parallel(config: ServerConfig, known: FlagSet) -> list[TypedFlag]:
-    if "moe_a2a_backend" in known.by_dest:
+def _expert_parallel(config: ServerConfig, release_flags: FlagSet) -> list[TypedFlag]:
+    if "moe_a2a_backend" in release_flags.by_dest:
         backend = None if config.moe_a2a_backend == "none" else config.moe_a2a_backend
         size = config.ep_size if config.ep_size > 1 else None
-        return [*_given(known, "ep_size", size), *_given(known, "moe_a2a_backend", backend)]
+        return [*_given(release_flags, "ep_size", size), *_given(release_flags, "moe_a2a_backend", backend)]
     if config.moe_a2a_backend == "deepep":
         return [TypedFlag("--enable-deepep-moe")]
     return [TypedFlag("--enable-ep-moe")]
@@ -196,44 +196,44 @@ def _speculative(config: ServerConfig, version: Version) -> list[TypedFlag]:
     ]
 
 
-def _memory(config: ServerConfig, known: FlagSet) -> list[TypedFlag]:
-    by_phase = "cuda_graph_max_bs_decode" in known.by_dest
+def _memory(config: ServerConfig, release_flags: FlagSet) -> list[TypedFlag]:
+    by_phase = "cuda_graph_max_bs_decode" in release_flags.by_dest
     graph = "cuda_graph_max_bs_decode" if by_phase else "cuda_graph_max_bs"
     off = ["disable_decode_cuda_graph", "disable_prefill_cuda_graph"] if by_phase else ["disable_cuda_graph"]
     return [
-        *_given(known, "mem_fraction_static", config.mem_fraction_static),
-        *_given(known, "max_running_requests", config.max_running_requests),
-        *_given(known, "chunked_prefill_size", config.chunked_prefill_size),
-        *_given(known, "max_prefill_tokens", config.max_prefill_tokens),
-        *([] if config.disable_cuda_graph else _given(known, graph, config.cuda_graph_max_bs_decode)),
-        *(flag for dest in off for flag in _given(known, dest, config.disable_cuda_graph)),
-        *_given(known, "context_length", config.context_length),
+        *_given(release_flags, "mem_fraction_static", config.mem_fraction_static),
+        *_given(release_flags, "max_running_requests", config.max_running_requests),
+        *_given(release_flags, "chunked_prefill_size", config.chunked_prefill_size),
+        *_given(release_flags, "max_prefill_tokens", config.max_prefill_tokens),
+        *([] if config.disable_cuda_graph else _given(release_flags, graph, config.cuda_graph_max_bs_decode)),
+        *(flag for dest in off for flag in _given(release_flags, dest, config.disable_cuda_graph)),
+        *_given(release_flags, "context_length", config.context_length),
     ]
 
 
-def _scheduling(config: ServerConfig, known: FlagSet) -> list[TypedFlag]:
+def _scheduling(config: ServerConfig, release_flags: FlagSet) -> list[TypedFlag]:
     return [
-        *_given(known, "schedule_policy", config.schedule_policy),
-        *_given(known, "schedule_conservativeness", config.schedule_conservativeness),
-        *_given(known, "disable_radix_cache", config.disable_radix_cache),
-        *_given(known, "enable_mixed_chunk", config.enable_mixed_chunk),
-        *_given(known, "stream_interval", config.stream_interval),
-        *_given(known, "scheduler_recv_interval", config.scheduler_recv_interval),
+        *_given(release_flags, "schedule_policy", config.schedule_policy),
+        *_given(release_flags, "schedule_conservativeness", config.schedule_conservativeness),
+        *_given(release_flags, "disable_radix_cache", config.disable_radix_cache),
+        *_given(release_flags, "enable_mixed_chunk", config.enable_mixed_chunk),
+        *_given(release_flags, "stream_interval", config.stream_interval),
+        *_given(release_flags, "scheduler_recv_interval", config.scheduler_recv_interval),
     ]
 
 
-def _kernels(config: ServerConfig, known: FlagSet) -> list[TypedFlag]:
+def _kernels(config: ServerConfig, release_flags: FlagSet) -> list[TypedFlag]:
     backend: list[TypedFlag]
-    switch = known.by_dest.get(f"enable_{_mla(config)}")
+    switch = release_flags.by_dest.get(f"enable_{_mla(config)}")
     if config.attention_backend in ("flashinfer", "flashmla") and switch is not None and not switch.refused:
         backend = [TypedFlag(f"--enable-{_mla(config).replace('_', '-')}")]
     else:
-        backend = _given(known, "attention_backend", config.attention_backend)
+        backend = _given(release_flags, "attention_backend", config.attention_backend)
     return [
         *backend,
-        *_given(known, "kv_cache_dtype", config.kv_cache_dtype),
-        *_given(known, "page_size", config.page_size),
-        *_given(known, "moe_runner_backend", config.moe_runner_backend),
+        *_given(release_flags, "kv_cache_dtype", config.kv_cache_dtype),
+        *_given(release_flags, "page_size", config.page_size),
+        *_given(release_flags, "moe_runner_backend", config.moe_runner_backend),
     ]
 
 
@@ -241,82 +241,82 @@ def _mla(config: ServerConfig) -> str:
     return "flashinfer_mla" if config.attention_backend == "flashinfer" else "flashmla"
 
 
-def _extra(config: ServerConfig, known: FlagSet) -> list[TypedFlag]:
-    earlier = {name: old for old, name in LONG_NAMES.items() if old in known.by_dest}
-    return [flag for dest, value in config.extra for flag in _given(known, earlier.get(dest, dest), value)]
+def _extra(config: ServerConfig, release_flags: FlagSet) -> list[TypedFlag]:
+    earlier = {name: old for old, name in LONG_NAMES.items() if old in release_flags.by_dest}
+    return [flag for dest, value in config.extra for flag in _given(release_flags, earlier.get(dest, dest), value)]
 
 
 def from_values(values: Mapping[str, Any], version: Version) -> ServerConfig:
     """Build the configuration of typed values, by SGLang's field names of `version`, in today's terms."""
-    left = dict(values)
-    known: dict[str, Any] = {name: left.pop(name) for name in (*PLAIN, *SWITCHES) if name in left}
+    rest = dict(values)
+    settings: dict[str, Any] = {name: rest.pop(name) for name in (*PLAIN, *SWITCHES) if name in rest}
     for name, default in (("tp_size", 1), ("pp_size", 1), ("nnodes", 1), ("moe_a2a_backend", "none")):
-        known[name] = left.pop(name, default)
-    known["attn_dp_size"] = _attention_dp(left, known["tp_size"], version)
-    known["ep_size"] = left.pop("ep_size", 1)
-    if left.pop("enable_ep_moe", False):
-        known["ep_size"] = known["tp_size"]
-    if left.pop("enable_deepep_moe", False):
-        known |= {"ep_size": known["tp_size"], "moe_a2a_backend": "deepep"}
-    graphless = _attention_backend(known, left, version)
+        settings[name] = rest.pop(name, default)
+    settings["attn_dp_size"] = _attention_dp(rest, settings["tp_size"], version)
+    settings["ep_size"] = rest.pop("ep_size", 1)
+    if rest.pop("enable_ep_moe", False):
+        settings["ep_size"] = settings["tp_size"]
+    if rest.pop("enable_deepep_moe", False):
+        settings |= {"ep_size": settings["tp_size"], "moe_a2a_backend": "deepep"}
+    graphless = _attention_backend(settings, rest, version)
     for old, name in LONG_NAMES.items():
-        if old in left:
-            left.setdefault(name, left.pop(old))
-    known["cuda_graph_max_bs_decode"] = left.pop("cuda_graph_max_bs_decode", left.pop("cuda_graph_max_bs", None))
-    known["disable_cuda_graph"] = _graphs_off(left) or graphless
-    known["speculative"] = _speculation(left)
-    if known.get("moe_runner_backend") == "auto":
-        known["moe_runner_backend"] = None
+        if old in rest:
+            rest.setdefault(name, rest.pop(old))
+    settings["cuda_graph_max_bs_decode"] = rest.pop("cuda_graph_max_bs_decode", rest.pop("cuda_graph_max_bs", None))
+    settings["disable_cuda_graph"] = _graphs_off(rest) or graphless
+    settings["speculative"] = _speculation(rest)
+    if settings.get("moe_runner_backend") == "auto":
+        settings["moe_runner_backend"] = None
     settled = {field.name for field in fields(ServerConfig)} - {"extra"}
-    if left.get("speculative_draft_model_path") == DRAFT_EXPORT and known["speculative"] is not None:
-        del left["speculative_draft_model_path"]  # what is typed anyway where the release needs it
-    extra = {name: _frozen(value) for name, value in left.items() if value is not None and name not in settled}
-    return ServerConfig(**known).with_flags(**extra)
+    if rest.get("speculative_draft_model_path") == DRAFT_EXPORT and settings["speculative"] is not None:
+        del rest["speculative_draft_model_path"]  # what is typed anyway where the release needs it
+    extra = {name: _frozen(value) for name, value in rest.items() if value is not None and name not in settled}
+    return ServerConfig(**settings).with_flags(**extra)
 
 
-def _attention_backend(known: dict[str, Any], left: dict[str, Any], version: Version) -> bool:
-    """Settle the attention backend of MLA in `known`; return whether its name alone switches CUDA graphs off."""
+def _attention_backend(settings: dict[str, Any], rest: dict[str, Any], version: Version) -> bool:
+    """Settle the attention backend of MLA in `settings`; return whether its name alone switches CUDA graphs off."""
     graphless = False
-    if not at_least(version, MLA_READS_BACKEND) and known.get("attention_backend") not in (None, "fa3"):
-        graphless = known.pop("attention_backend") == "torch_native"  # it has no other effect on MLA
+    if not at_least(version, MLA_READS_BACKEND) and settings.get("attention_backend") not in (None, "fa3"):
+        graphless = settings.pop("attention_backend") == "torch_native"  # it has no other effect on MLA
     for old, backend in (("enable_flashinfer_mla", "flashinfer"), ("enable_flashmla", "flashmla")):
-        if left.pop(old, False):
-            known["attention_backend"] = backend
+        if rest.pop(old, False):
+            settings["attention_backend"] = backend
     return graphless
 
 
-def _attention_dp(left: dict[str, Any], tp_size: int, version: Version) -> int:
-    """Return the attention-DP degree; `dp_size` stays in `left` where it means whole replicas."""
-    degree = left.pop("attn_dp_size", 1)
-    if left.pop("enable_dp_attention", False) and degree == 1:
-        degree = left.pop("dp_size", 1)
+def _attention_dp(rest: dict[str, Any], tp_size: int, version: Version) -> int:
+    """Return the attention-DP degree; `dp_size` stays in `rest` where it means whole replicas."""
+    degree = rest.pop("attn_dp_size", 1)
+    if rest.pop("enable_dp_attention", False) and degree == 1:
+        degree = rest.pop("dp_size", 1)
         if degree == 1 and not at_least(version, FREE_ATTENTION_DP):
             degree = tp_size  # 0.4.3 and 0.4.4 set it so by themselves
         if degree == 1:
-            left["enable_dp_attention"] = True
-    if left.get("dp_size") == 1:
-        del left["dp_size"]
+            rest["enable_dp_attention"] = True
+    if rest.get("dp_size") == 1:
+        del rest["dp_size"]
     return int(degree)
 
 
-def _graphs_off(left: dict[str, Any]) -> bool:
-    both = left.get("disable_decode_cuda_graph") and left.get("disable_prefill_cuda_graph")
+def _graphs_off(rest: dict[str, Any]) -> bool:
+    both = rest.get("disable_decode_cuda_graph") and rest.get("disable_prefill_cuda_graph")
     if both:
-        del left["disable_decode_cuda_graph"], left["disable_prefill_cuda_graph"]
-    return bool(left.pop("disable_cuda_graph", False) or both)
+        del rest["disable_decode_cuda_graph"], rest["disable_prefill_cuda_graph"]
+    return bool(rest.pop("disable_cuda_graph", False) or both)
 
 
-def _speculation(left: dict[str, Any]) -> Speculative | None:
-    """Take a complete set of speculative numbers out of `left`; anything incomplete stays for the rules."""
-    if str(left.get("speculative_algorithm", "")).upper() not in OWN_DRAFT or left.get("speculative_adaptive"):
+def _speculation(rest: dict[str, Any]) -> Speculative | None:
+    """Take a complete set of speculative numbers out of `rest`; anything incomplete stays for the rules."""
+    if str(rest.get("speculative_algorithm", "")).upper() not in OWN_DRAFT or rest.get("speculative_adaptive"):
         return None
-    numbers = [left[name] for name in SPECULATIVE if isinstance(left.get(name), int)]
+    numbers = [rest[name] for name in SPECULATIVE if isinstance(rest.get(name), int)]
     if len(numbers) < len(SPECULATIVE):
         return None
     for name in SPECULATIVE:
-        del left[name]
-    if str(left["speculative_algorithm"]).upper() == "EAGLE":
-        del left["speculative_algorithm"]
+        del rest[name]
+    if str(rest["speculative_algorithm"]).upper() == "EAGLE":
+        del rest["speculative_algorithm"]
     steps, topk, drafts = numbers
     return Speculative(num_steps=steps, eagle_topk=topk, num_draft_tokens=drafts)
 

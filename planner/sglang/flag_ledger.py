@@ -34,9 +34,9 @@ class FlagClass(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlagEntry:
-    """One flag's line in the ledger; the last four say something of unpriced flags alone.
+    """One flag's line in the ledger; the last four belong to unpriced flags alone.
 
-    `unless` are values that change nothing the equations lack, `without` a flag beside which this one is priced.
+    `unless` are values whose effect the equations have, `without` a flag that makes this one priced.
     """
 
     kind: FlagClass
@@ -86,18 +86,18 @@ def unpriced_flags(
 
 
 def _candidates(values: Mapping[str, Any], version: Version) -> Iterator[tuple[Flag, FlagEntry, Any]]:
-    ledger, known = flag_ledger(), flags_of(version).by_dest
+    ledger, flags = flag_ledger(), flags_of(version).by_dest
     for dest, value in values.items():
         entry = ledger.get(dest)
-        if entry is None or entry.kind is not FlagClass.UNPRICED or dest not in known:
+        if entry is None or entry.kind is not FlagClass.UNPRICED or dest not in flags:
             continue
         if value in entry.unless or value is False or (entry.without is not None and values.get(entry.without)):
             continue
-        yield known[dest], entry, value
+        yield flags[dest], entry, value
 
 
 def _own_choice(typed: ServerConfig, arch: ModelArchitecture, machine: Machine, version: Version) -> dict[str, Any]:
-    """Return what SGLang settles on by GPU and layout where nothing is typed: typing the same changes nothing."""
+    """Return SGLang's own choice by GPU and layout: typing the same changes nothing."""
     bare = replace(typed, attention_backend=None, moe_runner_backend=None)
     bare = bare.with_flags(prefill_attention_backend=None, decode_attention_backend=None)
     fields = resolve(bare, arch, machine, version).fields

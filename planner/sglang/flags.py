@@ -78,8 +78,8 @@ def flags_of(version: Version) -> FlagSet:
     releases = listed_releases()
     release = next((r for r in reversed(releases) if Version(r) <= version), releases[0])
     place = {name: index for index, name in enumerate(releases)}
-    asked = place[release]
-    present = [flag for flag in _table().flags if place[flag.since] <= asked <= place[flag.until]]
+    release_place = place[release]
+    present = [flag for flag in _table().flags if place[flag.since] <= release_place <= place[flag.until]]
     by_dest: dict[str, Flag] = {}
     for flag in present:
         if flag.dest not in by_dest or by_dest[flag.dest].deprecated is not None:
@@ -89,19 +89,19 @@ def flags_of(version: Version) -> FlagSet:
 
 def life_of(name: str) -> tuple[str, str] | None:
     """Return the first and last listed release that has a flag of this name, or None."""
-    found = [flag for flag in _table().flags if name in flag.names]
-    if not found:
+    flags = [flag for flag in _table().flags if name in flag.names]
+    if not flags:
         return None
-    return min((f.since for f in found), key=Version), max((f.until for f in found), key=Version)
+    return min((f.since for f in flags), key=Version), max((f.until for f in flags), key=Version)
 
 
 def first_release_of(dest: str) -> tuple[str, str, str] | None:
     """Return (flag name, first release, last release) of SGLang's field `dest`, or None if none ever had it."""
-    found = [flag for flag in _table().flags if flag.dest == dest]
-    if not found:
+    flags = [flag for flag in _table().flags if flag.dest == dest]
+    if not flags:
         return None
-    newest = max(found, key=lambda f: Version(f.until))
-    return newest.name, min((f.since for f in found), key=Version), newest.until
+    newest = max(flags, key=lambda f: Version(f.until))
+    return newest.name, min((f.since for f in flags), key=Version), newest.until
 
 
 @cache

@@ -67,7 +67,7 @@ class _Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolved:
-    """The configuration with every default filled in, and why each filled value is what it is.
+    """The configuration with every default filled in, and the reason of each filled value.
 
     `fields` holds values under SGLang's own names as its resolver leaves them: the chunk is that of one
     attention-DP rank there, requests are None where SGLang settles them only after loading.
@@ -104,9 +104,9 @@ def resolve(config: ServerConfig, arch: ModelArchitecture, machine: Machine, ver
     if sizes:
         config = replace(config, cuda_graph_max_bs_decode=max(sizes))
         reasons["cuda_graph_max_bs_decode"] = "the largest of the sizes listed"
-    asked = config.max_running_requests
-    if at_least(version, "0.5.14") and asked is not None and asked < graph:
-        fill("cuda_graph_max_bs_decode", asked, "no larger than max_running_requests")
+    most_requests = config.max_running_requests
+    if at_least(version, "0.5.14") and most_requests is not None and most_requests < graph:
+        fill("cuda_graph_max_bs_decode", most_requests, "no larger than max_running_requests")
     fill("cuda_graph_max_bs_decode", graph, f"SGLang {version} chooses it by GPU memory and tp_size")
     fraction, why = default_fraction(config, machine, version)
     fill("mem_fraction_static", fraction, why)
@@ -159,7 +159,7 @@ def _layout(config: ServerConfig, version: Version, reasons: dict[str, str]) -> 
 
 
 def _speculation(config: ServerConfig, version: Version, reasons: dict[str, str]) -> ServerConfig:
-    """Settle the speculative numbers: SGLang's own when none is given, drafts = steps + 1 with topk 1."""
+    """Settle the speculative numbers: SGLang's own by default, drafts = steps + 1 with topk 1."""
     named = str(config.flag("speculative_algorithm") or "").upper()
     spec = config.speculative
     if spec is None and named in ("EAGLE", "NEXTN"):
@@ -194,11 +194,11 @@ def _flattens_trees(version: Version) -> bool:
 
 
 def _own_numbers(version: Version) -> Speculative:
-    """SGLang's numbers where none is given: the flags' defaults at first, then a choice by model."""
+    """SGLang's own numbers: the flags' defaults at first, then a choice by model."""
     if at_least(version, "0.4.7"):
         return Speculative(num_steps=3, eagle_topk=1, num_draft_tokens=4)
-    known = flags_of(version).by_dest
-    steps, topk, drafts = (known[name].default or own for name, own in zip(MTP_NUMBERS, (5, 4, 8), strict=True))
+    flags = flags_of(version).by_dest
+    steps, topk, drafts = (flags[name].default or own for name, own in zip(MTP_NUMBERS, (5, 4, 8), strict=True))
     return Speculative(num_steps=steps, eagle_topk=topk, num_draft_tokens=drafts)
 
 
@@ -254,12 +254,12 @@ def effective_chunk(typed: int, attn_dp_size: int, version: Version) -> int:
 
 
 def typed_chunk(effective: int, attn_dp_size: int, version: Version) -> int:
-    """Return what to type so that one pass over all ranks takes `effective` tokens."""
+    """Return the value to type so that one pass over all ranks takes `effective` tokens."""
     return 2 * (effective // attn_dp_size) if attn_dp_size > 1 and halves_chunk(version) else effective
 
 
 def _adjusted(config: ServerConfig, version: Version, reasons: dict[str, str]) -> ServerConfig:
-    """Apply what SGLang changes even when it was given: attention DP and all-to-all backends."""
+    """Apply SGLang's changes to typed values: attention DP and all-to-all backends."""
     if config.attn_dp_size > 1:
         conservative = (config.schedule_conservativeness or 1.0) * DP_CONSERVATIVENESS
         config = replace(config, schedule_conservativeness=conservative)
@@ -285,8 +285,8 @@ def _decode_sizes(config: ServerConfig) -> list[int]:
     return [size for size in listed if isinstance(size, int)]
 
 
-def _fields(asked: _Asked, config: ServerConfig, settled_requests: int | None) -> dict[str, Any]:
-    """Return SGLang's own fields after resolution: what its server_info would print."""
+def _fields(question: _Asked, config: ServerConfig, settled_requests: int | None) -> dict[str, Any]:
+    """Return SGLang's own fields after resolution, as its server_info would print them."""
     chunk = config.chunked_prefill_size or 0
     rank_chunk = chunk // max(1, config.attn_dp_size)
     prefill_backend, decode_backend = attention_pair(config)
@@ -300,11 +300,11 @@ def _fields(asked: _Asked, config: ServerConfig, settled_requests: int | None) -
     return {
         **{name: getattr(config, name) for name in same},
         "dp_size": int(config.flag("dp_size", 1)),
-        "moe_runner_backend": _runner(asked),
+        "moe_runner_backend": _runner(question),
         "chunked_prefill_size": rank_chunk,
         "max_prefill_tokens": config.max_prefill_tokens or 16384,
         "max_running_requests": settled_requests,
-        "cuda_graph_max_bs_decode": _largest_captured(asked, config),
+        "cuda_graph_max_bs_decode": _largest_captured(question, config),
         "cuda_graph_bs_decode": _captured_sizes(config),
         "decode_cuda_graph": decode_graphs(config) and not eager,
         "cuda_graph_bs_prefill": _prefill_sizes(config, chunk, rank_chunk),
@@ -315,17 +315,17 @@ def _fields(asked: _Asked, config: ServerConfig, settled_requests: int | None) -
     }
 
 
-def _runner(asked: _Asked) -> str:
-    """The MoE runner by what was typed; prefill context parallelism comes with an all-to-all backend."""
-    own = asked.arch.weight_formats.method in TRTLLM_METHODS and not asked.typed.flag("enable_prefill_cp")
-    return moe_runner(asked.typed, asked.version, blackwell=asked.machine.is_blackwell and own)
+def _runner(question: _Asked) -> str:
+    """The MoE runner by the typed configuration; prefill context parallelism comes with an all-to-all backend."""
+    own = question.arch.weight_formats.method in TRTLLM_METHODS and not question.typed.flag("enable_prefill_cp")
+    return moe_runner(question.typed, question.version, blackwell=question.machine.is_blackwell and own)
 
 
-def _largest_captured(asked: _Asked, config: ServerConfig) -> int:
+def _largest_captured(question: _Asked, config: ServerConfig) -> int:
     """The largest decode graph; releases before 0.5.13 settle it in the graph runner."""
-    if at_least(asked.version, SETTLED_WITH_ARGUMENTS) or not graphs_captured(config):
+    if at_least(question.version, SETTLED_WITH_ARGUMENTS) or not graphs_captured(config):
         return config.cuda_graph_max_bs_decode or 0
-    return max(captured_sizes(asked.typed, asked.machine, asked.version), default=0)
+    return max(captured_sizes(question.typed, question.machine, question.version), default=0)
 
 
 def _captured_sizes(config: ServerConfig) -> list[int]:
@@ -367,5 +367,5 @@ def _prefill_captured(config: ServerConfig, backend: str, eager: bool) -> bool:
     """Say whether prefill graphs are captured in the end: trtllm_mla turns them off unless they were asked for."""
     captured = prefill_graphs(config)
     undone = backend == "trtllm_mla" or bool(config.flag("enable_prefill_cp"))
-    asked = config.flag("cuda_graph_backend_prefill")
-    return captured is not None and not eager and (not undone or asked is not None)
+    graph_backend = config.flag("cuda_graph_backend_prefill")
+    return captured is not None and not eager and (not undone or graph_backend is not None)

@@ -24,7 +24,7 @@ def is_secret(word: str) -> bool:
 
 def without_secrets(words: Sequence[str]) -> list[str]:
     """Return words without secret flags and their values."""
-    kept: list[str] = []
+    public_words: list[str] = []
     skip = False
     for word in words:
         if skip:  # argparse takes the next word as the value, whatever it looks like but a flag
@@ -34,8 +34,8 @@ def without_secrets(words: Sequence[str]) -> list[str]:
         if is_secret(word):
             skip = "=" not in word
         else:
-            kept.append(word)
-    return kept
+            public_words.append(word)
+    return public_words
 
 
 def clean_command(command: str) -> str:

@@ -30,18 +30,18 @@ def exec_quote(value: str) -> str:
 
 def assignments_of(text: str) -> Iterator[tuple[str, str]]:
     """Yield the (key, value) lines of a unit file, continued lines joined, comments left out."""
-    held = ""
+    pending = ""
     for raw in text.split("\n"):
         line = raw.strip()
-        if line.startswith(("#", ";")) or (not line and not held):
+        if line.startswith(("#", ";")) or (not line and not pending):
             continue
-        held += " " + line.removesuffix("\\") if held else line.removesuffix("\\")
+        pending += " " + line.removesuffix("\\") if pending else line.removesuffix("\\")
         if line.endswith("\\"):
             continue
-        key, equals, value = held.partition("=")
+        key, equals, value = pending.partition("=")
         if equals:
             yield key.strip(), value.strip()
-        held = ""
+        pending = ""
 
 
 def unit_words(value: str, *, command: bool) -> list[str]:

@@ -40,16 +40,16 @@ def evaluate(text: str, values: dict[str, int]) -> int | None:
 
 def _conditional(text: str) -> str:
     """Write `a ? b : c` as Python does; the first question mark outside brackets ends the condition."""
-    depth, asked, question = 0, 0, -1
+    depth, open_questions, question = 0, 0, -1
     for place, char in enumerate(text):
         depth += (char == "(") - (char == ")")
         if depth:
             continue
         if char == "?":
-            question, asked = (place if question < 0 else question), asked + 1
+            question, open_questions = (place if question < 0 else question), open_questions + 1
         elif char == ":" and question >= 0:
-            asked -= 1
-            if not asked:
+            open_questions -= 1
+            if not open_questions:
                 then, other = _conditional(text[question + 1 : place]), _conditional(text[place + 1 :])
                 return f"(({then}) if ({text[:question]}) else ({other}))"
     return text

@@ -14,20 +14,24 @@ from planner.traffic_plans.sizing import TrafficPlan
 def traffic_plan_document(planned: TrafficPlan, prices: Prices | None = None) -> dict[str, Any]:
     """Return the document; `answer` speaks of all servers, `traffic` of the trace."""
     document = plan_document(planned.plan, prices)
-    asked, served = planned.asked, planned.served
-    document["question"] |= {"traffic": asked.name, "rate_scale": asked.rate_scale, "slo": [str(s) for s in asked.slos]}
+    trace_question, served = planned.asked, planned.served
+    document["question"] |= {
+        "traffic": trace_question.name,
+        "rate_scale": trace_question.rate_scale,
+        "slo": [str(s) for s in trace_question.slos],
+    }
     if document["answer"] is not None and served is not None:
         names = ("servers", "routing", "hit_rate", "goodput_rps", "e2e_ms")
         document["answer"] |= {name: getattr(served, name) for name in names}
     document["traffic"] = {
-        "requests": len(asked.trace),
-        "requests_in_all": asked.requests_in_all,
-        "window_s": list(asked.window_s),
+        "requests": len(trace_question.trace),
+        "requests_in_all": trace_question.requests_in_all,
+        "window_s": list(trace_question.window_s),
         "minutes": [asdict(minute) for minute in served.minutes] if served is not None else [],
         "without_cache": None
         if planned.without_cache is None
         else {**served_document(planned.without_cache), "fewest_servers": planned.servers_without_cache},
-        "routing": {str(way): served_document(seen) for way, seen in planned.routings.items()},
+        "routing": {str(way): served_document(served_way) for way, served_way in planned.routings.items()},
     }
     return document
 

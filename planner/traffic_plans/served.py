@@ -69,23 +69,23 @@ def serve(
     slos: tuple[Slo, ...] = (),
 ) -> ServedTrace:
     """Replay a trace on servers of a resolved configuration; `servers` says how many, with what cache and router."""
-    seen = replay_trace(trace, servers)
-    broken = _broken(seen, slos)
-    elapsed_s = max(float(seen.end_s.max()), 1e-9)
+    replay = replay_trace(trace, servers)
+    broken = _broken(replay, slos)
+    elapsed_s = max(float(replay.end_s.max()), 1e-9)
     return ServedTrace(
         servers=servers.count,
         routing=servers.routing,
-        ttft_ms=statistics_ms(seen.ttft_s),
-        tpot_ms=statistics_ms(seen.tpot_s[seen.osl > 1] if (seen.osl > 1).any() else np.zeros(1)),
-        e2e_ms=statistics_ms(seen.e2e_s),
-        output_tok_s=float(seen.osl.sum()) / elapsed_s,
+        ttft_ms=statistics_ms(replay.ttft_s),
+        tpot_ms=statistics_ms(replay.tpot_s[replay.osl > 1] if (replay.osl > 1).any() else np.zeros(1)),
+        e2e_ms=statistics_ms(replay.e2e_s),
+        output_tok_s=float(replay.osl.sum()) / elapsed_s,
         goodput_rps=float((~broken).sum()) / elapsed_s,
-        hit_rate=seen.hit_rate,
-        mean_running=seen.mean_running,
-        in_flight_p99=_in_flight_p99(seen),
-        retractions=seen.retractions,
-        minutes=_minutes(seen, broken),
-        replay=seen,
+        hit_rate=replay.hit_rate,
+        mean_running=replay.mean_running,
+        in_flight_p99=_in_flight_p99(replay),
+        retractions=replay.retractions,
+        minutes=_minutes(replay, broken),
+        replay=replay,
     )
 
 
@@ -112,43 +112,43 @@ def on(servers: TraceServers, count: int, *, cache: bool = True, routing: Routin
     return replace(servers, count=count, cache=cache, routing=way)
 
 
-def _broken(seen: TraceReplay, slos: tuple[Slo, ...]) -> npt.NDArray[np.bool_]:
+def _broken(replay: TraceReplay, slos: tuple[Slo, ...]) -> npt.NDArray[np.bool_]:
     """Return which requests are themselves above a limit."""
-    by_metric = {Metric.TTFT: seen.ttft_s, Metric.TPOT: seen.tpot_s, Metric.E2E: seen.e2e_s}
-    broken = np.zeros(len(seen.isl), dtype=bool)
+    by_metric = {Metric.TTFT: replay.ttft_s, Metric.TPOT: replay.tpot_s, Metric.E2E: replay.e2e_s}
+    broken = np.zeros(len(replay.isl), dtype=bool)
     for slo in slos:
         broken |= by_metric[slo.metric] * 1e3 > slo.limit_ms
     return broken
 
 
-def _in_flight_p99(seen: TraceReplay) -> float:
+def _in_flight_p99(replay: TraceReplay) -> float:
     """Return the requests in flight that are exceeded in 1 % of the time."""
-    times = np.concatenate([seen.sent_s, seen.end_s])
+    times = np.concatenate([replay.sent_s, replay.end_s])
     order = np.argsort(times, kind="stable")
-    steps = np.concatenate([np.ones(len(seen.sent_s)), -np.ones(len(seen.end_s))])[order]
+    steps = np.concatenate([np.ones(len(replay.sent_s)), -np.ones(len(replay.end_s))])[order]
     level, spans = np.cumsum(steps)[:-1], np.diff(times[order])
     by_level = np.argsort(level, kind="stable")
     share = np.cumsum(spans[by_level]) / max(float(spans.sum()), 1e-12)
     return float(level[by_level][min(int(np.searchsorted(share, 0.99)), len(level) - 1)])
 
 
-def _minutes(seen: TraceReplay, broken: npt.NDArray[np.bool_]) -> tuple[Minute, ...]:
-    minute = (seen.sent_s / MINUTE_S).astype(np.int64)
-    waiting = _waiting(seen.sent_s, seen.first_s)
+def _minutes(replay: TraceReplay, broken: npt.NDArray[np.bool_]) -> tuple[Minute, ...]:
+    minute = (replay.sent_s / MINUTE_S).astype(np.int64)
+    waiting = _waiting(replay.sent_s, replay.first_s)
     rows = []
     for number in np.unique(minute).tolist():
-        here = minute == number
-        ttft_ms = seen.ttft_s[here] * 1e3
+        in_minute = minute == number
+        ttft_ms = replay.ttft_s[in_minute] * 1e3
         rows.append(
             Minute(
                 minute=number,
-                requests=int(here.sum()),
+                requests=int(in_minute.sum()),
                 ttft_p50_ms=float(np.median(ttft_ms)),
                 ttft_p99_ms=float(np.percentile(ttft_ms, 99) if len(ttft_ms) >= FEW else ttft_ms.max()),
-                tpot_mean_ms=float(seen.tpot_s[here].mean() * 1e3),
+                tpot_mean_ms=float(replay.tpot_s[in_minute].mean() * 1e3),
                 waiting=float(waiting[number]),
-                hit_rate=float(seen.cached[here].sum() / max(seen.isl[here].sum(), 1.0)),
-                missed_share=float(broken[here].mean()),
+                hit_rate=float(replay.cached[in_minute].sum() / max(replay.isl[in_minute].sum(), 1.0)),
+                missed_share=float(broken[in_minute].mean()),
             )
         )
     return tuple(rows)

@@ -68,10 +68,10 @@ def traffic_question(trace: Trace, name: str, rate_scale: float, slos: tuple[Slo
     if len(scaled) > MOST_REPLAYED:
         spans = scaled.sent_s[MOST_REPLAYED - 1 :] - scaled.sent_s[: 1 - MOST_REPLAYED]
         start = int(np.argmin(spans))
-    kept = np.arange(start, min(start + MOST_REPLAYED, len(scaled)))
-    window_s = (float(scaled.sent_s[kept[0]]), float(scaled.sent_s[kept[-1]]))
+    indices = np.arange(start, min(start + MOST_REPLAYED, len(scaled)))
+    window_s = (float(scaled.sent_s[indices[0]]), float(scaled.sent_s[indices[-1]]))
     return TrafficQuestion(
-        trace=scaled.taken(kept) if len(kept) < len(scaled) else scaled,
+        trace=scaled.taken(indices) if len(indices) < len(scaled) else scaled,
         name=name,
         rate_scale=rate_scale,
         slos=slos or (TAKEN_SLO,),
@@ -80,27 +80,29 @@ def traffic_question(trace: Trace, name: str, rate_scale: float, slos: tuple[Slo
     )
 
 
-def plan_traffic(question: PlanQuestion, asked: TrafficQuestion) -> TrafficPlan:
+def plan_traffic(question: PlanQuestion, trace_question: TrafficQuestion) -> TrafficPlan:
     """Find the configuration and the fewest servers of it that keep the SLOs over the trace."""
     context = question.context()
-    longest = int((asked.trace.isl + asked.trace.osl).max())
+    longest = int((trace_question.trace.isl + trace_question.trace.osl).max())
     if longest > question.arch.max_position_embeddings:
         raise InputError(
-            f"'{asked.name}' has a request of {longest:,} tokens; the model's context is "
+            f"'{trace_question.name}' has a request of {longest:,} tokens; the model's context is "
             f"{question.arch.max_position_embeddings:,}"
         )
     question.checked()
-    leaders, rejected, evaluated = _leaders(question, context, asked, longest)
+    leaders, rejected, evaluated = _leaders(question, context, trace_question, longest)
     if not leaders:
-        return _plan(question, context, asked, Found(candidates=(), rejected=rejected, evaluated=evaluated), {})
-    sized = _sized(context, leaders, asked)
-    candidates = tuple(_candidate(candidate, served, asked.slos) for candidate, served in sized)
-    found = Found(candidates=candidates, rejected=rejected, evaluated=evaluated)
-    return _plan(question, context, asked, found, {0: sized[0][1]})
+        return _plan(
+            question, context, trace_question, Found(candidates=(), rejected=rejected, evaluated=evaluated), {}
+        )
+    sized = _sized(context, leaders, trace_question)
+    candidates = tuple(_candidate(candidate, served, trace_question.slos) for candidate, served in sized)
+    result = Found(candidates=candidates, rejected=rejected, evaluated=evaluated)
+    return _plan(question, context, trace_question, result, {0: sized[0][1]})
 
 
 def _leaders(
-    question: PlanQuestion, context: Context, asked: TrafficQuestion, longest: int
+    question: PlanQuestion, context: Context, trace_question: TrafficQuestion, longest: int
 ) -> tuple[list[Candidate], tuple[Rejected, ...], int]:
     """Return the best configurations for loads of the trace's mean lengths whose KV cache holds its longest request."""
     space = default_space(context.machine, context.version, arch=context.arch, mtp=question.mtp)
@@ -112,36 +114,38 @@ def _leaders(
     undivided = replace(space, layouts=tuple(layout for layout in space.layouts if layout.attn_dp_size == 1))
     for clients in CROWDS:
         for among in (space, undivided):
-            found = search(context, among, question.workload(clients), asked.slos, Effort(replayed=FAMILIES))
-            evaluated += found.evaluated
-            rejected = found.rejected if among is space else rejected
-            for candidate in found.candidates:
+            result = search(context, among, question.workload(clients), trace_question.slos, Effort(replayed=FAMILIES))
+            evaluated += result.evaluated
+            rejected = result.rejected if among is space else rejected
+            for candidate in result.candidates:
                 if candidate.ledger.kv_tokens_per_rank >= longest:
                     leaders.setdefault(f"{candidate.config}", candidate)
     return list(leaders.values()), rejected, evaluated
 
 
-def _sized(context: Context, leaders: list[Candidate], asked: TrafficQuestion) -> list[tuple[Candidate, ServedTrace]]:
+def _sized(
+    context: Context, leaders: list[Candidate], trace_question: TrafficQuestion
+) -> list[tuple[Candidate, ServedTrace]]:
     """Return each with the fewest servers that keep the SLOs, the fewest GPUs first, then the fastest answer."""
     sized = []
     most = MOST_SERVERS
     for candidate in leaders:
-        servers = servers_of(context, candidate.config, len(asked.trace))
-        served = fewest(context, candidate, asked, servers, most)
+        servers = servers_of(context, candidate.config, len(trace_question.trace))
+        served = fewest(context, candidate, trace_question, servers, most)
         sized.append((candidate, served))
-        if served.excess(asked.slos) <= 0.0:
+        if served.excess(trace_question.slos) <= 0.0:
             most = min(most, served.servers)  # nobody with more of them is better
 
     def key(item: tuple[Candidate, ServedTrace]) -> tuple[float, float, float]:
         candidate, served = item
-        excess = max(0.0, served.excess(asked.slos))
+        excess = max(0.0, served.excess(trace_question.slos))
         return (excess, served.servers * candidate.config.gpu_count, served.e2e_ms["mean"])
 
     return sorted(sized, key=key)
 
 
 def fewest(
-    context: Context, candidate: Candidate, asked: TrafficQuestion, servers: TraceServers, most: int
+    context: Context, candidate: Candidate, trace_question: TrafficQuestion, servers: TraceServers, most: int
 ) -> ServedTrace:
     """Return the trace on the fewest of these servers that keep the SLOs, on `most` of them where none do.
 
@@ -150,26 +154,30 @@ def fewest(
     """
 
     def at(count: int) -> ServedTrace:
-        seen = serve(context, candidate.config, asked.trace, on(servers, count), asked.slos)
-        if seen.excess(asked.slos) <= 0.0 or count == 1 or not servers.cache:
-            return seen
+        answer = serve(context, candidate.config, trace_question.trace, on(servers, count), trace_question.slos)
+        if answer.excess(trace_question.slos) <= 0.0 or count == 1 or not servers.cache:
+            return answer
         idlest = on(servers, count, routing=Routing.LEAST_REQUESTS)
-        other = serve(context, candidate.config, asked.trace, idlest, asked.slos)
-        return min(seen, other, key=lambda served: served.excess(asked.slos))
+        other = serve(context, candidate.config, trace_question.trace, idlest, trace_question.slos)
+        return min(answer, other, key=lambda served: served.excess(trace_question.slos))
 
     low, high = 0, 1
     served = at(high)
-    if served.excess(asked.slos) > 0.0 and high < most and (crowd := at(most)).excess(asked.slos) > 0.0:
+    if (
+        served.excess(trace_question.slos) > 0.0
+        and high < most
+        and (crowd := at(most)).excess(trace_question.slos) > 0.0
+    ):
         return crowd
-    while served.excess(asked.slos) > 0.0 and high < most:
+    while served.excess(trace_question.slos) > 0.0 and high < most:
         low, high = high, min(most, 2 * high)
         served = at(high)
-    if served.excess(asked.slos) > 0.0:
+    if served.excess(trace_question.slos) > 0.0:
         return served
     while high - low > 1:
         middle = (low + high) // 2
         tried = at(middle)
-        if tried.excess(asked.slos) <= 0.0:
+        if tried.excess(trace_question.slos) <= 0.0:
             high, served = middle, tried
         else:
             low = middle
@@ -197,16 +205,16 @@ def predicted(closed: Prediction, served: ServedTrace) -> Prediction:
         for name, (low, high) in closed.band.items()
         if name in fresh and fresh[name][0] > 0
     }
-    seen = served.replay
-    elapsed_s = max(float(seen.end_s.max()), 1e-9)
+    replay = served.replay
+    elapsed_s = max(float(replay.end_s.max()), 1e-9)
     per_server = 1.0 / served.servers
     return replace(
         closed,
         output_tok_s=served.output_tok_s * per_server,
-        total_tok_s=float((seen.osl + seen.isl).sum()) / elapsed_s * per_server,
+        total_tok_s=float((replay.osl + replay.isl).sum()) / elapsed_s * per_server,
         user_tok_s=1e3 / (served.tpot_ms["mean"] or served.e2e_ms["mean"]),
-        user_tok_s_with_wait=float((seen.osl / seen.e2e_s).mean()),
-        request_rate=len(seen.isl) / elapsed_s * per_server,
+        user_tok_s_with_wait=float((replay.osl / replay.e2e_s).mean()),
+        request_rate=len(replay.isl) / elapsed_s * per_server,
         running_requests=served.mean_running * per_server,
         ttft_ms=served.ttft_ms,
         tpot_ms=served.tpot_ms,
@@ -218,22 +226,27 @@ def predicted(closed: Prediction, served: ServedTrace) -> Prediction:
 
 
 def _plan(
-    question: PlanQuestion, context: Context, asked: TrafficQuestion, found: Found, best: dict[int, ServedTrace]
+    question: PlanQuestion,
+    context: Context,
+    trace_question: TrafficQuestion,
+    result: Found,
+    best: dict[int, ServedTrace],
 ) -> TrafficPlan:
     """Return the plan with what the cache and the router are worth on its best servers."""
     served = best.get(0)
-    leader = found.candidates[0] if found.candidates else None
+    leader = result.candidates[0] if result.candidates else None
     without, fewer, routings = None, None, dict[Routing, ServedTrace]()
     if leader is not None and served is not None:
-        servers = servers_of(context, leader.config, len(asked.trace))
-        config, trace, count = leader.config, asked.trace, served.servers
-        without = serve(context, config, trace, on(servers, count, cache=False), asked.slos)
+        servers = servers_of(context, leader.config, len(trace_question.trace))
+        config, trace, count = leader.config, trace_question.trace, served.servers
+        without = serve(context, config, trace, on(servers, count, cache=False), trace_question.slos)
         if not leader.misses:
-            alone = fewest(context, leader, asked, on(servers, 1, cache=False), MOST_SERVERS)
-            fewer = alone.servers if alone.excess(asked.slos) <= 0.0 else None
+            alone = fewest(context, leader, trace_question, on(servers, 1, cache=False), MOST_SERVERS)
+            fewer = alone.servers if alone.excess(trace_question.slos) <= 0.0 else None
         if count > 1:
             routings = {
-                way: serve(context, config, trace, on(servers, count, routing=way), asked.slos) for way in Routing
+                way: serve(context, config, trace, on(servers, count, routing=way), trace_question.slos)
+                for way in Routing
             }
     replicas = 1 if served is None else served.servers
     in_flight = 1 if served is None else max(1, math.ceil(served.in_flight_p99 / replicas))
@@ -248,14 +261,19 @@ def _plan(
         nodes=nodes,
         replicas=replicas,
         concurrency=in_flight,
-        found=found,
+        found=result,
         node_answer=node_answer,
         load=question.workload(in_flight),
         published=None,
-        warnings=_warnings(question, context, asked, leader),
+        warnings=_warnings(question, context, trace_question, leader),
     )
     return TrafficPlan(
-        plan=plan, asked=asked, served=served, without_cache=without, servers_without_cache=fewer, routings=routings
+        plan=plan,
+        asked=trace_question,
+        served=served,
+        without_cache=without,
+        servers_without_cache=fewer,
+        routings=routings,
     )
 
 
@@ -268,21 +286,22 @@ def _nodes(context: Context, leader: Candidate | None, servers: int) -> int:
 
 
 def _warnings(
-    question: PlanQuestion, context: Context, asked: TrafficQuestion, leader: Candidate | None
+    question: PlanQuestion, context: Context, trace_question: TrafficQuestion, leader: Candidate | None
 ) -> tuple[str, ...]:
-    said = [*question.hardware.warnings, *context.engine.warnings, *asked.trace.notes]
-    if not asked.whole:
-        said.append(
-            f"replayed: the busiest {len(asked.trace):,} of {asked.requests_in_all:,} requests in a row, from second "
-            f"{asked.window_s[0]:,.0f} to {asked.window_s[1]:,.0f}; caches are empty at its start"
+    warnings = [*question.hardware.warnings, *context.engine.warnings, *trace_question.trace.notes]
+    if not trace_question.whole:
+        warnings.append(
+            f"replayed: the busiest {len(trace_question.trace):,} of {trace_question.requests_in_all:,} requests in "
+            f"a row, from second {trace_question.window_s[0]:,.0f} to {trace_question.window_s[1]:,.0f}; "
+            "caches are empty at its start"
         )
-    if asked.slos == (TAKEN_SLO,):
-        said.append(f"kept: {TAKEN_SLO} (taken where no --slo is given)")
+    if trace_question.slos == (TAKEN_SLO,):
+        warnings.append(f"kept: {TAKEN_SLO} (taken where no --slo is given)")
     if leader is not None:
-        said.extend(leader.prediction.warnings)
+        warnings.extend(leader.prediction.warnings)
         if leader.config.speculative is not None:
-            said.append("speculation keys the radix cache by pairs of tokens: a hit may be one token shorter")
+            warnings.append("speculation keys the radix cache by pairs of tokens: a hit may be one token shorter")
         if float(table_of([leader.config]).attn_dp[0]) > 1:
-            said.append("attention DP: every rank has a cache of its own, and requests are dealt to ranks in turn")
-    said.append("not modelled under a trace: prefill and decode apart, HiCache, in-batch prefix waiting")
-    return tuple(said)
+            warnings.append("attention DP: every rank has a cache of its own, and requests are dealt to ranks in turn")
+    warnings.append("not modelled under a trace: prefill and decode apart, HiCache, in-batch prefix waiting")
+    return tuple(warnings)

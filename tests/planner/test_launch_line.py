@@ -105,7 +105,7 @@ def test_what_is_no_yaml_or_starts_nothing_is_an_error(tmp_path: Path) -> None:
     broken, other = tmp_path / "a.yaml", tmp_path / "b.yaml"
     broken.write_text("a: [1, 2")
     other.write_text("services: {db: {command: postgres}}")
-    with pytest.raises(InputError, match="no valid YAML"):
+    with pytest.raises(InputError, match="is not valid YAML"):
         launch_of_file(broken)
     with pytest.raises(InputError, match="starts no SGLang server"):
         launch_of_file(other)
