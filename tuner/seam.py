@@ -1,4 +1,4 @@
-"""The one seam between the tuner's loop and whatever runs a configuration."""
+"""The one seam between the tuner's loop and the engines that run a configuration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NODE_VARIABLE = "SGTUNE_NODE"
 
 
 class FailureKind(StrEnum):
-    """Why a launch or a measurement did not work; `tuner.server.failure` says what each one asks for."""
+    """Why a launch or a measurement did not work; `tuner.server.failure` has the policy for each."""
 
     # caused by the configuration: completed trials with a violated constraint
     OOM_WEIGHTS = "oom_weights"
@@ -47,8 +47,9 @@ class FailureKind(StrEnum):
 
 
 class LaunchFailed(Exception):
-    """The configuration did not start, died or could not be measured; carries the kind, the evidence (as clean text,
-    whoever said it), and what it cost."""
+    """The configuration did not start, died or could not be measured; carries the kind, the evidence as clean text, and
+    the seconds it cost.
+    """
 
     def __init__(self, kind: FailureKind, evidence: str, seconds: float) -> None:
         self.kind = kind
@@ -142,9 +143,9 @@ class ServerInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """One ladder point: what was asked, what came back, and over how long. Latencies in ms by statistic.
+    """One ladder point: its load, its figures, and its duration. Latencies in ms by statistic.
 
-    `request_rate` (1/s) is what an open loop sent; `goodput_req_s` what of it kept every limit.
+    `request_rate` (1/s) is the rate an open loop sent; `goodput_req_s` the part of it within every limit.
     """
 
     concurrency: int
@@ -176,7 +177,7 @@ class Server(Protocol):
     """A running configuration."""
 
     def info(self) -> ServerInfo:
-        """Return what the server reports once it is ready."""
+        """Return the server's report once it is ready."""
 
     def measure(self, workload: Workload) -> Measurement:
         """Measure one ladder point. Raises LaunchFailed when the server dies under load."""
@@ -190,7 +191,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """Return what `--engine` calls it."""
+        """Return its name for `--engine`."""
 
     def launch(self, config: ServerConfig, number: int) -> Server:
         """Start trial `number` and wait until it is ready. Raises LaunchFailed when it does not start."""

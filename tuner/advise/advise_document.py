@@ -30,7 +30,7 @@ def server_document(server: ServerAnswer) -> dict[str, Any]:
     """Return one server: what runs, what was seen, what is expected."""
     facts, launched = server.facts, server.launched
     info = facts.info
-    told = info.get("launch_command")
+    command = info.get("launch_command")
     return {
         "name": facts.name,
         "engine": facts.engine or None,
@@ -39,7 +39,7 @@ def server_document(server: ServerAnswer) -> dict[str, Any]:
         "accelerator": facts.loads.get("accelerator"),
         "hardware": launched.hardware.name if launched else None,
         "config": launched.config.as_dict() if launched else None,
-        "launch": _line(told) if isinstance(told, str) else None,
+        "launch": _line(command) if isinstance(command, str) else None,
         "kv_tokens": launched.kv_tokens if launched else None,
         "assumed": list(launched.assumed) if launched else [],
         "simulated": server.simulated,
@@ -56,8 +56,8 @@ def server_document(server: ServerAnswer) -> dict[str, Any]:
     }
 
 
-def _line(told: str) -> str:
+def _line(command: str) -> str:
     try:
-        return shlex.join(without_secrets(shlex.split(told[:20_000])))
+        return shlex.join(without_secrets(shlex.split(command[:20_000])))
     except ValueError:
         return ""

@@ -40,13 +40,13 @@ class Capacity:
                 "growth_per_day": self.growth_per_day, "full_in_days": self.full_in_days}  # fmt: skip
 
 
-def capacity_of(model: Model, seen: Observed, window: ScrapeWindow) -> Capacity:
+def capacity_of(model: Model, observed: Observed, window: ScrapeWindow) -> Capacity:
     """Return the most this server answers, by the model of it with as many requests as it can run."""
     most = runnable(model)
     crowded = model.change(model.server.typed, replace(model.traffic, in_flight=most)) or model.base
     return Capacity(
         most_per_s=max(crowded.request_rate, model.base.request_rate),
-        now_per_s=seen.request_rate,
+        now_per_s=observed.request_rate,
         growth_per_day=growth_per_day(window),
     )
 
@@ -67,8 +67,8 @@ def growth_per_day(window: ScrapeWindow) -> float | None:
     third = len(steps) // 3
 
     def rate(part: list[ScrapeWindow]) -> float:
-        asked = sum(step.increase("num_requests_total") or 0.0 for step in part)
-        return asked / sum(step.seconds or 0.0 for step in part)
+        requests = sum(step.increase("num_requests_total") or 0.0 for step in part)
+        return requests / sum(step.seconds or 0.0 for step in part)
 
     first, last = rate(steps[:third]), rate(steps[-third:])
     if not first or last < (1.0 + LEAST_GROWTH) * first:
@@ -76,11 +76,11 @@ def growth_per_day(window: ScrapeWindow) -> float | None:
     return (last - first) / (hours * 2.0 / 3.0) * 24.0
 
 
-def capacity_findings(model: Model, seen: Observed, capacity: Capacity, others: list[Finding]) -> list[Finding]:
+def capacity_findings(model: Model, observed: Observed, capacity: Capacity, others: list[Finding]) -> list[Finding]:
     """Return that more servers are needed, where no change of this one would do."""
     helped = max((each.gain_percent for each in others), default=0.0) >= ENOUGH
-    waiting, running = seen.waiting or 0.0, seen.running or 0.0
-    if queued(seen) and waiting >= STANDING * running and running >= 0.7 * runnable(model) and not helped:
+    waiting, running = observed.waiting or 0.0, observed.running or 0.0
+    if queued(observed) and waiting >= STANDING * running and running >= 0.7 * runnable(model) and not helped:
         count = -(-model.traffic.in_flight // runnable(model))
         if count > 1:
             share = replace(model.traffic, in_flight=-(-model.traffic.in_flight // count))

@@ -40,18 +40,22 @@ class Traffic:
         return Workload(isl=self.isl, osl=self.osl, concurrency=self.in_flight)
 
 
-def traffic_of(seen: Observed) -> Traffic | None:
+def traffic_of(observed: Observed) -> Traffic | None:
     """Return the traffic of a window, None where it does not tell lengths and load."""
-    if not seen.in_flight or not LEAST_IN_FLIGHT < seen.in_flight < LONGEST_TOKENS:
+    if not observed.in_flight or not LEAST_IN_FLIGHT < observed.in_flight < LONGEST_TOKENS:
         return None
-    if not seen.isl or not seen.osl or not all(1.0 <= length <= LONGEST_TOKENS for length in (seen.isl, seen.osl)):
+    if (
+        not observed.isl
+        or not observed.osl
+        or not all(1.0 <= length <= LONGEST_TOKENS for length in (observed.isl, observed.osl))
+    ):
         return None
-    fresh = max(1.0, seen.isl * (1.0 - min(1.0, max(0.0, seen.cached_share or 0.0))))
+    fresh = max(1.0, observed.isl * (1.0 - min(1.0, max(0.0, observed.cached_share or 0.0))))
     return Traffic(
-        isl=lengths(fresh, seen.isl_spread if not seen.cached_share else None),
-        osl=lengths(seen.osl, seen.osl_spread),
-        whole_isl=seen.isl,
-        in_flight=max(1, min(MOST_IN_FLIGHT, round(seen.in_flight))),
+        isl=lengths(fresh, observed.isl_spread if not observed.cached_share else None),
+        osl=lengths(observed.osl, observed.osl_spread),
+        whole_isl=observed.isl,
+        in_flight=max(1, min(MOST_IN_FLIGHT, round(observed.in_flight))),
     )
 
 
@@ -114,16 +118,16 @@ class Model:
         except InputError:
             return ""
         added = " ".join(word for flag in after if flag not in before for word in flag.argv)
-        left = {flag.name for flag in after}
-        gone = " ".join(flag.name for flag in before if flag.name not in left)
+        still_set = {flag.name for flag in after}
+        gone = " ".join(flag.name for flag in before if flag.name not in still_set)
         return added + (f"{' ' if added else ''}without {gone}" if gone else "")
 
 
-def model_of(server: Launched, seen: Observed, traffic: Traffic) -> Model:
+def model_of(server: Launched, observed: Observed, traffic: Traffic) -> Model:
     """Return the model of a server as it is seen: with the acceptance its MTP has."""
     config, context = server.config, server.context
-    if config.speculative is not None and seen.accept_length:
-        accepted = acceptance_from(seen.accept_length, config.speculative.num_steps)
+    if config.speculative is not None and observed.accept_length:
+        accepted = acceptance_from(observed.accept_length, config.speculative.num_steps)
         context = replace(context, acceptance=accepted, acceptance_spread=0.02)
     base = _predicted(server, config, context, traffic.workload)
     return Model(server=server, traffic=traffic, context=context, base=base)
@@ -141,7 +145,7 @@ def _predicted(server: Launched, config: ServerConfig, context: Context, workloa
     return prediction_of(placed, config, workload, filled=filled, played=played)
 
 
-def expected_document(model: Model, seen: Observed) -> dict[str, Any]:
+def expected_document(model: Model, observed: Observed) -> dict[str, Any]:
     """Return the expectation and how far the server is from it: measured over predicted, in percent."""
     base = model.base
     return {
@@ -160,21 +164,21 @@ def expected_document(model: Model, seen: Observed) -> dict[str, Any]:
         "traffic": {"isl": model.traffic.isl.mean, "osl": model.traffic.osl.mean,
                     "in_flight": model.traffic.in_flight},
         "measured_over_predicted_percent": {
-            name: round(100.0 * (ratio - 1.0), 1) for name, ratio in ratios(model, seen).items()
+            name: round(100.0 * (ratio - 1.0), 1) for name, ratio in ratios(model, observed).items()
         },
         "profile": model.context.engine.name,
     }  # fmt: skip
 
 
-def ratios(model: Model, seen: Observed) -> dict[str, float]:
+def ratios(model: Model, observed: Observed) -> dict[str, float]:
     """Return measured over predicted of the mean latencies and the output rate, where both are known."""
-    base, found = model.base, {}
+    base, by_figure = model.base, {}
     for name, measured, predicted in (
-        ("ttft_ms", seen.ttft_ms.get("mean"), base.ttft_ms["mean"]),
-        ("tpot_ms", seen.tpot_ms.get("mean"), base.tpot_ms["mean"]),
-        ("e2e_ms", seen.e2e_ms.get("mean"), base.e2e_ms["mean"]),
-        ("output_tok_s", seen.output_tok_s if seen.basis == "window" else None, base.output_tok_s),
+        ("ttft_ms", observed.ttft_ms.get("mean"), base.ttft_ms["mean"]),
+        ("tpot_ms", observed.tpot_ms.get("mean"), base.tpot_ms["mean"]),
+        ("e2e_ms", observed.e2e_ms.get("mean"), base.e2e_ms["mean"]),
+        ("output_tok_s", observed.output_tok_s if observed.basis == "window" else None, base.output_tok_s),
     ):
         if measured and predicted > 0:
-            found[name] = measured / predicted
-    return found
+            by_figure[name] = measured / predicted
+    return by_figure

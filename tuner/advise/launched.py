@@ -116,12 +116,12 @@ def _launched(facts: Facts, hardware: HardwareProfile | None, engine: EngineProf
     checked = judge(typed, served.arch, machine, version).typed_as(arguments)
     settled = modelled(checked.resolved.config)
     own = context.memory(table_of([settled]))
-    said = count(facts.info.get("max_total_num_tokens"))
+    stated_tokens = count(facts.info.get("max_total_num_tokens"))
     ranks = max(1, settled.attn_dp_size)
-    tokens = float(said * ranks if said else own.kv_tokens[0])
+    tokens = float(stated_tokens * ranks if stated_tokens else own.kv_tokens[0])
     return Launched(
         version=version, checked=checked, context=replace(context, machine=machine), hardware=hardware,
-        kv_tokens=tokens, spoken=bool(said), model=served.arch.name, assumed=tuple(assumed),
+        kv_tokens=tokens, spoken=bool(stated_tokens), model=served.arch.name, assumed=tuple(assumed),
     )  # fmt: skip
 
 
@@ -141,10 +141,10 @@ def _arguments(facts: Facts, version: Version, assumed: list[str]) -> Arguments:
     """Return what was typed: the line as given here or told by the server, else what its arguments differ in."""
     if facts.words is not None:
         return read_launch(without_secrets(facts.words), version)
-    told = facts.info.get("launch_command")
-    if isinstance(told, str) and told.strip():
+    command = facts.info.get("launch_command")
+    if isinstance(command, str) and command.strip():
         try:
-            words = shlex.split(told[:MOST_WORDS])
+            words = shlex.split(command[:MOST_WORDS])
         except ValueError:
             words = []
         arguments = read_launch(without_secrets(_flags_only(words)), version) if words else None
@@ -206,9 +206,9 @@ def _hardware(facts: Facts, typed: ServerConfig, arch: ModelArchitecture, assume
     nodes = max(1, typed.nnodes)
     count_of_node = max(1, typed.tp_size * typed.pp_size // nodes)
     if not keys:
-        taken = f"{DEFAULT_HARDWARE}x{count_of_node}"
+        assumed_name = f"{DEFAULT_HARDWARE}x{count_of_node}"
         named = f"it names '{one_line(name, 60)}'" if name else "it names none"
-        assumed.append(f"the machine: {taken} ({named}); say it with --hardware")
+        assumed.append(f"the machine: {assumed_name} ({named}); say it with --hardware")
     try:
         machines = [
             hardware_from_catalogue(f"{f'{nodes}x' if nodes > 1 else ''}{key}x{count_of_node}")
@@ -216,10 +216,10 @@ def _hardware(facts: Facts, typed: ServerConfig, arch: ModelArchitecture, assume
         ]
     except InputError as error:
         raise NotModelled(str(error)) from error
-    said = count(facts.info.get("max_total_num_tokens"))
-    if len(machines) == 1 or not said:
+    stated_tokens = count(facts.info.get("max_total_num_tokens"))
+    if len(machines) == 1 or not stated_tokens:
         return machines[0]
-    return min(machines, key=lambda each: abs(_pool(each, typed, arch, _version(facts)) - said))
+    return min(machines, key=lambda each: abs(_pool(each, typed, arch, _version(facts)) - stated_tokens))
 
 
 def _pool(hardware: HardwareProfile, typed: ServerConfig, arch: ModelArchitecture, version: Version) -> float:

@@ -65,12 +65,12 @@ class AdviseAnswer:
 def look(read: Sequence[tuple[Facts, ScrapeWindow | None]], question: AdviseQuestion) -> AdviseAnswer:
     """Look at servers as read. Pure but for the engine profiles' files."""
     servers = tuple(_server(facts, window, question) for facts, window in read)
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for server in servers:
-        found += [named(each, server.facts.name) for each in _of_server(server)]
+        findings += [named(each, server.facts.name) for each in _of_server(server)]
     models = {s.facts.name: (s.model, s.seen) for s in servers if s.model is not None and s.seen is not None}
-    found += unlike(models)
-    return AdviseAnswer(servers=servers, findings=tuple(ranked(found)))
+    findings += unlike(models)
+    return AdviseAnswer(servers=servers, findings=tuple(ranked(findings)))
 
 
 def _server(facts: Facts, window: ScrapeWindow | None, question: AdviseQuestion) -> ServerAnswer:
@@ -78,7 +78,7 @@ def _server(facts: Facts, window: ScrapeWindow | None, question: AdviseQuestion)
     facts = replace(facts, engine=engine)
     if window is None and facts.engine in ("SGLang", ""):
         facts = replace(facts, notes=(*facts.notes, METRICS_OFF))
-    seen = observe(window) if window is not None and engine == "SGLang" else None
+    observed = observe(window) if window is not None and engine == "SGLang" else None
     unexpected, server, model = None, None, None
     if engine not in ("SGLang", ""):
         unexpected = f"it is {engine}, not SGLang: sgtune models SGLang"
@@ -89,8 +89,8 @@ def _server(facts: Facts, window: ScrapeWindow | None, question: AdviseQuestion)
             server = launched(facts, question.hardware, question.engine)
         except InputError as error:
             unexpected = str(error)
-    if server is not None and seen is not None:
-        traffic = traffic_of(seen)
+    if server is not None and observed is not None:
+        traffic = traffic_of(observed)
         if traffic is None:
             unexpected = "too little traffic was seen to compare with"
         elif not server.checked.sound:
@@ -98,51 +98,51 @@ def _server(facts: Facts, window: ScrapeWindow | None, question: AdviseQuestion)
                 violation.message for violation in server.checked.violations[:2]
             )
         else:
-            model = model_of(server, seen, traffic)
+            model = model_of(server, observed, traffic)
     elif server is not None:
         unexpected = METRICS_OFF
     return ServerAnswer(
         facts=facts,
-        seen=seen,
+        seen=observed,
         launched=server,
         model=model,
         unexpected=unexpected,
         window=window,
-        slos=tuple(watch_slos(question.slos, seen, window)) if seen and window else (),
-        capacity=capacity_of(model, seen, window) if model is not None and seen and window else None,
+        slos=tuple(watch_slos(question.slos, observed, window)) if observed and window else (),
+        capacity=capacity_of(model, observed, window) if model is not None and observed and window else None,
     )
 
 
 def _of_server(server: ServerAnswer) -> list[Finding]:
     """Return the findings of one server, its limits and its capacity among them."""
-    model, seen = server.model, server.seen
-    if model is None or seen is None:
+    model, observed = server.model, server.seen
+    if model is None or observed is None:
         return []
-    found = findings_of(model, seen)
+    findings = findings_of(model, observed)
     if server.capacity is not None:
-        found += capacity_findings(model, seen, server.capacity, found)
-    return [*found, *slo_findings(model, list(server.slos), found)]
+        findings += capacity_findings(model, observed, server.capacity, findings)
+    return [*findings, *slo_findings(model, list(server.slos), findings)]
 
 
-def findings_of(model: Model, seen: Observed) -> list[Finding]:
+def findings_of(model: Model, observed: Observed) -> list[Finding]:
     """Return what is worth changing on one server, best first."""
-    found = [each for finder in FINDERS if (each := finder(model, seen)) is not None]
-    return ranked([*_causes(found), *machine_findings(model, seen)])
+    findings = [each for finder in FINDERS if (each := finder(model, observed)) is not None]
+    return ranked([*_causes(findings), *machine_findings(model, observed)])
 
 
-def _causes(found: list[Finding]) -> list[Finding]:
+def _causes(findings: list[Finding]) -> list[Finding]:
     """Leave out a full cache where what fills it is found, and gives as much."""
-    kept = []
-    for each in found:
+    causes_left = []
+    for each in findings:
         causes = ONE_CAUSE.get(each.kind, ())
-        if not any(other.kind in causes and other.gain_percent >= 0.8 * each.gain_percent for other in found):
-            kept.append(each)
-    return kept
+        if not any(other.kind in causes and other.gain_percent >= 0.8 * each.gain_percent for other in findings):
+            causes_left.append(each)
+    return causes_left
 
 
-def ranked(found: list[Finding]) -> list[Finding]:
+def ranked(findings: list[Finding]) -> list[Finding]:
     """Return findings by predicted gain; those that hang on an assumption come last."""
-    return sorted(found, key=lambda each: (ORDER[each.severity], -each.gain_percent, -(each.ttft_percent or 0.0)))
+    return sorted(findings, key=lambda each: (ORDER[each.severity], -each.gain_percent, -(each.ttft_percent or 0.0)))
 
 
 def expected_of(server: ServerAnswer) -> dict[str, Any] | None:

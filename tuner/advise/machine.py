@@ -22,14 +22,14 @@ REDUNDANT = 32
 LEAST_APART = 0.15
 
 
-def slow_rank(model: Model, seen: Observed) -> Finding | None:
+def slow_rank(model: Model, observed: Observed) -> Finding | None:
     """All ranks meet before every step, and all but one wait there."""
-    waits = seen.sync_wait_ms
-    if len(waits) < 2 or not seen.tpot_ms.get("mean"):
+    waits = observed.sync_wait_ms
+    if len(waits) < 2 or not observed.tpot_ms.get("mean"):
         return None
     rank = min(waits, key=lambda each: waits[each])
     others = statistics.median([wait for each, wait in waits.items() if each != rank])
-    step_ms = seen.tpot_ms["mean"] * model.base.accepted_tokens
+    step_ms = observed.tpot_ms["mean"] * model.base.accepted_tokens
     share = others / step_ms
     if share < LEAST_WAIT_SHARE or waits[rank] > OWN_WAIT * others:
         return None
@@ -44,13 +44,13 @@ def slow_rank(model: Model, seen: Observed) -> Finding | None:
     )
 
 
-def experts(model: Model, seen: Observed) -> Finding | None:
+def experts(model: Model, observed: Observed) -> Finding | None:
     """One GPU's experts get more tokens than the others', and all wait for it."""
     config, base = model.server.config, model.base
-    if seen.balancedness is None or config.ep_size <= 1:
+    if observed.balancedness is None or config.ep_size <= 1:
         return None
     natural = expert_balancedness(model.context.arch.n_routed_experts, config.ep_size, model.context.spread)
-    if seen.balancedness > natural - LEAST_UNBALANCE:
+    if observed.balancedness > natural - LEAST_UNBALANCE:
         return None
     share = base.breakdown_ms["experts"] / max(1e-9, base.step_ms)
     typed = model.server.typed
@@ -61,72 +61,74 @@ def experts(model: Model, seen: Observed) -> Finding | None:
         flags = model.flags(change)
     return Finding(
         kind=FindingKind.EXPERTS_UNBALANCED,
-        evidence=f"the mean GPU gets {seen.balancedness:.0%} of the tokens of the busiest one; uneven popularity alone "
-        f"gives {natural:.0%}",
+        evidence=f"the mean GPU gets {observed.balancedness:.0%} of the tokens of the busiest one; uneven popularity "
+        f"alone gives {natural:.0%}",
         change=flags or "spread the experts by what they are asked for: --enable-eplb",
-        gain_percent=100.0 * share * (natural / max(0.02, seen.balancedness) - 1.0),
+        gain_percent=100.0 * share * (natural / max(0.02, observed.balancedness) - 1.0),
         before=model.line(typed),
         after=model.line(change) if flags else "",
     )
 
 
-def slower(model: Model, seen: Observed, explained: float) -> Finding | None:
+def slower(model: Model, observed: Observed, explained: float) -> Finding | None:
     """The server is slower than the model of exactly it; `explained` is what other findings explain of that.
 
     All that is known must say so: time per token, the whole request, and the output rate. A burst or a window that is
     not steady moves them apart.
     """
-    measured = ratios(model, seen)
+    measured = ratios(model, observed)
     slowness = {
         "tpot": measured.get("tpot_ms"),
         "e2e": measured.get("e2e_ms"),
         "rate": 1.0 / measured["output_tok_s"] if measured.get("output_tok_s") else None,
     }
-    known = [ratio for ratio in slowness.values() if ratio]
-    if not known:
+    known_ratios = [ratio for ratio in slowness.values() if ratio]
+    if not known_ratios:
         return None
     base = model.base
     lowest = [base.band["output_tok_s"][0] / base.output_tok_s]
     if base.tpot_ms["mean"] > 0:  # of answers of one token there is none
         lowest.append(base.tpot_ms["mean"] / base.band["tpot_mean_ms"][1])
     upper = 1.0 / max(0.05, min(lowest))
-    ratio = min(known)
-    left = ratio / (1.0 + explained)
-    if left < max(1.0 + LEAST_SLOWNESS, upper):
+    ratio = min(known_ratios)
+    unexplained = ratio / (1.0 + explained)
+    if unexplained < max(1.0 + LEAST_SLOWNESS, upper):
         return None
-    figure = "tpot_ms" if seen.tpot_ms.get("mean") and base.tpot_ms["mean"] else "e2e_ms"
+    figure = "tpot_ms" if observed.tpot_ms.get("mean") and base.tpot_ms["mean"] else "e2e_ms"
     simple = "untuned MoE kernels (a warning in its log), throttled clocks, a slow link, a neighbour"
     return Finding(
         kind=FindingKind.SLOWER_THAN_MODEL,
-        evidence=f"{figure.removesuffix('_ms').upper()} is {getattr(seen, figure)['mean']:,.1f} ms, the model of this "
-        f"configuration under this traffic says {getattr(base, figure)['mean']:,.1f}; by every figure it is at least "
-        f"{ratio - 1:.0%} slower, the model is sure to {upper - 1:.0%}",
+        evidence=f"{figure.removesuffix('_ms').upper()} is {getattr(observed, figure)['mean']:,.1f} ms, "
+        f"the model of this configuration under this traffic says {getattr(base, figure)['mean']:,.1f}; "
+        f"by every figure it is at least {ratio - 1:.0%} slower, the model is sure to {upper - 1:.0%}",
         change=f"look for {simple}; sgtune probe measures the machine, and --calibrate FILE lets plan and tune start "
         "from what was seen",
-        gain_percent=100.0 * (left - 1.0),
+        gain_percent=100.0 * (unexplained - 1.0),
     )
 
 
-def machine_findings(model: Model, seen: Observed) -> list[Finding]:
+def machine_findings(model: Model, observed: Observed) -> list[Finding]:
     """Return what is wrong with the machine or its placement of experts."""
     finders: tuple[Callable[[Model, Observed], Finding | None], ...] = (slow_rank, experts)
-    found = [each for finder in finders if (each := finder(model, seen)) is not None]
-    explained = sum(each.gain_percent for each in found) / 100.0
-    rest = slower(model, seen, explained)
-    return [*found, *([rest] if rest is not None else [])]
+    findings = [each for finder in finders if (each := finder(model, observed)) is not None]
+    explained = sum(each.gain_percent for each in findings) / 100.0
+    rest = slower(model, observed, explained)
+    return [*findings, *([rest] if rest is not None else [])]
 
 
 def unlike(models: dict[str, tuple[Model, Observed]]) -> list[Finding]:
     """Return the servers that are slower than their like: each measured against its own model under its own traffic."""
-    told = {name: ratio for name, (model, seen) in models.items() if (ratio := ratios(model, seen).get("tpot_ms"))}
-    if len(told) < 2:
+    ratio_of = {
+        name: ratio for name, (model, observed) in models.items() if (ratio := ratios(model, observed).get("tpot_ms"))
+    }
+    if len(ratio_of) < 2:
         return []
-    found = []
-    for name, ratio in told.items():
-        typical = statistics.median([other for each, other in told.items() if each != name])
+    findings = []
+    for name, ratio in ratio_of.items():
+        typical = statistics.median([other for each, other in ratio_of.items() if each != name])
         if ratio > (1.0 + LEAST_APART) * typical:
             apart = ratio / typical - 1.0
-            found.append(
+            findings.append(
                 Finding(
                     kind=FindingKind.SLOWER_THAN_ITS_LIKE,
                     evidence=f"TPOT over its model's is {apart:.0%} higher than that of the other servers",
@@ -135,7 +137,7 @@ def unlike(models: dict[str, tuple[Model, Observed]]) -> list[Finding]:
                     server=name,
                 )
             )
-    return found
+    return findings
 
 
 def named(finding: Finding, server: str) -> Finding:

@@ -20,13 +20,13 @@ ILL = (FindingKind.SLOW_RANK, FindingKind.SLOWER_THAN_ITS_LIKE)
 
 def why_not(server: ServerAnswer, findings: Sequence[Finding]) -> str | None:
     """Return why a server teaches nothing, None where it does."""
-    seen, window = server.seen, server.window
-    if server.model is None or seen is None or window is None:
+    observed, window = server.seen, server.window
+    if server.model is None or observed is None or window is None:
         return server.unexpected or "nothing is expected of it"
-    if window.before is None or seen.basis != "window":
+    if window.before is None or observed.basis != "window":
         return "a single scrape, or too few requests in the window: give a longer --watch"
-    if seen.requests < LEAST_REQUESTS:
-        return f"only {seen.requests:.0f} requests ended in the window; {LEAST_REQUESTS} are needed"
+    if observed.requests < LEAST_REQUESTS:
+        return f"only {observed.requests:.0f} requests ended in the window; {LEAST_REQUESTS} are needed"
     levels = [s.total("num_running_reqs") or 0.0 for s in (window.before, *window.between, window.after)]
     if max(levels) - min(levels) > MOST_DRIFT * max(1.0, max(levels)) + 2.0:
         return f"not steady: {min(levels):.0f} to {max(levels):.0f} requests ran"
@@ -36,9 +36,9 @@ def why_not(server: ServerAnswer, findings: Sequence[Finding]) -> str | None:
 
 def case_of(server: ServerAnswer) -> Case:
     """Return one server's window as a measured case. The server must teach something (see `why_not`)."""
-    model, seen = server.model, server.seen
+    model, observed = server.model, server.seen
     assert model is not None
-    assert seen is not None
+    assert observed is not None
     traffic, config = model.traffic, model.server.config
     return Case(
         id=server.facts.name,
@@ -53,15 +53,15 @@ def case_of(server: ServerAnswer) -> Case:
         ),
         kv_tokens=model.server.kv_tokens,
         kv_known=model.server.spoken,
-        measured=_measured(seen),
+        measured=_measured(observed),
     )
 
 
-def _measured(seen: Observed) -> dict[str, float]:
+def _measured(observed: Observed) -> dict[str, float]:
     figures = {
-        "ttft_mean_ms": seen.ttft_ms.get("mean"),
-        "tpot_mean_ms": seen.tpot_ms.get("mean"),
-        "output_tok_s": seen.output_tok_s,
+        "ttft_mean_ms": observed.ttft_ms.get("mean"),
+        "tpot_mean_ms": observed.tpot_ms.get("mean"),
+        "output_tok_s": observed.output_tok_s,
     }
     return {name: value for name, value in figures.items() if value}
 

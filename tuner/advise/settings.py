@@ -59,20 +59,20 @@ def finding(model: Model, tried: TriedSetting, kind: FindingKind, evidence: str)
     )
 
 
-def queued(seen: Observed) -> bool:
+def queued(observed: Observed) -> bool:
     """Whether requests wait for a place."""
-    return (seen.waiting or 0.0) >= max(LEAST_QUEUE, QUEUE_SHARE * (seen.running or 0.0))
+    return (observed.waiting or 0.0) >= max(LEAST_QUEUE, QUEUE_SHARE * (observed.running or 0.0))
 
 
-def graphs(model: Model, seen: Observed) -> Finding | None:
+def graphs(model: Model, observed: Observed) -> Finding | None:
     """Decode batches outgrow the captured CUDA graphs, and the CPU launches every kernel."""
     config, typed = model.server.config, model.server.typed
     ranks = max(1, config.attn_dp_size)
-    largest = max([*seen.running_by_rank.values(), (seen.running or 0.0) / ranks])
+    largest = max([*observed.running_by_rank.values(), (observed.running or 0.0) / ranks])
     captured = 0 if config.disable_cuda_graph else config.cuda_graph_max_bs_decode or 0
-    if seen.graph_share is not None and seen.graph_share >= GRAPHED:
+    if observed.graph_share is not None and observed.graph_share >= GRAPHED:
         return None
-    if seen.graph_share is None and largest <= captured:
+    if observed.graph_share is None and largest <= captured:
         return None
     most = math.ceil(min(model.traffic.in_flight, config.max_running_requests or 1) / ranks)
     bare = replace(typed.with_flags(cuda_graph_bs_decode=None, cuda_graph_bs=None, disable_decode_cuda_graph=None),
@@ -81,44 +81,44 @@ def graphs(model: Model, seen: Observed) -> Finding | None:
     tried = best_of(model, [replace(bare, cuda_graph_max_bs_decode=size) for size in sizes if size > captured])
     if tried is None:
         return None
-    share = "" if seen.graph_share is None else f"; {1.0 - seen.graph_share:.0%} of decode passes ran without"
+    share = "" if observed.graph_share is None else f"; {1.0 - observed.graph_share:.0%} of decode passes ran without"
     what = f"CUDA graphs end at {captured} requests a rank" if captured else "no CUDA graphs are captured"
     return finding(model, tried, FindingKind.GRAPHS_TOO_SMALL, f"{what}, {largest:.0f} run at once{share}")
 
 
-def chunk(model: Model, seen: Observed) -> Finding | None:
+def chunk(model: Model, observed: Observed) -> Finding | None:
     """A chunk keeps more memory from the KV cache, or holds up more, than it is worth."""
     config, typed = model.server.config, model.server.typed
     ranks, now = max(1, config.attn_dp_size), config.chunked_prefill_size or 0
     smaller = [size * ranks for size in USUAL_CHUNKS if size * ranks <= now // 2]
     changes = [replace(typed, chunked_prefill_size=size) for size in smaller]
     tried = best_of(model, changes)
-    if tried is None or not (queued(seen) or seen.retractions or tried.gain.ttft > 0):
+    if tried is None or not (queued(observed) or observed.retractions or tried.gain.ttft > 0):
         return None
     before, after = (model.server.memory(c).kv_tokens[0] for c in (config, _resolved(model, tried.change)))
     text = f"a prefill pass may hold {now // ranks:,} tokens a rank"
     if after > 1.02 * before:
         text += f", whose activations keep {after - before:,.0f} KV tokens from requests ({before:,.0f} are left)"
-    if queued(seen):
-        text += f"; {seen.waiting:.0f} requests wait"
+    if queued(observed):
+        text += f"; {observed.waiting:.0f} requests wait"
     return finding(model, tried, FindingKind.CHUNK_TOO_LARGE, text)
 
 
-def mtp(model: Model, seen: Observed) -> Finding | None:
+def mtp(model: Model, observed: Observed) -> Finding | None:
     """What MTP drafts is verified and thrown away: the tokens of a step do not pay for it."""
     spec = model.server.config.speculative
-    if spec is None or not seen.accept_length:
+    if spec is None or not observed.accept_length:
         return None
     changes = [without_mtp(model.server.typed)]
     if spec.eagle_topk == 1:
         plain = without_mtp(model.server.typed)
         changes += [replace(plain, speculative=Speculative.chain(steps)) for steps in range(1, spec.num_steps)]
     tried = best_of(model, changes)
-    kept = (seen.accept_length - 1.0) / max(1, spec.num_steps)
-    if tried is None or (kept >= USUAL_ACCEPTANCE and tried.gain.rate < LEAST_AGAINST_USUAL):
+    accepted_share = (observed.accept_length - 1.0) / max(1, spec.num_steps)
+    if tried is None or (accepted_share >= USUAL_ACCEPTANCE and tried.gain.rate < LEAST_AGAINST_USUAL):
         return None
     most = spec.num_steps + 1
-    text = f"a decode step yields {seen.accept_length:.2f} of at most {most} tokens a request"
+    text = f"a decode step yields {observed.accept_length:.2f} of at most {most} tokens a request"
     return finding(model, tried, FindingKind.MTP_DOES_NOT_PAY, text)
 
 
@@ -128,24 +128,24 @@ def without_mtp(typed: ServerConfig) -> ServerConfig:
     return replace(typed, speculative=None).with_flags(**flags)
 
 
-def max_running(model: Model, seen: Observed) -> Finding | None:
+def max_running(model: Model, observed: Observed) -> Finding | None:
     """Requests wait though the KV cache has room: the cap on running requests holds them back."""
     config, typed = model.server.config, model.server.typed
     cap, ranks = config.max_running_requests or 0, max(1, config.attn_dp_size)
-    if not queued(seen) or (seen.running or 0.0) < NO_ROOM * cap - ranks:
+    if not queued(observed) or (observed.running or 0.0) < NO_ROOM * cap - ranks:
         return None
     room = int(model.server.kv_tokens / (model.traffic.isl.mean + model.traffic.osl.mean))
-    wanted = _rounded(min(model.traffic.in_flight, max(room, 1)), ranks)
+    needed = _rounded(min(model.traffic.in_flight, max(room, 1)), ranks)
     changes = []
-    for size in {wanted, _rounded(min(room, 2 * cap), ranks)}:
+    for size in {needed, _rounded(min(room, 2 * cap), ranks)}:
         if size > cap:
             more = replace(typed, max_running_requests=size)
             changes += [more, replace(more, cuda_graph_max_bs_decode=graph_size(math.ceil(size / ranks)))]
     tried = best_of(model, changes)
     if tried is None:
         return None
-    usage = "" if seen.kv_usage is None else f", while {seen.kv_usage:.0%} of the KV cache is used"
-    text = f"{seen.running:.0f} requests run of at most {cap}, {seen.waiting:.0f} wait{usage}"
+    usage = "" if observed.kv_usage is None else f", while {observed.kv_usage:.0%} of the KV cache is used"
+    text = f"{observed.running:.0f} requests run of at most {cap}, {observed.waiting:.0f} wait{usage}"
     return finding(model, tried, FindingKind.MAX_RUNNING_TOO_LOW, text)
 
 
@@ -155,7 +155,7 @@ def _rounded(requests: int, ranks: int) -> int:
     return max(step, math.ceil(requests / step) * step)
 
 
-def radix(model: Model, seen: Observed) -> Finding | None:
+def radix(model: Model, observed: Observed) -> Finding | None:
     """The prefix cache is off. What prompts share cannot be seen then: the gain is that of an assumption."""
     if not model.server.config.disable_radix_cache:
         return None
@@ -182,7 +182,7 @@ def _shorter(model: Model) -> Lengths:
     return replace(isl, nominal=max(1, round(isl.nominal * (1.0 - ASSUMED_SHARED))))
 
 
-def recv_interval(model: Model, seen: Observed) -> Finding | None:
+def recv_interval(model: Model, observed: Observed) -> Finding | None:
     """New requests are looked for only every so many decode steps."""
     now = model.server.config.scheduler_recv_interval or 1
     if now <= 1:
@@ -193,23 +193,29 @@ def recv_interval(model: Model, seen: Observed) -> Finding | None:
     wait_ms = 0.5 * (now - 1) * model.base.step_ms
     text = (
         f"--scheduler-recv-interval {now}: a request waits {wait_ms:.0f} ms on average until it is looked at, "
-        f"{seen.running or 0.0:.0f} run"
+        f"{observed.running or 0.0:.0f} run"
     )
     return finding(model, tried, FindingKind.RECV_INTERVAL_TOO_LONG, text)
 
 
-def kv_full(model: Model, seen: Observed) -> Finding | None:
+def kv_full(model: Model, observed: Observed) -> Finding | None:
     """The KV cache is full: requests wait for room, or are sent back and computed again."""
     config = model.server.config
-    capped = (seen.running or 0.0) >= NO_ROOM * (config.max_running_requests or 1) - max(1, config.attn_dp_size)
-    if not seen.retractions and (not queued(seen) or capped):
+    capped = (observed.running or 0.0) >= NO_ROOM * (config.max_running_requests or 1) - max(1, config.attn_dp_size)
+    if not observed.retractions and (not queued(observed) or capped):
         return None
     tried = best_of(model, more_memory(model)) or best_of(model, other_layouts(model))
     if tried is None:
         return None
-    usage = "" if seen.kv_usage is None else f"{seen.kv_usage:.0%} of {model.server.kv_tokens:,.0f} KV tokens are used"
-    sent_back = f"{seen.retractions:.0f} requests were sent back to be computed again" if seen.retractions else ""
-    waits = f"{seen.waiting:.0f} wait" if queued(seen) else ""
+    usage = (
+        ""
+        if observed.kv_usage is None
+        else f"{observed.kv_usage:.0%} of {model.server.kv_tokens:,.0f} KV tokens are used"
+    )
+    sent_back = (
+        f"{observed.retractions:.0f} requests were sent back to be computed again" if observed.retractions else ""
+    )
+    waits = f"{observed.waiting:.0f} wait" if queued(observed) else ""
     return finding(model, tried, FindingKind.KV_FULL, ", ".join(text for text in (usage, sent_back, waits) if text))
 
 

@@ -37,9 +37,9 @@ class SloWatch:
                 "lost_minutes": self.lost_minutes}  # fmt: skip
 
 
-def watch_slos(slos: tuple[Slo, ...], seen: Observed, window: ScrapeWindow) -> list[SloWatch]:
+def watch_slos(slos: tuple[Slo, ...], observed: Observed, window: ScrapeWindow) -> list[SloWatch]:
     """Return every limit against the histograms of a window."""
-    return [_watch(slo, seen.spreads.get(str(slo.metric)), window) for slo in slos]
+    return [_watch(slo, observed.spreads.get(str(slo.metric)), window) for slo in slos]
 
 
 def _watch(slo: Slo, spread: Buckets | None, window: ScrapeWindow) -> SloWatch:

@@ -60,20 +60,20 @@ def run_theirs(python: str, url: str, load: TheirLoad) -> Theirs:
             "--flush-cache", "--disable-tqdm", "--output-file", str(out),
             *(("--model", load.model) if load.model else ()),
         ]  # fmt: skip
-        said = ""
+        output = ""
         for module in MODULES:
             try:
-                done = subprocess.run(
+                process = subprocess.run(
                     [python, "-m", module, *words], capture_output=True, text=True, timeout=LIMIT_S, check=False
                 )
             except subprocess.TimeoutExpired:
                 raise SgtuneError(f"--cross-check: sglang's benchmark was not done after {LIMIT_S:.0f} s") from None
-            said = done.stdout + done.stderr
-            if done.returncode == 0 and out.exists():
+            output = process.stdout + process.stderr
+            if process.returncode == 0 and out.exists():
                 return _read(out)
-            if "No module named 'sglang.benchmark" not in said:
+            if "No module named 'sglang.benchmark" not in output:
                 break  # it is there: its own failure is the answer
-    tail = "\n".join(said.splitlines()[-LAST_LINES:])
+    tail = "\n".join(output.splitlines()[-LAST_LINES:])
     raise SgtuneError(f"--cross-check: sglang's benchmark failed:\n{tail}")
 
 

@@ -92,9 +92,11 @@ def shares(
     urls: Sequence[str], before: Sequence[Counters | None], after: Sequence[Counters | None]
 ) -> tuple[ServerShare, ...]:
     """Return what each server did between two readings; the slow ones and those that are gone are marked."""
-    found = [_share(*readings) for readings in zip(urls, before, after, strict=True)]
-    paces = [share.tpot_ms for share in found]
-    return tuple(_judged(share, [p for i, p in enumerate(paces) if i != at and p]) for at, share in enumerate(found))
+    server_shares = [_share(*readings) for readings in zip(urls, before, after, strict=True)]
+    paces = [share.tpot_ms for share in server_shares]
+    return tuple(
+        _judged(share, [p for i, p in enumerate(paces) if i != at and p]) for at, share in enumerate(server_shares)
+    )
 
 
 def _share(url: str, before: Counters | None, after: Counters | None) -> ServerShare:

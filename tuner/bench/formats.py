@@ -25,10 +25,10 @@ FROM_SERVER = {
 
 def point_document(point: MeasuredPoint) -> dict[str, Any]:
     """Return a point as `bench --json` shows it; latencies in ms."""
-    window, asked = point.window, point.workload
+    window, workload = point.window, point.workload
     closed = point.settings.arrival is Arrival.CLOSED
     return {
-        "concurrency": asked.concurrency if closed else None,
+        "concurrency": workload.concurrency if closed else None,
         "request_rate": None if closed else point.settings.request_rate,
         "achieved_in_flight": window.in_flight,
         "requests": window.requests,
@@ -92,7 +92,7 @@ def point_record(point: MeasuredPoint, facts: ServerFacts, isl: int, osl: int, n
 def sglang_record(point: MeasuredPoint, facts: ServerFacts, isl: int, osl: int, tag: str) -> dict[str, Any]:
     """Return a point in the fields of `sglang.benchmark.serving --output-file`, over our steady window."""
     window = point.window
-    seen = in_window(point)
+    counted = in_window(point)
     closed = point.settings.arrival is Arrival.CLOSED
     record: dict[str, Any] = {
         "tag": tag,
@@ -105,9 +105,9 @@ def sglang_record(point: MeasuredPoint, facts: ServerFacts, isl: int, osl: int, 
         "random_range_ratio": point.workload.isl.range_ratio,
         "server_info": facts.info,
         "duration": window.seconds,
-        "completed": len(seen),
-        "total_input_tokens": sum(item.prompt_tokens or item.isl for item in seen),
-        "total_output_tokens": sum(item.tokens for item in seen),
+        "completed": len(counted),
+        "total_input_tokens": sum(item.prompt_tokens or item.isl for item in counted),
+        "total_output_tokens": sum(item.tokens for item in counted),
         "request_throughput": window.request_rate,
         "input_throughput": window.total_tok_s - window.output_tok_s,
         "output_throughput": window.output_tok_s,
@@ -116,9 +116,9 @@ def sglang_record(point: MeasuredPoint, facts: ServerFacts, isl: int, osl: int, 
         "accept_length": point.server.accept_length,
     }
     latencies = {
-        "ttft": [item.first - item.sent for item in seen],
-        "tpot": [tpot_s(item) for item in seen if item.tokens > 1],
-        "e2e_latency": [item.last - item.sent for item in seen],
+        "ttft": [item.first - item.sent for item in counted],
+        "tpot": [tpot_s(item) for item in counted if item.tokens > 1],
+        "e2e_latency": [item.last - item.sent for item in counted],
     }
     for name, seconds in latencies.items():
         record |= _statistics(name, np.array(seconds or [0.0]) * 1e3)
@@ -136,32 +136,39 @@ def _statistics(name: str, ms: np.ndarray) -> dict[str, float]:
 
 def in_window(point: MeasuredPoint) -> list[Seen]:
     """Return the requests that succeeded and count in the window, in the order they ended."""
-    found = [seen for outcome in point.outcomes for seen in outcome.seen if not seen.error and point.window.has(seen)]
-    return sorted(found, key=lambda seen: seen.ended)
+    counted = [
+        request
+        for outcome in point.outcomes
+        for request in outcome.seen
+        if not request.error and point.window.has(request)
+    ]
+    return sorted(counted, key=lambda request: request.ended)
 
 
 def request_lines(point: MeasuredPoint) -> str:
     """Return every request of the point, warm-up too, one JSON line each; times in seconds since the first."""
-    everything = sorted((seen for outcome in point.outcomes for seen in outcome.seen), key=lambda seen: seen.sent)
+    everything = sorted(
+        (request for outcome in point.outcomes for request in outcome.seen), key=lambda request: request.sent
+    )
     if not everything:
         return ""
     origin, window = everything[0].sent, point.window
     lines = []
-    for seen in everything:
+    for request in everything:
         lines.append(
             json.dumps(
                 {
-                    "planned_s": round(seen.planned - origin, 6),
-                    "sent_s": round(seen.sent - origin, 6),
-                    "ttft_ms": round((seen.first - seen.sent) * 1e3, 3),
-                    "tpot_ms": round(tpot_s(seen) * 1e3, 4) if seen.tokens > 1 else None,
-                    "e2e_ms": round((seen.ended - seen.sent) * 1e3, 3),
-                    "prompt_tokens": seen.prompt_tokens or seen.isl,
-                    "output_tokens": seen.tokens,
-                    "cached_tokens": seen.cached,
-                    "chunks": seen.chunks,
-                    "error": seen.error or None,
-                    "in_window": window.has(seen),
+                    "planned_s": round(request.planned - origin, 6),
+                    "sent_s": round(request.sent - origin, 6),
+                    "ttft_ms": round((request.first - request.sent) * 1e3, 3),
+                    "tpot_ms": round(tpot_s(request) * 1e3, 4) if request.tokens > 1 else None,
+                    "e2e_ms": round((request.ended - request.sent) * 1e3, 3),
+                    "prompt_tokens": request.prompt_tokens or request.isl,
+                    "output_tokens": request.tokens,
+                    "cached_tokens": request.cached,
+                    "chunks": request.chunks,
+                    "error": request.error or None,
+                    "in_window": window.has(request),
                     "concurrency": point.workload.concurrency,
                 }
             )

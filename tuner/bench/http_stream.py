@@ -136,8 +136,8 @@ class Stream(asyncio.Protocol):
 
     def _chunk_head(self, data: bytes) -> bytes | None:
         """Read the size of the next chunk; return what follows it, None while it is not all there."""
-        line, found, rest = data.partition(b"\r\n")
-        if not found:
+        line, line_end, rest = data.partition(b"\r\n")
+        if not line_end:
             if len(data) > LONGEST_CHUNK_HEAD:
                 self._end("a chunk whose size has no end")
             return None
@@ -153,8 +153,8 @@ class Stream(asyncio.Protocol):
 
     def _read_head(self, data: bytes) -> bytes:
         # the blank line that ends a chunked answer may come after the answer was done with
-        head, found, rest = data.lstrip(b"\r\n").partition(b"\r\n\r\n")
-        if not found:
+        head, blank_line, rest = data.lstrip(b"\r\n").partition(b"\r\n\r\n")
+        if not blank_line:
             self._buffer = data
             if len(data) > LONGEST_HEAD:
                 self._end("the server's answer has no end of its head")
@@ -198,8 +198,8 @@ class Stream(asyncio.Protocol):
         at = self.final.rfind(TOKENS)
         self.tokens = _number(self.final, at + len(TOKENS)) if at >= 0 else before + len(events)
         if self.tokens > self._most_tokens or self.chunks > self._most_tokens:
-            self.tokens, said = before, max(self.tokens, self.chunks)
-            self._end(f"the answer does not end: {said:.3g} tokens, {self._most_tokens} at most were expected")
+            self.tokens, claimed = before, max(self.tokens, self.chunks)
+            self._end(f"the answer does not end: {claimed:.3g} tokens, {self._most_tokens} at most were expected")
             return
         if self.tokens > before:
             tally.add(now, self.tokens - before)

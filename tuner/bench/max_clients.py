@@ -29,9 +29,9 @@ def find_knee(measure: Callable[[int], MeasuredPoint], slos: tuple[Slo, ...], fi
     misses: tuple[str, ...] = ()
     clients = max(1, first)
     while True:
-        found = _misses(measure(clients), slos)
-        if found:
-            bad, misses = clients, found
+        misses_here = _misses(measure(clients), slos)
+        if misses_here:
+            bad, misses = clients, misses_here
         else:
             good = clients
         if bad is None:

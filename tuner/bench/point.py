@@ -80,7 +80,7 @@ class Settings:
 
     @property
     def open_window_s(self) -> float:
-        """Return the length of an open loop's window. Raises InputError for a rate that fills none."""
+        """Return the length of an open loop's window. Raises InputError for a rate too low to fill one."""
         if self.request_rate <= 0.0:
             raise InputError(f"--request-rate is {self.request_rate:g}; it must be positive (requests per second)")
         length = max(self.least_s, OPEN_LEAST / self.request_rate)
@@ -107,7 +107,7 @@ class LivePoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredPoint:
-    """One measured point: what was asked, the window, the server's own figures, and the verdict."""
+    """One measured point: the load, the window, the server's own figures, and the verdict."""
 
     workload: Workload
     settings: Settings
@@ -141,13 +141,13 @@ class MeasuredPoint:
 def measure_for_tuner(
     seed: int, settings: Settings, throttles: Callable[[], Sequence[str]] = tuple
 ) -> Callable[[str, Workload, Alive], Measurement]:
-    """Return what a live engine calls for each point of its ladder; prompts are new ones whenever it is asked."""
+    """Return the function a live engine calls for each point of its ladder; every call draws new prompts."""
 
     def measure(url: str, workload: Workload, alive: Alive) -> Measurement:
         own = zlib.crc32(f"{seed}/{workload.concurrency}/{time.time_ns()}".encode())
-        chosen = settings if workload.request_rate is None else settings.at_rate(workload)
+        point_settings = settings if workload.request_rate is None else settings.at_rate(workload)
         around = Surroundings(alive=alive, throttles=throttles)
-        return measure_point(url, workload, seed=own, settings=chosen, around=around).measurement()
+        return measure_point(url, workload, seed=own, settings=point_settings, around=around).measurement()
 
     return measure
 
@@ -158,10 +158,10 @@ def no_liveness_check() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What is called while a point is measured.
+    """Callbacks of a measurement.
 
-    `alive` is called every fifth of a second and may raise; `watch` shows progress; `throttles` names what held the
-    GPUs back, and is called at the end.
+    `alive` is called every fifth of a second and may raise; `watch` shows progress; `throttles` names the GPUs'
+    throttle reasons, and is called at the end.
     """
 
     alive: Alive = no_liveness_check
@@ -184,32 +184,38 @@ def measure_point(
 
     Raises LaunchFailed (stalled) when no token has come for a minute, SgtuneError when no request succeeds.
     """
-    chosen, address = settings or Settings(), Address.parse(url)
-    flushed = flush_cache(address, chosen.key) if chosen.flush else False
-    shares = shares_of(address, workload, chosen, seed)
-    run = _Run(clients=workload.concurrency, chosen=chosen, address=address, around=around, start=shares[0].start)
+    settings_used, address = settings or Settings(), Address.parse(url)
+    flushed = flush_cache(address, settings_used.key) if settings_used.flush else False
+    shares = shares_of(address, workload, settings_used, seed)
+    run = _Run(
+        clients=workload.concurrency, chosen=settings_used, address=address, around=around, start=shares[0].start
+    )
     with WorkerPool(shares) as pool:
         start, end = run.drive(pool)
         outcomes = pool.stop()
-    if not chosen.open_loop:
+    if not settings_used.open_loop:
         end = whole_waves(outcomes, start, end, workload.concurrency)
     rules = WindowRules(
-        start=start, end=end, slos=chosen.slos, shared_prefix=chosen.shared_prefix, open_loop=chosen.open_loop
+        start=start,
+        end=end,
+        slos=settings_used.slos,
+        shared_prefix=settings_used.shared_prefix,
+        open_loop=settings_used.open_loop,
     )
     window = window_of(outcomes, rules, seed)
     if window.requests == window.errors:
         why = window.error_example or "none came to its end in time; raise --duration or ask for fewer output tokens"
         raise SgtuneError(f"no request succeeded at concurrency {workload.concurrency}: {why}")
-    asked = PointRequest(
-        clients=0 if chosen.open_loop else workload.concurrency,
-        rate=chosen.request_rate,
-        text=bool(chosen.prompts),
-        roofline_tok_s=chosen.roofline_tok_s,
+    point_request = PointRequest(
+        clients=0 if settings_used.open_loop else workload.concurrency,
+        rate=settings_used.request_rate,
+        text=bool(settings_used.prompts),
+        roofline_tok_s=settings_used.roofline_tok_s,
     )
-    verdict, why = judge(asked, window, outcomes, list(around.throttles()))
+    verdict, why = judge(point_request, window, outcomes, list(around.throttles()))
     return MeasuredPoint(
         workload=workload,
-        settings=chosen,
+        settings=settings_used,
         window=window,
         server=mean_load(run.loads),
         verdict=verdict,
@@ -220,38 +226,38 @@ def measure_point(
     )
 
 
-def shares_of(address: Address, workload: Workload, chosen: Settings, seed: int) -> list[Share]:
+def shares_of(address: Address, workload: Workload, settings: Settings, seed: int) -> list[Share]:
     """Split the traffic over as many processes as it takes, never more than there are cores."""
     cores = os.cpu_count() or 1
     clients = workload.concurrency
-    count = chosen.workers or max(1, min(cores, -(-clients // STREAMS_PER_WORKER)))
-    count = count if chosen.open_loop else min(count, clients)
-    isl, osl = _lengths(workload, chosen, seed)
-    due_s = (1.0 + OPEN_WARM_UP) * chosen.open_window_s if chosen.open_loop else 0.0
-    horizon_s = min(chosen.most_s, due_s + OPEN_AFTER * (due_s / (1.0 + OPEN_WARM_UP)))
-    arrivals = arrivals_s(chosen.arrival, chosen.request_rate, horizon_s, seed) if chosen.open_loop else ()
+    count = settings.workers or max(1, min(cores, -(-clients // STREAMS_PER_WORKER)))
+    count = count if settings.open_loop else min(count, clients)
+    isl, osl = _lengths(workload, settings, seed)
+    due_s = (1.0 + OPEN_WARM_UP) * settings.open_window_s if settings.open_loop else 0.0
+    horizon_s = min(settings.most_s, due_s + OPEN_AFTER * (due_s / (1.0 + OPEN_WARM_UP)))
+    arrivals = arrivals_s(settings.arrival, settings.request_rate, horizon_s, seed) if settings.open_loop else ()
     base = Share(
         host=address.host,
         port=address.port,
         secure=address.secure,
-        backend=chosen.backend,
-        model=chosen.model,
+        backend=settings.backend,
+        model=settings.model,
         seed=0,
         prefix_seed=seed,
-        vocabulary=chosen.vocabulary,
-        shared_prefix=chosen.shared_prefix,
+        vocabulary=settings.vocabulary,
+        shared_prefix=settings.shared_prefix,
         isl=tuple(isl),
         osl=tuple(osl),
-        prompts=chosen.prompts,
+        prompts=settings.prompts,
         due_s=due_s,
         start=time.monotonic() + START_DELAY_S,
-        headers=(("Authorization", f"Bearer {chosen.key}"),) if chosen.key else (),
+        headers=(("Authorization", f"Bearer {settings.key}"),) if settings.key else (),
     )
     return [
         msgspec.structs.replace(
             base,
             seed=zlib.crc32(f"{seed}/{number}".encode()),
-            clients=0 if chosen.open_loop else clients // count + (number < clients % count),
+            clients=0 if settings.open_loop else clients // count + (number < clients % count),
             arrivals_s=arrivals[number::count],
             isl=base.isl[number:] + base.isl[:number],
             osl=base.osl[number:] + base.osl[:number],
@@ -260,9 +266,9 @@ def shares_of(address: Address, workload: Workload, chosen: Settings, seed: int)
     ]
 
 
-def _lengths(workload: Workload, chosen: Settings, seed: int) -> tuple[list[int], list[int]]:
-    if chosen.lengths:
-        return [isl for isl, _ in chosen.lengths], [osl for _, osl in chosen.lengths]
+def _lengths(workload: Workload, settings: Settings, seed: int) -> tuple[list[int], list[int]]:
+    if settings.lengths:
+        return [isl for isl, _ in settings.lengths], [osl for _, osl in settings.lengths]
     rng = np.random.default_rng(seed)
     count = 1 if workload.isl.range_ratio == workload.osl.range_ratio == 1.0 else 8192
     return workload.isl.sample(count, rng).tolist(), workload.osl.sample(count, rng).tolist()
@@ -294,27 +300,27 @@ class _Run:
     def _drive_open(self, pool: WorkerPool) -> tuple[float, float]:
         length = self.chosen.open_window_s
         start = self.start + OPEN_WARM_UP * length
-        end, wanted = start + length, math.ceil((1.0 + OPEN_WARM_UP) * length * self.chosen.request_rate)
+        end, expected = start + length, math.ceil((1.0 + OPEN_WARM_UP) * length * self.chosen.request_rate)
         while (now := time.monotonic()) < self.start + self.chosen.most_s:
             word = pool.listen(POLL_S)
             if now < start:
                 self.loads.clear()
-            self._look(word, "open loop", word.done, wanted)
+            self._look(word, "open loop", word.done, expected)
             if word.exhausted and now > end:
                 break
         return start, end
 
-    def _until(self, pool: WorkerPool, phase: str, before: int, wanted: int, least_s: float) -> StreamProgress:
-        """Go on until `wanted` more requests are done and `least_s` are over, or the time box is used up."""
+    def _until(self, pool: WorkerPool, phase: str, before: int, requests: int, least_s: float) -> StreamProgress:
+        """Go on until `requests` more are done and `least_s` are over, or the time box is used up."""
         began = time.monotonic()
         while True:
             word = pool.listen(POLL_S)
-            self._look(word, phase, word.done - before, wanted)
+            self._look(word, phase, word.done - before, requests)
             spent = time.monotonic() - began
-            if (word.done - before >= wanted and spent >= least_s) or spent >= self.chosen.most_s:
+            if (word.done - before >= requests and spent >= least_s) or spent >= self.chosen.most_s:
                 return word
 
-    def _look(self, word: StreamProgress, phase: str, done: int, wanted: int) -> None:
+    def _look(self, word: StreamProgress, phase: str, completed: int, expected: int) -> None:
         self.around.alive()
         now = time.monotonic()
         if word.in_flight and word.silent_s > STALLED_S:
@@ -330,8 +336,8 @@ class _Run:
                 LivePoint(
                     concurrency=self.clients,
                     phase=phase,
-                    done=done,
-                    wanted=wanted,
+                    done=completed,
+                    wanted=expected,
                     in_flight=word.in_flight,
                     tok_s=rate,
                     elapsed_s=elapsed,

@@ -1,4 +1,4 @@
-"""Traffic: what is sent, how it arrives, and what was seen of each request. Values that cross process boundaries."""
+"""Traffic: requests, their arrivals, and the record of each. Values that cross process boundaries."""
 
 from __future__ import annotations
 
@@ -154,10 +154,10 @@ class Payloads:
     def _openai(self, index: int) -> bytes:
         _, osl = self.lengths(index)
         text = self._text(index)
-        asked = {"model": self._share.model, "max_tokens": osl, "ignore_eos": True, "temperature": 0.0, "stream": True,
+        body = {"model": self._share.model, "max_tokens": osl, "ignore_eos": True, "temperature": 0.0, "stream": True,
                  "stream_options": {"include_usage": True}}  # fmt: skip
         if self._share.backend is Backend.OPENAI:
-            return msgspec.json.encode({**asked, "prompt": self.ids(index) if text is None else text})
+            return msgspec.json.encode({**body, "prompt": self.ids(index) if text is None else text})
         # chat takes no token ids: numbers as words, about as many tokens
         content = " ".join(map(str, self.ids(index))) if text is None else text
-        return msgspec.json.encode({**asked, "messages": [{"role": "user", "content": content}]})
+        return msgspec.json.encode({**body, "messages": [{"role": "user", "content": content}]})

@@ -1,4 +1,4 @@
-"""What the server says of itself beside a point: `/server_info` once, `/v1/loads` every second, cache flushes."""
+"""The server's own figures of a point: `/server_info` once, `/v1/loads` every second, cache flushes."""
 
 from __future__ import annotations
 
@@ -81,12 +81,12 @@ class ServerFacts:
 
     @property
     def simulated(self) -> bool:
-        """Whether it is sgtune's own server, playing a world: its figures are no machine's."""
+        """Whether it is sgtune's emulated server: its figures describe a world, not a machine."""
         return self.info.get("simulated") is True
 
 
 def read_facts(address: Address, key: str | None = None) -> ServerFacts:
-    """Return what the server says. Raises InputError when the address does not answer."""
+    """Return the server's own figures. Raises InputError when the address does not answer."""
     try:
         status, info = asked(address, "GET", "/server_info", key=key)
         if status == http.client.NOT_FOUND:
@@ -97,13 +97,13 @@ def read_facts(address: Address, key: str | None = None) -> ServerFacts:
             f"no server answers at {address.host}:{address.port} ({one_line(str(error))}); start it, or give its "
             "address with --url"
         ) from error
-    found = without_secret_fields(mapping(info)) if status == http.client.OK else {}
+    server_info = without_secret_fields(mapping(info)) if status == http.client.OK else {}
     model = next(iter(items(mapping(models).get("data"))), {})
     return ServerFacts(
-        served_model=one_line(str(found.get("served_model_name") or model.get("id") or "")),
-        context_length=count(found.get("context_length")) or count(model.get("max_model_len")),
-        version=one_line(str(found.get("version", ""))),
-        info=found,
+        served_model=one_line(str(server_info.get("served_model_name") or model.get("id") or "")),
+        context_length=count(server_info.get("context_length")) or count(model.get("max_model_len")),
+        version=one_line(str(server_info.get("version", ""))),
+        info=server_info,
     )
 
 
@@ -133,34 +133,34 @@ class Load:
 
 
 def read_load(address: Address, key: str | None = None) -> Load:
-    """Return one snapshot of `/v1/loads`; what the server does not say as numbers stays None."""
+    """Return one snapshot of `/v1/loads`; figures that are not numbers stay None."""
     try:
         status, answer = asked(address, "GET", "/v1/loads?include=all", key=key, timeout_s=2.0)
     except NO_ANSWER:
         return Load()
     loads = items(mapping(answer).get("loads")) if status == http.client.OK else []
     accepted = [number(mapping(load.get("speculative")).get("accept_length")) for load in loads]
-    known = [length for length in accepted if length is not None]
+    accept_lengths = [length for length in accepted if length is not None]
     usages = [usage for load in loads if (usage := number(load.get("token_usage"))) is not None]
     return Load(
         running=_total(loads, "num_running_reqs"),
         waiting=_total(loads, "num_waiting_reqs"),
         token_usage=max(usages, default=None),
-        accept_length=sum(known) / len(known) if known else None,
+        accept_length=sum(accept_lengths) / len(accept_lengths) if accept_lengths else None,
     )
 
 
 def _total(loads: list[dict[str, Any]], name: str) -> float | None:
-    """Return the sum over the ranks; one that does not say has none."""
-    said = [value for load in loads if (value := number(load.get(name, 0))) is not None]
-    return sum(said) if said else None
+    """Return the sum over the ranks that report the figure."""
+    values = [value for load in loads if (value := number(load.get(name, 0))) is not None]
+    return sum(values) if values else None
 
 
 def mean_load(snapshots: list[Load]) -> Load:
-    """Return the means of what was said."""
+    """Return the means of the reported figures."""
 
     def mean(name: str) -> float | None:
-        said = [value for load in snapshots if (value := getattr(load, name)) is not None]
-        return sum(said) / len(said) if said else None
+        values = [value for load in snapshots if (value := getattr(load, name)) is not None]
+        return sum(values) / len(values) if values else None
 
     return Load(**{name: mean(name) for name in Load.__slots__})

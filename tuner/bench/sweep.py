@@ -64,24 +64,24 @@ class BenchQuestion:
         """Return the concurrencies or rates. Raises InputError naming the flag."""
         flag, text = ("--request-rate", self.request_rate) if self.request_rate else ("--concurrency", self.concurrency)
         try:
-            found = [float(part) for part in text.split(",")] if text else []
+            loads = [float(part) for part in text.split(",")] if text else []
         except ValueError:
-            found = []
+            loads = []
         whole = self.request_rate is None
-        numbers = bool(found) and all(0 < load < math.inf for load in found)
-        if not numbers or (whole and any(load != int(load) or load > MOST_CLIENTS for load in found)):
+        numbers = bool(loads) and all(0 < load < math.inf for load in loads)
+        if not numbers or (whole and any(load != int(load) or load > MOST_CLIENTS for load in loads)):
             raise InputError(f"{flag} is '{text}'; write numbers as in {flag} {'1,16,64' if whole else '0.5,1,2'}")
-        for load in found if not whole else ():
+        for load in loads if not whole else ():
             within(load, flag, REQUESTS["request_rate"])
-        return found
+        return loads
 
     def checked(self, facts: ServerFacts) -> BenchQuestion:
-        """Raise InputError for what this server or this machine cannot do; return the question otherwise."""
+        """Raise InputError for a load beyond this server or this machine; return the question otherwise."""
         if self.until_knee and (not self.slos or self.request_rate):
             raise InputError(
                 "--until-knee looks for the clients at which an SLO breaks: give --slo, not --request-rate"
             )
-        if sum(given is not None for given in (self.lognormal, self.lengths, self.dataset)) > 1:
+        if sum(source is not None for source in (self.lognormal, self.lengths, self.dataset)) > 1:
             raise InputError("--lognormal, --lengths and --dataset exclude each other: lengths come from one place")
         if self.request_rate and self.arrival == Arrival.CLOSED:
             raise InputError("--arrival closed has no rate: leave out --request-rate, or take poisson or constant")
@@ -138,7 +138,7 @@ class BenchQuestion:
 
 
 class SweepDisplay(Protocol):
-    """Shows what goes on."""
+    """Shows progress."""
 
     def live(self, live: LivePoint) -> None: ...
 
@@ -149,7 +149,7 @@ class SweepDisplay(Protocol):
 
 @dataclass(slots=True)
 class BenchAnswer:
-    """The points, and what was made of them."""
+    """The points, and the documents made of them."""
 
     facts: ServerFacts
     points: list[MeasuredPoint] = field(default_factory=list)
@@ -186,7 +186,9 @@ class BenchAnswer:
 
 
 def run_bench(question: BenchQuestion, screen: SweepDisplay) -> BenchAnswer:
-    """Measure what was asked. Raises InputError or SgtuneError; a point is on disk before the next one starts."""
+    """Measure all loads of the question. Raises InputError or SgtuneError; a point is on disk before the next one
+    starts.
+    """
     facts = read_facts(Address.parse(question.url), question.key)
     if question.servers:
         facts = _behind(question, facts)
@@ -195,15 +197,15 @@ def run_bench(question: BenchQuestion, screen: SweepDisplay) -> BenchAnswer:
 
     def measure(load: float) -> MeasuredPoint:
         clients = 1 if question.request_rate else int(load)
-        chosen = settings
+        point_settings = settings
         if question.request_rate:
-            chosen = replace(settings, arrival=question.arrival, request_rate=load)
+            point_settings = replace(settings, arrival=question.arrival, request_rate=load)
         seed = question.seed * 1_000_003 + len(answer.points)
         before = read_all(question.servers, question.key)
         try:
             workload = replace(question.workload, concurrency=clients)
             around = Surroundings(watch=screen.live)
-            point = measure_point(question.url, workload, seed=seed, settings=chosen, around=around)
+            point = measure_point(question.url, workload, seed=seed, settings=point_settings, around=around)
         except LaunchFailed as failure:
             raise SgtuneError(f"the server stopped answering: {failure.evidence}") from failure
         answer.points.append(point)

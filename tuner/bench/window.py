@@ -1,4 +1,4 @@
-"""From what the workers saw to the figures of a steady-state window, with bootstrap intervals."""
+"""Turns the workers' records into figures of a steady-state window, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STATISTICS = {Statistic.P50: 50.0, Statistic.P90: 90.0, Statistic.P95: 95.0, Sta
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """A latency in ms by statistic, and the 95 % bootstrap interval of its mean; empty where nothing was seen."""
+    """A latency in ms by statistic, and the 95 % bootstrap interval of its mean; empty without requests."""
 
     by: dict[str, float]
     mean_interval: tuple[float, float]
@@ -75,14 +75,14 @@ class Window:
     def seconds(self) -> float:
         return self.end - self.start
 
-    def has(self, seen: Seen) -> bool:
+    def has(self, request: Seen) -> bool:
         """Say whether the latencies of a request count here."""
-        return _counts(seen, self.start, self.end, open_loop=self.open_loop)
+        return _counts(request, self.start, self.end, open_loop=self.open_loop)
 
 
-def _counts(seen: Seen, start: float, end: float, *, open_loop: bool) -> bool:
+def _counts(request: Seen, start: float, end: float, *, open_loop: bool) -> bool:
     """A closed loop's requests count where they end. An open loop's where they were due, or a slow one never would."""
-    return start <= (seen.planned if open_loop else seen.ended) <= end
+    return start <= (request.planned if open_loop else request.ended) <= end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,21 +100,21 @@ def window_of(outcomes: Sequence[RequestOutcome], rules: WindowRules, seed: int)
     """Return the figures of a window: latencies of the requests that count there, tokens that came in it."""
     start, end, slos, open_loop = rules.start, rules.end, rules.slos, rules.open_loop
     rng = np.random.default_rng(seed)
-    everything = [seen for outcome in outcomes for seen in outcome.seen]
-    ended = [seen for seen in everything if _counts(seen, start, end, open_loop=open_loop)]
-    ended.sort(key=lambda seen: seen.planned if open_loop else seen.ended)
-    good = [seen for seen in ended if not seen.error]
-    ttft = np.array([seen.first - seen.sent for seen in good])
-    e2e = np.array([seen.last - seen.sent for seen in good])
-    tpot = np.array([tpot_s(seen) for seen in good if seen.tokens > 1])
+    everything = [request for outcome in outcomes for request in outcome.seen]
+    ended = [request for request in everything if _counts(request, start, end, open_loop=open_loop)]
+    ended.sort(key=lambda request: request.planned if open_loop else request.ended)
+    good = [request for request in ended if not request.error]
+    ttft = np.array([request.first - request.sent for request in good])
+    e2e = np.array([request.last - request.sent for request in good])
+    tpot = np.array([tpot_s(request) for request in good if request.tokens > 1])
     rates = _block_rates(outcomes, start, end)
     rate = float(rates.mean()) if len(rates) else 0.0
     seconds = max(end - start, 1e-9)
-    prompt = float(sum(seen.prompt_tokens or seen.isl for seen in good))
+    prompt = float(sum(request.prompt_tokens or request.isl for request in good))
     # a queue that grows is how an open loop drifts; in a closed one lengths and slots make E2E vary
     drift, drift_error = _drift(tpot if len(tpot) and not open_loop else e2e)
-    done = sum(start <= seen.ended <= end and not seen.error for seen in everything)
-    chunks = sum(seen.chunks for seen in good)
+    completed = sum(start <= request.ended <= end and not request.error for request in everything)
+    chunks = sum(request.chunks for request in good)
     return Window(
         start=start,
         end=end,
@@ -122,20 +122,20 @@ def window_of(outcomes: Sequence[RequestOutcome], rules: WindowRules, seed: int)
         unended=sum(start <= planned <= end for o in outcomes for planned, _ in o.unfinished) if open_loop else 0,
         requests=len(ended),
         errors=len(ended) - len(good),
-        error_example=next((seen.error for seen in ended if seen.error), ""),
+        error_example=next((request.error for request in ended if request.error), ""),
         output_tok_s=rate,
         output_tok_s_interval=_interval(rates, rng),
         total_tok_s=rate + prompt / seconds,
-        request_rate=done / seconds,
-        goodput_rps=sum(_within(seen, slos) for seen in good) / seconds,
+        request_rate=completed / seconds,
+        goodput_rps=sum(_within(request, slos) for request in good) / seconds,
         in_flight=_in_flight(outcomes, start, end),
         ttft=spread_ms(ttft, rng),
         tpot=spread_ms(tpot if len(tpot) else np.zeros(len(good)), rng),
         e2e=spread_ms(e2e, rng),
         chunk_gap=spread_ms(np.concatenate([_gaps(o, start, end) for o in outcomes] or [np.zeros(0)]), rng),
-        tokens_per_chunk=sum(seen.tokens for seen in good) / max(1, chunks),
-        cached_share=sum(max(0, seen.cached - rules.shared_prefix) for seen in good) / max(1.0, prompt),
-        wrong_lengths=sum(_wrong_length(seen) for seen in good) / max(1, len(good)),
+        tokens_per_chunk=sum(request.tokens for request in good) / max(1, chunks),
+        cached_share=sum(max(0, request.cached - rules.shared_prefix) for request in good) / max(1.0, prompt),
+        wrong_lengths=sum(_wrong_length(request) for request in good) / max(1, len(good)),
         generator=_generator(outcomes, ended, start, end, rate * seconds),
         drift=drift,
         drift_error=drift_error,
@@ -156,18 +156,20 @@ def _generator(
     )
 
 
-def tpot_s(seen: Seen) -> float:
-    """Return (last token - first token) / (tokens - 1) in seconds: the field's definition, whatever a chunk holds."""
-    return (seen.last - seen.first) / (seen.tokens - 1)
+def tpot_s(request: Seen) -> float:
+    """Return (last token - first token) / (tokens - 1) in seconds: the field's definition, independent of the tokens in
+    a chunk.
+    """
+    return (request.last - request.first) / (request.tokens - 1)
 
 
 def spread_ms(seconds: Array, rng: np.random.Generator) -> Spread:
     """Return mean and percentiles in ms, with the bootstrap interval of the mean."""
     if not len(seconds):
         return Spread(by={}, mean_interval=(math.nan, math.nan))
-    found = np.percentile(seconds, list(STATISTICS.values())) * 1e3
+    percentiles = np.percentile(seconds, list(STATISTICS.values())) * 1e3
     by = {str(Statistic.MEAN): float(seconds.mean() * 1e3)}
-    by |= {str(name): float(value) for name, value in zip(STATISTICS, found, strict=True)}
+    by |= {str(name): float(value) for name, value in zip(STATISTICS, percentiles, strict=True)}
     low, high = _interval(seconds[:: max(1, len(seconds) // 5000)], rng)
     return Spread(by=by, mean_interval=(low * 1e3, high * 1e3))
 
@@ -202,7 +204,7 @@ def whole_waves(outcomes: Sequence[RequestOutcome], start: float, end: float, cl
     Clients whose requests begin and end together make tokens in bursts; a window that ends within a burst would be off
     by part of a wave.
     """
-    ended = sorted(seen.ended for outcome in outcomes for seen in outcome.seen)
+    ended = sorted(request.ended for outcome in outcomes for request in outcome.seen)
     before = sum(at <= start for at in ended)
     within = ended[before : bisect_right(ended, end)]
     if not before or len(within) < clients:
@@ -215,7 +217,7 @@ def _in_flight(outcomes: Sequence[RequestOutcome], start: float, end: float) -> 
     """Return how many requests were in flight on average."""
     busy = 0.0
     for outcome in outcomes:
-        busy += sum(max(0.0, min(seen.ended, end) - max(seen.sent, start)) for seen in outcome.seen)
+        busy += sum(max(0.0, min(request.ended, end) - max(request.sent, start)) for request in outcome.seen)
         busy += sum(max(0.0, end - max(sent, start)) for _, sent in outcome.unfinished)
     return busy / max(end - start, 1e-9)
 
@@ -236,7 +238,7 @@ def _cpu(outcomes: Sequence[RequestOutcome], start: float, end: float) -> float:
 
 
 def _drift(values: Array) -> tuple[float, float]:
-    """Return by what ratio the last third of the requests was slower than the first, less one, and its error."""
+    """Return the slowdown of the last third of the requests against the first, less one, and its error."""
     third = len(values) // 3
     if third < 3:
         return 0.0, math.inf
@@ -248,16 +250,18 @@ def _drift(values: Array) -> tuple[float, float]:
     return ratio - 1.0, error
 
 
-def _wrong_length(seen: Seen) -> bool:
+def _wrong_length(request: Seen) -> bool:
     """Another output length than asked, or another prompt length than sent where token ids were."""
-    return seen.tokens != seen.osl or bool(seen.isl and seen.prompt_tokens and seen.prompt_tokens != seen.isl)
+    return request.tokens != request.osl or bool(
+        request.isl and request.prompt_tokens and request.prompt_tokens != request.isl
+    )
 
 
-def _within(seen: Seen, slos: Sequence[Slo]) -> bool:
-    """Say whether a request kept every limit, whatever statistic the objective is about."""
+def _within(request: Seen, slos: Sequence[Slo]) -> bool:
+    """Say whether a request kept every limit, for any statistic of the objective."""
     ms = {
-        "ttft": (seen.first - seen.sent) * 1e3,
-        "tpot": tpot_s(seen) * 1e3 if seen.tokens > 1 else 0.0,
-        "e2e": (seen.last - seen.sent) * 1e3,
+        "ttft": (request.first - request.sent) * 1e3,
+        "tpot": tpot_s(request) * 1e3 if request.tokens > 1 else 0.0,
+        "e2e": (request.last - request.sent) * 1e3,
     }
     return all(ms[str(slo.metric)] <= slo.limit_ms for slo in slos)

@@ -152,7 +152,7 @@ class Worker:
 
     async def _tick(self) -> None:
         """Measure how late the loop is, whether the machine slept, and this process's share of a core."""
-        before, told = time.monotonic(), 0.0
+        before, reported = time.monotonic(), 0.0
         booted = time.clock_gettime(time.CLOCK_BOOTTIME) - before
         cpu_at, cpu = before, time.process_time()
         while True:
@@ -166,8 +166,8 @@ class Worker:
                 spent = time.process_time()
                 self._cpu.append((now, (spent - cpu) / (now - cpu_at)))
                 cpu_at, cpu = now, spent
-            if now - told >= PROGRESS_S:
-                told = now
+            if now - reported >= PROGRESS_S:
+                reported = now
                 self._report(now)
 
     def _report(self, now: float) -> None:
@@ -227,19 +227,19 @@ def closing_figures(backend: Backend, final: bytes, counted: int) -> tuple[int, 
         answer = mapping(msgspec.json.decode(text)) if text.strip() else {}
     except (msgspec.DecodeError, ValueError, RecursionError):
         return 0, counted, 0
-    said = mapping(answer.get("meta_info" if backend is Backend.SGLANG else "usage"))
-    cached = said if backend is Backend.SGLANG else mapping(said.get("prompt_tokens_details"))
-    tokens = count(said.get("completion_tokens"))
+    usage = mapping(answer.get("meta_info" if backend is Backend.SGLANG else "usage"))
+    cached = usage if backend is Backend.SGLANG else mapping(usage.get("prompt_tokens_details"))
+    tokens = count(usage.get("completion_tokens"))
     if tokens is None:
-        tokens = 0 if backend is Backend.SGLANG and "completion_tokens" not in said and not counted else counted
-    return count(said.get("prompt_tokens")) or 0, tokens, count(cached.get("cached_tokens")) or 0
+        tokens = 0 if backend is Backend.SGLANG and "completion_tokens" not in usage and not counted else counted
+    return count(usage.get("prompt_tokens")) or 0, tokens, count(cached.get("cached_tokens")) or 0
 
 
-def allow_files(wanted: int) -> int:
+def allow_files(needed: int) -> int:
     """Raise the soft limit of open files as far as needed and allowed; return what it is then."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     return soft
 

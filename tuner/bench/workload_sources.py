@@ -23,11 +23,11 @@ def arrivals_s(arrival: Arrival, rate: float, horizon_s: float, seed: int) -> tu
     """Return the send times of an open loop of `rate` requests per second, in seconds from 0 to `horizon_s`."""
     if arrival is Arrival.CONSTANT:
         return tuple(number / rate for number in range(math.ceil(rate * horizon_s)))
-    rng, found = np.random.default_rng((seed, 1)), np.zeros(0)
-    while not len(found) or found[-1] < horizon_s:
+    rng, sent_s = np.random.default_rng((seed, 1)), np.zeros(0)
+    while not len(sent_s) or sent_s[-1] < horizon_s:
         gaps = rng.exponential(1.0 / rate, size=math.ceil(rate * horizon_s) + 16)
-        found = np.concatenate([found, np.cumsum(gaps) + (found[-1] if len(found) else 0.0)])
-    return tuple(found[found < horizon_s].tolist())
+        sent_s = np.concatenate([sent_s, np.cumsum(gaps) + (sent_s[-1] if len(sent_s) else 0.0)])
+    return tuple(sent_s[sent_s < horizon_s].tolist())
 
 
 def lognormal_lengths(isl: int, osl: int, sigma: float, longest: int | None, seed: int) -> tuple[tuple[int, int], ...]:
@@ -48,7 +48,7 @@ def recorded_lengths(path: Path) -> tuple[tuple[int, int], ...]:
 
     Raises InputError naming the line.
     """
-    found = []
+    lengths = []
     for number, line in enumerate(
         read_bytes(path, "lengths", most_bytes=MOST_RECORD_BYTES).decode(errors="replace").splitlines(), 1
     ):
@@ -60,15 +60,15 @@ def recorded_lengths(path: Path) -> tuple[tuple[int, int], ...]:
             osl = record["osl"] if "osl" in record else record["output_length"]
             if not all(0 <= length <= LONGEST_TOKENS for length in (isl, osl)):
                 raise ValueError
-            found.append((max(1, int(isl)), max(1, int(osl))))
+            lengths.append((max(1, int(isl)), max(1, int(osl))))
         except ODD:
             raise InputError(
                 f'{path}, line {number}: not of the form {{"isl": 1000, "osl": 200}}, tokens from 0 '
                 f"to {LONGEST_TOKENS:,}"
             ) from None
-    if not found:
+    if not lengths:
         raise InputError(f"{path} holds no lengths")
-    return tuple(found)
+    return tuple(lengths)
 
 
 def dataset_prompts(path: Path) -> tuple[str, ...]:

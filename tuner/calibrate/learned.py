@@ -49,9 +49,9 @@ def learn(cases: Sequence[Case], base: EngineProfile, *, simulated: bool = False
 
 def _without_unsaid_transfer(calibration: Calibration, base: EngineProfile) -> EngineParameters:
     """Return the parameters, with the transfer's rate as it was where the points left it open: it is still assumed."""
-    said = any(item.name == "transfer_gb_s" and item.by_data for item in calibration.parameters)
+    determined = any(item.name == "transfer_gb_s" and item.by_data for item in calibration.parameters)
     parameters = calibration.profile.parameters
-    return parameters if said else replace(parameters, transfer_gb_s=base.parameters.transfer_gb_s)
+    return parameters if determined else replace(parameters, transfer_gb_s=base.parameters.transfer_gb_s)
 
 
 def learn_from_run(records: Sequence[TrialRecord], workload: Workload, context: Context) -> Calibration | None:

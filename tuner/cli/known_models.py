@@ -39,15 +39,15 @@ def models(name: Name = None, sglang_version: ModelsVersion = None, json: option
     from tuner.cli.views.models_view import show_models
 
     version = parse_version(sglang_version or NEWEST)
-    wanted = (name or "").strip().strip("/").lower()
-    found = [each for each in checkpoints() if wanted in each.name.lower()]
-    exact = [each for each in found if wanted in (each.name.lower(), each.name.lower().rpartition("/")[2])]
-    if not found:
+    part = (name or "").strip().strip("/").lower()
+    matching = [each for each in checkpoints() if part in each.name.lower()]
+    exact = [each for each in matching if part in (each.name.lower(), each.name.lower().rpartition("/")[2])]
+    if not matching:
         raise InputError(
-            f"no shipped checkpoint is called '{wanted[:100]}'; `sgtune models` lists them, and any config.json of the "
+            f"no shipped checkpoint is called '{part[:100]}'; `sgtune models` lists them, and any config.json of the "
             "family is read with --model"
         )
-    documents = [_document(each, version) for each in exact or found]
+    documents = [_document(each, version) for each in exact or matching]
     if json:
         print_json({"sglang_version": str(version), "checkpoints": documents})
     else:

@@ -111,7 +111,7 @@ def main() -> None:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    """Say what was wrong, and exit; with --debug raise what is being handled."""
+    """Print the error and exit; with --debug raise it."""
     if os.environ.get("SGTUNE_DEBUG"):
         raise
     with suppress(OSError):
@@ -120,7 +120,7 @@ def _end(message: str, code: int) -> NoReturn:
 
 
 def _drop_output() -> None:
-    """Let nothing that is still to be written fail once more at the end."""
+    """Keep buffered output from failing once more at exit."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -34,9 +34,9 @@ class NodeFinding:
 def examine_cluster(address: str) -> list[NodeFinding]:
     """Ask every node. Raises InputError where no cluster answers or Ray is missing."""
     ray_pool, _ = join(address)
-    found = _examined(ray_pool)
+    findings = _examined(ray_pool)
     ray_pool.disconnect()
-    return found
+    return findings
 
 
 def first_look(address: str, folder: Path) -> list[str]:
@@ -44,10 +44,10 @@ def first_look(address: str, folder: Path) -> list[str]:
 
     What hwprobe finds on a node with GPUs is kept as nodes/NAME.json, for `sgtune probe --compare`.
     """
-    ray_pool, known = join(address)
+    ray_pool, cluster_file = join(address)
     notes = []
     for finding in _examined(ray_pool):
-        if known.only and finding.node not in known.only:
+        if cluster_file.only and finding.node not in cluster_file.only:
             continue
         notes += [f"node {finding.node}: {complaint}" for complaint in finding.complaints]
         if finding.broken:
@@ -62,24 +62,24 @@ def _examined(ray_pool: ModuleType) -> list[NodeFinding]:
     asked_s = time.time()
     answers = ray_pool.survey()
     odd = set_apart({node.name: answer for node, answer in answers if isinstance(answer, NodeReport)})
-    found = [_finding(node, answer, asked_s) for node, answer in answers]
-    return [replace(item, complaints=(*item.complaints, *odd.get(item.node, ()))) for item in found]
+    findings = [_finding(node, answer, asked_s) for node, answer in answers]
+    return [replace(item, complaints=(*item.complaints, *odd.get(item.node, ()))) for item in findings]
 
 
 def set_apart(reports: Mapping[str, NodeReport]) -> dict[str, list[str]]:
     """Return by node what of it differs from most others: cards, drivers, CPUs, versions."""
-    found: dict[str, list[str]] = {}
-    told = {name: _told(report) for name, report in reports.items()}
-    for what in sorted({what for facts in told.values() for what in facts}):
-        values = {name: facts.get(what, "none") for name, facts in told.items()}
+    differences: dict[str, list[str]] = {}
+    facts_of = {name: _told(report) for name, report in reports.items()}
+    for what in sorted({what for facts in facts_of.values() for what in facts}):
+        values = {name: facts.get(what, "none") for name, facts in facts_of.items()}
         usual, count = Counter(values.values()).most_common(1)[0]
         if count * 2 <= len(values):
             usual = ""  # no value is that of most
         for name, value in values.items():
             if value != usual:
                 others = f"most nodes have {usual}" if usual else "every node has another"
-                found.setdefault(name, []).append(f"its {what} is {value}, {others}")
-    return {name: texts for name, texts in found.items() if len(reports) > 1}
+                differences.setdefault(name, []).append(f"its {what} is {value}, {others}")
+    return {name: texts for name, texts in differences.items() if len(reports) > 1}
 
 
 def _told(report: NodeReport) -> dict[str, str]:

@@ -54,16 +54,18 @@ def nodes_of_hosts(hosts: Sequence[str]) -> FoundCluster:
 def _node(host: str) -> FoundNode:
     address = host.rpartition("@")[2]
     try:
-        done = subprocess.run([*SSH, host, QUESTION], capture_output=True, text=True, timeout=ASK_S, check=False)
+        process = subprocess.run([*SSH, host, QUESTION], capture_output=True, text=True, timeout=ASK_S, check=False)
     except FileNotFoundError:
         raise InputError("--from hosts asks over ssh, and there is no 'ssh' here") from None
     except subprocess.TimeoutExpired:
         return FoundNode(name=address, address=address, gpus=0, state=f"no answer within {ASK_S:.0f} s")
-    cards, parted, rest = done.stdout.partition("==\n")
+    cards, parted, rest = process.stdout.partition("==\n")
     lines = rest.split("\n")
     if not parted or len(lines) < 3:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        return FoundNode(name=address, address=address, gpus=0, state=one_line(said[-1] if said else "no answer", 200))
+        lines_said = [line for line in process.stderr.splitlines() if line.strip()]
+        return FoundNode(
+            name=address, address=address, gpus=0, state=one_line(lines_said[-1] if lines_said else "no answer", 200)
+        )
     named = [line.rpartition(",") for line in cards.splitlines() if line.strip()]
     names = {name.strip() for name, _, _ in named}
     memory = re.search(r"\d+", lines[2])

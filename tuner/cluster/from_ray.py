@@ -10,12 +10,12 @@ from tuner.cluster.require import join
 
 def nodes_of_ray(cluster: str) -> FoundCluster:
     """Ask Ray and its nodes. Raises InputError where no cluster answers."""
-    ray_pool, known = join(cluster)
+    ray_pool, cluster_file = join(cluster)
     try:
         nodes = [_node(node, answer) for node, answer in ray_pool.survey()]
     finally:
         ray_pool.disconnect()
-    return FoundCluster(source="ray", nodes=by_name(nodes), ray=known.ray)
+    return FoundCluster(source="ray", nodes=by_name(nodes), ray=cluster_file.ray)
 
 
 def _node(node: Node, answer: NodeReport | str) -> FoundNode:

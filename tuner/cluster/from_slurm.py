@@ -22,8 +22,8 @@ def nodes_of_slurm() -> FoundCluster:
     lines = _ask("sinfo", "--Node", "--noheader", "--format", FORMAT)
     listed = os.environ.get("SLURM_JOB_NODELIST")
     ours = set(_ask("scontrol", "show", "hostnames", listed)) if listed else None
-    found = [_node(line.split("|")) for line in lines]
-    return FoundCluster(source="slurm", nodes=by_name([n for n in found if ours is None or n.name in ours]))
+    nodes = [_node(line.split("|")) for line in lines]
+    return FoundCluster(source="slurm", nodes=by_name([n for n in nodes if ours is None or n.name in ours]))
 
 
 def _node(parts: list[str]) -> FoundNode:
@@ -46,12 +46,12 @@ def _node(parts: list[str]) -> FoundNode:
 def _ask(*command: str) -> list[str]:
     """Return the lines that a program of Slurm's prints."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S, check=False)
     except FileNotFoundError:
         raise InputError(f"--from slurm: no '{command[0]}' here; ask on a machine of the Slurm cluster") from None
     except subprocess.TimeoutExpired:
         raise SgtuneError(f"{command[0]} gave no answer within {ASK_S:.0f} s") from None
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise SgtuneError(f"{command[0]} failed: {said[-1] if said else f'exit code {done.returncode}'}")
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    if process.returncode:
+        printed = (process.stderr.strip() or process.stdout.strip()).splitlines()
+        raise SgtuneError(f"{command[0]} failed: {printed[-1] if printed else f'exit code {process.returncode}'}")
+    return [line.strip() for line in process.stdout.splitlines() if line.strip()]

@@ -43,17 +43,17 @@ class NodeReport:
     @property
     def complaints(self) -> list[str]:
         """What would falsify measurements or end servers early on this node."""
-        found = []
+        complaints = []
         if self.niceness > 0:
-            found.append(f"servers would run at nice {self.niceness}: start Ray with RAY_worker_niceness=0")
+            complaints.append(f"servers would run at nice {self.niceness}: start Ray with RAY_worker_niceness=0")
         if self.oom_score_adj > 0:
-            found.append(
+            complaints.append(
                 f"servers would be killed first for memory (oom_score_adj {self.oom_score_adj}): start Ray with "
                 "RAY_worker_oom_score_adjustment=0"
             )
         if self.open_files < 4096:
-            found.append(f"{self.open_files} open files: raise `ulimit -n` to 65536")
-        return [*found, *(self.profile.warnings if self.gpus else ())]
+            complaints.append(f"{self.open_files} open files: raise `ulimit -n` to 65536")
+        return [*complaints, *(self.profile.warnings if self.gpus else ())]
 
 
 def report() -> NodeReport:

@@ -62,7 +62,7 @@ def disconnect() -> None:
 
 def nodes_of(gpus: int) -> list[Node]:
     """Return the living nodes of the cluster that have so many GPUs, by name."""
-    found = [
+    living = [
         Node(
             id=item["NodeID"],
             name=item["NodeName"],
@@ -72,23 +72,23 @@ def nodes_of(gpus: int) -> list[Node]:
         for item in ray.nodes()  # type: ignore[no-untyped-call]  # as ray ships it
         if item["Alive"]
     ]
-    return sorted((node for node in found if node.gpus >= gpus), key=lambda node: node.name)
+    return sorted((node for node in living if node.gpus >= gpus), key=lambda node: node.name)
 
 
 def survey() -> list[tuple[Node, NodeReport | str]]:
     """Ask every node what it is: a report, or why it gave no report."""
-    asked = [(node, _on(node.id, ray.remote(report)).remote()) for node in nodes_of(0)]
-    found: list[tuple[Node, NodeReport | str]] = []
-    for node, answer in asked:
+    pending = [(node, _on(node.id, ray.remote(report)).remote()) for node in nodes_of(0)]
+    reports: list[tuple[Node, NodeReport | str]] = []
+    for node, answer in pending:
         try:
-            found.append((node, ray.get(answer, timeout=START_S)))
+            reports.append((node, ray.get(answer, timeout=START_S)))
         except RayError as error:
-            found.append((node, str(error).strip().splitlines()[0]))
-    return found
+            reports.append((node, str(error).strip().splitlines()[0]))
+    return reports
 
 
-def _on(node: str, what: Any, **options: Any) -> Any:
-    return what.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node, soft=False), **options)
+def _on(node: str, remote: Any, **options: Any) -> Any:
+    return remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node, soft=False), **options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,11 +112,11 @@ class RayPool:
         self._room, self._ledger, self._lease_s = room, ledger, lease_s
         self._free = threading.Condition()
         self._taken: dict[str, RaySeat] = {}
-        there, at_once, gpus = len(room.nodes()), room.at_once, room.gpus
-        if there < at_once:
+        available, at_once, gpus = len(room.nodes()), room.at_once, room.gpus
+        if available < at_once:
             cluster = "the cluster file's nodes" if room.only else "the Ray cluster"
-            wanted = f"no node of {cluster} has" if at_once == 1 else f"{there} of {at_once} nodes asked for have"
-            raise InputError(f"{wanted} {gpus} GPUs; start its nodes with `ray start --num-gpus {gpus}`")
+            shortage = f"no node of {cluster} has" if at_once == 1 else f"{available} of {at_once} nodes asked for have"
+            raise InputError(f"{shortage} {gpus} GPUs; start its nodes with `ray start --num-gpus {gpus}`")
 
     @property
     def nodes(self) -> Sequence[Node]:
@@ -131,8 +131,10 @@ class RayPool:
             while True:
                 nodes = self.nodes
                 if len(nodes) < count:
-                    left = f"{len(nodes) or 'no'} node{'s' if len(nodes) > 1 else ''} of the cluster left for a launch"
-                    raise NodeLost(Node(id="", name="none", gpus=0), f"{left} that takes {count}")
+                    nodes_left = (
+                        f"{len(nodes) or 'no'} node{'s' if len(nodes) > 1 else ''} of the cluster left for a launch"
+                    )
+                    raise NodeLost(Node(id="", name="none", gpus=0), f"{nodes_left} that takes {count}")
                 free = [node for node in nodes if node.id not in self._taken]
                 if len(free) >= count:
                     break
@@ -175,7 +177,7 @@ class RaySeat:
 
     def start(self, build: Build, gpus: int, lease_s: float) -> None:
         """Start the actor and wait until it answers. Raises NodeLost."""
-        made = _on(
+        actor_class = _on(
             self.node.id,
             ray.remote(Seat),
             num_gpus=gpus,
@@ -185,7 +187,7 @@ class RaySeat:
             max_concurrency=CALLS_AT_ONCE,
         )
         stand = Stand(node=self.node.name, address=self.node.address, gpus=tuple(range(gpus)))
-        self._actor = made.remote(build, stand, lease_s)
+        self._actor = actor_class.remote(build, stand, lease_s)
         try:
             ray.get(self._actor.beat.remote(), timeout=START_S)
         except RayError as error:

@@ -18,6 +18,6 @@ def join(cluster: str) -> tuple[ModuleType, ClusterFile]:
         raise InputError("--cluster needs ray: in the checkout, pip install -e '.[cluster]'")
     from tuner.cluster import ray_pool
 
-    known = read_cluster(cluster)
-    ray_pool.connect(known.ray)
-    return ray_pool, known
+    cluster_file = read_cluster(cluster)
+    ray_pool.connect(cluster_file.ray)
+    return ray_pool, cluster_file

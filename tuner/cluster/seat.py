@@ -1,7 +1,7 @@
 """What runs on a node: one engine, one server at a time, and a lease that ends both when no beat arrives.
 
-No cluster library here: a pool calls these methods in a process of their own on the node. Whatever becomes of that
-process, its servers end with it, as they hang on its lifeline.
+No cluster library here: a pool calls these methods in a process of their own on the node. However that process ends,
+its servers end with it, through its lifeline.
 """
 
 from __future__ import annotations

@@ -30,9 +30,9 @@ from tuner.slices.launch import slice_of
 def main(arguments: list[str]) -> int:
     """Run the server until it is told to stop; return its exit code."""
     split = arguments.index("--") if "--" in arguments else len(arguments)
-    asked = _parser().parse_args(arguments[:split])
+    options = _parser().parse_args(arguments[:split])
     try:
-        context, world = _context(asked), load_world(asked.world)
+        context, world = _context(options), load_world(options.world)
         context = _sliced(context, arguments[split + 1 :])
     except SgtuneError as error:
         sys.stderr.write(f"emulator: error: {error}\n")
@@ -42,14 +42,14 @@ def main(arguments: list[str]) -> int:
     if refusal is not None:
         return refusal
     rank = int(checked.arguments.values.get("node_rank") or 0)
-    faults = tuple(fault for fault in world.faults if fault.meant_for(asked.launch, rank))
+    faults = tuple(fault for fault in world.faults if fault.meant_for(options.launch, rank))
     return boot(
         EmulatedMachine(
             context=context,
             world=world,
             checked=checked,
             faults=faults,
-            seed=asked.seed,
+            seed=options.seed,
             typed=tuple(arguments[split + 1 :]),
         )
     )
@@ -69,20 +69,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _context(asked: argparse.Namespace) -> Context:
+def _context(options: argparse.Namespace) -> Context:
     arch = deepseek_r1()
-    if asked.architecture is not None:
-        arch = decode_json(read_bytes(asked.architecture, "architecture"), ModelArchitecture, str(asked.architecture))
+    if options.architecture is not None:
+        arch = decode_json(
+            read_bytes(options.architecture, "architecture"), ModelArchitecture, str(options.architecture)
+        )
     question = PlanQuestion(
-        hardware=read_hardware(asked.hardware),
+        hardware=read_hardware(options.hardware),
         arch=arch,
-        version=parse_version(asked.sglang_version),
+        version=parse_version(options.sglang_version),
         isl=1,
         osl=1,
         concurrency=1,
-        acceptance=asked.mtp_acceptance,
-        sigma=asked.expert_skew,
-        engine=load_engine_profile(asked.profile) if asked.profile else None,
+        acceptance=options.mtp_acceptance,
+        sigma=options.expert_skew,
+        engine=load_engine_profile(options.profile) if options.profile else None,
     )
     return question.context()
 

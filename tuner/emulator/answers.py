@@ -31,8 +31,8 @@ DONE = b"data: [DONE]\n\n"
 class Answers:
     """The handlers; faults of the phase `serving` happen here."""
 
-    def __init__(self, asked: ApiServer, driver: Driver, shown: Exposition | None) -> None:
-        self._asked, self._driver, self.shown = asked, driver, shown
+    def __init__(self, api: ApiServer, driver: Driver, shown: Exposition | None) -> None:
+        self._asked, self._driver, self.shown = api, driver, shown
         self.ready = False
         self._requests = 0
 
@@ -111,8 +111,8 @@ class Answers:
         if self._asked.oom_under_load and isl > SMALL_PROMPT:
             self._out_of_memory()
         short = self._due(FaultKind.SHORT)
-        made = max(1, osl - (short.count if short else 0))
-        return self._driver.submit(prompt, made, came_s, streaming=streaming)
+        tokens = max(1, osl - (short.count if short else 0))
+        return self._driver.submit(prompt, tokens, came_s, streaming=streaming)
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """Answer SGLang's own endpoint."""
@@ -146,15 +146,15 @@ class Answers:
         body = await request.json()
         chat = request.path.endswith("chat/completions")
         prompt = body.get("prompt") or json.dumps(body.get("messages", ""))
-        given = tuple(prompt) if isinstance(prompt, list) else max(1, len(prompt) // CHARACTERS_PER_TOKEN)
-        isl = given if isinstance(given, int) else len(given)
+        prompt_tokens = tuple(prompt) if isinstance(prompt, list) else max(1, len(prompt) // CHARACTERS_PER_TOKEN)
+        isl = prompt_tokens if isinstance(prompt_tokens, int) else len(prompt_tokens)
         osl = int(body.get("max_tokens") or body.get("max_completion_tokens") or DEFAULT_OUTPUT)
-        live = self._submit(given, osl, came_s, bool(body.get("stream")))
-        told = 0
+        live = self._submit(prompt_tokens, osl, came_s, bool(body.get("stream")))
+        sent_tokens = 0
 
         def chunk() -> dict[str, Any]:
-            nonlocal told
-            text, told = "a " * (live.tokens - told), live.tokens
+            nonlocal sent_tokens
+            text, sent_tokens = "a " * (live.tokens - sent_tokens), live.tokens
             reason = "length" if live.done else None
             part: dict[str, Any] = {"delta": {"content": text}} if chat else {"text": text}
             usage = {"prompt_tokens": isl, "completion_tokens": live.tokens,

@@ -56,19 +56,19 @@ class ApiServer:
     leave: Callable[[], None]
 
 
-def serve(asked: ApiServer) -> int:
+def serve(api: ApiServer) -> int:
     """Serve until SIGTERM has been drained; return the exit code."""
-    return asyncio.run(_serve(asked))
+    return asyncio.run(_serve(api))
 
 
-async def _serve(asked: ApiServer) -> int:
-    shown = exposition(asked)
-    recorder = Recorder(shown, asked.observed, asked.times) if shown is not None else None
-    driver = Driver(asked.times, asked.limits, habits_of(asked), recorder=recorder)
-    answers = Answers(asked, driver, shown)
+async def _serve(api: ApiServer) -> int:
+    shown = exposition(api)
+    recorder = Recorder(shown, api.observed, api.times) if shown is not None else None
+    driver = Driver(api.times, api.limits, habits_of(api), recorder=recorder)
+    answers = Answers(api, driver, shown)
     runner = web.AppRunner(application(answers), access_log=None, handler_cancellation=True)
     await runner.setup()
-    host, port = address_of(asked.arguments)
+    host, port = address_of(api.arguments)
     say("INFO:     Application startup complete.")
     try:
         await web.TCPSite(runner, host, port, backlog=4096).start()
@@ -77,12 +77,12 @@ async def _serve(asked: ApiServer) -> int:
         say(f"ERROR:    [Errno {error.errno}] error while attempting to bind on address ('{host}', {port}): {text}")
         return 1
     say(f"INFO:     Uvicorn running on http://{host}:{port} (Press CTRL+C to quit)")
-    await asyncio.to_thread(asked.warm_up)
+    await asyncio.to_thread(api.warm_up)
     answers.ready = True
     stopping = asyncio.Event()
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
-    watched = [_watch(pid) for pid in asked.children]
+    watched = [_watch(pid) for pid in api.children]
     say("The server is fired up and ready to roll!")
     running = asyncio.ensure_future(driver.run())
     await stopping.wait()
@@ -94,7 +94,7 @@ async def _serve(asked: ApiServer) -> int:
     say("Gracefully exiting... Remaining number of requests 0.")
     running.cancel()
     await runner.cleanup()
-    asked.leave()
+    api.leave()
     return 0
 
 
@@ -103,25 +103,25 @@ def address_of(arguments: dict[str, Any]) -> tuple[str, int]:
     return str(arguments.get("host", HOST)), int(arguments.get("port", PORT))
 
 
-def habits_of(asked: ApiServer) -> Habits:
+def habits_of(api: ApiServer) -> Habits:
     """Return how this server works beside its times and limits."""
     return Habits(
-        noise=asked.noise,
-        seed=asked.seed,
-        radix=not asked.config.disable_radix_cache,
-        recv_interval=asked.config.scheduler_recv_interval or 1,
-        page=asked.config.page_size or 1,
+        noise=api.noise,
+        seed=api.seed,
+        radix=not api.config.disable_radix_cache,
+        recv_interval=api.config.scheduler_recv_interval or 1,
+        page=api.config.page_size or 1,
     )
 
 
-def exposition(asked: ApiServer) -> Exposition | None:
+def exposition(api: ApiServer) -> Exposition | None:
     """Return what /metrics shows, None without --enable-metrics."""
-    if not asked.arguments.get("enable_metrics"):
+    if not api.arguments.get("enable_metrics"):
         return None
     from tuner.emulator.metrics import Exposition  # prometheus_client costs a start 0.1 s
 
-    name = str(asked.arguments.get("served_model_name") or asked.arguments.get("model_path"))
-    return Exposition(Version(asked.version), model_name=name, pid=os.getpid())
+    name = str(api.arguments.get("served_model_name") or api.arguments.get("model_path"))
+    return Exposition(Version(api.version), model_name=name, pid=os.getpid())
 
 
 def _watch(pid: int) -> int:

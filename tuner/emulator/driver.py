@@ -42,7 +42,7 @@ class ServedRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Habits:
-    """How the server works beside its times and limits.
+    """The server's settings beyond its times and limits.
 
     `noise` is the relative standard deviation of a batch's time, drawn with `seed`; `radix`: prompts that were seen
     are cached; `recv_interval`: decode passes between two looks at what has come; `page`: tokens that
@@ -218,9 +218,9 @@ class Driver:
         accepted = server.times.accepted
         for index, request in server.running.items():
             live = self.live.get(index)
-            made = min(request.osl, int(request.generated + (server.step - request.start_step) * accepted))
-            if live is not None and made > live.tokens:
-                self._hear(live, made, now_s)
+            generated = min(request.osl, int(request.generated + (server.step - request.start_step) * accepted))
+            if live is not None and generated > live.tokens:
+                self._hear(live, generated, now_s)
                 live.news.set()
         if self._recorder is not None and not server.running:
             self._recorder.refresh(server)

@@ -66,8 +66,8 @@ class CountedTimes(StepTimes):
 
     def take_passes(self) -> list[tuple[int, float]]:
         """Return the passes since the last call."""
-        taken, self._passes = self._passes, []
-        return taken
+        passes, self._passes = self._passes, []
+        return passes
 
 
 @dataclass(slots=True)
@@ -111,36 +111,36 @@ class Recorder:
 
     def told(self, live: ServedRequest, tokens: int, now_s: float) -> None:
         """A client has been told of `tokens` more."""
-        told = self._told.get(live.request.index)
-        if told is None or tokens <= 0:
+        shown_to = self._told.get(live.request.index)
+        if shown_to is None or tokens <= 0:
             return
-        flow = _flow(told)
-        if told.first_s < 0:
-            told.first_s = now_s
+        flow = _flow(shown_to)
+        if shown_to.first_s < 0:
+            shown_to.first_s = now_s
             name = "time_to_first_token_seconds"
-            self._shown.observe(name, now_s - told.came_s, flow)
+            self._shown.observe(name, now_s - shown_to.came_s, flow)
         else:
-            gap_s = (now_s - told.last_s) / tokens
+            gap_s = (now_s - shown_to.last_s) / tokens
             for _ in range(tokens):
                 self._shown.observe("inter_token_latency_seconds", gap_s)
                 self._shown.observe("time_per_output_token_seconds", gap_s)
-        told.last_s = now_s
+        shown_to.last_s = now_s
 
     def finished(self, live: ServedRequest, now_s: float) -> None:
         """A client has its whole answer."""
-        told = self._told.pop(live.request.index, None)
-        if told is None:
+        shown_to = self._told.pop(live.request.index, None)
+        if shown_to is None:
             return
-        shown, request, flow = self._shown, live.request, _flow(told)
+        shown, request, flow = self._shown, live.request, _flow(shown_to)
         prompt = request.isl
         shown.add("prompt_tokens_total", prompt, flow)
         shown.add("generation_tokens_total", live.tokens, flow)
         if live.cached:
             shown.add("cached_tokens_total", live.cached, {"cache_source": "device"})
         shown.add("num_requests_total", 1, flow)
-        shown.observe("e2e_request_latency_seconds", now_s - told.came_s, flow)
-        if live.tokens > 1 and told.first_s >= 0:
-            tpot_s = (now_s - told.first_s) / (live.tokens - 1)
+        shown.observe("e2e_request_latency_seconds", now_s - shown_to.came_s, flow)
+        if live.tokens > 1 and shown_to.first_s >= 0:
+            tpot_s = (now_s - shown_to.first_s) / (live.tokens - 1)
             shown.observe("request_time_per_output_token_seconds", tpot_s, flow)
         shown.observe("prompt_tokens_histogram", prompt)
         shown.observe("uncached_prompt_tokens_histogram", request.isl - live.cached)
@@ -187,12 +187,16 @@ class Recorder:
     ) -> None:
         hit = [0.0] * self._observed.ranks
         for served in live:
-            told, request = self._told.get(served.request.index), served.request
-            if told is not None and told.entered_s < 0 and (request.prefilled > 0 or request.index in server.running):
-                told.entered_s = began_s
+            shown_to, request = self._told.get(served.request.index), served.request
+            if (
+                shown_to is not None
+                and shown_to.entered_s < 0
+                and (request.prefilled > 0 or request.index in server.running)
+            ):
+                shown_to.entered_s = began_s
                 rank = request.index % self._observed.ranks
                 labels = self._observed.labels(rank)
-                self._shown.observe("queue_time_seconds", max(0.0, began_s - told.came_s), labels)
+                self._shown.observe("queue_time_seconds", max(0.0, began_s - shown_to.came_s), labels)
                 hit[rank] += served.cached
         new = sum(tokens for _, tokens in passes)
         self._hit_rate = sum(hit) / max(1.0, sum(hit) + new)
@@ -284,5 +288,5 @@ class Recorder:
         return by_rank
 
 
-def _flow(told: _Told) -> dict[str, str]:
-    return {"is_streaming": "true" if told.streaming else "false"}
+def _flow(shown_to: _Told) -> dict[str, str]:
+    return {"is_streaming": "true" if shown_to.streaming else "false"}

@@ -26,14 +26,14 @@ CLIENT_EXITS = frozenset({REFUSED, 126, 127})
 def run_client(words: Sequence[str], limit_s: float = ASK_S) -> tuple[int, str, str]:
     """Run docker's client and return exit code, output and complaint; 127 where it cannot be started, 124 too late."""
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit_s, check=False
         )
     except OSError as error:
         return 127, "", str(error)
     except subprocess.TimeoutExpired:
         return 124, "", f"no answer within {limit_s:.0f} s"
-    return done.returncode, done.stdout.strip(), done.stderr.strip()
+    return process.returncode, process.stdout.strip(), process.stderr.strip()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +54,10 @@ class Containers:
 
         Raises LaunchFailed (container_runtime) when the daemon does not answer or one cannot be removed.
         """
-        left = self._ours() - self.held
-        if left:
-            self._ask("rm", "--force", *sorted(left))
-            if still := self._ours() & left:
+        unheld = self._ours() - self.held
+        if unheld:
+            self._ask("rm", "--force", *sorted(unheld))
+            if still := self._ours() & unheld:
                 raise _failed(f"cannot remove this run's containers {', '.join(sorted(still))}")
 
     def wait_alone(self, wait_s: float) -> None:

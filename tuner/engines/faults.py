@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class FaultKind(StrEnum):
-    """What goes wrong. Those of the start come at `phase`; those of serving after `requests` requests."""
+    """Kinds of faults. Those of the start come at `phase`; those of serving after `requests` requests."""
 
     EXIT = "exit"  # print `text`, exit with `code` (a negative one is a signal to itself)
     HANG = "hang"  # print `text`, then no further progress, for ever

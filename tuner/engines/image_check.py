@@ -49,13 +49,13 @@ def image_problems(docker: str, image: str, version: Version | None = None) -> l
     if code:
         return [f"'{image}' has no SGLang that python3 finds ({_short(complaint)}): name one that has with --image"]
     try:
-        there = Version(output.splitlines()[-1])
+        its_version = Version(output.splitlines()[-1])
     except (InvalidVersion, IndexError):
         return []  # a build that names itself otherwise: its flags decide
-    if version is not None and there.release[:3] != version.release[:3]:
+    if version is not None and its_version.release[:3] != version.release[:3]:
         return [
-            f"'{image}' has SGLang {there}, the question is for {version}: ask with --sglang-version "
-            f"{there.base_version}, or name another image with --image"
+            f"'{image}' has SGLang {its_version}, the question is for {version}: ask with --sglang-version "
+            f"{its_version.base_version}, or name another image with --image"
         ]
     return []
 

@@ -60,10 +60,10 @@ def cluster_engine(address: str, setup: NodeSetup, folder: Path) -> ClusterEngin
 
     Raises InputError where no cluster answers, or it has too few nodes.
     """
-    ray_pool, known = join(address)
+    ray_pool, cluster_file = join(address)
     ledger = NodeLedger(folder)
     pool = ray_pool.RayPool(
-        room=ray_pool.Room(gpus=setup.hardware.gpus_per_node, at_once=setup.hardware.nodes, only=known.only),
+        room=ray_pool.Room(gpus=setup.hardware.gpus_per_node, at_once=setup.hardware.nodes, only=cluster_file.only),
         ledger=ledger,
         lease_s=LEASE_S,
     )

@@ -109,10 +109,10 @@ class SimulatedServer:
     def _goodput(self, played: Replay, slow: float) -> float:
         """Requests per second that keep every limit, when everything takes `slow` times as long."""
         seconds: dict[str, Array] = {"ttft": played.ttft_s, "tpot": played.tpot_s, "e2e": played.e2e_s}
-        kept = np.ones(len(played.osl), dtype=bool)
+        within_limits = np.ones(len(played.osl), dtype=bool)
         for slo in self.slos:
-            kept &= seconds[str(slo.metric)] * slow * 1e3 <= slo.limit_ms
-        return float(kept.mean()) * len(kept) / (played.duration_s * slow)
+            within_limits &= seconds[str(slo.metric)] * slow * 1e3 <= slo.limit_ms
+        return float(within_limits.mean()) * len(within_limits) / (played.duration_s * slow)
 
     def stop(self) -> None:
         """Nothing to stop: nothing runs."""

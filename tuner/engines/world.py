@@ -52,14 +52,13 @@ class SlowRank:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """What is true where the engine runs.
+    """The truth where the engine runs.
 
-    `parameters` multiplies engine parameters; `extra_memory_gib` is used beyond the ledger; `noise` is the
-    relative standard deviation of a measurement; `expert_balance` is the mean over the largest of the GPUs' shares of
-    tokens under expert parallelism, by default what the spread of popularity gives; `boot_s` is what one launch costs,
-    `slice_boot_s` that of a slice;
-    `faults` happen in the emulated server only. `node_factors` multiply the step times of servers on nodes of a
-    cluster, by the name of the (first) node.
+    `parameters` multiplies engine parameters; `extra_memory_gib` is used beyond the ledger; `noise` is the relative
+    standard deviation of a measurement; `expert_balance` is the mean over the largest of the GPUs' shares of tokens
+    under expert parallelism, by default what the spread of popularity gives; `boot_s` is the time of one launch,
+    `slice_boot_s` that of a slice; `faults` happen in the emulated server only. `node_factors` multiply the step times
+    of servers on nodes of a cluster, by the name of the (first) node.
     """
 
     name: str = "unnamed"
@@ -115,7 +114,7 @@ class World:
         return 1.0 + float((step.experts / step.total)[0]) * (natural / self.expert_balance - 1.0)
 
     def start_s(self, context: Context) -> float:
-        """Return what one launch of this model costs in seconds."""
+        """Return the seconds of one launch of this model."""
         return self.slice_boot_s if context.arch.sliced_from else self.boot_s
 
 

@@ -58,11 +58,11 @@ def node_effects(records: Sequence[TrialRecord]) -> list[NodeEffect]:
     on_node = np.array([[_share(record, name) for name in names] for record in launched])
     of_config = np.array([[record.config == config for config in configs] for record in launched], dtype=float)
     scatter = np.array([_scatter(record) for record in launched])
-    seen = np.array([math.log(record.over_predicted) for record in launched])
+    log_ratios = np.array([math.log(record.over_predicted) for record in launched])
     around = NODE**2 * on_node @ on_node.T + OWN**2 * of_config @ of_config.T + COMMON**2 + np.diag(scatter**2)
     to_nodes = NODE**2 * on_node.T @ np.linalg.inv(around)
     against_mean = np.eye(len(names)) - 1.0 / len(names)
-    mean = against_mean @ to_nodes @ seen
+    mean = against_mean @ to_nodes @ log_ratios
     covariance = against_mean @ (NODE**2 * np.eye(len(names)) - NODE**2 * to_nodes @ on_node) @ against_mean.T
     spread = NORMAL_95 * np.sqrt(np.maximum(np.diag(covariance), 0.0))
     return [

@@ -43,8 +43,8 @@ def repair(run: Path) -> Repair:
         raise InputError(f"there is no trials.jsonl in '{run}' to repair")
     try:
         hold = Hold(run / ".lock", f"process {os.getpid()} on {socket.gethostname()}")
-    except Held as held:
-        raise InputError(f"run folder '{run}' is in use by {held.said or 'another process'}; wait for it") from None
+    except Held as holder:
+        raise InputError(f"run folder '{run}' is in use by {holder.said or 'another process'}; wait for it") from None
     except OSError as error:
         raise_unwritable(run / ".lock", error)
     try:

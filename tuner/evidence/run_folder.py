@@ -160,8 +160,8 @@ def _held(path: Path) -> Hold:
     try:
         path.mkdir(parents=True, exist_ok=True)
         return Hold(path / LOCK, f"process {os.getpid()} on {socket.gethostname()}")
-    except Held as held:
-        holder = f" by {held.said}" if held.said else ""
+    except Held as other:
+        holder = f" by {other.said}" if other.said else ""
         raise FolderTaken(f"run folder '{path}' is in use{holder}; wait for it or name another with --run") from None
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error

@@ -94,9 +94,15 @@ def plan_export(path: Path, number: int, parameters: Parameters, command: str) -
     config = _config(candidate.argv, plan.question, path)
     version = parse_version(plan.question.sglang_version)
     answer = plan.answer or _Answer()
-    chosen = replace(parameters, replicas=answer.replicas)
-    spec = typed_launch_spec(config, version, model_path=chosen.model_path, host=chosen.host, port=chosen.port)
-    spec = spec.with_words(chosen.production.words(version))
+    export_parameters = replace(parameters, replicas=answer.replicas)
+    spec = typed_launch_spec(
+        config,
+        version,
+        model_path=export_parameters.model_path,
+        host=export_parameters.host,
+        port=export_parameters.port,
+    )
+    spec = spec.with_words(export_parameters.production.words(version))
     record = _record(candidate, plan.question, answer, config.nnodes)
     lines = (
         ("made by", f"sgtune {__version__}: {clean_command(command)}"),
@@ -104,16 +110,16 @@ def plan_export(path: Path, number: int, parameters: Parameters, command: str) -
         *((("servers needed", str(answer.replicas)),) if answer.replicas > 1 else ()),
     )
     document = decode_json(data, dict[str, Any], str(path))
-    found = Exportable(
+    exportable = Exportable(
         spec=spec,
         provenance=Provenance(lines=lines, record=record),
-        parameters=chosen,
+        parameters=export_parameters,
         documents={"plan.json": document},
     )
     deployment = candidate.deployment
     if deployment is None or sum(pool.servers for pool in deployment.pools) == 1:
-        return found
-    return replace(found, fleet=_fleet(deployment, plan.question, chosen, path))
+        return exportable
+    return replace(exportable, fleet=_fleet(deployment, plan.question, export_parameters, path))
 
 
 def _fleet(deployment: _Deployment, question: _Question, parameters: Parameters, path: Path) -> FleetSpec:

@@ -40,7 +40,7 @@ class Exportable:
 
     @property
     def possible(self) -> list[Target]:
-        """Return the targets that can say what is exported."""
+        """Return the targets that can express it."""
         return list(FLEET_TARGETS) if self.fleet is not None else possible_targets(self.spec, self.parameters)
 
     def write(self, folder: Path, targets: Sequence[Target] | None = None) -> list[Path]:
@@ -48,8 +48,8 @@ class Exportable:
         if self.fleet is not None:
             files = fleet_files(self.fleet, self.parameters, self.provenance)
             return files.write(folder, self.possible if targets is None else targets)
-        wanted = possible_targets(self.spec, self.parameters) if targets is None else list(targets)
-        return export_files(self.spec, self.provenance, folder, wanted, self.parameters)
+        written = possible_targets(self.spec, self.parameters) if targets is None else list(targets)
+        return export_files(self.spec, self.provenance, folder, written, self.parameters)
 
     def write_bundle(self, folder: Path) -> list[Path]:
         """Write every possible target with a README and the data."""
@@ -62,10 +62,10 @@ class Exportable:
 def chosen_trial(records: Sequence[TrialRecord], number: int | None, run: Path) -> TrialRecord:
     """Return the trial of that number, or the winner's first launch. Raises InputError when there is no such trial."""
     if number is not None:
-        found = next((record for record in records if record.number == number), None)
-        if found is None:
+        named = next((record for record in records if record.number == number), None)
+        if named is None:
             raise InputError(f"run '{run}' has no trial {number}; it has 0 to {len(records) - 1}")
-        return found
+        return named
     winner = winner_of(records)
     if winner is None:
         raise InputError(f"run '{run}' has no feasible trial yet; name one with --trial")
@@ -78,8 +78,8 @@ def spec_of(record: TrialRecord, manifest: Manifest, parameters: Parameters) -> 
     spec = launch_spec(
         record.config, version, model_path=parameters.model_path, host=parameters.host, port=parameters.port
     )
-    given = without_secrets(manifest.server_flags)
-    return spec.with_words([*parameters.production.words(version), *given])
+    run_flags = without_secrets(manifest.server_flags)
+    return spec.with_words([*parameters.production.words(version), *run_flags])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,23 +97,23 @@ def trial_export(
     """Return a trial ready to be written."""
     record, records, manifest = trial.record, trial.records, trial.manifest
     standing = next((s for s in standings(records) if record in s.launches), None)
-    chosen = parameters
+    export_parameters = parameters
     if not manifest.simulated and standing is not None:
-        chosen = replace(parameters, boot_s=max(launch.boot_s for launch in standing.launches))
+        export_parameters = replace(parameters, boot_s=max(launch.boot_s for launch in standing.launches))
     flags = tuple(without_secrets(manifest.server_flags))
-    asked = msgspec.to_builtins(replace(manifest, server_flags=flags))
+    manifest_fields = msgspec.to_builtins(replace(manifest, server_flags=flags))
     about = {
         "trial.json": record,
-        "run.json": {"simulated": manifest.simulated, **asked},
+        "run.json": {"simulated": manifest.simulated, **manifest_fields},
         **(documents or {}),
     }
     return Exportable(
-        spec=spec_of(record, manifest, chosen),
+        spec=spec_of(record, manifest, export_parameters),
         provenance=Provenance(
             lines=tuple(_trial_lines(record, standing, manifest, command)),
             record=None if standing is None else _trial_record(record, standing, manifest),
         ),
-        parameters=chosen,
+        parameters=export_parameters,
         documents=about,
     )
 
@@ -149,7 +149,7 @@ def _trial_lines(
 
 
 def _stamp(manifest: Manifest) -> list[tuple[str, str]]:
-    """Return the line that says that no machine stands behind the figures, where none does."""
+    """Return the line that marks simulated figures, if they are."""
     if not manifest.simulated:
         return []
     played = f"the {manifest.engine} engine played world '{manifest.world}'"

@@ -95,23 +95,23 @@ def reaches_out(word: str, version: Version) -> bool:
     name = word.partition("=")[0].replace("_", "-")
     if name in HARMLESS:
         return False
-    known = [*flags_of(version).spelled(name), name]
-    return any(flag not in HARMLESS and REACHES_OUT.search(flag) for flag in known)
+    spellings = [*flags_of(version).spelled(name), name]
+    return any(flag not in HARMLESS and REACHES_OUT.search(flag) for flag in spellings)
 
 
 def trusted_image(claim: Claim, image: str | None) -> str:
     """Return the image to run: the one given, or the file's if it is SGLang's own. Raises InputError otherwise."""
     if image is not None:
         return image
-    found = claim.line.image
-    if found is None:
+    own_image = claim.line.image
+    if own_image is None:
         raise InputError(f"'{claim.file}' names no image; --engine docker needs --image")
-    if not IMAGE.fullmatch(found):
+    if not IMAGE.fullmatch(own_image):
         raise InputError(
-            f"'{claim.file}' names the image {one_line(found)}, which is not SGLang's own; to run it, give it with "
+            f"'{claim.file}' names the image {one_line(own_image)}, which is not SGLang's own; to run it, give it with "
             "--image"
         )
-    return found
+    return own_image
 
 
 def trusted_options(claim: Claim) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -119,13 +119,13 @@ def trusted_options(claim: Claim) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
     Limits and what takes rights away are taken as they stand: a file that cannot start with them must not pass.
     """
-    taken = tuple(option for option in claim.line.options if LIMITS.fullmatch(option))
+    allowed = tuple(option for option in claim.line.options if LIMITS.fullmatch(option))
     notes = tuple(
         f"{one_line(option)} of the file is left out: it gives the container more of this machine than verify does"
         for option in claim.line.options
-        if option not in taken
+        if option not in allowed
     )
-    return taken, notes
+    return allowed, notes
 
 
 def mountable(path: str, *, granted: bool) -> str | None:

@@ -59,8 +59,8 @@ class Claim:
     @property
     def environment(self) -> dict[str, str]:
         """Return the command's environment, without the places that belong to the file's own container or unit."""
-        found = self.line.environment | self.comments
-        return {name: value for name, value in found.items() if name not in SURROUNDINGS}
+        variables = self.line.environment | self.comments
+        return {name: value for name, value in variables.items() if name not in SURROUNDINGS}
 
     def workload(self, figure: RecordedPoint) -> Workload:
         closed = Workload.checked(self.record.isl, self.record.osl, figure.concurrency, self.record.range_ratio)

@@ -51,14 +51,14 @@ class VirtualAirspace:
         self._began_s = began_s
 
     def _at(
-        self, known: int, records: Sequence[TrialRecord], began_s: dict[int, float], spent_s: dict[int, float]
+        self, count: int, records: Sequence[TrialRecord], began_s: dict[int, float], spent_s: dict[int, float]
     ) -> float:
-        """Return when the first `known` records had been made."""
-        while len(self._made_s) <= known:
+        """Return when the first `count` records had been made."""
+        while len(self._made_s) <= count:
             record = records[len(self._made_s) - 1]
             ended_s = began_s[record.number] + spent_s[record.number] if record.number in began_s else 0.0
             self._made_s.append(max(self._made_s[-1], ended_s))
-        return self._made_s[known]
+        return self._made_s[count]
 
     def start(self, flight: Flight, launch: Launch) -> None:
         record = launch()
@@ -92,8 +92,8 @@ class ThreadAirspace:
         self._flying[self._threads.submit(launch)] = flight.number
 
     def next(self) -> TrialRecord:
-        done, _ = wait(self._flying, return_when=FIRST_COMPLETED)
-        ended = min(done, key=self._flying.__getitem__)
+        finished, _ = wait(self._flying, return_when=FIRST_COMPLETED)
+        ended = min(finished, key=self._flying.__getitem__)
         del self._flying[ended]
         return ended.result()
 

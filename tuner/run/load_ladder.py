@@ -72,15 +72,15 @@ class LoadLadder:
     def loads(self, config: ServerConfig, context: Context) -> list[Workload]:
         """Return the loads to measure, the asked one last."""
         if self.goal.objective is Objective.GOODPUT:
-            rate, asked = float(self.goal.request_rate or 0.0), self.workload.concurrency
+            rate, clients_asked = float(self.goal.request_rate or 0.0), self.workload.concurrency
             return [
-                replace(self.workload, request_rate=rate * share, concurrency=max(1, round(asked * share)))
+                replace(self.workload, request_rate=rate * share, concurrency=max(1, round(clients_asked * share)))
                 for share in RATE_SHARES
             ]
-        asked = self.workload.concurrency
+        clients_asked = self.workload.concurrency
         steps = knee_steps(config, context, self.workload)[: self.lower_rungs]
-        lower = {asked >> step for step in steps if asked >> step >= 1}
-        return [replace(self.workload, concurrency=clients) for clients in sorted(lower | {asked})]
+        lower = {clients_asked >> step for step in steps if clients_asked >> step >= 1}
+        return [replace(self.workload, concurrency=clients) for clients in sorted(lower | {clients_asked})]
 
     def _lost(self, config: ServerConfig, point: Measurement) -> str:
         """Say why the other loads could not make this configuration the best, or nothing."""
@@ -129,7 +129,7 @@ class Tried:
 def next_load(good: Tried | None, bad: Tried | None, most: int) -> int | None:
     """Return the next number of users to try, None when the answer is known well enough.
 
-    Aims where the curve through what was measured crosses the limit, a little to the side that is still open.
+    Aims where the measured curve crosses the limit, a little to the side that is still open.
     """
     if good is not None and bad is not None:
         if bad.clients - good.clients <= 1 or bad.clients / good.clients <= RESOLUTION:
@@ -153,10 +153,10 @@ def knee_steps(config: ServerConfig, context: Context, workload: Workload) -> li
     The knee is where throughput x speed per user is largest (Kleinrock's power): below it a request waits for little
     but itself, beyond it each client is paid for by the others.
     """
-    asked = workload.concurrency
-    deepest = int(math.log2(asked)) if asked > 1 else 0
+    clients_asked = workload.concurrency
+    deepest = int(math.log2(clients_asked)) if clients_asked > 1 else 0
     steps = np.arange(deepest + 1)
-    clients = np.maximum(1.0, np.floor(asked / 2.0**steps))
+    clients = np.maximum(1.0, np.floor(clients_asked / 2.0**steps))
     table = table_of([config])
     demand = replace(demand_of(context, workload), concurrency=clients)
     steady = closed_loop(context.system(table.column()), demand, context.memory(table).kv_tokens.reshape(-1, 1))
@@ -184,6 +184,6 @@ def decision_of(goal: Goal, points: Sequence[Measurement]) -> Measurement:
     ordered = sorted(points, key=lambda point: point.load)
     if goal.objective is not Objective.USERS:
         return ordered[-1]
-    kept = [p for p in ordered if p.verdict is Verdict.OK and goal.worst_excess(p) <= 0.0]
+    within_limits = [p for p in ordered if p.verdict is Verdict.OK and goal.worst_excess(p) <= 0.0]
     usable = [p for p in ordered if p.verdict is Verdict.OK] or ordered
-    return kept[-1] if kept else usable[0]
+    return within_limits[-1] if within_limits else usable[0]

@@ -67,7 +67,7 @@ class AlikeFailures(SgtuneError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneTask:
-    """What is to be tuned, apart from how and where."""
+    """The question of a run, apart from its engine and folder."""
 
     context: Context
     workload: Workload
@@ -82,7 +82,7 @@ class TuneTask:
 
     @property
     def drafts(self) -> TrialBuilder:
-        """What makes this task's records."""
+        """The builder of this task's records."""
         return TrialBuilder(self.goal, self.context, self.workload, self.space, self.simulated)
 
 
@@ -214,9 +214,9 @@ class Loop:
         self.folder.write_trial(record.number, "points.jsonl", points)
 
     def _next_proposal(self) -> _Proposal | None:
-        """Return a seed, while there are some, then what the sampler proposes; None, and why, when the search is over.
+        """Return the next seed, then the sampler's proposals; None, with the reason set, when the search is over.
 
-        What is ruled out is recorded on the way.
+        Proposals that are ruled out are recorded on the way.
         """
         while self.launches + len(self.in_flight) < self.task.trials:
             if self._committed_s() + self._reserved_s() >= self.task.budget_s:
@@ -229,10 +229,10 @@ class Loop:
                 self.stop_reason = "no proposal is left that could beat the best measured and is worth a launch"
                 return None
             else:
-                found = self._search()
-                if found is None:
+                next_proposal = self._search()
+                if next_proposal is None:
                     return None
-                proposal = found
+                proposal = next_proposal
             if (ruled_out := self._ruled_out(proposal)) is None:
                 return proposal
             self._keep(ruled_out)
@@ -240,7 +240,7 @@ class Loop:
         return None
 
     def _search(self) -> _Proposal | None:
-        """Return what the safest, the slices or the sampler proposes; None, and why, where there is nothing."""
+        """Return the proposal of the fallback, the slices or the sampler; None, with the reason set, without one."""
         fallback = LeastMemoryFallback(self.task.space, self.records, patience=1 if self.index.guided else 0)
         if fallback.diagnosis:
             self.stop_reason = fallback.diagnosis
@@ -262,8 +262,8 @@ class Loop:
     def _ruled_out(self, proposal: _Proposal) -> TrialRecord | None:
         """Return the record of a proposal that cannot run or cannot win, None for one worth a launch."""
         blank = self._blank(proposal, self._next_number())
-        known = (*self.records, *self.in_flight)
-        reason = cannot_run(blank.config, self.task.context, self.task.workload, known)
+        trials_so_far = (*self.records, *self.in_flight)
+        reason = cannot_run(blank.config, self.task.context, self.task.workload, trials_so_far)
         reason = reason or quarantined(blank.config, self.records)
         if reason is not None:
             return replace(blank, outcome=TrialOutcome.RULED_OUT, reason=reason)
@@ -324,7 +324,7 @@ class Loop:
         return replace(record, spent_s=record.spent_s + spent)
 
     def _attempt(self, draft: TrialRecord, to_beat: float | None) -> TrialRecord:
-        """Start the server, climb the ladder, and say what came of it. The server is stopped in any case."""
+        """Start the server, climb the ladder, and return the record. The server is stopped in any case."""
         points: list[Measurement] = []
         boot_s, stopped = 0.0, ""
         try:

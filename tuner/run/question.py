@@ -27,7 +27,7 @@ MOST_PARALLEL = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneQuestion:
-    """What is asked of `sgtune tune`, read from the command line."""
+    """The question of `sgtune tune`, read from the command line."""
 
     plan: PlanQuestion
     objective: Objective
@@ -100,11 +100,11 @@ class TuneQuestion:
         """Raise InputError where objective and load do not go together."""
         self.goal.checked()
         loads = {"--concurrency": self.plan.concurrency, "--request-rate": self.plan.request_rate}
-        wanted = {Objective.USERS: None, Objective.GOODPUT: "--request-rate"}.get(self.objective, "--concurrency")
+        needed_flag = {Objective.USERS: None, Objective.GOODPUT: "--request-rate"}.get(self.objective, "--concurrency")
         for flag, value in loads.items():
-            if flag == wanted and value is None:
+            if flag == needed_flag and value is None:
                 raise InputError(f"--objective {self.objective} needs {flag}")
-            if flag != wanted and value is not None:
+            if flag != needed_flag and value is not None:
                 raise InputError(f"{flag} does not go with --objective {self.objective}")
 
     def _check_engine(self) -> None:
@@ -182,8 +182,8 @@ class TuneQuestion:
         """Return the run folder: the named one, the latest of this question to resume, or the next free one."""
         if self.run is not None:
             return self.runs / self.run
-        taken = [self.base_name, *(f"{self.base_name}-{n}" for n in range(2, 1000))]
-        existing = [name for name in taken if (self.runs / name / "run.toml").exists()]
+        names = [self.base_name, *(f"{self.base_name}-{n}" for n in range(2, 1000))]
+        existing = [name for name in names if (self.runs / name / "run.toml").exists()]
         if self.resume:
             return self.runs / (existing[-1] if existing else self.base_name)
-        return self.runs / next(name for name in taken if not (self.runs / name).exists())
+        return self.runs / next(name for name in names if not (self.runs / name).exists())

@@ -53,7 +53,7 @@ def result_document(run: Path, manifest: Manifest, records: Sequence[TrialRecord
     """Return the document of `sgtune tune --json`."""
     decided, baseline, base_recipe = decide(records), named(records, BASELINE), named(records, RECIPE)
     best = decided.winner if decided else None
-    known = {standing.first.number: standing for standing in standings(records)}
+    by_number = {standing.first.number: standing for standing in standings(records)}
     machine = machine_of(load_profile(run / "hardware.json"))
     shipped = checkpoint_named(manifest.model)
     arch = deepseek_r1() if shipped is None else shipped.arch
@@ -67,7 +67,7 @@ def result_document(run: Path, manifest: Manifest, records: Sequence[TrialRecord
         "world": manifest.world,
         "evidence": evidence,
         "best": _trial(best, manifest) | {"evidence": evidence} if best else None,
-        "nearest": _trial(known[nearest.number], manifest)
+        "nearest": _trial(by_number[nearest.number], manifest)
         if best is None and (nearest := nearest_of(records))
         else None,
         "tied": [_tied(standing) for standing in decided.tied] if decided else [],
@@ -169,14 +169,14 @@ class TrialSummary:
 
 def pareto_of(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
     """Return the points of all ladders that no other beats in tok/s per GPU and tok/s per user, in that order."""
-    seen = [
+    usable = [
         (record, point)
         for record in records
         if record.outcome is TrialOutcome.MEASURED
         for point in record.points
         if point.verdict is Verdict.OK
     ]
-    front = pareto_front([(point.output_tok_s / record.config.gpu_count, point.user_tok_s) for record, point in seen])
+    front = pareto_front([(point.output_tok_s / record.config.gpu_count, point.user_tok_s) for record, point in usable])
     return [
         {
             "trial": record.number,
@@ -187,5 +187,5 @@ def pareto_of(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
             "user_tok_s": point.user_tok_s,
             "ttft_mean_ms": point.ttft_ms["mean"],
         }
-        for record, point in (seen[index] for index in front)
+        for record, point in (usable[index] for index in front)
     ]

@@ -74,8 +74,8 @@ def prepare(question: TuneQuestion) -> Prepared:
     workload = question.plan.workload(_most_clients(question, plan))
     space = default_space(context.machine, context.version, arch=context.arch, mtp=question.plan.mtp)
     unfit = {item.config.layout for item in plan.found.rejected if not item.config.speculative}
-    kept = {layout.layout: layout for layout in space.layouts if layout.layout not in unfit}
-    study_space = tuning_space(space, kept, context, workload, _latency_limits(question))
+    fitting = {layout.layout: layout for layout in space.layouts if layout.layout not in unfit}
+    study_space = tuning_space(space, fitting, context, workload, _latency_limits(question))
     if question.space is not None:
         study_space = question.space.narrow(study_space)
         candidates_of(study_space)  # raises where nothing is left
@@ -104,18 +104,18 @@ def _seeds(plan: Plan, space: TuningSpace, count: int) -> list[tuple[str, dict[s
     A narrowed space drops all but the baseline that lie outside.
     """
     machine = plan.context.machine
-    wanted: list[tuple[str, dict[str, Any]]] = []
+    seeds: list[tuple[str, dict[str, Any]]] = []
     for source, layout in ((BASELINE, sglang_default(machine)), (RECIPE, recipe(machine))):
         if layout.layout in space.layouts:
-            wanted.append((source, space.default_params(layout)))
-    chosen = spread_seeds(plan.found.candidates, machine.memory_gib, count)
-    wanted += [("seed", space.params_of(candidate.config)) for candidate in chosen]
+            seeds.append((source, space.default_params(layout)))
+    spread = spread_seeds(plan.found.candidates, machine.memory_gib, count)
+    seeds += [("seed", space.params_of(candidate.config)) for candidate in spread]
     unique: list[tuple[str, dict[str, Any]]] = []
-    for source, params in wanted:
+    for source, params in seeds:
         inside = all(value in space.choices[name] for name, value in params.items())
         if not inside and source != BASELINE:
             continue
-        if params not in [known for _, known in unique]:
+        if params not in [listed for _, listed in unique]:
             unique.append((source, params))
     return unique
 

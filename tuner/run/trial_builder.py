@@ -1,4 +1,4 @@
-"""Records in the making: of a proposal nothing is known of, of one that was predicted, of one that was measured."""
+"""Records in the making: of a new proposal, of a predicted one, of a measured one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TrialBuilder:
     def blank(
         self, source: str, params: dict[str, Any], config: ServerConfig, records: Sequence[TrialRecord]
     ) -> TrialRecord:
-        """A record of a configuration nothing is known of: as bad as the worst seen, memory violated."""
+        """A record of a new configuration: as bad as the worst seen, memory violated."""
         worst = min((record.objective for record in records), default=0.0)
         return TrialRecord(
             number=len(records),
@@ -85,17 +85,17 @@ class TrialBuilder:
         ordered = tuple(sorted(points, key=lambda point: point.load))
         target = decision_of(self.goal, ordered)
         spent_s = boot_s + sum(point.duration_s for point in points)
-        kept = replace(draft, points=ordered, boot_s=boot_s, spent_s=spent_s, decided_at=target.load)
+        record = replace(draft, points=ordered, boot_s=boot_s, spent_s=spent_s, decided_at=target.load)
         if target.verdict is not Verdict.OK:
             where = f"the point at {target.load:g} {'clients' if target.request_rate is None else 'requests/s'}"
-            return replace(kept, outcome=TrialOutcome.FAILED, reason=f"{where} is {target.verdict}: {target.why}")
+            return replace(record, outcome=TrialOutcome.FAILED, reason=f"{where} is {target.verdict}: {target.why}")
         value = self.goal.value(draft.config, ordered, target)
         violated = {key_of(slo): slo.excess(target) for slo in self.goal.constraining}
         misses = missed(self.goal.constraining, target)
         if self.goal.objective is Objective.USERS and stopped:
             violated, misses = dict.fromkeys(violated, 0.0), ()  # fewer users would have been carried
         return replace(
-            kept,
+            record,
             outcome=TrialOutcome.MEASURED,
             reason=stopped,
             objective=self.goal.score(value),

@@ -46,18 +46,18 @@ class Watch:
             facts = list(pool.map(_facts, self.sources))
             if all(isinstance(each, InputError) for each in facts):
                 raise next(each for each in facts if isinstance(each, InputError))
-            there = [
+            answering = [
                 (source, each)
                 for source, each in zip(self.sources, facts, strict=True)
                 if not isinstance(each, InputError)
             ]
-            rounds: list[list[Samples | None]] = [[] for _ in there]
-            for scrapes in self._rounds(pool, [source for source, _ in there]):
-                for kept, scrape in zip(rounds, scrapes, strict=True):
-                    kept.append(scrape)
+            rounds: list[list[Samples | None]] = [[] for _ in answering]
+            for scrapes in self._rounds(pool, [source for source, _ in answering]):
+                for scrapes_of, scrape in zip(rounds, scrapes, strict=True):
+                    scrapes_of.append(scrape)
             read: Read = [
-                (each, window_of([scrape for scrape in kept if scrape is not None]))
-                for (_, each), kept in zip(there, rounds, strict=True)
+                (each, window_of([scrape for scrape in scrapes_of if scrape is not None]))
+                for (_, each), scrapes_of in zip(answering, rounds, strict=True)
             ]
         gone = [
             (Facts(name=source.name, notes=(str(each),)), None)
@@ -73,9 +73,9 @@ class Watch:
         due = began
         while self.seconds > 0 and time.monotonic() - began < self.seconds and any(rounds[0]):
             due = min(due + pause_s, began + self.seconds)
-            while (left := due - time.monotonic()) > 0:
+            while (pause_left_s := due - time.monotonic()) > 0:
                 self.heard(time.monotonic() - began)
-                time.sleep(min(left, 1.0))
+                time.sleep(min(pause_left_s, 1.0))
             rounds.append(list(pool.map(LiveSource.scrape, sources)))
         return rounds
 
@@ -92,21 +92,21 @@ def of_files(source: SavedSource) -> Read:
     return [(source.facts(), window_of(source.scrapes()))]
 
 
-def of_history(prometheus: Prometheus, window_s: float, sources: Sequence[LiveSource], given: Facts) -> Read:
+def of_history(prometheus: Prometheus, window_s: float, sources: Sequence[LiveSource], default_facts: Facts) -> Read:
     """Return what a Prometheus server holds of every target, and what the servers named say of themselves.
 
-    A target is the server named when host and port are the same, or when there is one of each. `given` holds what is
-    known of a target that no server was named for.
+    A target is the server named when host and port are the same, or when there is one of each. `default_facts` are
+    those of a target without a named server.
     """
     history = prometheus.history(window_s, time.time())
     facts = {source.name: source.facts() for source in sources}
     if len(history) == 1 and len(facts) == 1:
-        scrapes, known = next(iter(history.values())), next(iter(facts.values()))
-        return [(known, window_of(scrapes))]
+        scrapes, own_facts = next(iter(history.values())), next(iter(facts.values()))
+        return [(own_facts, window_of(scrapes))]
     missing = [name for name in facts if name not in history]
     if missing:
         raise InputError(
             f"--prometheus knows no target {missing[0]}; its targets of SGLang: {', '.join(sorted(history))[:200]}"
         )
     names = list(facts) or list(history)
-    return [(facts.get(name, replace(given, name=name)), window_of(history[name])) for name in names]
+    return [(facts.get(name, replace(default_facts, name=name)), window_of(history[name])) for name in names]

@@ -44,10 +44,10 @@ class Prometheus:
             labels = {str(name): str(value) for name, value in mapping(series.get("metric")).items()}
             name = labels.pop("__name__", "")
             instance = labels.get("instance", "")
-            kept = tuple(sorted((key, value) for key, value in labels.items() if key not in TARGET_LABELS))
+            own_labels = tuple(sorted((key, value) for key, value in labels.items() if key not in TARGET_LABELS))
             for at, value in _points(series.get("values")):
                 metrics = targets.setdefault(instance, {}).setdefault(at, {})
-                metrics.setdefault(name.removeprefix(PREFIX), {})[kept] = value
+                metrics.setdefault(name.removeprefix(PREFIX), {})[own_labels] = value
         if not targets:
             raise InputError(self._nothing(window_s))
         return {
@@ -56,27 +56,29 @@ class Prometheus:
         }
 
     def _range(self, start_s: float, end_s: float, step_s: float) -> list[dict[str, Any]]:
-        asked = {"query": '{__name__=~"sglang:.+"}', "start": f"{start_s:.3f}", "end": f"{end_s:.3f}",
+        query = {"query": '{__name__=~"sglang:.+"}', "start": f"{start_s:.3f}", "end": f"{end_s:.3f}",
                  "step": f"{step_s:g}"}  # fmt: skip
-        document = self._get("/api/v1/query_range", asked)
+        document = self._get("/api/v1/query_range", query)
         return items(mapping(document.get("data")).get("result"))
 
     def _nothing(self, window_s: float) -> str:
         names = self._get("/api/v1/label/__name__/values", {}).get("data")
-        held = [str(name) for name in names] if isinstance(names, list) else []
-        others = {engine for prefix, engine in OTHER_ENGINES.items() if any(name.startswith(prefix) for name in held)}
+        metric_names = [str(name) for name in names] if isinstance(names, list) else []
+        others = {
+            engine for prefix, engine in OTHER_ENGINES.items() if any(name.startswith(prefix) for name in metric_names)
+        }
         what = f"; it holds metrics of {', '.join(sorted(others))}" if others else ""
         return (
             f"--prometheus: no metric of SGLang in the last {window_s:g} s{what}; start SGLang with --enable-metrics, "
             "let Prometheus scrape it, or give a longer --query-window"
         )
 
-    def _get(self, path: str, asked: dict[str, str]) -> dict[str, Any]:
+    def _get(self, path: str, query: dict[str, str]) -> dict[str, Any]:
         """Return the API's answer. Raises InputError where there is none."""
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         request = HttpRequest(
             host=self.address.host, port=self.address.port, secure=self.address.secure, method="GET",
-            path=f"{self.path}{path}?{urlencode(asked, quote_via=quote)}", headers=headers,
+            path=f"{self.path}{path}?{urlencode(query, quote_via=quote)}", headers=headers,
         )  # fmt: skip
         where = f"--prometheus {self.address.host}:{self.address.port}"
         try:
@@ -90,12 +92,12 @@ class Prometheus:
 
 
 def _points(values: Any) -> list[tuple[float, float]]:
-    found = []
+    points = []
     for pair in values if isinstance(values, list) else []:
         try:
             at, value = float(pair[0]), float(pair[1])
         except (TypeError, ValueError, IndexError, KeyError):
             continue
         if math.isfinite(at) and math.isfinite(value):
-            found.append((at, value))
-    return found
+            points.append((at, value))
+    return points

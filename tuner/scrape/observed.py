@@ -75,10 +75,10 @@ def observe(window: ScrapeWindow) -> Observed:
     requests = counted.increase("num_requests_total") or 0.0
     prompt, generated = counted.increase("prompt_tokens_total"), counted.increase("generation_tokens_total")
     realtime = window.increase("realtime_tokens_total", mode="decode")
-    made = realtime if realtime is not None else window.increase("generation_tokens_total")
+    generated_tokens = realtime if realtime is not None else window.increase("generation_tokens_total")
     accepted = _accepted(counted, generated)
     queue_s = _mean(counted.spread("queue_time_seconds"))
-    load = _load(window, counted, spreads, _Pace(made=made, accepted=accepted, queue_s=queue_s))
+    load = _load(window, counted, spreads, _Pace(made=generated_tokens, accepted=accepted, queue_s=queue_s))
     return Observed(
         basis="window" if counted.before is not None else "since start",
         seconds=seconds,
@@ -88,7 +88,9 @@ def observe(window: ScrapeWindow) -> Observed:
         osl=generated / requests if requests and generated is not None else None,
         isl_spread=_spread_of(spreads.get("isl")),
         osl_spread=_spread_of(spreads.get("osl")),
-        output_tok_s=made / seconds if seconds and made is not None else window.level("gen_throughput"),
+        output_tok_s=generated_tokens / seconds
+        if seconds and generated_tokens is not None
+        else window.level("gen_throughput"),
         cached_share=_cached(counted, prompt),
         running=load.running,
         waiting=load.waiting,
@@ -151,8 +153,8 @@ def _load(window: ScrapeWindow, counted: ScrapeWindow, spreads: dict[str, Bucket
 
 
 def _osl(window: ScrapeWindow) -> float | None:
-    requests, made = window.increase("num_requests_total"), window.increase("generation_tokens_total")
-    return made / requests if requests and made else None
+    requests, generated_tokens = window.increase("num_requests_total"), window.increase("generation_tokens_total")
+    return generated_tokens / requests if requests and generated_tokens else None
 
 
 def _mean_batch(window: ScrapeWindow, accepted: float | None) -> float | None:
@@ -178,12 +180,12 @@ HISTOGRAMS = {
 
 
 def _spreads(window: ScrapeWindow) -> dict[str, Buckets]:
-    found = {}
+    spreads = {}
     for quantity, names in HISTOGRAMS.items():
         spread = next((spread for name in names if (spread := window.spread(name)) is not None), None)
         if spread is not None:
-            found[quantity] = spread
-    return found
+            spreads[quantity] = spread
+    return spreads
 
 
 def _statistics(spread: Buckets | None) -> dict[str, float]:
@@ -191,8 +193,8 @@ def _statistics(spread: Buckets | None) -> dict[str, float]:
     if spread is None:
         return {}
     quantiles = {str(name): spread.quantile(share) for name, share in PERCENTILES.items()}
-    known = {name: value * 1e3 for name, value in quantiles.items() if value is not None}
-    return {str(Statistic.MEAN): spread.mean * 1e3, **known}
+    percentiles = {name: value * 1e3 for name, value in quantiles.items() if value is not None}
+    return {str(Statistic.MEAN): spread.mean * 1e3, **percentiles}
 
 
 def _spread_of(spread: Buckets | None) -> float | None:

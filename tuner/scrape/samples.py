@@ -122,13 +122,13 @@ class Buckets:
         """Return the quantile, linear inside a bucket as Prometheus has it; None beyond the last finite bound."""
         if not self.count or not self.below:
             return None
-        wanted, before, lower = share * self.below[-1], 0.0, 0.0
+        rank, before, lower = share * self.below[-1], 0.0, 0.0
         for bound, count in zip(self.bounds, self.below, strict=True):
-            if count >= wanted:
+            if count >= rank:
                 if math.isinf(bound):
                     return None
                 inside = count - before
-                return lower + (bound - lower) * ((wanted - before) / inside if inside else 1.0)
+                return lower + (bound - lower) * ((rank - before) / inside if inside else 1.0)
             before, lower = count, bound
         return None
 

@@ -152,8 +152,8 @@ class SavedSource:
         ]
         if any(later - earlier < 1.0 for earlier, later in pairwise(times)):
             raise InputError("--metrics: the files' times do not tell how far apart they are; say it with --apart 60s")
-        found = [read_samples(text.decode(errors="replace"), at) for text, at in zip(texts, times, strict=True)]
-        for path, samples in zip(self.paths, found, strict=True):
+        scrapes = [read_samples(text.decode(errors="replace"), at) for text, at in zip(texts, times, strict=True)]
+        for path, samples in zip(self.paths, scrapes, strict=True):
             if not samples.series and samples.engine in ("", "SGLang"):
                 raise InputError(f"{path} holds no metrics of SGLang; save them with: curl URL/metrics > FILE")
-        return found
+        return scrapes

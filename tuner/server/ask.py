@@ -1,4 +1,4 @@
-"""One question to a server over HTTP, answered in bounded time and memory whatever the server does."""
+"""One question to a server over HTTP, answered in bounded time and memory, even by a hostile server."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def ask(request: HttpRequest, timeout_s: float, *, most_bytes: int = MOST_ANSWER
         connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
     late = threading.Event()
     opened = contextlib.ExitStack()
-    held: list[socket.socket] = []  # the connection itself lets go of it once an answer says "Connection: close"
+    sockets: list[socket.socket] = []  # the connection itself lets go of it once an answer says "Connection: close"
 
     def end() -> None:
         late.set()
-        for sock in (*held, *([connection.sock] if connection.sock is not None else [])):
+        for sock in (*sockets, *([connection.sock] if connection.sock is not None else [])):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
@@ -65,7 +65,7 @@ def ask(request: HttpRequest, timeout_s: float, *, most_bytes: int = MOST_ANSWER
     clock.start()
     try:
         connection.connect()
-        held.append(connection.sock)
+        sockets.append(connection.sock)
         data = None if request.body is None else json.dumps(request.body)
         headers = {"Content-Type": "application/json", **request.headers}
         connection.request(request.method, request.path, body=data, headers=headers)
@@ -84,7 +84,7 @@ def ask(request: HttpRequest, timeout_s: float, *, most_bytes: int = MOST_ANSWER
         clock.cancel()
         opened.close()
         connection.close()
-        for sock in held:
+        for sock in sockets:
             sock.close()
 
 
@@ -104,7 +104,7 @@ def mapping(value: Any) -> dict[str, Any]:
 
 
 def items(value: Any) -> list[dict[str, Any]]:
-    """Return the objects of what a server gave as a list."""
+    """Return the objects of a server's list."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
@@ -116,7 +116,7 @@ def number(value: Any) -> float | None:
 
 
 def without_secret_fields(info: dict[str, Any]) -> dict[str, Any]:
-    """Return what a server says of itself with its keys and passwords hidden."""
+    """Return a server's info with its keys and passwords hidden."""
     return {name: HIDDEN if name in SECRET_FIELDS and value else value for name, value in info.items()}
 
 

@@ -158,12 +158,12 @@ def classify(log: str, *, host_oom: str | None = None) -> Failure:
     A worker killed by SIGKILL is a host OOM only where the kernel says so.
     """
     for rule in RULES:
-        found = re.search(rule.pattern, log, re.IGNORECASE)
-        if found is None:
+        match = re.search(rule.pattern, log, re.IGNORECASE)
+        if match is None:
             continue
         if rule.kind is FailureKind.KILLED and host_oom:
-            return Failure(kind=FailureKind.HOST_OOM, evidence=(*_around(log, found.start()), host_oom))
-        return Failure(kind=rule.kind, evidence=_around(log, found.start()), remedies=_remedies(rule.kind, log))
+            return Failure(kind=FailureKind.HOST_OOM, evidence=(*_around(log, match.start()), host_oom))
+        return Failure(kind=rule.kind, evidence=_around(log, match.start()), remedies=_remedies(rule.kind, log))
     oom = OOM.search(log)
     if oom is not None:
         kind = _oom_by_phase(log[: oom.start()])

@@ -1,4 +1,4 @@
-"""What a server said of its memory and its start, beside what the ledger had predicted."""
+"""A server's own figures of memory and start, next to the ledger's prediction."""
 
 from __future__ import annotations
 
@@ -56,22 +56,22 @@ def boot_figures(log: str, info: dict[str, Any], ledger: MemoryLedger) -> BootFi
     )
 
 
-def _timings(found: Any) -> dict[str, float]:
+def _timings(startup: Any) -> dict[str, float]:
     """Flatten `startup_time`; phases of graph capture become `cuda_graph.decode` and so on."""
     flat: dict[str, float] = {}
-    for name, value in found.items() if isinstance(found, dict) else ():
+    for name, value in startup.items() if isinstance(startup, dict) else ():
         parts = value.items() if isinstance(value, dict) else (("", value),)
         for part, seconds in parts:
-            if (known := number(seconds)) is not None:
-                flat[f"{name}.{part}" if part else str(name)] = known
+            if (duration_s := number(seconds)) is not None:
+                flat[f"{name}.{part}" if part else str(name)] = duration_s
     return flat
 
 
 def _first(pattern: re.Pattern[str], log: str) -> float | None:
-    found = pattern.search(log)
-    return float(found.group(1)) if found else None
+    match = pattern.search(log)
+    return float(match.group(1)) if match else None
 
 
 def _last(pattern: re.Pattern[str], log: str) -> float | None:
-    found = pattern.findall(log)
-    return float(found[-1]) if found else None
+    matches = pattern.findall(log)
+    return float(matches[-1]) if matches else None

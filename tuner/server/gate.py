@@ -117,8 +117,8 @@ class GpuLocks:
             for uuid in uuids:
                 try:
                     undo.callback(Hold(folder / f"{uuid}.lock", saying).release)
-                except Held as held:
-                    holder = one_line(held.said) or "its holder left no name"
+                except Held as other:
+                    holder = one_line(other.said) or "its holder left no name"
                     held_by = f"{what} {uuid} is in use by another sgtune: {holder}"
                     raise InputError(f"{held_by}; wait for it to end") from None
                 except OSError as error:

@@ -19,12 +19,12 @@ VARIABLE = "SGTUNE_PORTS"  # FIRST-LAST, for machines whose ports are not all ou
 
 def candidates() -> range:
     """Return the HTTP ports servers may be given. Raises InputError for an SGTUNE_PORTS that is no range of ports."""
-    asked = os.environ.get(VARIABLE)
-    if not asked:
+    port_range = os.environ.get(VARIABLE)
+    if not port_range:
         return range(FIRST, LAST, STRIDE)
-    first, _, last = asked.partition("-")
+    first, _, last = port_range.partition("-")
     if not (first.isdecimal() and last.isdecimal() and 1024 <= int(first) < int(last) <= 65_535 - DERIVED.stop):
-        raise InputError(f"{VARIABLE} is '{asked}'; write two ports as in {VARIABLE}=21000-22000")
+        raise InputError(f"{VARIABLE} is '{port_range}'; write two ports as in {VARIABLE}=21000-22000")
     return range(int(first), int(last), STRIDE)
 
 

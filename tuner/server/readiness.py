@@ -74,10 +74,10 @@ def unheard(phase: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectedStart:
-    """What a start should look like.
+    """The expected start.
 
-    `served_name` is what the launch passed as --served-model-name: an answer with another name comes from a stranger.
-    `entered` hears the name of each phase that begins.
+    `served_name` is the launch's --served-model-name: an answer with another name comes from a stranger. `entered`
+    hears the name of each phase that begins.
     """
 
     served_name: str
@@ -141,7 +141,7 @@ def _too_slow(process: ServerProcess, phase: Phase, log: str) -> LaunchFailed:
 
 
 def _healthy(port: int) -> dict[str, Any] | None:
-    """Return what a healthy server says of itself, None while no server answers."""
+    """Return a healthy server's server_info, None while no server answers."""
     try:
         _ask(port, "GET", "/health", REQUEST_S)
         return _ask(port, "GET", "/server_info", INFO_S)

@@ -161,12 +161,12 @@ def descendants(root: int) -> list[int]:
                 state, parent = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
                 if state != "Z":
                     parents.setdefault(int(parent), []).append(int(entry.name))
-    found, waiting = [], [root]
+    living, waiting = [], [root]
     while waiting:
         children = parents.get(waiting.pop(), [])
-        found += children
+        living += children
         waiting += children
-    return found
+    return living
 
 
 def run_after(command: Sequence[str]) -> None:
@@ -186,13 +186,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--drain-s", type=float, required=True)
     parser.add_argument("command", nargs="+")
     parser.add_argument("--after", type=json.loads, default=[])
-    asked = parser.parse_args(arguments)
-    shim = Shim(asked.command, asked.lifeline, CappedLog(asked.log, asked.cap_bytes), asked.drain_s)
+    args = parser.parse_args(arguments)
+    shim = Shim(args.command, args.lifeline, CappedLog(args.log, args.cap_bytes), args.drain_s)
     code = shim.run()
-    run_after(asked.after)
-    part = asked.record.with_name(asked.record.name + ".part")
+    run_after(args.after)
+    part = args.record.with_name(args.record.name + ".part")
     part.write_text(json.dumps({"returncode": code}))
-    part.replace(asked.record)
+    part.replace(args.record)
     return 0
 
 

@@ -129,16 +129,16 @@ def _start(
 
 def _launch(question: SliceQuestion, arch: ModelArchitecture, number: int) -> tuple[Server, Callable[[], None]]:
     """Start one slice; return its server and what lets go of the machine after it."""
-    here = question.here
-    context = replace(here.context, arch=arch)
+    layout = question.here
+    context = replace(layout.context, arch=arch)
     if question.engine is EngineName.SIMULATED:
         engine = SimulatedEngine(question.world, context, question.seed)
-        return engine.launch(here.config.with_flags(max_total_tokens=question.most_kv_tokens), number), engine.close
+        return engine.launch(layout.config.with_flags(max_total_tokens=question.most_kv_tokens), number), engine.close
     settings = LiveSettings(
         model_path=question.model_path, trials=question.where / "trials", point_s=question.point_s, seed=question.seed
     )
-    typed = launch_words(here, arch, question.model_path, question.most_kv_tokens)
-    order = LaunchOrder(config=here.config, number=number, typed=tuple(typed))
+    typed = launch_words(layout, arch, question.model_path, question.most_kv_tokens)
+    order = LaunchOrder(config=layout.config, number=number, typed=tuple(typed))
     live = _live(question, context, settings, number)
     with ExitStack() as undo:
         undo.callback(live.close)

@@ -83,18 +83,18 @@ def run_trace(
             if word.exhausted:
                 break
         outcomes = pool.stop()
-    seen = sorted((one for outcome in outcomes for one in outcome.seen), key=lambda one: one.sent)
-    if not any(not one.error for one in seen):
-        why = seen[0].error if seen else "none came to its end in time"
+    requests = sorted((one for outcome in outcomes for one in outcome.seen), key=lambda one: one.sent)
+    if not any(not one.error for one in requests):
+        why = requests[0].error if requests else "none came to its end in time"
         raise SgtuneError(f"no request of the trace succeeded: {why}")
     answers = settings.backend is Backend.SGLANG
     return TracePoint(
         trace=trace,
         settings=settings,
-        seen=tuple(seen),
-        expected=expected_hits(trace, seen, answers=answers),
-        at_most=expected_hits(trace, seen, answers=answers, at_once=True),
-        unended=len(trace) - len(seen),
+        seen=tuple(requests),
+        expected=expected_hits(trace, requests, answers=answers),
+        at_most=expected_hits(trace, requests, answers=answers, at_once=True),
+        unended=len(trace) - len(requests),
         flushed=flushed,
         start=shares[0].start,
     )
@@ -145,49 +145,49 @@ def trace_requests(trace: Trace) -> list[TraceRequest]:
     return requests
 
 
-def expected_hits(trace: Trace, seen: Sequence[Seen], *, answers: bool, at_once: bool = False) -> tuple[int, ...]:
+def expected_hits(trace: Trace, requests: Sequence[Seen], *, answers: bool, at_once: bool = False) -> tuple[int, ...]:
     """Return what each request should have found: prompts whose first token had come, and answers that were complete.
 
     `answers`: later turns hold the tokens that the server gave, which it names. `at_once`: a prompt counts from when it
     was sent: the most there can be.
     """
     path_of, tree = paths(trace), RadixCache()
-    known: dict[int, PromptPath] = {one.index: path_of(one.index) for one in seen}
+    path_by_index: dict[int, PromptPath] = {one.index: path_of(one.index) for one in requests}
     events: list[tuple[float, int, int]] = []
-    for place, one in enumerate(seen):
+    for place, one in enumerate(requests):
         events.append((one.sent, 2, place))
         if not one.error:
             events += [(one.sent if at_once else one.first, 3 if at_once else 1, place), (one.last, 0, place)]
-    found = [0] * len(seen)
+    hits = [0] * len(requests)
     for _, kind, place in sorted(events):
-        one = seen[place]
+        one = requests[place]
         isl = int(trace.isl[one.index])
         if kind == 2:
-            found[place] = tree.match(known[one.index], isl - 1).end
+            hits[place] = tree.match(path_by_index[one.index], isl - 1).end
         elif kind in (1, 3):
-            tree.insert(known[one.index], isl)
+            tree.insert(path_by_index[one.index], isl)
         elif answers:
-            tree.insert(known[one.index], isl + max(0, one.tokens - 1))
-    return tuple(found)
+            tree.insert(path_by_index[one.index], isl + max(0, one.tokens - 1))
+    return tuple(hits)
 
 
 def trace_point_document(point: TracePoint) -> dict[str, object]:
     """Return what was seen as JSON-ready values: times in ms, rates a second."""
     good = [row for row in zip(point.seen, point.expected, point.at_most, strict=True) if not row[0].error]
-    seen = [one for one, _, _ in good]
-    ttft_s = np.array([one.first - one.sent for one in seen])
-    prompts = np.array([float(one.prompt_tokens or one.isl) for one in seen])
-    cached = np.array([float(one.cached) for one in seen])
+    requests = [one for one, _, _ in good]
+    ttft_s = np.array([one.first - one.sent for one in requests])
+    prompts = np.array([float(one.prompt_tokens or one.isl) for one in requests])
+    cached = np.array([float(one.cached) for one in requests])
     expected, at_most = np.array([(float(least), float(most)) for _, least, most in good]).T
-    broken = _broken(seen, point.settings.slos)
-    began, ended = point.start, max(one.ended for one in seen)
+    broken = _broken(requests, point.settings.slos)
+    began, ended = point.start, max(one.ended for one in requests)
     late_ms = np.array([(one.sent - one.planned) * 1e3 for one in point.seen])
-    tpot = np.array([tpot_s(one) for one in seen if one.tokens > 1] or [0.0])
-    errors = len(point.seen) - len(seen)
+    tpot = np.array([tpot_s(one) for one in requests if one.tokens > 1] or [0.0])
+    errors = len(point.seen) - len(requests)
     verdict, why = _verdict(errors + point.unended, late_ms)
     example = next((one.error for one in point.seen if one.error), None)
     return {
-        "requests": len(seen),
+        "requests": len(requests),
         "errors": errors,
         "error_example": example,
         "unended": point.unended,
@@ -196,8 +196,8 @@ def trace_point_document(point: TracePoint) -> dict[str, object]:
         "lateness_ms": statistics_ms(late_ms / 1e3),
         "ttft_ms": statistics_ms(ttft_s),
         "tpot_ms": statistics_ms(tpot),
-        "e2e_ms": statistics_ms(np.array([one.last - one.sent for one in seen])),
-        "output_tok_s": sum(one.tokens for one in seen) / (ended - began),
+        "e2e_ms": statistics_ms(np.array([one.last - one.sent for one in requests])),
+        "output_tok_s": sum(one.tokens for one in requests) / (ended - began),
         "goodput_rps": float((~broken).sum()) / (ended - began),
         "hit_rate": float(cached.sum() / prompts.sum()),
         "expected_hit_rate": float(expected.sum() / prompts.sum()),
@@ -207,7 +207,7 @@ def trace_point_document(point: TracePoint) -> dict[str, object]:
         "exact_hits": int((cached == expected).sum()),
         "hits_as_expected": int(((cached >= expected) & (cached <= at_most)).sum()),
         "ttft_by_cached_share": _by_share(ttft_s, cached / prompts),
-        "minutes": _minutes(np.array([one.sent - began for one in seen]), ttft_s, broken),
+        "minutes": _minutes(np.array([one.sent - began for one in requests]), ttft_s, broken),
         "verdict": verdict,
         "why": why,
     }
@@ -222,11 +222,11 @@ def _verdict(failed: int, late_ms: Array) -> tuple[str, str]:
     return "ok", ""
 
 
-def _broken(seen: Sequence[Seen], slos: tuple[Slo, ...]) -> npt.NDArray[np.bool_]:
+def _broken(requests: Sequence[Seen], slos: tuple[Slo, ...]) -> npt.NDArray[np.bool_]:
     """Return which requests are above a limit themselves."""
-    broken = np.zeros(len(seen), dtype=bool)
+    broken = np.zeros(len(requests), dtype=bool)
     for slo in slos:
-        broken |= np.array([_latency_s(one, slo.metric) * 1e3 > slo.limit_ms for one in seen])
+        broken |= np.array([_latency_s(one, slo.metric) * 1e3 > slo.limit_ms for one in requests])
     return broken
 
 
@@ -239,9 +239,11 @@ def _latency_s(one: Seen, metric: Metric) -> float:
 def _by_share(ttft_s: Array, share: Array) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for low, high in pairwise(SHARES):
-        here = (share >= low) & ((share < high) | (high == SHARES[-1]))
-        if here.any():
-            rows.append({"from": low, "to": high, "requests": int(here.sum()), "ttft_ms": statistics_ms(ttft_s[here])})
+        in_share = (share >= low) & ((share < high) | (high == SHARES[-1]))
+        if in_share.any():
+            rows.append(
+                {"from": low, "to": high, "requests": int(in_share.sum()), "ttft_ms": statistics_ms(ttft_s[in_share])}
+            )
     return rows
 
 
@@ -249,15 +251,15 @@ def _minutes(sent_s: Array, ttft_s: Array, broken: npt.NDArray[np.bool_]) -> lis
     minute = (sent_s / MINUTE_S).astype(np.int64)
     rows: list[dict[str, object]] = []
     for number in np.unique(minute).tolist():
-        here = minute == number
+        in_minute = minute == number
         length_s = max(1e-9, min(MINUTE_S, float(sent_s.max()) - number * MINUTE_S))
         rows.append(
             {
                 "minute": number,
-                "requests": int(here.sum()),
-                "ttft_ms": statistics_ms(ttft_s[here]),
-                "goodput_rps": float((here & ~broken).sum()) / length_s,
-                "missed_share": float(broken[here].mean()),
+                "requests": int(in_minute.sum()),
+                "ttft_ms": statistics_ms(ttft_s[in_minute]),
+                "goodput_rps": float((in_minute & ~broken).sum()) / length_s,
+                "missed_share": float(broken[in_minute].mean()),
             }
         )
     return rows
@@ -265,8 +267,8 @@ def _minutes(sent_s: Array, ttft_s: Array, broken: npt.NDArray[np.bool_]) -> lis
 
 def within_time(trace: Trace, most_s: float, longest: int | None) -> Trace:
     """Return what of a trace is sent within so many seconds. Raises InputError for a request beyond the context."""
-    kept = trace.taken(np.flatnonzero(trace.sent_s <= most_s))
-    most = int((kept.isl + kept.osl).max())
+    in_time = trace.taken(np.flatnonzero(trace.sent_s <= most_s))
+    most = int((in_time.isl + in_time.osl).max())
     if longest and most > longest:
         raise InputError(f"the trace has a request of {most:,} tokens; the server's context length is {longest:,}")
-    return kept
+    return in_time

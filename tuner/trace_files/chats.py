@@ -127,10 +127,10 @@ def _part(row: dict[str, Any], *names: str) -> dict[str, Any]:
 
 def _cut(pieces: list[tuple[int, int]], tokens: int) -> list[tuple[int, int]]:
     """Return the pieces that fit into so many tokens: what the text was estimated beyond them is left out."""
-    kept = []
+    fitting = []
     for key, size in pieces:
         if tokens <= 0:
             break
-        kept.append((key, min(size, tokens)))
+        fitting.append((key, min(size, tokens)))
         tokens -= size
-    return kept
+    return fitting

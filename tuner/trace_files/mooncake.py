@@ -127,8 +127,12 @@ class MooncakeReader:
         place = self._place
         if row.hash_ids:
             block, keys = self._block_of(row), self._keys(row.hash_ids)
-            left = place.tokens(_first(row.input_length, row.input_tokens), "input_length", 1)
-            return [(key, min(block, left - at * block)) for at, key in enumerate(keys) if left > at * block]
+            prompt_tokens = place.tokens(_first(row.input_length, row.input_tokens), "input_length", 1)
+            return [
+                (key, min(block, prompt_tokens - at * block))
+                for at, key in enumerate(keys)
+                if prompt_tokens > at * block
+            ]
         if row.messages is not None:
             return messages_pieces(place, row.messages)
         return text_pieces(row.text_input) if row.text_input is not None else []

@@ -41,9 +41,9 @@ def trace_lines(trace: Trace) -> Iterator[str]:
         else:
             row["delay"] = _ms(think_s)
         goes_on = session != NO_SESSION and before is not None and path[: len(before)] == before
-        held = sum(tokens[start : start + len(before)]) if goes_on and before is not None else 0
-        if goes_on and held < isl:
-            row |= {"input_length": isl - held, "output_length": osl}
+        earlier_tokens = sum(tokens[start : start + len(before)]) if goes_on and before is not None else 0
+        if goes_on and earlier_tokens < isl:
+            row |= {"input_length": isl - earlier_tokens, "output_length": osl}
         else:
             row |= {"input_length": isl, "output_length": osl}
             row |= _blocks(path[: len(path) - answer], tokens[start : end - answer], block, named)

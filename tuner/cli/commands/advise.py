@@ -172,14 +172,14 @@ class _Reader:
         from tuner.scrape.source import Facts
 
         if self._prometheus is not None:
-            given = Facts(name="", engine="SGLang", words=self._words)
-            return of_history(self._prometheus, self.seconds, self._sources, given)
+            facts = Facts(name="", engine="SGLang", words=self._words)
+            return of_history(self._prometheus, self.seconds, self._sources, facts)
         screen = console(stderr=True)
         with screen.status(f"watching for {self.seconds:g} s (--watch)") as status:
             return Watch(
                 sources=self._sources,
                 seconds=self.seconds,
-                heard=lambda done: status.update(f"watching: {done:.0f} of {self.seconds:g} s (--watch)"),
+                heard=lambda elapsed_s: status.update(f"watching: {elapsed_s:.0f} of {self.seconds:g} s (--watch)"),
             ).read()
 
 

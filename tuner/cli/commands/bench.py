@@ -105,7 +105,7 @@ def bench(
                 "--traffic says what is sent and when: leave out --request-rate, --lognormal, --lengths, --dataset, "
                 "--shared-prefix, --until-knee and --cross-check"
             )
-        asked = BenchAsked(
+        traffic_options = BenchAsked(
             url=url,
             traffic=traffic,
             rate_scale=rate_scale,
@@ -119,7 +119,7 @@ def bench(
             key=os.environ.get(KEY_VARIABLE),
             out=out,
         )
-        if not bench_traffic(asked, json=json):
+        if not bench_traffic(traffic_options, json=json):
             raise typer.Exit(NOT_USABLE)
         return
     if rate_scale != 1.0 or map:

@@ -110,7 +110,7 @@ def check(
 
 
 def _show(verdicts: list[ServerVerdict], json: bool) -> None:
-    """Print what was found; raise what keeps the worst server from an answer, or exit by its verdict."""
+    """Print the verdicts; raise the worst server's error, or exit by its verdict."""
     from planner.check.fleet import fleet_violations
     from planner.check.verdicts import servers_document, worst_of
 
@@ -160,73 +160,73 @@ class _Asked:
     profile: Path | None
 
 
-def _verdicts(words: list[str], settings: list[str], asked: _Asked) -> list[ServerVerdict]:
+def _verdicts(words: list[str], settings: list[str], typed: _Asked) -> list[ServerVerdict]:
     from hwprobe.bounds import MACHINE, within
     from hwprobe.errors import InputError
     from planner.check.verdicts import judge_servers
     from planner.launch_lines.read import Given
 
-    free = asked.free_before_load_gib
+    free = typed.free_before_load_gib
     if free is not None:
         within(free, "--free-before-load-gib", MACHINE["free_gib"])
-    if asked.acceptance is not None and not 0.0 <= asked.acceptance < 1.0:
-        raise InputError(f"--mtp-acceptance is {asked.acceptance:g}; it must be from 0 to below 1")
-    given = Given(values=_settings(settings), caller=dict(os.environ), arguments=None)
-    launches, file, given = _launches(words, given)
-    unused = [f"--set {name} is used nowhere in the line" for name in given.unused]
-    shared = _shared(asked)
-    return judge_servers(launches, file, lambda launch: _question(launch, asked, shared, unused))
+    if typed.acceptance is not None and not 0.0 <= typed.acceptance < 1.0:
+        raise InputError(f"--mtp-acceptance is {typed.acceptance:g}; it must be from 0 to below 1")
+    inputs = Given(values=_settings(settings), caller=dict(os.environ), arguments=None)
+    launches, file, inputs = _launches(words, inputs)
+    unused = [f"--set {name} is used nowhere in the line" for name in inputs.unused]
+    shared = _shared(typed)
+    return judge_servers(launches, file, lambda launch: _question(launch, typed, shared, unused))
 
 
 def _settings(texts: list[str]) -> dict[str, str]:
     """Return the NAME=VALUE texts of --set. Raises InputError for anything else."""
     from hwprobe.errors import InputError
 
-    found = {}
+    values = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
             raise InputError(f"--set is '{text[:60]}'; write it as in --set TP=8")
-        found[name.strip().removeprefix("$")] = value
-    return found
+        values[name.strip().removeprefix("$")] = value
+    return values
 
 
-def _shared(asked: _Asked) -> dict[str, Any]:
-    """Return what is read once for all servers: the model of --model, the engine profile and MTP's acceptance."""
+def _shared(typed: _Asked) -> dict[str, Any]:
+    """Return the inputs read once for all servers: the model of --model, the engine profile and MTP's acceptance."""
     from models.engine.profile import load_engine_profile
     from models.serving.estimate import acceptance_of
     from planner.inputs import read_model
 
-    engine = load_engine_profile(asked.profile) if asked.profile else None
+    engine = load_engine_profile(typed.profile) if typed.profile else None
     return {
-        "arch": read_model(asked.model) if asked.model else None,
+        "arch": read_model(typed.model) if typed.model else None,
         "engine": engine,
-        "acceptance": acceptance_of(engine) if asked.acceptance is None else asked.acceptance,
+        "acceptance": acceptance_of(engine) if typed.acceptance is None else typed.acceptance,
     }
 
 
-def _question(launch: LaunchLine, asked: _Asked, shared: dict[str, Any], notes: list[str]) -> CheckQuestion:
+def _question(launch: LaunchLine, typed: _Asked, shared: dict[str, Any], notes: list[str]) -> CheckQuestion:
     from planner.check.answer import CheckQuestion
     from planner.inputs import read_hardware
 
-    version, said = _version(launch, asked.version)
-    hardware = asked.hardware or _default_hardware(launch)
-    if asked.hardware is None:
-        said = [*said, f"no --hardware given: checked for {hardware}"]
+    version, version_notes = _version(launch, typed.version)
+    hardware = typed.hardware or _default_hardware(launch)
+    if typed.hardware is None:
+        version_notes = [*version_notes, f"no --hardware given: checked for {hardware}"]
     return CheckQuestion(
         launch=launch,
         hardware=read_hardware(hardware),
-        hardware_assumed=asked.hardware is None,
+        hardware_assumed=typed.hardware is None,
         version=version,
-        workload=asked.workload,
-        slos=asked.slos,
-        free_before_load_gib=asked.free_before_load_gib,
-        notes=(*said, *notes),
+        workload=typed.workload,
+        slos=typed.slos,
+        free_before_load_gib=typed.free_before_load_gib,
+        notes=(*version_notes, *notes),
         **shared,
     )
 
 
-def _launches(words: list[str], given: Given) -> tuple[list[LaunchLine], str | None, Given]:
+def _launches(words: list[str], inputs: Given) -> tuple[list[LaunchLine], str | None, Given]:
     """Return the launches of the words, of the file they name (with its arguments), or of the one string they are."""
     from hwprobe.errors import InputError
     from planner.launch_lines.read import launches_of_file, launches_of_folder, launches_of_words
@@ -237,23 +237,23 @@ def _launches(words: list[str], given: Given) -> tuple[list[LaunchLine], str | N
     named = words[1:] if shell else words
     path = Path(named[0])
     if len(named) == 1 and "\0" not in named[0] and len(named[0]) < 4096 and path.is_dir():
-        return launches_of_folder(path, given), str(path), given
+        return launches_of_folder(path, inputs), str(path), inputs
     if "\0" not in named[0] and len(named[0]) < 4096 and path.is_file():
-        with_arguments = replace(given, arguments=named[1:] or None)
+        with_arguments = replace(inputs, arguments=named[1:] or None)
         return launches_of_file(path, with_arguments), str(path), with_arguments
     one_name = len(words) == 1 and not re.search(r"\s", words[0]) and not words[0].startswith("-")
     if one_name and ("/" in words[0] or path.suffix):
         raise InputError(f"there is no file '{words[0]}'; give a launch line after `--`, or a file that holds one")
-    return launches_of_words(words, given), None, given
+    return launches_of_words(words, inputs), None, inputs
 
 
-def _version(launch: LaunchLine, asked: str | None) -> tuple[Version, list[str]]:
+def _version(launch: LaunchLine, typed_version: str | None) -> tuple[Version, list[str]]:
     """Return the release to check for and what to say about how it was chosen."""
     from models.version import NEWEST, parse_version
     from planner.check.answer import guessed_version
 
-    if asked is not None:
-        return parse_version(asked), []
+    if typed_version is not None:
+        return parse_version(typed_version), []
     if launch.image_version is not None:
         version = parse_version(launch.image_version)
         return version, [f"SGLang {version}: taken from the image's tag"]

@@ -102,14 +102,14 @@ def cluster(
     """Show the nodes there are, their GPUs, and the --hardware they make. Exit 1 where none is ready for a server."""
     from hwprobe.files import write_atomic
 
-    found = _asked(source, address, hosts)
+    nodes = _asked(source, address, hosts)
     if out is not None:
-        write_atomic(out, found.toml())
+        write_atomic(out, nodes.toml())
     if json:
-        print_json(found.document())
+        print_json(nodes.document())
     else:
-        _show_cluster(found, out)
-    if not found.ready:
+        _show_cluster(nodes, out)
+    if not nodes.ready:
         raise typer.Exit(NONE_READY)
 
 
@@ -132,7 +132,7 @@ def _asked(source: ClusterSource, address: str, hosts: str | None) -> FoundClust
     return nodes_of_hosts(hosts_of(str(hosts)))
 
 
-def _show_cluster(found: FoundCluster, out: Path | None) -> None:
+def _show_cluster(nodes: FoundCluster, out: Path | None) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -140,7 +140,7 @@ def _show_cluster(found: FoundCluster, out: Path | None) -> None:
     for name, justify in (("node", "left"), ("address", "left"), ("GPUs", "right"), ("hardware", "left"),
                           ("CPUs", "right"), ("GiB", "right"), ("state", "left")):  # fmt: skip
         table.add_column(name, justify=justify)  # type: ignore[arg-type]  # the words rich takes
-    for node in found.nodes:
+    for node in nodes.nodes:
         memory = "" if node.memory_gib is None else f"{node.memory_gib:,.0f}"
         table.add_row(
             escape(node.name), escape(node.address), str(node.gpus), escape(node.hardware or node.gpu or "not said"),
@@ -148,9 +148,9 @@ def _show_cluster(found: FoundCluster, out: Path | None) -> None:
         )  # fmt: skip
     screen = console()
     screen.print(table)
-    if found.hardware:
-        screen.print(f"together: --hardware {found.hardware}", markup=False)
-    elif found.ready:
+    if nodes.hardware:
+        screen.print(f"together: --hardware {nodes.hardware}", markup=False)
+    elif nodes.ready:
         screen.print("the catalogue has no one name for these nodes: sgtune probe on one writes its hardware.json")
     else:
         screen.print("no node is ready for a server")

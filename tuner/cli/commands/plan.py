@@ -62,7 +62,7 @@ def plan(
                  "--users": users, "--min-user-tok-s": min_user_tok_s, "--prefill-hardware": prefill_hardware,
                  "--range-ratio": None if range_ratio == 1.0 else range_ratio}  # fmt: skip
         refuse_beside_traffic(loads, servers)
-        asked = TrafficAsked(
+        traffic_options = TrafficAsked(
             hardware=hardware,
             sglang_version=sglang_version,
             slo=slo,
@@ -77,7 +77,7 @@ def plan(
             model_path=model_path,
             explain=explain,
         )
-        plan_for_traffic(asked, prices=prices, out=out, json=json)
+        plan_for_traffic(traffic_options, prices=prices, out=out, json=json)
         return
     if rate_scale != 1.0 or map:
         raise InputError("--rate-scale and --map speak of --traffic: name the file of requests")
@@ -116,7 +116,7 @@ def _planned(question: PlanQuestion, servers: ServersChoice, prefill_hardware: s
 
 
 def _prices(gpu_hour: float | None, api_input: float | None, api_output: float | None) -> Prices | None:
-    """Return what is paid, None where nothing was said. Raises InputError for an API's price alone."""
+    """Return the prices, None without any. Raises InputError for an API's price alone."""
     from hwprobe.errors import InputError
     from planner.fleets.cost import Prices
 

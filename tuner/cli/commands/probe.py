@@ -1,4 +1,4 @@
-"""`sgtune probe`: what this machine is, and what it measures."""
+"""`sgtune probe`: this machine's inventory and measurements."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _probe(device: DeviceName, *, quick: bool, inventory: bool, out: Path | None
 
 
 def _save(probed: Probed, out: Path) -> HardwareProfile:
-    """Write the profile, and beside it all that failed children said: their reason alone is one line."""
+    """Write the profile, and next to it the output of failed children: their reason alone is one line."""
     from dataclasses import replace
 
     from hwprobe.files import own_stream, write_atomic

@@ -56,15 +56,15 @@ def traffic(
     if requests is not None and synthesize is None:
         raise InputError("--requests says how long a trace --synthesize writes: give --synthesize OUT too")
     trace = read_trace(file, map or (), block_tokens)
-    found = summary(trace)
+    summarised = summary(trace)
     if synthesize is not None:
         smaller = trace if requests is None else thinned(trace, requests, seed)
         write_atomic(synthesize, "".join(trace_lines(smaller)))
         typer.echo(f"wrote {len(smaller):,} requests to {synthesize}", err=True)
     if html is not None:
-        write_atomic(html, traffic_page(found, file.name))
+        write_atomic(html, traffic_page(summarised, file.name))
         typer.echo(f"wrote {html}", err=True)
     if json:
-        print_json(traffic_document(found))
+        print_json(traffic_document(summarised))
     else:
-        show_traffic(found, console())
+        show_traffic(summarised, console())

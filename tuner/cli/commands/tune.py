@@ -180,7 +180,7 @@ def _finish(loop: Loop, prepared: Prepared, *, model_path: str, json: bool) -> N
 
 
 def _recalibrate(loop: Loop, prepared: Prepared) -> dict[str, Any] | None:
-    """Write what the run says of the machine as a profile; return where, and in words, None where it says nothing.
+    """Write the profile learned from the run; return its path and a sentence, None if no trial was measured.
 
     Where the points do not fit the model no profile is written, and `refused` says why.
     """

@@ -93,7 +93,7 @@ def verify(
 
     point_s = parse_duration_s(point_time, "--point-time")
     claim = read_claim(path, Target.DOCKER if engine is EngineName.DOCKER else Target.BASH)
-    found = load_world(world)
+    truth = load_world(world)
     start = trusted_start(claim, allow_env=tuple(allow_env or ()), model_path=model_path)
     start = replace(start, words=(*start.words, *(server_flags or ())))
     with scratch_folder("verify") as temporary:
@@ -104,14 +104,14 @@ def verify(
         begin: Callable[[], LiveEngine | ClusterEngine]
         if cluster is not None:
             setup = NodeSetup(
-                hardware=machine, context=context, engine=engine, world=found, live=settings, python=python
+                hardware=machine, context=context, engine=engine, world=truth, live=settings, python=python
             )
             check_on_nodes(engine)
             begin = partial(cluster_engine, cluster, setup, where)
         else:
             _check_alone(claim)
             runner = _runner(
-                claim, start, context, engine=engine, python=python, image=image, world=found, seed=seed, where=where,
+                claim, start, context, engine=engine, python=python, image=image, world=truth, seed=seed, where=where,
                 granted=model_path is not None,
             )  # fmt: skip
             begin = partial(live_engine, runner, context, settings)
@@ -237,8 +237,8 @@ def _show(verified: Verified) -> None:
     from rich.table import Table
 
     record = verified.claim.record
-    seen = SIMULATED if record.simulated else "measured"
-    basis = f"{seen} on {record.engine}" if record.basis == "measured" else "predicted"
+    origin = SIMULATED if record.simulated else "measured"
+    basis = f"{origin} on {record.engine}" if record.basis == "measured" else "predicted"
     stamp = f"{SIMULATED} " if verified.simulated else ""
     table = Table(title=f"{stamp}{verified.claim.file}: {record.isl} in / {record.osl} out", title_justify="left")
     for name in (

@@ -53,7 +53,7 @@ def setting_of(
     engine: EngineProfile | None,
     model: Path | None = None,
 ) -> Setting:
-    """Return what the command line says beside the records."""
+    """Return the command line's values for fields that records lack."""
 
     from models.machine import machine_of
     from models.version import parse_version

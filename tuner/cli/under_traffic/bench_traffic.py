@@ -38,7 +38,7 @@ class BenchAsked:
     key: str | None = field(repr=False, default=None)
 
 
-def bench_traffic(asked: BenchAsked, *, json: bool) -> bool:
+def bench_traffic(typed: BenchAsked, *, json: bool) -> bool:
     """Send the trace, show what came of it; return whether the result can be used.
 
     Raises InputError for a trace or server that does not go together, SgtuneError where no request succeeds.
@@ -46,10 +46,10 @@ def bench_traffic(asked: BenchAsked, *, json: bool) -> bool:
     from hwprobe.files import encode_json, write_atomic
     from tuner.cli.views.bench_traffic_view import show_bench_traffic
 
-    document = _measured(asked)
+    document = _measured(typed)
     traffic = document["traffic"]
-    if asked.out is not None:
-        write_atomic(asked.out, encode_json(document, indent=0) + "\n")
+    if typed.out is not None:
+        write_atomic(typed.out, encode_json(document, indent=0) + "\n")
     if json:
         print_json(document)
     else:
@@ -57,36 +57,36 @@ def bench_traffic(asked: BenchAsked, *, json: bool) -> bool:
     return bool(traffic["verdict"] == "ok")
 
 
-def _measured(asked: BenchAsked) -> dict[str, Any]:
+def _measured(typed: BenchAsked) -> dict[str, Any]:
     from models.workload import Slo
     from tuner.bench.server_side import Address, read_facts
     from tuner.trace_bench.trace_point import TraceSettings, run_trace, trace_point_document, within_time
     from tuner.trace_files.read import read_trace
 
-    if asked.backend is Backend.OPENAI_CHAT:
+    if typed.backend is Backend.OPENAI_CHAT:
         raise InputError("--traffic sends token ids, which chats do not take: --backend sglang or openai")
-    if not (0.001 <= asked.rate_scale <= MOST_RATE_SCALE):
-        raise InputError(f"--rate-scale is {asked.rate_scale:g}; it must be from 0.001 to 1,000")
-    slos = tuple(Slo.parse(text) for text in asked.slo or [])
-    trace = read_trace(asked.traffic, asked.map or ()).scaled(asked.rate_scale)
-    facts = read_facts(Address.parse(asked.url), asked.key)
-    model = asked.model or facts.served_model
-    if asked.backend is not Backend.SGLANG and not model:
+    if not (0.001 <= typed.rate_scale <= MOST_RATE_SCALE):
+        raise InputError(f"--rate-scale is {typed.rate_scale:g}; it must be from 0.001 to 1,000")
+    slos = tuple(Slo.parse(text) for text in typed.slo or [])
+    trace = read_trace(typed.traffic, typed.map or ()).scaled(typed.rate_scale)
+    facts = read_facts(Address.parse(typed.url), typed.key)
+    model = typed.model or facts.served_model
+    if typed.backend is not Backend.SGLANG and not model:
         raise InputError("the server names no model; give it with --model")
-    kept = within_time(trace, asked.most_s, facts.context_length)
+    sent = within_time(trace, typed.most_s, facts.context_length)
     settings = TraceSettings(
-        backend=asked.backend, model=model or "", vocabulary=asked.vocabulary, seed=asked.seed, most_s=asked.most_s,
-        patience_s=PATIENCE_S, key=asked.key, slos=slos,
+        backend=typed.backend, model=model or "", vocabulary=typed.vocabulary, seed=typed.seed, most_s=typed.most_s,
+        patience_s=PATIENCE_S, key=typed.key, slos=slos,
     )  # fmt: skip
-    point = run_trace(asked.url, kept, settings, _watch)
-    notes = list(kept.notes)
-    if len(kept) < len(trace):
-        notes.append(f"sent: the {len(kept):,} of {len(trace):,} requests due within --duration {asked.most_s:g}s")
+    point = run_trace(typed.url, sent, settings, _watch)
+    notes = list(sent.notes)
+    if len(sent) < len(trace):
+        notes.append(f"sent: the {len(sent):,} of {len(trace):,} requests due within --duration {typed.most_s:g}s")
     return {
         "server": {"model": facts.served_model, "version": facts.version},
         "simulated": facts.simulated,
         "points": [],
-        "traffic": {"file": asked.traffic.name, "rate_scale": asked.rate_scale, "slo": [str(slo) for slo in slos],
+        "traffic": {"file": typed.traffic.name, "rate_scale": typed.rate_scale, "slo": [str(slo) for slo in slos],
                     **trace_point_document(point), "notes": notes},
     }  # fmt: skip
 

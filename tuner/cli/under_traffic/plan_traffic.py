@@ -39,51 +39,51 @@ class TrafficAsked:
 
 def refuse_beside_traffic(loads: Mapping[str, object], servers: ServersChoice) -> None:
     """Raise InputError for options that a trace answers, or that no replay of one knows."""
-    given = [flag for flag, value in loads.items() if value is not None]
-    if given:
-        raise InputError(f"{', '.join(given)}: --traffic says how long requests are and when they come; leave it out")
+    flags = [flag for flag, value in loads.items() if value is not None]
+    if flags:
+        raise InputError(f"{', '.join(flags)}: --traffic says how long requests are and when they come; leave it out")
     if servers is ServersChoice.PD:
         raise InputError("--servers pd is not modelled under --traffic: plan it with --isl, --osl and --request-rate")
 
 
-def plan_for_traffic(asked: TrafficAsked, *, prices: Prices | None, out: Path | None, json: bool) -> None:
+def plan_for_traffic(typed: TrafficAsked, *, prices: Prices | None, out: Path | None, json: bool) -> None:
     """Plan, write and show; exit 3 when the SLOs cannot be kept."""
     from hwprobe.files import encode_json, write_atomic
     from planner.traffic_plans.plan_document import traffic_plan_document
     from tuner.cli.views.plan_view import show_plan
     from tuner.cli.views.traffic_plan_view import show_traffic_plan
 
-    answer = _planned(asked)
+    answer = _planned(typed)
     document = traffic_plan_document(answer, prices)
     if out is not None:
         write_atomic(out, encode_json(document) + "\n")
     if json:
         print_json(document)
     else:
-        show_plan(answer.plan, console(), model_path=asked.model_path, explain=asked.explain)
+        show_plan(answer.plan, console(), model_path=typed.model_path, explain=typed.explain)
         show_traffic_plan(answer, console())
     if not (answer.plan.fits and answer.plan.meets_target):
         raise typer.Exit(3)
 
 
-def _planned(asked: TrafficAsked) -> TrafficPlan:
+def _planned(typed: TrafficAsked) -> TrafficPlan:
     from planner.inputs import read_question
     from planner.traffic_plans.sizing import plan_traffic, traffic_question
     from tuner.trace_files.read import read_trace
 
-    trace = read_trace(asked.traffic, asked.map or ())
+    trace = read_trace(typed.traffic, typed.map or ())
     mean_isl, mean_osl = (max(1, round(float(column.mean()))) for column in (trace.isl, trace.osl))
     question = read_question(
-        hardware=asked.hardware,
-        model=asked.model,
-        sglang_version=asked.sglang_version,
-        slo=asked.slo,
-        profile=asked.profile,
+        hardware=typed.hardware,
+        model=typed.model,
+        sglang_version=typed.sglang_version,
+        slo=typed.slo,
+        profile=typed.profile,
         isl=mean_isl,
         osl=mean_osl,
         concurrency=1,
-        mtp=asked.mtp,
-        acceptance=asked.mtp_acceptance,
-        sigma=asked.expert_skew,
+        mtp=typed.mtp,
+        acceptance=typed.mtp_acceptance,
+        sigma=typed.expert_skew,
     )
-    return plan_traffic(question, traffic_question(trace, asked.traffic.name, asked.rate_scale, question.slos))
+    return plan_traffic(question, traffic_question(trace, typed.traffic.name, typed.rate_scale, question.slos))

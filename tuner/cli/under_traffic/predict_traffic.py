@@ -35,13 +35,13 @@ class LaunchAsked:
     model: Path | None
 
 
-def predict_traffic(asked: LaunchAsked, out: Path | None) -> None:
+def predict_traffic(typed: LaunchAsked, out: Path | None) -> None:
     """Predict and write a line of JSON, or show it. Raises InputError for a launch that SGLang refuses."""
     from hwprobe.files import encode_json, write_atomic
 
-    context, config, warnings = _launch(asked)
-    question, served = served_under(asked, context, config)
-    document = _document(asked, context, config, question, served)
+    context, config, warnings = _launch(typed)
+    question, served = served_under(typed, context, config)
+    document = _document(typed, context, config, question, served)
     document["warnings"] = [*context.engine.warnings, *warnings, *question.trace.notes]
     if out is not None:
         write_atomic(out, encode_json(document, indent=0) + "\n")
@@ -49,43 +49,43 @@ def predict_traffic(asked: LaunchAsked, out: Path | None) -> None:
         _show(document, served)
 
 
-def served_under(asked: LaunchAsked, context: Context, config: ServerConfig) -> tuple[TrafficQuestion, ServedTrace]:
+def served_under(typed: LaunchAsked, context: Context, config: ServerConfig) -> tuple[TrafficQuestion, ServedTrace]:
     """Replay the trace on the launch."""
     from models.workload import Slo
     from planner.traffic_plans.served import on, serve, servers_of
     from planner.traffic_plans.sizing import traffic_question
     from tuner.trace_files.read import read_trace
 
-    if asked.replicas > MOST_REPLICAS:
-        raise InputError(f"--replicas is {asked.replicas}; it must be from 1 to {MOST_REPLICAS}")
-    slos = tuple(Slo.parse(text) for text in asked.slo or [])
-    trace = read_trace(asked.traffic, asked.map or ())
-    question = traffic_question(trace, asked.traffic.name, asked.rate_scale, slos)
+    if typed.replicas > MOST_REPLICAS:
+        raise InputError(f"--replicas is {typed.replicas}; it must be from 1 to {MOST_REPLICAS}")
+    slos = tuple(Slo.parse(text) for text in typed.slo or [])
+    trace = read_trace(typed.traffic, typed.map or ())
+    question = traffic_question(trace, typed.traffic.name, typed.rate_scale, slos)
     servers = servers_of(context, config, len(question.trace))
     longest = int((question.trace.isl + question.trace.osl).max())
     if longest > servers.limits.kv_tokens / servers.times.ranks:
         raise InputError(
-            f"{asked.traffic} has a request of {longest:,} tokens; a rank of this launch holds "
+            f"{typed.traffic} has a request of {longest:,} tokens; a rank of this launch holds "
             f"{servers.limits.kv_tokens // servers.times.ranks:,} KV tokens"
         )
-    return question, serve(context, config, question.trace, on(servers, asked.replicas), question.slos)
+    return question, serve(context, config, question.trace, on(servers, typed.replicas), question.slos)
 
 
-def _launch(asked: LaunchAsked) -> tuple[Context, ServerConfig, list[str]]:
+def _launch(typed: LaunchAsked) -> tuple[Context, ServerConfig, list[str]]:
     """Return what the launch line resolves to. Raises InputError where SGLang refuses it."""
     from planner.check.judge import check_arguments
     from planner.inputs import read_question
     from planner.violation import Severity
 
-    if asked.hardware is None:
+    if typed.hardware is None:
         raise InputError("--traffic is served by a machine: name it with --hardware")
     question = read_question(
-        hardware=asked.hardware, model=asked.model, sglang_version=asked.sglang_version or "newest", slo=None,
-        profile=asked.profile, isl=1, osl=1, concurrency=1,
+        hardware=typed.hardware, model=typed.model, sglang_version=typed.sglang_version or "newest", slo=None,
+        profile=typed.profile, isl=1, osl=1, concurrency=1,
     )  # fmt: skip
     context = question.context()
     gpus = context.machine.gpu_count
-    words = shlex.split(asked.launch_args or f"--tp {gpus}")
+    words = shlex.split(typed.launch_args or f"--tp {gpus}")
     if not any(word.startswith("--model") for word in words):
         words = ["--model-path", "deepseek-ai/DeepSeek-R1", *words]
     checked = check_arguments(words, context.arch, context.machine, context.version)
@@ -95,19 +95,19 @@ def _launch(asked: LaunchAsked) -> tuple[Context, ServerConfig, list[str]]:
     config = checked.resolved.config
     if config.flag("disaggregation_mode", "null") != "null":
         raise InputError("--launch-args: prefill and decode apart are not modelled under --traffic")
-    said = []
+    warnings = []
     if config.flag("enable_hierarchical_cache"):
-        said.append("HiCache is not modelled: hits are those of the GPU's cache alone")
-    return context, config, said
+        warnings.append("HiCache is not modelled: hits are those of the GPU's cache alone")
+    return context, config, warnings
 
 
 def _document(
-    asked: LaunchAsked, context: Context, config: ServerConfig, question: TrafficQuestion, served: ServedTrace
+    typed: LaunchAsked, context: Context, config: ServerConfig, question: TrafficQuestion, served: ServedTrace
 ) -> dict[str, Any]:
     from models.layout import table_of
 
     return {
-        "id": asked.traffic.name,
+        "id": typed.traffic.name,
         "ttft_mean_ms": served.ttft_ms["mean"],
         "ttft_median_ms": served.ttft_ms["p50"],
         "ttft_p99_ms": served.ttft_ms["p99"],

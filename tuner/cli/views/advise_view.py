@@ -40,8 +40,8 @@ def _show_server(server: ServerAnswer, screen: Console) -> None:
             f"tokens ({pool})",
             markup=False,
         )
-        for taken in launched.assumed:
-            screen.print(f"assumed: {taken}", markup=False)
+        for assumption in launched.assumed:
+            screen.print(f"assumed: {assumption}", markup=False)
     for note in facts.notes:
         screen.print(f"note: {note}", markup=False)
     if server.seen is not None:
@@ -58,40 +58,41 @@ def _show_server(server: ServerAnswer, screen: Console) -> None:
     screen.print()
 
 
-def _show_traffic(seen: Observed, screen: Console) -> None:
+def _show_traffic(observed: Observed, screen: Console) -> None:
     """Print what came in two lines."""
-    since = f"in {seen.seconds:,.0f} s" if seen.seconds and seen.basis == "window" else "since its start"
+    since = f"in {observed.seconds:,.0f} s" if observed.seconds and observed.basis == "window" else "since its start"
 
     def text(value: float | None, form: str, unit: str) -> str:
         return "" if value is None else f"{value:{form}} {unit}"
 
     parts = (
-        text(seen.request_rate, ".2f", "requests/s"), text(seen.isl, ",.0f", "tokens in"),
-        text(seen.osl, ",.0f", "out"), text(seen.output_tok_s, ",.0f", "output tok/s"),
-        "" if seen.cached_share is None else f"{seen.cached_share:.0%} of prompts cached",
-        text(seen.accept_length, ".2f", "tokens a step"),
+        text(observed.request_rate, ".2f", "requests/s"), text(observed.isl, ",.0f", "tokens in"),
+        text(observed.osl, ",.0f", "out"), text(observed.output_tok_s, ",.0f", "output tok/s"),
+        "" if observed.cached_share is None else f"{observed.cached_share:.0%} of prompts cached",
+        text(observed.accept_length, ".2f", "tokens a step"),
     )  # fmt: skip
     screen.print(
-        f"seen {since}: {seen.requests:,.0f} requests, " + ", ".join(part for part in parts if part), markup=False
+        f"seen {since}: {observed.requests:,.0f} requests, " + ", ".join(part for part in parts if part), markup=False
     )
-    held = (
-        text(seen.running, ",.0f", "running"), text(seen.waiting, ",.0f", "queued"),
-        text(seen.in_flight, ",.1f", "in flight on average"),
-        "" if seen.kv_usage is None else f"{seen.kv_usage:.0%} of KV used", f"{seen.retractions:,.0f} sent back",
+    levels = (
+        text(observed.running, ",.0f", "running"), text(observed.waiting, ",.0f", "queued"),
+        text(observed.in_flight, ",.1f", "in flight on average"),
+        "" if observed.kv_usage is None else f"{observed.kv_usage:.0%} of KV used",
+        f"{observed.retractions:,.0f} sent back",
     )  # fmt: skip
-    screen.print(", ".join(part for part in held if part), markup=False)
+    screen.print(", ".join(part for part in levels if part), markup=False)
 
 
-def _show_latencies(model: Model, seen: Observed, screen: Console) -> None:
+def _show_latencies(model: Model, observed: Observed, screen: Console) -> None:
     base = model.base
     table = Table(title=f"limited by {base.limiting}", title_justify="left")
     for heading in ("", "seen", "expected", "measured over predicted"):
         table.add_column(heading, justify="left" if not heading else "right")
     rows = (
-        ("TTFT mean, ms", seen.ttft_ms.get("mean"), base.ttft_ms["mean"]),
-        ("TPOT mean, ms", seen.tpot_ms.get("mean"), base.tpot_ms["mean"]),
-        ("E2E mean, ms", seen.e2e_ms.get("mean"), base.e2e_ms["mean"]),
-        ("output tok/s", seen.output_tok_s, base.output_tok_s),
+        ("TTFT mean, ms", observed.ttft_ms.get("mean"), base.ttft_ms["mean"]),
+        ("TPOT mean, ms", observed.tpot_ms.get("mean"), base.tpot_ms["mean"]),
+        ("E2E mean, ms", observed.e2e_ms.get("mean"), base.e2e_ms["mean"]),
+        ("output tok/s", observed.output_tok_s, base.output_tok_s),
     )
     for name, measured, predicted in rows:
         apart = f"{100.0 * (measured / predicted - 1.0):+.0f} %" if measured and predicted else "-"

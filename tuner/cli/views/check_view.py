@@ -24,7 +24,7 @@ VERDICTS = {
     "does not fit": "[bold red]It does not fit[/]",
 }
 ALONE = "[bold yellow]It runs, once its nodes find each other[/]"
-NOTHING = ServerConfig(tp_size=1)  # what differs from it was typed, by whatever name the release has
+NOTHING = ServerConfig(tp_size=1)  # values that differ from it were typed, under any name of the release
 # Flags that settle a value by another name.
 SET_BY = {
     "attn_dp_size": ("dp_size",),
@@ -47,12 +47,12 @@ SHOWN = (
 
 def show_check(answer: CheckAnswer, screen: Console) -> None:
     """Print the verdict first, then violations, resolved values, memory, speed and advice."""
-    asked = answer.question
+    question = answer.question
     screen.print(
-        f"{_verdict(answer)}: SGLang {asked['sglang_version']} on {escape(asked['hardware'])}, "
+        f"{_verdict(answer)}: SGLang {question['sglang_version']} on {escape(question['hardware'])}, "
         f"{escape(answer.checked.resolved.config.label)}"
     )
-    screen.print(f"model: {escape(asked['model'])}, {answer.served.basis}", soft_wrap=True)
+    screen.print(f"model: {escape(question['model'])}, {answer.served.basis}", soft_wrap=True)
     for violation in answer.violations:
         if violation.severity is not Severity.NOTE:
             screen.print(_line(violation), soft_wrap=True)
@@ -71,8 +71,11 @@ def show_check(answer: CheckAnswer, screen: Console) -> None:
         screen.print("advice, each tried, most tok/s under the limits first:", style="bold")
     for advice in answer.advice:
         screen.print(f"  {escape(advice.text)}", soft_wrap=True)
-    for taken in answer.assumed:
-        screen.print(f"[yellow]assumed:[/] {escape(f'{taken.name} is {taken.value}: {taken.why}')}", soft_wrap=True)
+    for assumption in answer.assumed:
+        screen.print(
+            f"[yellow]assumed:[/] {escape(f'{assumption.name} is {assumption.value}: {assumption.why}')}",
+            soft_wrap=True,
+        )
     for note in answer.notes:
         screen.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
 
@@ -84,8 +87,8 @@ def _verdict(answer: CheckAnswer) -> str:
 
 def _show_unpriced(answer: CheckAnswer, screen: Console) -> None:
     for flag in answer.unpriced:
-        what = f"may change {flag.changes}: {flag.effect}"
-        screen.print(f"  [yellow]unpriced[/] {escape(flag.written)} {escape(what)}.", soft_wrap=True)
+        effect = f"may change {flag.changes}: {flag.effect}"
+        screen.print(f"  [yellow]unpriced[/] {escape(flag.written)} {escape(effect)}.", soft_wrap=True)
     if answer.hangs_on:
         names = ", ".join(dict.fromkeys(flag.flag for flag in answer.hangs_on))
         screen.print(
@@ -94,12 +97,16 @@ def _show_unpriced(answer: CheckAnswer, screen: Console) -> None:
 
 
 def show_servers(verdicts: Sequence[ServerVerdict], screen: Console, together: Sequence[Violation] = ()) -> None:
-    """Print one line for each server of a file, then what keeps them apart; the worst is shown in full after them."""
+    """Print one line for each server of a file, then the violations between them; the worst is shown in full after
+    them.
+    """
     screen.print(f"{len(verdicts)} servers; the worst decides and is shown in full:")
     for verdict in verdicts:
-        said = VERDICTS[verdict.answer.verdict] if verdict.answer else "[bold red]No verdict[/]"
+        verdict_text = VERDICTS[verdict.answer.verdict] if verdict.answer else "[bold red]No verdict[/]"
         label = verdict.answer.checked.resolved.config.label if verdict.answer else ""
-        screen.print(f"  line {verdict.launch.line}, {escape(verdict.launch.role)}: {said} {escape(label)}".rstrip())
+        screen.print(
+            f"  line {verdict.launch.line}, {escape(verdict.launch.role)}: {verdict_text} {escape(label)}".rstrip()
+        )
     for violation in together:
         screen.print(_line(violation))
 
@@ -133,8 +140,8 @@ def _typed(answer: CheckAnswer, name: str) -> str | None:
     values = answer.checked.arguments.values
     if by := [f"--{dest.replace('_', '-')}" for dest in SET_BY.get(name, ()) if dest in values]:
         return f"typed: {', '.join(by)}"
-    given = name in values or getattr(answer.checked.typed, name, None) not in (None, getattr(NOTHING, name, None))
-    return "typed" if given else None
+    is_typed = name in values or getattr(answer.checked.typed, name, None) not in (None, getattr(NOTHING, name, None))
+    return "typed" if is_typed else None
 
 
 def waterfall(ledger: MemoryLedger) -> Table:
@@ -156,25 +163,26 @@ def waterfall(ledger: MemoryLedger) -> Table:
 
 
 def _show_capacity(answer: CheckAnswer, screen: Console) -> None:
-    weighed, asked = answer.weighed, answer.question
+    weighed, question = answer.weighed, answer.question
     assert weighed is not None
     ledger = weighed.ledger
     screen.print(
         f"KV cache: [bold]{ledger.kv_tokens_per_rank:,} tokens a rank[/], {ledger.kv_tokens:,} in all: "
-        f"{weighed.most_requests:,} requests of {asked['isl']:,} + {asked['osl']:,} tokens at once."
+        f"{weighed.most_requests:,} requests of {question['isl']:,} + {question['osl']:,} tokens at once."
     )
 
 
 def _show_prediction(answer: CheckAnswer, screen: Console) -> None:
-    found, asked = answer.prediction, answer.question
-    if found is None:
+    prediction, question = answer.prediction, answer.question
+    if prediction is None:
         screen.print(f"No speed is predicted: {answer.unpredicted}.")
         return
-    low, high = found.band["output_tok_s"]
+    low, high = prediction.band["output_tok_s"]
     screen.print(
-        f"{asked['concurrency']:,} clients, {asked['isl']:,} in / {asked['osl']:,} out: "
-        f"[bold]{found.output_tok_s:,.0f} tok/s[/] (90 % band {low:,.0f} to {high:,.0f}), "
-        f"TPOT {found.tpot_ms['mean']:.1f} ms, TTFT {found.ttft_ms['mean']:,.0f} ms mean, limited by {found.limiting}."
+        f"{question['concurrency']:,} clients, {question['isl']:,} in / {question['osl']:,} out: "
+        f"[bold]{prediction.output_tok_s:,.0f} tok/s[/] (90 % band {low:,.0f} to {high:,.0f}), "
+        f"TPOT {prediction.tpot_ms['mean']:.1f} ms, TTFT {prediction.ttft_ms['mean']:,.0f} ms mean, "
+        f"limited by {prediction.limiting}."
     )
     for miss in answer.misses:
         screen.print(f"  [yellow]limit[/] {escape(miss)}")

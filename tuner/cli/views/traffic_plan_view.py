@@ -15,15 +15,15 @@ MOST_MINUTES = 30
 
 def show_traffic_plan(planned: TrafficPlan, screen: Console) -> None:
     """Print what the trace adds to a plan."""
-    asked, served = planned.asked, planned.served
+    trace_question, served = planned.asked, planned.served
     if served is None:
         return
-    slos = ", ".join(str(slo) for slo in asked.slos)
+    slos = ", ".join(str(slo) for slo in trace_question.slos)
     one = served.servers == 1
-    kept = ("keeps" if one else "keep") if planned.plan.meets_target else ("does not keep" if one else "do not keep")
+    verb = ("keeps" if one else "keep") if planned.plan.meets_target else ("does not keep" if one else "do not keep")
     screen.print(
-        f"\n{counted(served.servers, 'server')} {kept} {slos} under {asked.name} x{asked.rate_scale:g}: "
-        f"{served.hit_rate:.1%} of the prompt tokens come from the radix cache"
+        f"\n{counted(served.servers, 'server')} {verb} {slos} under {trace_question.name} "
+        f"x{trace_question.rate_scale:g}: {served.hit_rate:.1%} of the prompt tokens come from the radix cache"
         + (f", behind a {served.routing} router" if served.servers > 1 else ""),
         markup=False,
     )
@@ -46,14 +46,14 @@ def _ways(planned: TrafficPlan) -> Table:
     for name in ("", "hits", "TTFT p50", "TTFT p99", "TPOT mean", "goodput"):
         table.add_column(name, justify="right" if name else "left")
     rows: list[tuple[str, ServedTrace | None]] = [
-        (f"{way.value} router", seen) for way, seen in planned.routings.items()
+        (f"{way.value} router", served_way) for way, served_way in planned.routings.items()
     ]
     rows = rows or [("with cache", served)]
-    for name, seen in [*rows, ("no cache", without)]:
-        if seen is not None:
-            table.add_row(name, f"{seen.hit_rate:.1%}", f"{seen.ttft_ms['p50']:,.0f} ms",
-                          f"{seen.ttft_ms['p99']:,.0f} ms", f"{seen.tpot_ms['mean']:,.1f} ms",
-                          f"{seen.goodput_rps:,.2f}/s")  # fmt: skip
+    for name, served_way in [*rows, ("no cache", without)]:
+        if served_way is not None:
+            table.add_row(name, f"{served_way.hit_rate:.1%}", f"{served_way.ttft_ms['p50']:,.0f} ms",
+                          f"{served_way.ttft_ms['p99']:,.0f} ms", f"{served_way.tpot_ms['mean']:,.1f} ms",
+                          f"{served_way.goodput_rps:,.2f}/s")  # fmt: skip
     return table
 
 

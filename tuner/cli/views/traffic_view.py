@@ -11,34 +11,34 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 BARS = 60
 
 
-def show_traffic(found: TrafficSummary, screen: Console) -> None:
+def show_traffic(summary: TrafficSummary, screen: Console) -> None:
     """Print lengths, arrivals, and what a cache of each size would hit."""
     screen.print(
-        f"{found.requests:,} requests in {found.duration_s:,.0f} s, {found.sessions:,} sessions ({found.form})",
+        f"{summary.requests:,} requests in {summary.duration_s:,.0f} s, {summary.sessions:,} sessions ({summary.form})",
         markup=False,
     )
     table = Table(box=None, pad_edge=False)
     for column in ("", "mean", "p50", "p90", "p99", "max"):
         table.add_column(column, justify="right" if column else "left")
-    rows = [("input tokens", found.input_tokens), ("output tokens", found.output_tokens),
-            ("shared of a prompt", found.shared_tokens)]  # fmt: skip
-    if found.turns.most > 1:
-        rows += [("turns a session", found.turns), ("think time, s", found.think_s)]
+    rows = [("input tokens", summary.input_tokens), ("output tokens", summary.output_tokens),
+            ("shared of a prompt", summary.shared_tokens)]  # fmt: skip
+    if summary.turns.most > 1:
+        rows += [("turns a session", summary.turns), ("think time, s", summary.think_s)]
     for name, spread in rows:
         table.add_row(name, *(f"{value:,.4g}" if value < 100 else f"{value:,.0f}" for value in (
             spread.mean, spread.p50, spread.p90, spread.p99, spread.most)))  # fmt: skip
     screen.print(table)
-    arrivals = found.arrivals
+    arrivals = summary.arrivals
     screen.print(
         f"\n{arrivals.mean_rate:,.3g} requests/s, {arrivals.busiest_minute_rate:,.3g} in the busiest minute; "
         f"gaps vary by {arrivals.gap_cv:.2f} of their mean (Poisson 1)",
         markup=False,
     )
     screen.print(_bars(arrivals.bins), markup=False)
-    curve = found.curve
+    curve = summary.curve
     screen.print(
         f"\n{curve.unbounded:.1%} of the prompt tokens were in an earlier prompt or answer; "
-        f"{found.requests_that_share:,} requests share",
+        f"{summary.requests_that_share:,} requests share",
         markup=False,
     )
     if curve.unbounded:
@@ -49,7 +49,7 @@ def show_traffic(found: TrafficSummary, screen: Console) -> None:
         for at in worth:
             sizes.add_row(f"{curve.cache_tokens[at]:,}", f"{curve.hit_rate[at]:.1%}")
         screen.print(sizes)
-    for note in found.notes:
+    for note in summary.notes:
         screen.print(note, markup=False)
 
 

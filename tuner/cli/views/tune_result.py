@@ -74,7 +74,7 @@ def _side_by_side(loop: Loop) -> str:
 
 
 def _show_tied(decided: Decision, unit: str, screen: Console) -> None:
-    """Name what the launches cannot tell from the best, and why this one of them was chosen."""
+    """Name the configurations tied with the best, and why this one was chosen."""
     if not decided.tied:
         return
     others = ", ".join(
@@ -85,7 +85,7 @@ def _show_tied(decided: Decision, unit: str, screen: Console) -> None:
 
 
 def _show_gain(winner: Standing, records: Sequence[TrialRecord], unit: str, screen: Console) -> None:
-    """Say what the winner gains over SGLang's defaults and over the recipe."""
+    """Show the winner's gain over SGLang's defaults and over the recipe."""
     for source, words in ((BASELINE, "SGLang's defaults"), (RECIPE, "the recipe, attention DP on all GPUs")):
         other = named(records, source)
         if other is None:
@@ -113,7 +113,7 @@ def _moved(record: TrialRecord) -> str:
 
 
 def show_calibrated(calibrated: dict[str, Any] | None, screen: Console) -> None:
-    """Say what the run told of the machine, and how to plan with it."""
+    """Show the profile learned from the run, and how to plan with it."""
     if calibrated is None:
         return
     if calibrated["profile"] is None:
@@ -152,7 +152,7 @@ def _launches(count: int) -> str:
 
 
 def _show_learned(records: Sequence[TrialRecord], screen: Console) -> None:
-    """Say what single knobs did, and where the prediction was off."""
+    """Show the effects of single knobs, and the prediction's errors."""
     for effect in knob_effects(records)[:MOST_SENTENCES]:
         screen.print(f"learned: {effect.sentence}", markup=False)
     for effect_of_node in node_effects(records):
