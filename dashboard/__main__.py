@@ -19,11 +19,11 @@ from models.version import NEWEST
 
 def warm_up() -> None:
     """Answer one question and draw it: plotly and pandas load their parts at first use, more than a second's worth."""
-    asked = PlanInputs(hardware="h200x8", sglang_version=NEWEST, isl=1000, osl=1000, concurrency=64)
-    plan = asked.plan()
+    inputs = PlanInputs(hardware="h200x8", sglang_version=NEWEST, isl=1000, osl=1000, concurrency=64)
+    plan = inputs.plan()
     best = plan.found.candidates[0]
     for figure in (
-        charts.interactivity(plan, asked.curves(), 0),
+        charts.interactivity(plan, inputs.curves(), 0),
         charts.memory_waterfall(best.ledger),
         charts.step_costs({"step": best.prediction.breakdown_ms}),
         learning_charts.identity(()),

@@ -109,15 +109,16 @@ def _look_again() -> None:
 
 
 def _describe(run: RunView) -> None:
-    asked = run.manifest
+    manifest = run.manifest
     with st.sidebar:
         st.badge(run.status, color=STATUS_COLOURS[run.status])
-        if asked.simulated:
+        if manifest.simulated:
             st.badge(SIMULATED, color="orange")
-        limits = f"  \nlimits: {as_markdown(', '.join(asked.slo))}" if asked.slo else ""
-        world = f" (world: {asked.world})" if asked.simulated else ""
+        limits = f"  \nlimits: {as_markdown(', '.join(manifest.slo))}" if manifest.slo else ""
+        world = f" (world: {manifest.world})" if manifest.simulated else ""
         st.caption(
-            as_markdown(f"{asked.hardware}, SGLang {asked.sglang_version}, {asked.engine} engine{world}") + "  \n"
-            f"{asked.isl:,} in / {asked.osl:,} out, {asked.load}  \n"
-            f"objective: {asked.objective}{limits}"
+            as_markdown(f"{manifest.hardware}, SGLang {manifest.sglang_version}, {manifest.engine} engine{world}")
+            + "  \n"
+            f"{manifest.isl:,} in / {manifest.osl:,} out, {manifest.load}  \n"
+            f"objective: {manifest.objective}{limits}"
         )

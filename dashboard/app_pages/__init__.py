@@ -1,1 +1,1 @@
-"""One module a page: Streamlit's widgets and nothing else."""
+"""One module a page: only Streamlit's widgets."""

@@ -18,14 +18,14 @@ MOST_SENTENCES = 8
 run = choose_run()
 
 
-def answer(seen: RunView) -> str:
+def answer(view: RunView) -> str:
     """Return how far predictions were off in one sentence."""
-    offs = [off for record in seen.measured if (off := off_by(record)) is not None]
+    offs = [off for record in view.measured if (off := off_by(record)) is not None]
     if not offs:
         return "Nothing has been measured yet that could be held against a prediction."
     mean = sum(offs) / len(offs)
     largest = max(offs, key=abs)
-    inside = sum(_in_band(record.predicted, record.target.output_tok_s) for record in seen.measured if record.target)
+    inside = sum(_in_band(record.predicted, record.target.output_tok_s) for record in view.measured if record.target)
     return (
         f"Measured rates are {percent(mean, 1)} from predicted on average over {len(offs)} launches, "
         f"{percent(largest, 1)} at most; {inside} of {len(offs)} lie within the 90 % band."
@@ -36,47 +36,49 @@ def _in_band(predicted: dict[str, float], rate: float) -> bool:
     return predicted.get("output_tok_s_low", 0.0) <= rate <= predicted.get("output_tok_s_high", float("inf"))
 
 
-def show_calibration(seen: RunView) -> None:
+def show_calibration(view: RunView) -> None:
     """Fit the engine profile to the run's points when asked to, and show what moved."""
     st.markdown("**Engine parameters, before and after calibration with this run's points**")
-    wanted = st.toggle(
+    calibrate_now = st.toggle(
         "Calibrate now (seconds)", key="calibrate", bind=BOUND,
         help=f"Fits the engine profile to at most {MOST_POINTS} of the measured points, in this page; no file changes",
     )  # fmt: skip
-    if not wanted:
+    if not calibrate_now:
         st.caption("What sgtune calibrate makes of this run: each fitted parameter with its spread, before and after.")
         return
     try:
         with st.spinner("fitting"):
-            learned = calibrated(seen)
+            learned = calibrated(view)
     except InputError as error:
         st.error(as_markdown(str(error)))
         return
-    found = learned.calibration
-    left, right = st.columns(2)
-    left.plotly_chart(learning_charts.parameters(found), key="parameters", alt="Engine parameters before and after")
-    right.plotly_chart(
+    fitted = learned.calibration
+    left_column, right_column = st.columns(2)
+    left_column.plotly_chart(
+        learning_charts.parameters(fitted), key="parameters", alt="Engine parameters before and after"
+    )
+    right_column.plotly_chart(
         learning_charts.before_and_after(learned), key="learned", alt="Measured over predicted rate before and after"
     )
-    table(parameter_table(found), "moved")
+    table(parameter_table(fitted), "moved")
     st.caption(
-        f"{len(learned.names)} points; residual of decode times and rates {100 * found.rms_decode:.1f} % rms after. "
-        + (as_markdown(f"Down-weighted as outliers: {', '.join(found.outliers)}.") if found.outliers else "")
+        f"{len(learned.names)} points; residual of decode times and rates {100 * fitted.rms_decode:.1f} % rms after. "
+        + (as_markdown(f"Down-weighted as outliers: {', '.join(fitted.outliers)}.") if fitted.outliers else "")
     )
 
 
 st.subheader(as_markdown(answer(run)))
 if run.measured:
     knobs = list(dict.fromkeys(name for record in run.measured for name in record.params))
-    left, right = st.columns(2)
-    with left:
+    left_column, right_column = st.columns(2)
+    with left_column:
         st.markdown("**Predicted against measured**, at the asked clients")
         st.plotly_chart(
             learning_charts.identity(run.records),
             key="identity",
             alt="Measured against predicted output tokens per second",
         )
-    with right:
+    with right_column:
         st.markdown("**Residual by knob**")
         knob = st.selectbox("Knob", knobs, key="knob", bind=BOUND, label_visibility="collapsed")
         st.plotly_chart(

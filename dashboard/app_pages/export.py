@@ -27,9 +27,9 @@ WINNER = "the winner"
 run = choose_run()
 
 
-def choose(seen: RunView) -> int | None:
+def choose(view: RunView) -> int | None:
     """Let the reader choose a trial; None is the winner."""
-    labels = [WINNER, *(f"{r.number}: {r.label} ({r.source})" for r in seen.launched)]
+    labels = [WINNER, *(f"{r.number}: {r.label} ({r.source})" for r in view.launched)]
     if st.session_state.get("trial", WINNER) not in labels:
         st.session_state["trial"] = WINNER
     picked = st.selectbox("Trial", labels, key="trial", bind=BOUND)
@@ -37,23 +37,23 @@ def choose(seen: RunView) -> int | None:
 
 
 def parameters() -> Parameters:
-    """Read what the files need beside the command."""
+    """Read the files' parameters beyond the command."""
     first, second, third = st.columns([3, 3, 1])
-    given = {
+    texts = {
         "model_path": first.text_input("Model path", Parameters().model_path, key="model", bind=BOUND),
         "image": second.text_input("Image", "", key="image", bind=BOUND, placeholder="SGLang's own of the release"),
     }
     port = third.number_input("Port", 1, 65535, 30000, key="port", bind=BOUND)
-    return Parameters(model_path=given["model_path"], image=given["image"] or None, port=port).checked()
+    return Parameters(model_path=texts["model_path"], image=texts["image"] or None, port=port).checked()
 
 
-def line_of(number: int | None, given: Parameters) -> str:
+def line_of(number: int | None, options: Parameters) -> str:
     """Return the command that writes the files shown."""
     words = ["sgtune", "export", "--runs", str(run.path.parent), "--run", run.name]
     words += [] if number is None else ["--trial", str(number)]
-    words += [] if given.model_path == Parameters().model_path else ["--model-path", given.model_path]
-    words += ["--image", given.image] if given.image else []
-    words += [] if given.port == Parameters().port else ["--port", str(given.port)]
+    words += [] if options.model_path == Parameters().model_path else ["--model-path", options.model_path]
+    words += ["--image", options.image] if options.image else []
+    words += [] if options.port == Parameters().port else ["--port", str(options.port)]
     return shlex.join([*words, "--bundle", "launch/"])
 
 
@@ -67,35 +67,35 @@ def bundle(line: str, stamp: Stamp, _made: Exportable) -> bytes:
     return packed.getvalue()
 
 
-def show_default_difference(config: ServerConfig, made: Exportable) -> None:
+def show_default_difference(config: ServerConfig, exportable: Exportable) -> None:
     """Show which flags the command sets that SGLang's plain start does not."""
     with st.expander("Flags beyond SGLang's defaults"):
         plain = sglang_default(run.context.machine)
-        default = launch_spec(plain, parse_version(run.manifest.sglang_version), model_path=made.spec.model_path)
-        table(tables.flag_difference({"SGLang's default": default, "this command": made.spec}), "beyond")
+        default = launch_spec(plain, parse_version(run.manifest.sglang_version), model_path=exportable.spec.model_path)
+        table(tables.flag_difference({"SGLang's default": default, "this command": exportable.spec}), "beyond")
         st.caption(as_markdown(config.label))
 
 
 answer = st.container()
 try:
     number = choose(run)
-    given = parameters()
+    options = parameters()
     record = chosen_trial(run.records, number, run.path)
     trial = ExportedTrial(record=record, records=run.records, manifest=run.manifest)
-    made = trial_export(trial, given, line_of(number, given), {"hardware.json": run.hardware})
-    targets = possible_targets(made.spec, made.parameters)
+    exportable = trial_export(trial, options, line_of(number, options), {"hardware.json": run.hardware})
+    targets = possible_targets(exportable.spec, exportable.parameters)
 except InputError as error:
     command(tune_command(run, resume=True), "Go on with the run")
     stop(f"Nothing to export: {error}")
 answer.subheader(
     as_markdown(f"{record.label}, trial {record.number}: {len(targets)} launch files that say the same command.")
 )
-st.table({as_markdown(k): as_markdown(v) for k, v in made.provenance.lines}, border="horizontal")
+st.table({as_markdown(k): as_markdown(v) for k, v in exportable.provenance.lines}, border="horizontal")
 target = st.segmented_control(
     "File", targets, default=targets[0], required=True, key="file", bind=BOUND,
     format_func=lambda each: each.file_name,
 )  # fmt: skip
-text = render(target, made.spec, made.parameters, made.provenance)
+text = render(target, exportable.spec, exportable.parameters, exportable.provenance)
 with st.container(horizontal=True):
     st.download_button(
         f"Download {target.file_name}",
@@ -107,11 +107,11 @@ with st.container(horizontal=True):
         on_click="ignore",
     )
     st.download_button(
-        "Download all with README and data", bundle(line_of(number, given), run.stamp, made), f"{run.name}.zip",
+        "Download all with README and data", bundle(line_of(number, options), run.stamp, exportable), f"{run.name}.zip",
         "application/zip", on_click="ignore",
         icon=":material/folder_zip:", key="every",
     )  # fmt: skip
 st.code(text, language=target.record.language, wrap_lines=True)
 if run.hardware is not None:
-    show_default_difference(record.config, made)
-command(line_of(number, given), "The same files from a terminal")
+    show_default_difference(record.config, exportable)
+command(line_of(number, options), "The same files from a terminal")

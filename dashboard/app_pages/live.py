@@ -41,10 +41,10 @@ def watch() -> None:
     st.subheader(as_markdown(run_answer(now)))
     show_state(now)
     show_figures(now)
-    left, right = st.columns(2)
-    with left:
+    left_column, right_column = st.columns(2)
+    with left_column:
         show_ladder(now)
-    with right:
+    with right_column:
         st.markdown("**Every launch so far**")
         st.plotly_chart(
             run_charts.history(now.records, now.baseline, ceiling_of(now)), key="history",
@@ -75,16 +75,16 @@ def show_state(now: RunView) -> None:
 
 def show_figures(now: RunView) -> None:
     """Show how far it is, and the best against the baseline and the ceiling."""
-    done, best, ceiling = progress_of(now), now.best, ceiling_of(now)
+    progress, best, ceiling = progress_of(now), now.best, ceiling_of(now)
     if not now.running and now.winner:
         best = now.winner.first
     rate = rate_of(now, best) if best else None
     gain = None if rate is None else gain_of(now, rate)
-    again = len(now.launched) - done.launches
-    base, asked = now.baseline, f" of {done.asked}" if done.asked else ""
-    budget = "no budget" if done.budget_s is None else f"of {duration(done.budget_s)}"
+    again = len(now.launched) - progress.launches
+    base, of_asked = now.baseline, f" of {progress.asked}" if progress.asked else ""
+    budget = "no budget" if progress.budget_s is None else f"of {duration(progress.budget_s)}"
     with st.grid(5, min_column_width=150):
-        tile("Launches", f"{done.launches}{asked}", f"{again} more to confirm" if again else "of the search")
+        tile("Launches", f"{progress.launches}{of_asked}", f"{again} more to confirm" if again else "of the search")
         tile(
             "Best, output tok/s",
             "-" if rate is None else f"{rate:,.0f}",
@@ -94,9 +94,15 @@ def show_figures(now: RunView) -> None:
              "no baseline" if base is None else f"{rate_of(now, base):,.0f} tok/s")  # fmt: skip
         tile("Of the ceiling", "-" if rate is None or not ceiling else f"{100 * rate / ceiling:.0f} %",
              f"{ceiling:,.0f} tok/s" if ceiling else "unknown")  # fmt: skip
-        tile("Engine time", duration(done.spent_s), budget if done.eta_s is None else f"{duration(done.eta_s)} to go")
-    if done.asked and now.running:
-        st.progress(min(1.0, done.launches / done.asked), f"{amount(done.launches, 'launch', 'launches')} done")
+        tile(
+            "Engine time",
+            duration(progress.spent_s),
+            budget if progress.eta_s is None else f"{duration(progress.eta_s)} to go",
+        )
+    if progress.asked and now.running:
+        st.progress(
+            min(1.0, progress.launches / progress.asked), f"{amount(progress.launches, 'launch', 'launches')} done"
+        )
 
 
 def show_ladder(now: RunView) -> None:
@@ -128,11 +134,11 @@ def show_failures(now: RunView) -> None:
         st.caption("No launch failed.")
         return
     st.markdown("**Failures by class**")
-    left, right = st.columns([2, 3])
-    left.plotly_chart(run_charts.failures(now.records), key="failures", alt="Failed launches by class")
+    left_column, right_column = st.columns([2, 3])
+    left_column.plotly_chart(run_charts.failures(now.records), key="failures", alt="Failed launches by class")
     last = failed[-1]
-    right.caption(as_markdown(f"The last one, trial {last.number} ({last.label}):"))
-    right.code(clean(last.reason) or "no reason recorded", language=None, wrap_lines=True, height=160)
+    right_column.caption(as_markdown(f"The last one, trial {last.number} ({last.label}):"))
+    right_column.code(clean(last.reason) or "no reason recorded", language=None, wrap_lines=True, height=160)
 
 
 def show_log(now: RunView) -> None:

@@ -41,9 +41,9 @@ def ask() -> PlanInputs:
             "Hardware", [*hardware_names(), *own], key="hw", bind=BOUND, accept_new_options=True,
             help="A catalogue name (h200x8, 2xh100x8), or the path of a hardware.json that sgtune probe wrote",
         )  # fmt: skip
-        left, right = st.columns(2)
-        isl = left.number_input("Input tokens", 1, 1_000_000, 1000, step=100, key="isl", bind=BOUND)
-        osl = right.number_input("Output tokens", 1, 1_000_000, 1000, step=100, key="osl", bind=BOUND)
+        left_column, right_column = st.columns(2)
+        isl = left_column.number_input("Input tokens", 1, 1_000_000, 1000, step=100, key="isl", bind=BOUND)
+        osl = right_column.number_input("Output tokens", 1, 1_000_000, 1000, step=100, key="osl", bind=BOUND)
         ratio = st.slider(
             "Shortest length over longest", 0.0, 1.0, 1.0, step=0.05, key="ratio", bind=BOUND,
             help="Lengths are uniform from this share of the length to the length; 1: all equal",
@@ -85,44 +85,44 @@ def ask() -> PlanInputs:
 
 def show_answer(plan: Plan, best: Candidate) -> None:
     """Show the figures behind the sentence."""
-    found = best.prediction
-    low, high = found.band["output_tok_s"]
+    prediction = best.prediction
+    low, high = prediction.band["output_tok_s"]
     with st.grid(5, min_column_width=150):
-        tile("tok/s (90 % band)", f"{found.output_tok_s:,.0f}", f"{low:,.0f} to {high:,.0f}")
-        waiting = "no steady value" if found.queue_grows else f"{found.user_tok_s_with_wait:.1f}"
-        tile("Per user, tok/s", f"{found.user_tok_s:.1f}", f"with the wait {waiting}")
-        tile("TPOT mean, ms", f"{found.tpot_ms['mean']:.1f}", f"p99 {found.tpot_ms['p99']:.1f}")
-        tile("TTFT mean, ms", latency_text(found.ttft_ms["mean"]), ttft_against_limits(plan, best))
-        if (prices := asked.prices()) is not None:
+        tile("tok/s (90 % band)", f"{prediction.output_tok_s:,.0f}", f"{low:,.0f} to {high:,.0f}")
+        waiting = "no steady value" if prediction.queue_grows else f"{prediction.user_tok_s_with_wait:.1f}"
+        tile("Per user, tok/s", f"{prediction.user_tok_s:.1f}", f"with the wait {waiting}")
+        tile("TPOT mean, ms", f"{prediction.tpot_ms['mean']:.1f}", f"p99 {prediction.tpot_ms['p99']:.1f}")
+        tile("TTFT mean, ms", latency_text(prediction.ttft_ms["mean"]), ttft_against_limits(plan, best))
+        if (prices := inputs.prices()) is not None:
             cost = token_cost(best, plan.load, prices)
             tile("Per million output", f"{cost.output_per_million:,.2f}", f"{cost.input_per_million:,.2f} input")
         tile("KV headroom, GiB", f"{best.ledger.headroom_gib:,.0f}", f"{best.ledger.kv_tokens:,} tokens")
-        tile("Requests at once", f"{found.running_requests:,.0f}", f"of {plan.concurrency:,}")
+        tile("Requests at once", f"{prediction.running_requests:,.0f}", f"of {plan.concurrency:,}")
 
 
 def ttft_against_limits(plan: Plan, best: Candidate) -> str:
     """Say the TTFT beside the limits that were asked for, the p99 where none was."""
-    found = best.prediction
+    prediction = best.prediction
     limits = [slo for slo in plan.question.slos if slo.metric is Metric.TTFT]
-    if found.queue_grows:
+    if prediction.queue_grows:
         return "the queue grows without end"
     if not limits:
-        return f"p99 {found.ttft_ms['p99']:,.0f}, no limit"
-    return "; ".join(_against(slo, found) for slo in limits)
+        return f"p99 {prediction.ttft_ms['p99']:,.0f}, no limit"
+    return "; ".join(_against(slo, prediction) for slo in limits)
 
 
-def _against(slo: Slo, found: Prediction) -> str:
+def _against(slo: Slo, prediction: Prediction) -> str:
     """Say a limit, and before it the figure where it is not the mean, which stands above."""
-    figure = "" if slo.statistic is Statistic.MEAN else f"{slo.statistic} {slo.value_ms(found):,.0f}, "
+    figure = "" if slo.statistic is Statistic.MEAN else f"{slo.statistic} {slo.value_ms(prediction):,.0f}, "
     return f"{figure}limit {slo.limit_ms:,.0f}"
 
 
-def show_candidate(plan: Plan, chosen: int) -> None:
+def show_candidate(plan: Plan, row: int) -> None:
     """Draw a candidate's place among the others and its memory."""
-    candidate = plan.found.candidates[chosen]
+    candidate = plan.found.candidates[row]
     st.markdown("**Throughput against interactivity**")
     st.plotly_chart(
-        charts.interactivity(plan, asked.curves(), chosen), key="interactivity",
+        charts.interactivity(plan, inputs.curves(), row), key="interactivity",
         alt="Output tokens per second and GPU against tokens per second and user, by configuration",
     )  # fmt: skip
     st.caption(
@@ -136,9 +136,9 @@ def show_candidate(plan: Plan, chosen: int) -> None:
 
 
 @st.fragment
-def show_what_if(plan: Plan, chosen: int) -> None:
+def show_what_if(plan: Plan, row: int) -> None:
     """Sliders on one configuration; only this part of the page runs again."""
-    candidate = plan.found.candidates[chosen]
+    candidate = plan.found.candidates[row]
     config, mark = candidate.config, slider_mark(plan, candidate)
     knobs, figures = st.columns([2, 3], gap="large")
     with knobs:
@@ -211,9 +211,9 @@ def show_changed(candidate: Candidate, changed: WhatIf) -> None:
     )
 
 
-asked = ask()
+inputs = ask()
 try:
-    plan = asked.plan()
+    plan = inputs.plan()
 except InputError as error:
     stop(f"{error}")
 st.subheader(as_markdown(plan_answer(plan)))
@@ -223,25 +223,25 @@ if plan.best is not None:
     if st.session_state.get("candidate", labels[0]) not in labels:
         st.session_state["candidate"] = labels[0]
     picked = st.selectbox("Configuration shown below", labels, key="candidate", bind=BOUND)
-    chosen = labels.index(picked) if picked in labels else 0
-    show_candidate(plan, chosen)
+    row = labels.index(picked) if picked in labels else 0
+    show_candidate(plan, row)
     st.markdown("**Configurations, best first** (* on the Pareto front)")
     table(tables.ranked(plan), "ranked", RANKED_PX)
     with st.expander("Their settings, and why the others rank lower"):
         table(tables.ranked_settings(plan), "settings")
-    st.markdown(f"**What if** {plan.found.candidates[chosen].config.label} ran with")
-    show_what_if(plan, chosen)
+    st.markdown(f"**What if** {plan.found.candidates[row].config.label} ran with")
+    show_what_if(plan, row)
     with st.expander("How each number came about"):
-        st.table(tables.numbers(explained(plan, plan.found.candidates[chosen])), border="horizontal", hide_index=True)
+        st.table(tables.numbers(explained(plan, plan.found.candidates[row])), border="horizontal", hide_index=True)
         st.caption(
             "Of the machine: " + ", ".join(f"{name} {basis}" for name, basis in plan.context.machine.basis.items())
         )
     with st.expander("The launch command"):
-        spec = launch_spec(plan.found.candidates[chosen].config, plan.question.version)
+        spec = launch_spec(plan.found.candidates[row].config, plan.question.version)
         st.code(spec.shell_line(), language="bash", wrap_lines=True)
-        command(f"{asked.command()} --json | sgtune export --plan - --candidate {chosen + 1} --bundle launch/",
+        command(f"{inputs.command()} --json | sgtune export --plan - --candidate {row + 1} --bundle launch/",
                 "As launch files")  # fmt: skip
-elif (nearest := asked.nearest()) is not None:
+elif (nearest := inputs.nearest()) is not None:
     st.markdown(f"**Memory of one GPU**, {nearest.config.label}: the layout that lacks least")
     st.plotly_chart(charts.memory_waterfall(nearest.ledger), key="memory", alt="GiB of one GPU by owner")
     st.caption(
@@ -251,7 +251,7 @@ elif (nearest := asked.nearest()) is not None:
         )
     )
 st.download_button(
-    "Download this plan (JSON)", asked.document(), file_name="plan.json", mime="application/json",
+    "Download this plan (JSON)", inputs.document(), file_name="plan.json", mime="application/json",
     icon=":material/download:", help="What sgtune plan --json prints; sgtune export --plan plan.json makes files",
 )  # fmt: skip
 counts = plan.found.rejected_by_reason()
@@ -261,11 +261,12 @@ with st.expander(
 ):
     table(tables.rejected(plan.found.rejected), "rejected")
 if plan.published is not None:
-    known = plan.published
+    comparison = plan.published
     st.caption(
-        f":material/fact_check: Published: {known.published:,.2f} {known.quantity}, predicted {known.predicted:,.2f} "
-        f"({known.residual_percent:+.1f} % over predicted): {known.source}; {known.note}"
+        f":material/fact_check: Published: {comparison.published:,.2f} {comparison.quantity}, "
+        f"predicted {comparison.predicted:,.2f} ("
+        f"{comparison.residual_percent:+.1f} % over predicted): {comparison.source}; {comparison.note}"
     )
 for warning in plan.warnings:
     st.caption(f":material/info: {as_markdown(warning)}")
-command(asked.command())
+command(inputs.command())

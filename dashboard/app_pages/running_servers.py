@@ -54,8 +54,8 @@ def show_server(server: ServerAnswer) -> None:
     st.markdown(f"**{as_markdown(f'{server.facts.name}: {engine}')}**")
     for note in server.facts.notes:
         st.caption(as_markdown(note))
-    seen, model = server.seen, server.model
-    if seen is None or model is None:
+    observed, model = server.seen, server.model
+    if observed is None or model is None:
         st.caption(as_markdown(f"No expectation: {server.unexpected or 'it was not understood'}"))
         return
     base = model.base
@@ -63,8 +63,8 @@ def show_server(server: ServerAnswer) -> None:
         {
             "": ["TTFT mean, ms", "TPOT mean, ms", "output tok/s", "in flight"],
             "seen": [
-                _text(seen.ttft_ms.get("mean")), _text(seen.tpot_ms.get("mean")), _text(seen.output_tok_s),
-                _text(seen.in_flight),
+                _text(observed.ttft_ms.get("mean")), _text(observed.tpot_ms.get("mean")), _text(observed.output_tok_s),
+                _text(observed.in_flight),
             ],
             "expected": [
                 _text(base.ttft_ms["mean"]), _text(base.tpot_ms["mean"]), _text(base.output_tok_s), "",

@@ -21,15 +21,15 @@ run = choose_run()
 def choose(measured: list[TrialRecord]) -> list[TrialRecord]:
     """Let the reader choose trials to compare: the best and the baseline unless the link says otherwise."""
     labels = {f"{record.number}: {record.label} ({record.source})": record for record in measured}
-    wanted = (run.best or measured[-1], run.baseline or measured[0])
-    first = [label for label, record in labels.items() if record in wanted]
+    defaults = (run.best or measured[-1], run.baseline or measured[0])
+    first = [label for label, record in labels.items() if record in defaults]
     if any(label not in labels for label in st.session_state.get("compared", ())):
         del st.session_state["compared"]
-    chosen = st.multiselect(
+    labels_chosen = st.multiselect(
         "Trials compared", list(labels), default=first, key="compared", bind=BOUND, max_selections=MOST_COMPARED,
         placeholder="choose two or more",
     )  # fmt: skip
-    return [labels[label] for label in chosen]
+    return [labels[label] for label in labels_chosen]
 
 
 def compare(chosen: list[TrialRecord]) -> None:
@@ -42,14 +42,14 @@ def compare(chosen: list[TrialRecord]) -> None:
         st.caption("None: all launch the same command.")
     else:
         table(differing, "flags")
-    left, right = st.columns(2)
-    with left:
+    left_column, right_column = st.columns(2)
+    with left_column:
         quantity = st.segmented_control(
             "Over the clients", list(run_charts.CURVES), default=run_charts.RATE, required=True, key="curve",
             bind=BOUND, wrap=True,
         )  # fmt: skip
         st.plotly_chart(run_charts.curves(chosen, quantity), key="curves", alt=f"{quantity} over clients")
-    with right:
+    with right_column:
         show_ledgers(chosen)
 
 
@@ -64,18 +64,18 @@ def show_ledgers(chosen: list[TrialRecord]) -> None:
     st.plotly_chart(run_charts.ledgers(named), key="ledgers", alt="Memory of one GPU by owner for each trial")
 
 
-def answer(seen: RunView) -> str:
-    """Return what was found in one sentence."""
-    points = sum(len(record.points) for record in seen.records)
-    if not seen.measured:
+def answer(view: RunView) -> str:
+    """Return the result in one sentence."""
+    points = sum(len(record.points) for record in view.records)
+    if not view.measured:
         return "No configuration has been measured yet."
-    winner = seen.winner
+    winner = view.winner
     if winner is None or winner.first.target is None:
-        return f"{points} points of {len(seen.measured)} launches; none keeps the limits."
+        return f"{points} points of {len(view.measured)} launches; none keeps the limits."
     low, high = winner.interval
     return (
         f"{winner.first.label} leads with {winner.output_tok_s:,.0f} tok/s (95 % interval {low:,.0f} to {high:,.0f}), "
-        f"{winner.first.target.user_tok_s:.1f} per user, among {points} points of {len(seen.measured)} launches."
+        f"{winner.first.target.user_tok_s:.1f} per user, among {points} points of {len(view.measured)} launches."
     )
 
 

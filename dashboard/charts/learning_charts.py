@@ -84,15 +84,15 @@ def before_and_after(learned: LearnedProfile) -> go.Figure:
     return figure
 
 
-def parameters(found: Calibration) -> go.Figure:
+def parameters(calibration: Calibration) -> go.Figure:
     """Draw each engine parameter over its value before calibration, with its spread before and after."""
     figure = go.Figure()
-    names = [item.name for item in found.parameters]
+    names = [item.name for item in calibration.parameters]
     sides: tuple[tuple[str, str, list[float], list[float]], ...] = (
-        ("before", NEUTRAL, [1.0 for _ in names], [item.before for item in found.parameters]),
+        ("before", NEUTRAL, [1.0 for _ in names], [item.before for item in calibration.parameters]),
         (
-            "after", AFTER, [i.value_after / i.value_before for i in found.parameters],
-            [i.after * i.value_after / i.value_before for i in found.parameters],
+            "after", AFTER, [i.value_after / i.value_before for i in calibration.parameters],
+            [i.after * i.value_after / i.value_before for i in calibration.parameters],
         ),
     )  # fmt: skip
     for shift, (name, colour, values, spreads) in zip((-0.12, 0.12), sides, strict=True):

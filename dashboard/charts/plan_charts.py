@@ -82,16 +82,16 @@ def memory_waterfall(ledger: MemoryLedger) -> go.Figure:
     """Draw where one GPU's memory goes, owner after owner up to the card."""
     owners = owners_of(ledger)
     figure = go.Figure()
-    taken = furthest = 0.0
+    filled_gib = furthest = 0.0
     for owner, gib in owners:
         figure.add_bar(
-            x=[gib], y=[owner], base=[taken], orientation="h", marker={"color": owner_colour(owner)},
+            x=[gib], y=[owner], base=[filled_gib], orientation="h", marker={"color": owner_colour(owner)},
             text=[f"{gib:,.1f}"], textposition="outside" if gib < 0.07 * ledger.card_gib else "inside",
             insidetextfont={"color": "white"}, cliponaxis=False, name=owner,
             hovertemplate=f"{owner}: {gib:,.2f} GiB<extra></extra>",
         )  # fmt: skip
-        taken += gib
-        furthest = max(furthest, taken)
+        filled_gib += gib
+        furthest = max(furthest, filled_gib)
     figure.add_vline(x=ledger.card_gib, line={"color": NEUTRAL, "dash": "dot"}, layer="below")
     styled(figure, x="GiB of one GPU", y="", legend=False)
     figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=[owner for owner, _ in owners])
@@ -119,16 +119,16 @@ def shade_limit(figure: go.Figure, slos: Sequence[Slo]) -> None:
 
 
 def hover(candidate: Candidate) -> str:
-    """Return what is said of a candidate under the pointer."""
-    found = candidate.prediction
+    """Return the text of a candidate under the pointer."""
+    prediction = candidate.prediction
     return (
-        f"<b>{candidate.config.label}</b><br>{found.output_tok_s:,.0f} tok/s in total<br>"
-        f"{found.user_tok_s:.1f} tok/s per user, TTFT {latency_words(found.ttft_ms['mean'])}<br>"
+        f"<b>{candidate.config.label}</b><br>{prediction.output_tok_s:,.0f} tok/s in total<br>"
+        f"{prediction.user_tok_s:.1f} tok/s per user, TTFT {latency_words(prediction.ttft_ms['mean'])}<br>"
         f"{'; '.join(candidate.misses) or 'within the limits'}"
     )
 
 
-def interactivity(plan: Plan, drawn: Sequence[Curve], chosen: int) -> go.Figure:
+def interactivity(plan: Plan, drawn: Sequence[Curve], row: int) -> go.Figure:
     """Draw throughput against interactivity: candidates at the asked clients, their curves, the Pareto front."""
     figure = go.Figure()
     candidates = plan.found.candidates
@@ -138,15 +138,15 @@ def interactivity(plan: Plan, drawn: Sequence[Curve], chosen: int) -> go.Figure:
         group = {"legendgroup": family, "showlegend": False}
         figure.add_scatter(
             x=curve.user_tok_s, y=curve.tok_s_per_gpu, mode="lines",
-            line={"color": colour_of(candidate.config), "width": 3 if index == chosen else 1},
-            opacity=1.0 if index == chosen else 0.45, customdata=curve.clients, **group,
+            line={"color": colour_of(candidate.config), "width": 3 if index == row else 1},
+            opacity=1.0 if index == row else 0.45, customdata=curve.clients, **group,
             hovertemplate=candidate.config.label + ", %{customdata:,} clients<br>%{x:.1f} tok/s per user"
             "<br>%{y:,.0f} tok/s per GPU<extra></extra>",
         )  # fmt: skip
         figure.add_scatter(
             x=[candidate.prediction.user_tok_s], y=[_per_gpu(candidate)], mode="markers",
             marker={
-                "color": colour_of(candidate.config), "size": 14 if index == chosen else 10,
+                "color": colour_of(candidate.config), "size": 14 if index == row else 10,
                 "symbol": symbol_of(candidate.config) + ("-open" if candidate.misses else ""),
                 "line": {"width": 2 if candidate.misses else 1, "color": None if candidate.misses else "white"},
             },
@@ -192,9 +192,9 @@ def step_costs(steps: Mapping[str, Mapping[str, float]]) -> go.Figure:
     return figure
 
 
-def against_sheet(found: Sequence[ProbeFinding]) -> go.Figure:
+def against_sheet(measured: Sequence[ProbeFinding]) -> go.Figure:
     """Draw measured over data sheet per quantity, the slowest GPU beside the median, and what is healthy."""
-    shown = [one for one in found if one.fraction is not None and one.sheet]
+    shown = [one for one in measured if one.fraction is not None and one.sheet]
     figure = go.Figure()
     if not shown:
         return empty(styled(figure, x="% of the data sheet", y="", height=160), "nothing measured has a data sheet")
@@ -211,10 +211,10 @@ def against_sheet(found: Sequence[ProbeFinding]) -> go.Figure:
         y=labels, x=[100 * one.worst / (one.sheet or one.worst) for one in shown], mode="markers", name="slowest GPU",
         marker={"symbol": "line-ns-open", "size": 16, "color": NEUTRAL, "line": {"width": 3}},
     )  # fmt: skip
-    known = [one for one in shown if one.quantity in EXPECTED]
+    listed = [one for one in shown if one.quantity in EXPECTED]
     figure.add_scatter(
-        y=[one.label for one in known], x=[100 * EXPECTED[one.quantity].fraction for one in known], mode="markers",
-        error_x={"array": [100 * EXPECTED[one.quantity].error for one in known], "thickness": 2},
+        y=[one.label for one in listed], x=[100 * EXPECTED[one.quantity].fraction for one in listed], mode="markers",
+        error_x={"array": [100 * EXPECTED[one.quantity].error for one in listed], "thickness": 2},
         marker={"symbol": "diamond-open", "size": 10, "color": "#E69F00"}, name="a healthy card",
     )  # fmt: skip
     styled(figure, x="% of the data sheet", y="", height=140 + 44 * len(shown))
@@ -243,16 +243,16 @@ def heat_map(matrix: Matrix, unit: str) -> go.Figure:
 
 def changes_between(changes: Sequence[Change]) -> go.Figure:
     """Draw by how much each measured quantity of the second machine differs from the first's."""
-    shown = [one for one in changes if one.change is not None]
+    shown = [change for change in changes if change.change is not None]
     figure = go.Figure()
     if not shown:
         return empty(styled(figure, x="% change", y="", height=160), "the two machines share no measurement")
     colours = {"better": GOOD, "worse": BAD}
     figure.add_bar(
-        y=[one.label for one in shown], x=[100 * (one.change or 0.0) for one in shown], orientation="h",
-        marker={"color": [colours.get(one.verdict, NEUTRAL) for one in shown]},
-        text=[one.verdict for one in shown], textposition="outside", cliponaxis=False,
-        customdata=[[one.a, one.b, one.unit] for one in shown],
+        y=[change.label for change in shown], x=[100 * (change.change or 0.0) for change in shown], orientation="h",
+        marker={"color": [colours.get(change.verdict, NEUTRAL) for change in shown]},
+        text=[change.verdict for change in shown], textposition="outside", cliponaxis=False,
+        customdata=[[change.a, change.b, change.unit] for change in shown],
         hovertemplate="%{y}: %{customdata[0]:,.4g} to %{customdata[1]:,.4g} %{customdata[2]}<extra></extra>",
     )  # fmt: skip
     styled(figure, x="second against first, %", y="", height=140 + 34 * len(shown), legend=False)

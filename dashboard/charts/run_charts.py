@@ -114,13 +114,13 @@ def history(records: Sequence[TrialRecord], baseline: TrialRecord | None, ceilin
 
 
 def _best_so_far(launched: Sequence[TrialRecord]) -> dict[int, float]:
-    found: dict[int, float] = {}
+    best_by_trial: dict[int, float] = {}
     leader: TrialRecord | None = None
     for record in launched:
         leader = best_of([one for one in (leader, record) if one is not None])
         if leader is not None:
-            found[record.number] = rate_at_target(leader)
-    return found
+            best_by_trial[record.number] = rate_at_target(leader)
+    return best_by_trial
 
 
 def rate_at_target(record: TrialRecord) -> float:
@@ -169,7 +169,7 @@ def failures(records: Sequence[TrialRecord]) -> go.Figure:
     return figure
 
 
-def pareto(records: Sequence[TrialRecord], slos: Sequence[Slo], chosen: Sequence[int]) -> go.Figure:
+def pareto(records: Sequence[TrialRecord], slos: Sequence[Slo], trial_numbers: Sequence[int]) -> go.Figure:
     """Draw every measured point: tok/s per GPU against tok/s per user, the front, and the compared trials."""
     figure = go.Figure()
     points = [
@@ -185,7 +185,7 @@ def pareto(records: Sequence[TrialRecord], slos: Sequence[Slo], chosen: Sequence
         line={"color": NEUTRAL, "dash": "dot", "width": 2}, name="Pareto front", hoverinfo="skip",
     )  # fmt: skip
     by_family(figure, [(record, x, y) for record, x, y, _ in points], size=8)
-    for number in chosen:
+    for number in trial_numbers:
         own = [(x, y) for record, x, y, _ in points if record.number == number]
         if own:
             figure.add_scatter(

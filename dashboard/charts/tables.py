@@ -25,15 +25,15 @@ def ranked(plan: Plan) -> pd.DataFrame:
     front = set(plan.pareto())
     rows = []
     for index, candidate in enumerate(plan.found.candidates):
-        found = candidate.prediction
+        prediction = candidate.prediction
         rows.append({
             "rank": f"{index + 1}{' *' if index in front else ''}",
             "configuration": candidate.name,
             "tok/s": round(candidate.output_tok_s),
-            "per user": round(found.user_tok_s, 1),
-            "TPOT ms": round(found.tpot_ms["mean"], 1),
-            "TTFT ms": _whole(found.ttft_ms["mean"]),
-            "p99": _whole(found.ttft_ms["p99"]),
+            "per user": round(prediction.user_tok_s, 1),
+            "TPOT ms": round(prediction.tpot_ms["mean"], 1),
+            "TTFT ms": _whole(prediction.ttft_ms["mean"]),
+            "p99": _whole(prediction.ttft_ms["p99"]),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -121,8 +121,8 @@ def _interval(bounds: tuple[float, float]) -> str:
 
 
 def _first_line(record: TrialRecord) -> str:
-    said = f"{record.failure}: {record.reason}" if record.failure else record.reason
-    return (said.strip().splitlines() or [""])[0]
+    text = f"{record.failure}: {record.reason}" if record.failure else record.reason
+    return (text.strip().splitlines() or [""])[0]
 
 
 def flag_difference(named: Mapping[str, LaunchSpec]) -> pd.DataFrame:
@@ -146,7 +146,7 @@ def _words(spec: LaunchSpec) -> dict[str, str]:
     return {**words, **{f"{name} (environment)": value for name, value in spec.environment.items()}}
 
 
-def measured(found: Sequence[ProbeFinding]) -> pd.DataFrame:
+def measured(measurements: Sequence[ProbeFinding]) -> pd.DataFrame:
     """Return measured against data sheet with a verdict."""
     return pd.DataFrame([
         {
@@ -155,7 +155,7 @@ def measured(found: Sequence[ProbeFinding]) -> pd.DataFrame:
             "data sheet": one.sheet, "of the sheet %": None if one.fraction is None else round(100 * one.fraction, 1),
             "spread %": None if one.spread is None else round(100 * one.spread, 2), "verdict": one.verdict,
         }
-        for one in found
+        for one in measurements
     ])  # fmt: skip
 
 
@@ -191,9 +191,9 @@ def compared(changes: Sequence[Change]) -> pd.DataFrame:
     """Return the measured quantities of two machines side by side."""
     return pd.DataFrame([
         {
-            "where": one.where, "quantity": one.label, "unit": one.unit,
-            "first": _figures(one.a), "second": _figures(one.b),
-            "change %": None if one.change is None else round(100 * one.change, 1), "verdict": one.verdict,
+            "where": change.where, "quantity": change.label, "unit": change.unit,
+            "first": _figures(change.a), "second": _figures(change.b),
+            "change %": None if change.change is None else round(100 * change.change, 1), "verdict": change.verdict,
         }
-        for one in changes
+        for change in changes
     ])  # fmt: skip

@@ -33,25 +33,25 @@ def duration(seconds: float) -> str:
 
 def plan_answer(plan: Plan) -> str:
     """Return the answer to a plan's question in one sentence."""
-    best, asked = plan.best, _asked(plan)
+    best, load = plan.best, _asked(plan)
     if best is None:
         short = plan.shortage_gib
         by = f": every layout is at least {short:.1f} GiB short per GPU" if short else ""
         more = f" {plan.node_answer}." if plan.node_answer else ""
-        return f"{asked} do not fit on {plan.question.hardware.name}{by}.{more}"
-    found, nodes = best.prediction, amount(plan.nodes, "node")
+        return f"{load} do not fit on {plan.question.hardware.name}{by}.{more}"
+    prediction, nodes = best.prediction, amount(plan.nodes, "node")
     nodes = "one node" if plan.nodes == 1 else nodes
-    waiting = "" if found.queue_grows else f" ({found.user_tok_s_with_wait:.1f} with the wait)"
-    speed = f"{found.user_tok_s:.1f} tok/s each{waiting}; KV headroom {best.ledger.headroom_gib:,.0f} GiB"
+    waiting = "" if prediction.queue_grows else f" ({prediction.user_tok_s_with_wait:.1f} with the wait)"
+    speed = f"{prediction.user_tok_s:.1f} tok/s each{waiting}; KV headroom {best.ledger.headroom_gib:,.0f} GiB"
     more = " per server" if plan.replicas > 1 else ""
     if plan.meets_target:
-        fit = "fits" if asked.startswith("1 ") else "fit"
+        fit = "fits" if load.startswith("1 ") else "fit"
         at_once = ""
-        if found.running_requests < 0.98 * plan.concurrency:
-            at_once = f", {found.running_requests:,.0f} of {plan.concurrency:,} at once"
-        return f"{asked} {fit} on {nodes} at {speed}{more}{at_once}."
+        if prediction.running_requests < 0.98 * plan.concurrency:
+            at_once = f", {prediction.running_requests:,.0f} of {plan.concurrency:,} at once"
+        return f"{load} {fit} on {nodes} at {speed}{more}{at_once}."
     missed = "; ".join(best.misses) or "the rate or speed asked is out of reach"
-    return f"Target unreachable: {missed}. The nearest, {best.config.label}, serves {asked} at {speed}{more}."
+    return f"Target unreachable: {missed}. The nearest, {best.config.label}, serves {load} at {speed}{more}."
 
 
 def _asked(plan: Plan) -> str:
@@ -78,38 +78,38 @@ def progress_of(run: RunView) -> RunProgress:
     """Return how far a run is. The estimate is launches to go times what a launch took, within the budget."""
     searched = [record for record in run.launched if record.repeats is None]
     spent_s, live = sum(record.spent_s for record in run.records), run.live
-    asked, budget_s = (live.trials, live.budget_s) if live else (None, None)
+    launches_asked, budget_s = (live.trials, live.budget_s) if live else (None, None)
     eta_s = None
     if run.running and live and run.launched:
         again = live.confirm + 1 if live.confirm else 0
-        left = max(0, live.trials - len(searched)) + max(0, again - (len(run.launched) - len(searched)))
-        eta_s = left * spent_s / len(run.launched)
+        to_go = max(0, live.trials - len(searched)) + max(0, again - (len(run.launched) - len(searched)))
+        eta_s = to_go * spent_s / len(run.launched)
         if budget_s is not None:
             eta_s = min(eta_s, max(0.0, budget_s - spent_s))
-    return RunProgress(launches=len(searched), asked=asked, spent_s=spent_s, budget_s=budget_s, eta_s=eta_s)
+    return RunProgress(launches=len(searched), asked=launches_asked, spent_s=spent_s, budget_s=budget_s, eta_s=eta_s)
 
 
 def ceiling_of(run: RunView) -> float | None:
     """Return the best rate the model predicts, output tok/s: the plan's best, else the best prediction seen."""
     if run.live and run.live.ceiling_tok_s > 0:
         return run.live.ceiling_tok_s
-    seen = [record.predicted["output_tok_s"] for record in run.records if "output_tok_s" in record.predicted]
-    return max(seen, default=None)
+    predicted = [record.predicted["output_tok_s"] for record in run.records if "output_tok_s" in record.predicted]
+    return max(predicted, default=None)
 
 
 def run_answer(run: RunView) -> str:
     """Return where a run stands in one sentence."""
-    done = progress_of(run)
-    of = f" of {done.asked}" if done.asked else ""
-    found = _best(run)
+    progress = progress_of(run)
+    of = f" of {progress.asked}" if progress.asked else ""
+    best = _best(run)
     if run.status is Status.EMPTY:
         return "Nothing has been launched yet."
     if run.status is Status.RUNNING:
-        return f"Running, {done.launches}{of} launches done: {found}"
-    said = run.live.message if run.live and run.status is Status.FINISHED else ""
+        return f"Running, {progress.launches}{of} launches done: {best}"
+    message = run.live.message if run.live and run.status is Status.FINISHED else ""
     how = {Status.FINISHED: "Finished", Status.INTERRUPTED: "Interrupted", Status.FAILED: "Stopped by a failure"}
-    after = f" ({said})" if said else f" after {amount(done.launches, 'launch', 'launches')}"
-    return f"{how[run.status]}{after}: {found}"
+    after = f" ({message})" if message else f" after {amount(progress.launches, 'launch', 'launches')}"
+    return f"{how[run.status]}{after}: {best}"
 
 
 def _best(run: RunView) -> str:
@@ -126,8 +126,8 @@ def _best(run: RunView) -> str:
 
 def rate_of(run: RunView, record: TrialRecord) -> float:
     """Return a measured configuration's output tok/s over all its launches."""
-    known = next((standing.output_tok_s for standing in run.standings if record in standing.launches), None)
-    return known if known is not None else record.target.output_tok_s if record.target else 0.0
+    mean_rate = next((standing.output_tok_s for standing in run.standings if record in standing.launches), None)
+    return mean_rate if mean_rate is not None else record.target.output_tok_s if record.target else 0.0
 
 
 def gain_of(run: RunView, rate: float) -> float | None:
@@ -139,17 +139,24 @@ def tune_command(run: RunView, *, resume: bool) -> str:
     """Return the command line of a run: as it was typed, or of a run that kept no such line, as its folder tells it."""
     if run.live is not None and run.live.command.startswith("sgtune tune"):
         return resumed(run.live.command, run.path) if resume else run.live.command
-    asked = run.manifest
-    words = ["sgtune", "tune", "--hardware", str(run.path / "hardware.json"), "--sglang-version", asked.sglang_version]
-    words += ["--isl", str(asked.isl), "--osl", str(asked.osl), *asked.load_flags]
-    words += [] if asked.range_ratio == 1.0 else ["--range-ratio", f"{asked.range_ratio:g}"]
-    words += [word for limit in asked.slo for word in ("--slo", limit)]
-    words += ["--objective", str(asked.objective), "--engine", asked.engine, "--sampler", asked.sampler]
-    words += ["--seed", str(asked.seed), *([] if asked.mtp else ["--no-mtp"])]
+    manifest = run.manifest
+    words = [
+        "sgtune",
+        "tune",
+        "--hardware",
+        str(run.path / "hardware.json"),
+        "--sglang-version",
+        manifest.sglang_version,
+    ]
+    words += ["--isl", str(manifest.isl), "--osl", str(manifest.osl), *manifest.load_flags]
+    words += [] if manifest.range_ratio == 1.0 else ["--range-ratio", f"{manifest.range_ratio:g}"]
+    words += [word for limit in manifest.slo for word in ("--slo", limit)]
+    words += ["--objective", str(manifest.objective), "--engine", manifest.engine, "--sampler", manifest.sampler]
+    words += ["--seed", str(manifest.seed), *([] if manifest.mtp else ["--no-mtp"])]
     words += ["--trials", str(run.live.trials), "--confirm", str(run.live.confirm)] if run.live else []
     words += ["--budget", f"{run.live.budget_s:g}s"] if run.live and run.live.budget_s else []
     words += ["--runs", str(run.path.parent), "--run", run.name, *(["--resume"] if resume else [])]
-    words += ["--", *without_secrets(asked.server_flags)] if asked.server_flags else []
+    words += ["--", *without_secrets(manifest.server_flags)] if manifest.server_flags else []
     return shlex.join(words)
 
 

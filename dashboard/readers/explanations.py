@@ -60,42 +60,42 @@ def _memory(plan: Plan, candidate: Candidate) -> list[Equation]:
 
 
 def _speed(plan: Plan, candidate: Candidate) -> list[Equation]:
-    config, found, question = candidate.config, candidate.prediction, plan.question
+    config, figures, question = candidate.config, candidate.prediction, plan.question
     table = table_of([config])
     workload = question.workload(plan.concurrency)
     steady = predict_many(plan.context, table, workload, plan.context.memory(table))
-    kv_limit, stall = float(steady.kv_limit[0]), found.stall_ms
+    kv_limit, stall = float(steady.kv_limit[0]), figures.stall_ms
     depth = config.speculative.num_steps if config.speculative else 0
-    low, high = found.band["output_tok_s"]
-    token_ms = found.step_ms / found.accepted_tokens
+    low, high = figures.band["output_tok_s"]
+    token_ms = figures.step_ms / figures.accepted_tokens
     return [
         Equation(
             quantity="requests at once",
             equation=f"least of clients, max_running_requests, KV tokens / (input + {MEAN_OUTPUT_HELD} x output)",
             numbers=f"min({plan.concurrency:,}, {config.max_running_requests or 0:,}, {kv_limit:,.0f}) = "
-            f"{found.running_requests:,.0f}",
+            f"{figures.running_requests:,.0f}",
         ),
         Equation(
             quantity="decode step",
             equation="sum of its costs (the chart below)",
-            numbers=f"{' + '.join(f'{ms:.1f}' for ms in found.breakdown_ms.values() if ms >= 0.05)} = "
-            f"{found.step_ms:.1f} ms",
+            numbers=f"{' + '.join(f'{ms:.1f}' for ms in figures.breakdown_ms.values() if ms >= 0.05)} = "
+            f"{figures.step_ms:.1f} ms",
         ),
         Equation(
             quantity="tokens of a step",
             equation="1 + a + a^2 + ... over the MTP depth, a: acceptance",
-            numbers=f"a = {plan.context.acceptance:g}, depth {depth}: {found.accepted_tokens:.2f}",
+            numbers=f"a = {plan.context.acceptance:g}, depth {depth}: {figures.accepted_tokens:.2f}",
         ),
         Equation(
             quantity="TPOT (closed form)",
             equation="decode step / tokens of a step + prefill passes of others per output token",
-            numbers=f"{found.step_ms:.1f} / {found.accepted_tokens:.2f} + {stall:.1f} = {token_ms + stall:.1f} ms",
+            numbers=f"{figures.step_ms:.1f} / {figures.accepted_tokens:.2f} + {stall:.1f} = {token_ms + stall:.1f} ms",
         ),
         Equation(
             quantity="TPOT, TTFT, tok/s as stated",
             equation="the scheduler replayed event by event with these step times",
-            numbers=f"TPOT {found.tpot_ms['mean']:.1f} ms, TTFT {latency_words(found.ttft_ms['mean'])}, "
-            f"{found.output_tok_s:,.0f} tok/s",
+            numbers=f"TPOT {figures.tpot_ms['mean']:.1f} ms, TTFT {latency_words(figures.ttft_ms['mean'])}, "
+            f"{figures.output_tok_s:,.0f} tok/s",
         ),
         Equation(
             quantity="90 % band",

@@ -45,11 +45,11 @@ def _calibrated(path: Path, stamp: Stamp) -> LearnedProfile:
         raise InputError("no measured point to calibrate from")
     step = max(1, -(-len(cases) // MOST_POINTS))
     used = cases[::step]
-    found = learn(used, used[0].context.engine)
-    accepted = used[0].context.acceptance if found.acceptance is None else found.acceptance
-    after = [case.with_parameters(found.profile.parameters).with_acceptance(accepted) for case in used]
+    calibration = learn(used, used[0].context.engine)
+    accepted = used[0].context.acceptance if calibration.acceptance is None else calibration.acceptance
+    after = [case.with_parameters(calibration.profile.parameters).with_acceptance(accepted) for case in used]
     return LearnedProfile(
-        calibration=found,
+        calibration=calibration,
         measured=tuple(case.measured["output_tok_s"] for case in used),
         before=tuple(expected(case).output_tok_s for case in used),
         after=tuple(expected(case).output_tok_s for case in after),
@@ -57,7 +57,7 @@ def _calibrated(path: Path, stamp: Stamp) -> LearnedProfile:
     )
 
 
-def parameter_table(found: Calibration) -> pd.DataFrame:
+def parameter_table(calibration: Calibration) -> pd.DataFrame:
     """Return each parameter's value and spread, before and after."""
     return pd.DataFrame([
         {
@@ -65,5 +65,5 @@ def parameter_table(found: Calibration) -> pd.DataFrame:
             "known to, before %": round(100 * item.before), "after %": round(100 * item.after),
             "by the data": "determined" if item.by_data else "not determined",
         }
-        for item in found.parameters
+        for item in calibration.parameters
     ])  # fmt: skip

@@ -92,13 +92,13 @@ class PlanInputs:
 
 
 @lru_cache(maxsize=64)
-def _plan(asked: PlanInputs, written: float) -> Plan:
-    return plan_fleet(asked.question())
+def _plan(inputs: PlanInputs, written: float) -> Plan:
+    return plan_fleet(inputs.question())
 
 
 @lru_cache(maxsize=64)
-def _curves(asked: PlanInputs, written: float) -> list[Curve]:
-    return curves(_plan(asked, written))
+def _curves(inputs: PlanInputs, written: float) -> list[Curve]:
+    return curves(_plan(inputs, written))
 
 
 def _written(hardware: str) -> float:
@@ -185,10 +185,10 @@ def curves(plan: Plan) -> list[Curve]:
 def _curve(plan: Plan, candidate: Candidate, clients: list[int]) -> Curve:
     config, gpus = candidate.config, candidate.config.gpu_count
     fewer = [predict(plan.context, config, plan.question.workload(count)) for count in clients[:-1]]
-    found = [*fewer, candidate.prediction]
+    predictions = [*fewer, candidate.prediction]
     return Curve(
         config=config,
         clients=tuple(clients),
-        tok_s_per_gpu=tuple(one.output_tok_s / gpus for one in found),
-        user_tok_s=tuple(one.user_tok_s for one in found),
+        tok_s_per_gpu=tuple(prediction.output_tok_s / gpus for prediction in predictions),
+        user_tok_s=tuple(prediction.user_tok_s for prediction in predictions),
     )

@@ -80,8 +80,8 @@ class RunView:
 
     @property
     def baseline(self) -> TrialRecord | None:
-        found = named(self.records, BASELINE)
-        return None if found is None else found.first
+        standing = named(self.records, BASELINE)
+        return None if standing is None else standing.first
 
     @property
     def winner(self) -> Standing | None:
@@ -108,11 +108,13 @@ class RunView:
         """
         if self.hardware is None:
             raise InputError(f"run '{self.name}' has no readable hardware.json")
-        arch, asked = deepseek_r1(), self.manifest
-        if arch.name != asked.model:
-            raise InputError(f"run '{self.name}' is of {asked.model}, whose config.json is not in the folder")
-        version = parse_version(asked.sglang_version)
-        return PlanQuestion(hardware=self.hardware, arch=arch, version=version, isl=asked.isl, osl=asked.osl).context()
+        arch, manifest = deepseek_r1(), self.manifest
+        if arch.name != manifest.model:
+            raise InputError(f"run '{self.name}' is of {manifest.model}, whose config.json is not in the folder")
+        version = parse_version(manifest.sglang_version)
+        return PlanQuestion(
+            hardware=self.hardware, arch=arch, version=version, isl=manifest.isl, osl=manifest.osl
+        ).context()
 
     def trial(self, number: int) -> TrialRecord | None:
         return next((record for record in self.records if record.number == number), None)
@@ -134,8 +136,8 @@ def run_names(root: Path) -> list[str]:
         entries = [entry for entry in os.scandir(root) if entry.is_dir()]
     except OSError:
         return []
-    found = [(max(_changed(Path(entry.path))), entry.name) for entry in entries if _is_run(Path(entry.path))]
-    return [name for _, name in sorted(found, reverse=True)]
+    changed_runs = [(max(_changed(Path(entry.path))), entry.name) for entry in entries if _is_run(Path(entry.path))]
+    return [name for _, name in sorted(changed_runs, reverse=True)]
 
 
 def read_run(root: Path, name: str) -> RunView:
@@ -194,10 +196,10 @@ def _changed(path: Path) -> Stamp:
 def _stamp(file: Path) -> Stamp:
     """Return what changes with a file's content; zeros where there is none."""
     try:
-        seen = file.stat()
+        status = file.stat()
     except OSError:
         return (0, 0)
-    return (seen.st_mtime_ns, seen.st_size)
+    return (status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=8)
