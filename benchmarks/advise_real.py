@@ -40,8 +40,8 @@ def send(url: str, isl: int, osl: int, seed: int) -> float:
     request = urllib.request.Request(f"{url}/generate", data=body, headers={"Content-Type": "application/json"})
     began = time.monotonic()
     with urllib.request.urlopen(request, timeout=600) as answer:
-        made = json.loads(answer.read())["meta_info"]["completion_tokens"]
-    assert made == osl
+        generated = json.loads(answer.read())["meta_info"]["completion_tokens"]
+    assert generated == osl
     return time.monotonic() - began
 
 
@@ -50,35 +50,35 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:30000")
     parser.add_argument("--requests", type=int, default=24)
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     dice = random.Random(1)
-    lengths = [(dice.randint(40, 160), dice.randint(8, 24)) for _ in range(asked.requests)]
-    source = LiveSource(address=Address.parse(asked.url))
+    lengths = [(dice.randint(40, 160), dice.randint(8, 24)) for _ in range(options.requests)]
+    source = LiveSource(address=Address.parse(options.url))
     before = source.scrape()
     began = time.monotonic()
     with ThreadPoolExecutor(max_workers=CLIENTS) as clients:
-        took = list(clients.map(lambda each: send(asked.url, *each[1], each[0]), enumerate(lengths)))
+        took = list(clients.map(lambda each: send(options.url, *each[1], each[0]), enumerate(lengths)))
     time.sleep(SETTLED_S)
     after = source.scrape()
     seconds = time.monotonic() - began
     assert before is not None
     assert after is not None
-    seen = observe(ScrapeWindow(before=before, after=after))
+    observed = observe(ScrapeWindow(before=before, after=after))
     count, out = len(lengths), sum(osl for _, osl in lengths)
     rows = (
-        ("requests", count, seen.requests),
-        ("requests/s", count / seconds, seen.request_rate),
-        ("tokens in", sum(isl for isl, _ in lengths) / count, seen.isl),
-        ("tokens out", out / count, seen.osl),
+        ("requests", count, observed.requests),
+        ("requests/s", count / seconds, observed.request_rate),
+        ("tokens in", sum(isl for isl, _ in lengths) / count, observed.isl),
+        ("tokens out", out / count, observed.osl),
         # a request's first token comes out of prefill, which decode passes do not count
-        ("decode tok/s", (out - count) / seconds, seen.output_tok_s),
-        ("E2E mean, s", sum(took) / count, (seen.e2e_ms["mean"]) / 1e3),
+        ("decode tok/s", (out - count) / seconds, observed.output_tok_s),
+        ("E2E mean, s", sum(took) / count, (observed.e2e_ms["mean"]) / 1e3),
     )
     worst = 0.0
-    for name, sent, found in rows:
-        apart = (found or 0.0) / sent - 1.0
+    for name, sent, scraped in rows:
+        apart = (scraped or 0.0) / sent - 1.0
         worst = max(worst, abs(apart))
-        print(f"{name:14} sent {sent:10.3f}  seen {found or 0.0:10.3f}  {100 * apart:+.2f} %")
+        print(f"{name:14} sent {sent:10.3f}  seen {scraped or 0.0:10.3f}  {100 * apart:+.2f} %")
     return 0 if worst <= WITHIN else 1
 
 

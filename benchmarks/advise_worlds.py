@@ -207,8 +207,8 @@ def live(case: Case, window_s: float = 30.0) -> dict[str, object]:
         )  # fmt: skip
         try:
             time.sleep(30.0 if case.warm_s <= 60.0 else 75.0)
-            asked = [sgtune, "advise", "--url", url, "--watch", f"{window_s:g}s", "--json"]
-            answer = subprocess.run(asked, capture_output=True, text=True, timeout=300, check=True)
+            command = [sgtune, "advise", "--url", url, "--watch", f"{window_s:g}s", "--json"]
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
         finally:
             load.terminate()
             load.wait(60)
@@ -223,29 +223,29 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--random", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="part of a world's name")
-    asked = parser.parse_args(arguments)
-    dice = random.Random(asked.seed)
-    cases = [case for case in CASES if asked.only in case.name]
-    if asked.random:
-        cases = [drawn(case, dice) for _ in range(asked.random) for case in cases]
+    options = parser.parse_args(arguments)
+    dice = random.Random(options.seed)
+    cases = [case for case in CASES if options.only in case.name]
+    if options.random:
+        cases = [drawn(case, dice) for _ in range(options.random) for case in cases]
     right, invented = 0, 0
     for number, case in enumerate(cases):
-        if asked.live:
-            found = [(str(f["kind"]), float(f["gain_percent"])) for f in live(case)["findings"]]  # type: ignore[attr-defined]
+        if options.live:
+            findings = [(str(f["kind"]), float(f["gain_percent"])) for f in live(case)["findings"]]  # type: ignore[attr-defined]
         else:
-            found = [(str(f.kind), f.gain_percent) for f in played(case, asked.seed + number).findings]
-        first = found[0][0] if found else NOTHING
+            findings = [(str(f.kind), f.gain_percent) for f in played(case, options.seed + number).findings]
+        first = findings[0][0] if findings else NOTHING
         right += first == case.kind
-        invented += case.kind == NOTHING and bool(found)
-        gain = f"{found[0][1]:+5.0f} %" if found else "       "
-        others = ", ".join(kind for kind, _ in found[1:])
+        invented += case.kind == NOTHING and bool(findings)
+        gain = f"{findings[0][1]:+5.0f} %" if findings else "       "
+        others = ", ".join(kind for kind, _ in findings[1:])
         mark = (
             "" if first == case.kind else f"  WRONG: {case.line} {case.hardware} {case.clients} {case.isl}/{case.osl}"
         )
         print(f"{case.name:36} {first:24} {gain}  {others}{mark}", flush=True)
-    wanted = RIGHT_OF_TEN * len(cases) / len(CASES) if not asked.only else len(cases)
+    needed = RIGHT_OF_TEN * len(cases) / len(CASES) if not options.only else len(cases)
     print(f"{right} of {len(cases)} first findings are right; {invented} invented where nothing is wrong")
-    return 0 if right >= wanted and not invented else 1
+    return 0 if right >= needed and not invented else 1
 
 
 if __name__ == "__main__":

@@ -53,8 +53,8 @@ def play(part: str, after_s: float, nodes: ThreeNodes, folder: Path, dice: rando
         if not nothing_left(60.0 if part == "head" else 15.0):
             return Round(part, after_s, "", f"a process is left after the {part}")
         resume = ["--resume"] if (folder / "runs/a/run.toml").exists() else []
-        with three_nodes() if part == "head" else nullcontext(nodes) as there:
-            process = start_sgtune(*asked(folder, there, *resume))
+        with three_nodes() if part == "head" else nullcontext(nodes) as cluster_nodes:
+            process = start_sgtune(*asked(folder, cluster_nodes, *resume))
             out, err = process.communicate(timeout=ROUND_S)
     if process.returncode != 0:
         return Round(part, after_s, "", f"exit {process.returncode}: {err[-300:]}")

@@ -25,10 +25,10 @@ from tuner.evidence.trial_lines import read_trials
 def run(nodes: ThreeNodes, parallel: int, trials: int, boot_s: float) -> tuple[float, float]:
     """Return the seconds on the clock and of the engines. Raises RuntimeError where a launch is missing."""
     with tempfile.TemporaryDirectory() as folder:
-        asked = question(Path(folder), boot_s=boot_s, trials=trials)
-        asked[asked.index("--point-time") + 1] = "2s"
+        command = question(Path(folder), boot_s=boot_s, trials=trials)
+        command[command.index("--point-time") + 1] = "2s"
         began_s = time.monotonic()
-        process = start_sgtune(*asked, "--cluster", nodes.address, "--parallel", str(parallel), "--json")
+        process = start_sgtune(*command, "--cluster", nodes.address, "--parallel", str(parallel), "--json")
         out, err = process.communicate()
         wall_s = time.monotonic() - began_s
         if process.returncode != 0:
@@ -43,9 +43,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--boot", type=float, default=15.0)
-    given = parser.parse_args()
+    options = parser.parse_args()
     with three_nodes() as nodes:
-        clocks = {parallel: run(nodes, parallel, given.trials, given.boot) for parallel in (3, 1)}
+        clocks = {parallel: run(nodes, parallel, options.trials, options.boot) for parallel in (3, 1)}
     for parallel, (wall_s, engine_s) in sorted(clocks.items()):
         print(f"{parallel} at a time: {wall_s:.0f} s on the clock, {engine_s:.0f} s of engine time")
     print(f"ratio {clocks[1][0] / clocks[3][0]:.2f}")

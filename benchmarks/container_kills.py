@@ -143,9 +143,9 @@ def faults_after(run: Run, before: list[bytes], part: str) -> Iterator[str]:
     """Yield what a tune that has ended, however it ended, should not have left or lost."""
     if part not in HANDED_ON:
         until = time.monotonic() + 15.0
-        while (left := run.daemon.containers()) and time.monotonic() < until:
+        while (leftover := run.daemon.containers()) and time.monotonic() < until:
             time.sleep(LOOK_S)
-        if left:
+        if leftover:
             yield "container left"
         elif still_listening(run.folder):
             yield "port left"

@@ -65,14 +65,14 @@ class Row:
     @property
     def errors(self) -> dict[str, float]:
         """Measured over predicted less one, by figure."""
-        told, seen = predicted(self.plan), self.point.window
+        forecast, window = predicted(self.plan), self.point.window
         rate = self.plan.question.request_rate
-        sent = 1.0 if rate is None else seen.requests / seen.seconds / rate
+        sent = 1.0 if rate is None else window.requests / window.seconds / rate
         pairs = {
-            "output": (seen.output_tok_s, told.output_tok_s * sent),
-            "TPOT": (seen.tpot.by["mean"], told.tpot_ms["mean"]),
-            "TTFT": (seen.ttft.by["mean"], told.ttft_ms["mean"]),
-            "TTFT p99": (seen.ttft.by["p99"], told.ttft_ms["p99"]),
+            "output": (window.output_tok_s, forecast.output_tok_s * sent),
+            "TPOT": (window.tpot.by["mean"], forecast.tpot_ms["mean"]),
+            "TTFT": (window.ttft.by["mean"], forecast.ttft_ms["mean"]),
+            "TTFT p99": (window.ttft.by["p99"], forecast.ttft_ms["p99"]),
         }
         return {name: measured / expected - 1.0 for name, (measured, expected) in pairs.items()}
 
@@ -92,8 +92,8 @@ def draw(rng: random.Random) -> Iterator[Plan]:
         plan = make_plan(question(rng))
         if not (plan.fits and plan.meets_target):
             continue
-        told = predicted(plan)
-        if told.output_tok_s <= MOST_TOK_S and counted(plan) / told.request_rate <= LONGEST_S:
+        expected = predicted(plan)
+        if expected.output_tok_s <= MOST_TOK_S and counted(plan) / expected.request_rate <= LONGEST_S:
             yield plan
 
 
@@ -134,8 +134,8 @@ def run(plan: Plan, folder: Path, number: int, requests: int) -> Row:
         trials=folder / "trials",
         measure=lambda *_: None,  # type: ignore[arg-type, return-value]
     )
-    told, clients = predicted(plan), plan.concurrency
-    seconds = max(LEAST_S, requests / told.request_rate)
+    expected, clients = predicted(plan), plan.concurrency
+    seconds = max(LEAST_S, requests / expected.request_rate)
     settings = Settings(least_s=seconds, most_s=4 * seconds, waves=max(5.0, requests / clients))
     if plan.question.request_rate is not None:
         settings = replace(settings.at_rate(plan.load), least_s=seconds)
@@ -156,17 +156,17 @@ def run(plan: Plan, folder: Path, number: int, requests: int) -> Row:
 
 def described(row: Row) -> list[str]:
     """Return the cells of a table's row."""
-    plan, told, errors = row.plan, predicted(row.plan), row.errors
-    asked = plan.question
-    load = f"{asked.concurrency} clients" if asked.concurrency else f"{asked.request_rate:g}/s"
-    limits = ", ".join(map(str, asked.slos))
+    plan, figures, errors = row.plan, predicted(row.plan), row.errors
+    query = plan.question
+    load = f"{query.concurrency} clients" if query.concurrency else f"{query.request_rate:g}/s"
+    limits = ", ".join(map(str, query.slos))
     assert plan.best is not None
     return [
-        asked.hardware.name, f"{asked.isl} / {asked.osl}" + ("" if asked.range_ratio == 1.0 else " +-"), load, limits,
+        query.hardware.name, f"{query.isl} / {query.osl}" + ("" if query.range_ratio == 1.0 else " +-"), load, limits,
         plan.best.name,
-        f"{told.output_tok_s:,.0f} {errors['output']:+.1%}", f"{told.tpot_ms['mean']:.1f} {errors['TPOT']:+.1%}",
-        f"{told.ttft_ms['mean']:,.0f} {errors['TTFT']:+.1%}",
-        f"{told.ttft_ms['p99']:,.0f} {errors['TTFT p99']:+.1%}",
+        f"{figures.output_tok_s:,.0f} {errors['output']:+.1%}", f"{figures.tpot_ms['mean']:.1f} {errors['TPOT']:+.1%}",
+        f"{figures.ttft_ms['mean']:,.0f} {errors['TTFT']:+.1%}",
+        f"{figures.ttft_ms['p99']:,.0f} {errors['TTFT p99']:+.1%}",
         "yes" if row.holds else "NO",
         "" if row.point.verdict is Verdict.OK else f"{row.point.verdict}: {row.point.why}",
     ]  # fmt: skip
@@ -193,10 +193,15 @@ def show_chance(plans: Iterator[Plan], count: int) -> None:
     print("| machine | in / out | load | plan | TPOT | TTFT | TTFT p99 |\n|---|---|---|---|---|---|---|", flush=True)
     for _ in range(count):
         plan = next(plans)
-        asked = plan.question
-        if asked.request_rate is None or plan.best is None:
+        plan_question = plan.question
+        if plan_question.request_rate is None or plan.best is None:
             continue
-        cells = [asked.hardware.name, f"{asked.isl} / {asked.osl}", f"{asked.request_rate:g}/s", plan.best.name]
+        cells = [
+            plan_question.hardware.name,
+            f"{plan_question.isl} / {plan_question.osl}",
+            f"{plan_question.request_rate:g}/s",
+            plan.best.name,
+        ]
         print("| " + " | ".join([*cells, *(f"{share:.1%}" for share in chance(plan).values())]) + " |", flush=True)
 
 
@@ -214,27 +219,27 @@ def main() -> int:
     parser.add_argument("--attempts", type=int, default=3, help="runs of a plan that is off, at most")
     parser.add_argument("--only", type=int, help="run only this one of them, from 1")
     parser.add_argument("--chance", action="store_true", help="replay the scatter of open loops instead")
-    asked = parser.parse_args()
-    plans = draw(random.Random(asked.seed))
-    if asked.chance:
-        show_chance(plans, asked.plans)
+    options = parser.parse_args()
+    plans = draw(random.Random(options.seed))
+    if options.chance:
+        show_chance(plans, options.plans)
         return 0
     print("| " + " | ".join(HEADINGS) + " |\n|" + "---|" * len(HEADINGS), flush=True)
-    held, ran = 0, 0
-    for number in range(1, asked.plans + 1):
+    as_predicted, ran = 0, 0
+    for number in range(1, options.plans + 1):
         plan = next(plans)
-        if asked.only not in (None, number):
+        if options.only not in (None, number):
             continue
-        for attempt in range(1, asked.attempts + 1):
+        for attempt in range(1, options.attempts + 1):
             with tempfile.TemporaryDirectory() as folder:
-                row = run(plan, Path(folder), number * asked.attempts + attempt, counted(plan))
+                row = run(plan, Path(folder), number * options.attempts + attempt, counted(plan))
             if row.holds:
                 break
-        ran, held = ran + 1, held + row.holds
+        ran, as_predicted = ran + 1, as_predicted + row.holds
         print("| " + " | ".join([*described(row), str(attempt)]) + " |", flush=True)
-    print(f"\n{held} of {ran} plans ran as predicted; measured over predicted, within "
+    print(f"\n{as_predicted} of {ran} plans ran as predicted; measured over predicted, within "
           + ", ".join(f"{name} {tolerance:.0%}" for name, tolerance in TOLERANCES.items()))  # fmt: skip
-    return 0 if held == ran else 1
+    return 0 if as_predicted == ran else 1
 
 
 if __name__ == "__main__":

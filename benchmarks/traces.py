@@ -34,17 +34,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--replayed", type=int, default=100_000)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.jsonl"
-        write(path, asked.requests)
+        write(path, options.requests)
         subprocess.run([sys.executable, "-m", "tuner.cli.main", "traffic", str(path), "--json"], check=True,
                        stdout=subprocess.DEVNULL)  # fmt: skip
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        print(f"{asked.requests:,} requests, {path.stat().st_size / 1e6:,.0f} MB: summarised in "
+        print(f"{options.requests:,} requests, {path.stat().st_size / 1e6:,.0f} MB: summarised in "
               f"{used.ru_utime + used.ru_stime:.1f} CPU s and {used.ru_maxrss / 1024:,.0f} MiB")  # fmt: skip
         trace = read_trace(path)
-    trace = trace.taken(np.arange(min(asked.replayed, len(trace)))).scaled(0.1)
+    trace = trace.taken(np.arange(min(options.replayed, len(trace)))).scaled(0.1)
     arch, version = deepseek_r1(), parse_version(NEWEST)
     question = PlanQuestion(
         hardware=read_hardware("h200x8"), arch=arch, version=version, isl=1, osl=1, concurrency=1
@@ -54,9 +54,9 @@ def main() -> None:
     config = check_arguments(words, arch, context.machine, version).resolved.config
     servers = servers_of(context, config, len(trace))
     began = time.process_time()
-    seen = replay_trace(trace, servers)
+    replay = replay_trace(trace, servers)
     print(f"{len(trace):,} requests replayed with a radix cache in {time.process_time() - began:.1f} CPU s, "
-          f"{seen.hit_rate:.1%} hit")  # fmt: skip
+          f"{replay.hit_rate:.1%} hit")  # fmt: skip
 
 
 def write(path: Path, requests: int) -> None:

@@ -26,21 +26,21 @@ def run(arguments: list[str]) -> int:
     """Read the asked releases and add them to the listed ones. Returns an exit code."""
     listed = read_listed()
     named = [word for word in arguments if not word.startswith("-")]
-    wanted = sorted({*listed, *named} if "--all" in arguments else {*named}, key=order)
-    if not wanted:
+    releases = sorted({*listed, *named} if "--all" in arguments else {*named}, key=order)
+    if not releases:
         sys.stderr.write(f"name a release, as in: python3 dev.py flags 0.5.24\n{__doc__}")
         return 2
     folder = HOME / "flags"
     folder.mkdir(parents=True, exist_ok=True)
-    for number, name in enumerate(wanted, start=1):
-        sys.stderr.write(f"[{number}/{len(wanted)}] SGLang {name}: fetching its wheel\n")
+    for number, name in enumerate(releases, start=1):
+        sys.stderr.write(f"[{number}/{len(releases)}] SGLang {name}: fetching its wheel\n")
         source = sources_of(name)
-        sys.stderr.write(f"[{number}/{len(wanted)}] SGLang {name}: reading its flags\n")
+        sys.stderr.write(f"[{number}/{len(releases)}] SGLang {name}: reading its flags\n")
         if not _read(source, folder, whole="--environment" in arguments):
             return 1
         listed[name] = read_dump(folder / f"{name}.json")
     write(merged(listed))
-    sys.stderr.write(f"{TARGET.name}: {len(listed)} releases, {', '.join(wanted)} read\n")
+    sys.stderr.write(f"{TARGET.name}: {len(listed)} releases, {', '.join(releases)} read\n")
     return 0
 
 

@@ -69,9 +69,9 @@ def text_of(releases: list[str], records: list[Flag]) -> str:
     return f'{{"versions": {json.dumps(releases)},\n"flags": [\n{lines}\n]}}\n'
 
 
-def write(found: tuple[list[str], list[Flag]]) -> None:
+def write(releases_and_flags: tuple[list[str], list[Flag]]) -> None:
     """Write planner/sglang/flags.json."""
-    TARGET.write_text(text_of(*found), encoding="utf-8")
+    TARGET.write_text(text_of(*releases_and_flags), encoding="utf-8")
 
 
 def order(release: str) -> list[int]:

@@ -57,11 +57,11 @@ class Told:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="dev.py oracle --radix")
     parser.add_argument("--sessions", type=int, default=40)
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     installed = install()
     same = True
     for kind in ("system", "chat", "agents"):
-        trace = _trace(kind, asked.sessions)
+        trace = _trace(kind, options.sessions)
         for page in PAGES:
             same &= _compare(kind, trace, page, installed.python)
     return 0 if same else 1
@@ -76,15 +76,15 @@ def _trace(kind: str, sessions: int) -> Trace:
 
 
 def _compare(kind: str, trace: Trace, page: int, python: Path) -> bool:
-    told = Told()
+    log = Told()
     times, limits = _server(KV_TOKENS[kind])
-    replayed = replay_trace(trace, TraceServers(times=times, limits=limits, page=page), told)
-    ours, evicted = _ours(trace, told, page)
+    replayed = replay_trace(trace, TraceServers(times=times, limits=limits, page=page), log)
+    ours, evicted = _ours(trace, log, page)
     path_of = paths(trace)
     question = {
         "page": page,
         "paths": [_words(path_of(index), int(isl)) for index, isl in enumerate(trace.isl)],
-        "done": told.done,
+        "done": log.done,
     }
     answer = _ask(python, question)
     hits = answer["hits"] == ours and answer["evicted"] == evicted
@@ -101,30 +101,30 @@ def _words(path: PromptPath, isl: int) -> list[Any]:
     return [path.pieces, path.ends, isl]
 
 
-def _ours(trace: Trace, told: Told, page: int) -> tuple[list[int], list[int]]:
+def _ours(trace: Trace, log: Told, page: int) -> tuple[list[int], list[int]]:
     """Do the operations once more on sgtune's tree alone, and return what it hit and evicted."""
     path_of, tree = paths(trace), RadixCache(page=page)
-    kept = [path_of(index) for index in range(len(trace))]
-    seen: dict[int, Any] = {}
-    held: dict[int, Any] = {}
+    prompt_paths = [path_of(index) for index in range(len(trace))]
+    matched: dict[int, Any] = {}
+    locked: dict[int, Any] = {}
     hits, evicted = [], []
-    for what, which, tokens in told.done:
+    for what, which, tokens in log.done:
         if what == "match":
-            seen[which] = tree.match(kept[which], tokens)
-            hits.append(seen[which].end)
+            matched[which] = tree.match(prompt_paths[which], tokens)
+            hits.append(matched[which].end)
         elif what == "lock":
-            held[which] = seen[which]
-            tree.lock(held[which])
+            locked[which] = matched[which]
+            tree.lock(locked[which])
         elif what == "keep":
-            tree.insert(kept[which], tokens)
+            tree.insert(prompt_paths[which], tokens)
             if tokens > trace.isl[which]:
-                tree.insert(kept[which], int(trace.isl[which]))
-            node = tree.match(kept[which], tokens)
-            tree.unlock(held[which])
+                tree.insert(prompt_paths[which], int(trace.isl[which]))
+            node = tree.match(prompt_paths[which], tokens)
+            tree.unlock(locked[which])
             tree.lock(node)
-            held[which] = node
+            locked[which] = node
         elif what == "unlock":
-            tree.unlock(held.pop(which))
+            tree.unlock(locked.pop(which))
         else:
             evicted.append(tree.evict(tokens))
     return hits, evicted
@@ -143,13 +143,13 @@ def _server(kv_tokens: int) -> tuple[StepTimes, Limits]:
 
 
 def _ask(python: Path, question: dict[str, Any]) -> dict[str, Any]:
-    done = subprocess.run(
+    process = subprocess.run(
         [str(python), str(HERE / "ask_radix.py")], input=json.dumps(question) + "\n", capture_output=True, text=True,
         timeout=ASK_SECONDS, check=False,
     )  # fmt: skip
-    if done.returncode:
-        raise RuntimeError(f"SGLang's cache could not be asked:\n{done.stderr[-2000:]}")
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if process.returncode:
+        raise RuntimeError(f"SGLang's cache could not be asked:\n{process.stderr[-2000:]}")
+    answer: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return answer
 
 

@@ -97,8 +97,8 @@ def scratched(text: str, dice: random.Random) -> str:
         pieces[at] = dice.choice(
             ["", "\n", "{", "}", '"', "\\", "=", " ", "\x00", "\udcff", "9" * 400, "NaN", "-Inf", "#"]
         )
-    found = "".join(pieces)
-    return found[: dice.randrange(len(found))] if dice.random() < 0.2 else found
+    damaged = "".join(pieces)
+    return damaged[: dice.randrange(len(damaged))] if dice.random() < 0.2 else damaged
 
 
 def numbered(text: str, dice: random.Random) -> str:
@@ -259,14 +259,14 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     source.ANSWER_S = LIMIT_S
     listening = _decoy()
-    one_case(asked.seed)  # what is loaded at the first use is not the cases'
+    one_case(options.seed)  # what is loaded at the first use is not the cases'
     before_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     outcomes: dict[str, int] = {}
     longest, most_cpu, broken = 0.0, 0.0, 0
-    for seed in range(asked.seed, asked.seed + asked.cases):
+    for seed in range(options.seed, options.seed + options.cases):
         try:
             outcome, seconds, cpu = one_case(seed)
         except Exception as error:  # noqa: BLE001  what is looked for
@@ -280,9 +280,9 @@ def main(arguments: list[str]) -> int:
             sys.stdout.write(f"seed {seed}: {seconds:.1f} s, {cpu:.1f} of CPU\n")
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before_mib
     listening.close()
-    said = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
     sys.stdout.write(
-        f"{asked.cases} cases: {said}; {broken} broken; longest {longest:.1f} s, {most_cpu:.1f} of CPU; "
+        f"{options.cases} cases: {counts}; {broken} broken; longest {longest:.1f} s, {most_cpu:.1f} of CPU; "
         f"memory grew {grown:.0f} MiB; {DECOY.visits} redirects followed\n"
     )
     return 1 if broken or DECOY.visits else 0

@@ -165,8 +165,8 @@ def silent(send: Send, tokens: int, dice: random.Random) -> None:
 
 
 MOODS: dict[str, Callable[[Send, int, random.Random], None]] = {
-    made.__name__: made
-    for made in (
+    mood.__name__: mood
+    for mood in (
         good, odd_figures, not_an_object, endless, endless_line, endless_head, drip, garbage, bad_chunks, bad_length,
         refuses, silent,
     )

@@ -63,10 +63,10 @@ def rows_of(kind: Kind, sessions: int, minutes: float, seed: int) -> Iterator[Ro
 
     for session, start_ms in enumerate(starts_ms):
         which = int(rng.integers(len(kind.systems)))
-        asked = drawn(kind.asked)
-        own = -(-asked // BLOCK)
+        prompt_tokens = drawn(kind.asked)
+        own = -(-prompt_tokens // BLOCK)
         system = list(range(offsets[which], offsets[which + 1]))
-        yield {"session_id": f"s{session}", "timestamp": start_ms, "input_length": len(system) * BLOCK + asked,
+        yield {"session_id": f"s{session}", "timestamp": start_ms, "input_length": len(system) * BLOCK + prompt_tokens,
                "output_length": drawn(kind.answered), "hash_ids": [*system, *range(fresh, fresh + own)]}  # fmt: skip
         fresh += own
         for _ in range(drawn(kind.turns, 40.0) - 1):
@@ -97,12 +97,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
-    if asked.kind is None:
+    options = parser.parse_args()
+    if options.kind is None:
         write(EXAMPLES / "chat.jsonl", "chat", 400, 20.0, 1)
         write(EXAMPLES / "agents.jsonl", "agents", 60, 20.0, 2)
     else:
-        write(asked.out or Path(f"{asked.kind}.jsonl"), asked.kind, asked.sessions, asked.minutes, asked.seed)
+        write(
+            options.out or Path(f"{options.kind}.jsonl"), options.kind, options.sessions, options.minutes, options.seed
+        )
 
 
 if __name__ == "__main__":
