@@ -92,3 +92,9 @@ def test_every_room_has_its_line(rooms: ModuleType) -> None:
             assert f"`{rest}`" in table or f"{package}/{rest.partition('.')[0]}" in table, (
                 f"{room} has no line in docs/structure.md"
             )
+
+
+def test_no_two_test_modules_share_a_name() -> None:
+    """Pytest imports them by their base names: of two alike the whole run collects one."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert not {name for name in names if names.count(name) > 1}

@@ -19,7 +19,7 @@ from tests.children import start_sgtune
 from tests.real.conftest import need, only_by_hand
 from tests.real.dockerd import IMAGE, write_image
 from tests.real.files import wait_until
-from tests.real.test_docker import NO_GPU, TUNE
+from tests.real.test_real_docker import NO_GPU, TUNE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 # Root without CAP_SYS_RESOURCE gets no container from podman but with limits that it may set.
