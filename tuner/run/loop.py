@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from msgspec import to_builtins
-
-from hwprobe.errors import SgtuneError
-from hwprobe.files import encode_json
 from models.config import ServerConfig
 from models.serving.estimate import Context, Prediction
 from models.workload import Workload
-from planner.launch import launch_spec
-from tuner.choices import SIMULATED, Objective
+from tuner.choices import Objective
 from tuner.evidence.flight import Flight, FlightLog
 from tuner.evidence.run_folder import RunFolder
 from tuner.evidence.standings import BASELINE, to_confirm
 from tuner.evidence.trial import TrialOutcome, TrialRecord, best_of
 from tuner.run.airspace import Airspace
 from tuner.run.load_ladder import LOWER_RUNGS, LoadLadder
+from tuner.run.stop import OperatorNeeded, stop_where_alike
 from tuner.run.trial_builder import TrialBuilder
-from tuner.seam import Engine, FailureKind, LaunchFailed, Measurement, Server
+from tuner.run.trial_files import TRIAL_FILES, write_trial
+from tuner.seam import Engine, LaunchFailed, Measurement, Server
 from tuner.search.fallback import SAFEST, LeastMemoryFallback
 from tuner.search.objective import Goal
 from tuner.search.optuna_study import StudyIndex
@@ -41,28 +37,6 @@ if TYPE_CHECKING:
 MOST_RULED_OUT = 150
 # Further launches of a configuration that failed through no fault of its own.
 RETRIES = 1
-TRIAL_FILES = ("command.sh", "result.json", "points.jsonl")
-
-
-class OperatorNeeded(SgtuneError):
-    """Nothing the tuner could launch would fare better: the run stops and can be resumed."""
-
-    def __init__(self, failure: LaunchFailed, number: int) -> None:
-        super().__init__(
-            f"trial {number} stopped the run ({failure.kind}): {failure.evidence}\n"
-            "see to it, then continue with --resume: nothing measured is lost"
-        )
-
-
-class AlikeFailures(SgtuneError):
-    """Two launches in a row failed alike before they served anything: the next ones would, too."""
-
-    def __init__(self, record: TrialRecord) -> None:
-        super().__init__(
-            f"two launches in a row failed alike ({record.failure}), which no configuration mends: {record.reason}\n"
-            f"see trials/{record.number}/server.log in the run folder, mend what it names, then go on with --resume: "
-            "nothing measured is lost"
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,12 +138,12 @@ class Loop:
         self._keep(record)
         before, self._landed = self._landed, record
         if record.repeats is None:
-            _stop_where_alike(before, record)
+            stop_where_alike(before, record)
 
     def _keep(self, record: TrialRecord) -> None:
         record = self.folder.append(record)
         if record.launched:
-            self._write_trial(record)
+            write_trial(self.folder, record, self.task.context.version)
         self.index.tell(record)
         self.records.append(record)
         self.reporter.finished(record, self.best)
@@ -201,17 +175,7 @@ class Loop:
         """Write again what trials of an earlier session lack: a kill or a full disk came between."""
         for record in self.records:
             if record.launched and self.folder.lacks(record.number, TRIAL_FILES):
-                self._write_trial(record)
-
-    def _write_trial(self, record: TrialRecord) -> None:
-        """Put what a person wants to look at into the trial's own folder."""
-        line = launch_spec(record.config, self.task.context.version).shell_line()
-        head = f"# {SIMULATED}: tried in a world, not on a machine\n" if record.simulated else ""
-        self.folder.write_trial(record.number, "command.sh", f"{head}{line}\n", executable=True)
-        self.folder.write_trial(record.number, "result.json", encode_json(record) + "\n")
-        stamp = {"simulated": True} if record.simulated else {}
-        points = "".join(encode_json({**to_builtins(p), **stamp}, indent=0) + "\n" for p in record.points)
-        self.folder.write_trial(record.number, "points.jsonl", points)
+                write_trial(self.folder, record, self.task.context.version)
 
     def _next_proposal(self) -> _Proposal | None:
         """Return the next seed, then the sampler's proposals; None, with the reason set, when the search is over.
@@ -374,17 +338,3 @@ class Loop:
         self.airspace.close()
         self.engine.close()
         self.folder.release()
-
-
-def _stop_where_alike(before: TrialRecord | None, record: TrialRecord) -> None:
-    """Raise AlikeFailures when both failed at their start, through no fault of their own, with the same words."""
-    if before is None or record.points or before.points or record.failure is FailureKind.NODE_LOST:
-        return
-    alike = record.outcome is before.outcome is TrialOutcome.FAILED and record.failure is before.failure is not None
-    if alike and _words(record.reason) == _words(before.reason):
-        raise AlikeFailures(record)
-
-
-def _words(text: str) -> str:
-    """Return a message without what differs between two launches: times, ports, process ids."""
-    return re.sub(r"\d+", "#", text)

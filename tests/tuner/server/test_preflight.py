@@ -14,7 +14,7 @@ from packaging.version import Version
 from hwprobe.errors import InputError
 from hwprobe.inventory.nvml import Inventory
 from tuner.evidence.trial import TrialOutcome
-from tuner.run.loop import AlikeFailures, _stop_where_alike
+from tuner.run.stop import AlikeFailures, stop_where_alike
 from tuner.seam import FailureKind
 from tuner.server.preflight import Preflight, ask_python
 
@@ -106,8 +106,8 @@ def test_two_launches_that_fail_alike_stop_the_run_and_two_that_differ_do_not() 
         for n in (1, 2)
     ]  # fmt: skip
     with pytest.raises(AlikeFailures, match=r"libcuda\.so\.1"):
-        _stop_where_alike(failed[0], failed[1])
-    _stop_where_alike(None, failed[0])
-    _stop_where_alike(failed[0], replace(failed[1], reason="Address already in use"))
-    _stop_where_alike(failed[0], replace(failed[1], outcome=TrialOutcome.INFEASIBLE))
-    _stop_where_alike(failed[0], replace(failed[1], points=trial(3, 1.0).points))
+        stop_where_alike(failed[0], failed[1])
+    stop_where_alike(None, failed[0])
+    stop_where_alike(failed[0], replace(failed[1], reason="Address already in use"))
+    stop_where_alike(failed[0], replace(failed[1], outcome=TrialOutcome.INFEASIBLE))
+    stop_where_alike(failed[0], replace(failed[1], points=trial(3, 1.0).points))
