@@ -18,9 +18,9 @@ from models.serving.estimate import DEFAULT_ACCEPTANCE, Prediction
 from models.workload import Metric, Slo, Statistic
 from planner.fleets.cost import token_cost
 from planner.launch import launch_spec
+from planner.plans.candidates import Candidate
 from planner.plans.document import latency_text
 from planner.plans.make import Plan
-from planner.plans.search import Candidate
 from planner.plans.space import CHUNKS, GRAPH_SIZES, MTP_STEPS
 from planner.sglang.flags import listed_releases
 

@@ -25,9 +25,9 @@ from hwprobe.profile import Matrix
 from models.costs.memory import MemoryLedger
 from models.serving.estimate import LIMIT_NAMES
 from models.workload import Metric, Slo
+from planner.plans.candidates import Candidate
 from planner.plans.document import latency_words
 from planner.plans.make import Plan
-from planner.plans.search import Candidate
 
 # Weights below this many GiB are drawn together.
 SMALL_GIB = 0.3

@@ -13,8 +13,8 @@ from dashboard.readers.explanations import Equation
 from hwprobe.findings import Change, ProbeFinding
 from hwprobe.profile import HardwareProfile, Quantity
 from planner.launch import LaunchSpec
+from planner.plans.candidates import Rejected
 from planner.plans.make import Plan
-from planner.plans.search import Rejected
 from tuner.evidence.trial import TrialRecord
 
 FIGURES = re.compile(r"\d[\d.,]*")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from models.layout import table_of
 from models.serving.closed_form import MEAN_OUTPUT_HELD
 from models.serving.estimate import predict_many
+from planner.plans.candidates import Candidate
 from planner.plans.document import latency_words
 from planner.plans.make import Plan
-from planner.plans.search import Candidate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

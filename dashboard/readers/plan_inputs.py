@@ -21,8 +21,9 @@ from planner.fleets.cost import Prices
 from planner.fleets.make_fleet import plan_fleet
 from planner.fleets.plan_document import plan_document
 from planner.inputs import read_question
+from planner.plans.candidates import Candidate
 from planner.plans.make import Plan, PlanQuestion
-from planner.plans.search import SAFE_FREE_GIB, Candidate
+from planner.plans.search import SAFE_FREE_GIB
 from planner.rules import Question, first_error
 
 # Clients at which a configuration's curve is drawn, as shares of those asked for.

@@ -7,7 +7,7 @@ from typing import Any
 
 from hwprobe.errors import InputError
 from models.workload import Workload
-from planner.plans.search import Candidate
+from planner.plans.candidates import Candidate
 
 SECONDS = 3600.0
 MILLION = 1e6

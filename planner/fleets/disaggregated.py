@@ -38,7 +38,8 @@ from planner.fleets.role_servers import (
     prefill_rate,
     prefill_servers,
 )
-from planner.plans.search import Candidate, PrefillSide, final_key, misses_of
+from planner.plans.candidates import Candidate, PrefillSide
+from planner.plans.search import final_key, misses_of
 from planner.plans.space import MTP_STEPS, checkpoint_flags, layouts
 from planner.sglang.flags import flags_of
 

@@ -8,7 +8,7 @@ from models.serving.estimate import Context
 from models.serving.fleet_replay import Limit
 from models.workload import Slo, Workload
 from planner.fleets.disaggregated import LIMITS, disaggregated, role_sizes
-from planner.plans.search import Candidate
+from planner.plans.candidates import Candidate
 
 
 def fleets_for_users(

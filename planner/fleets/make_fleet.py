@@ -11,8 +11,9 @@ from hwprobe.profile import HardwareProfile
 from models.machine import machine_of
 from planner.fleets.disaggregated import disaggregated, fleet_key, role_sizes
 from planner.fleets.for_users import fleets_for_users
+from planner.plans.candidates import Candidate, Found, with_reasons
 from planner.plans.make import Plan, PlanQuestion, make_plan
-from planner.plans.search import REPLAYED, Candidate, Found, final_key, with_reasons
+from planner.plans.search import REPLAYED, final_key
 
 GIB = 2**30
 # A server spans these many nodes at most: beyond it every published run loses to copies.

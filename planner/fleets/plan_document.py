@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from models.config import ServerConfig
     from models.serving.estimate import Context, InFlight
+    from planner.plans.candidates import Candidate, Rejected
     from planner.plans.make import Plan
     from planner.plans.published import Comparison
-    from planner.plans.search import Candidate, Rejected
 
 
 def plan_document(plan: Plan, prices: Prices | None = None) -> dict[str, Any]:

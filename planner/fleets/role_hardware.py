@@ -9,8 +9,8 @@ from hwprobe.errors import InputError
 from hwprobe.profile import HardwareProfile
 from models.machine import machine_of
 from planner.fleets.disaggregated import Sides, disaggregated
+from planner.plans.candidates import Candidate, with_reasons
 from planner.plans.make import Plan, PlanQuestion, make_plan
-from planner.plans.search import Candidate, with_reasons
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

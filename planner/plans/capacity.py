@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from models.workload import ALL_AT_ONCE
-from planner.plans.search import Candidate, Found
+from planner.plans.candidates import Candidate, Found
 
 # No single R1 server of today runs more requests at once than this.
 MOST_CLIENTS = 4096

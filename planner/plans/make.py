@@ -17,11 +17,12 @@ from models.engine.transfer import profile_on
 from models.machine import machine_of
 from models.serving.estimate import DEFAULT_ACCEPTANCE, Context
 from models.workload import Metric, Slo, Statistic, Workload
+from planner.plans.candidates import Candidate, Found, with_reasons
 from planner.plans.capacity import MOST_CLIENTS, carries, concurrency_for_rate, users_per_server
 from planner.plans.frontier import pareto_front
 from planner.plans.offers import Offer, offers, unreadable
 from planner.plans.published import Comparison, compare_with_published
-from planner.plans.search import REPLAYED, Candidate, Effort, Found, redrawn, search, with_reasons
+from planner.plans.search import REPLAYED, Effort, redrawn, search
 from planner.plans.space import Space, as_launched, default_space
 from planner.sglang.dialects import to_argv
 

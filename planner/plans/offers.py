@@ -10,7 +10,8 @@ from typing import Any
 
 from models.serving.estimate import Context
 from models.workload import Workload
-from planner.plans.search import Candidate, Effort, Found, search
+from planner.plans.candidates import Candidate, Found
+from planner.plans.search import Effort, search
 from planner.plans.space import default_space
 from planner.rules import CHECKPOINT_RULES
 

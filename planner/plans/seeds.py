@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from models.config import ServerConfig, Speculative
 from models.machine import Machine
-from planner.plans.search import Candidate
+from planner.plans.candidates import Candidate
 
 # A seed keeps this share of the card free and is predicted within this share of the best: an optimiser's
 # favourites sit where its model is wrong, so the plain top-k is never launched blindly.

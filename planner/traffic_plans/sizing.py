@@ -13,8 +13,9 @@ from models.serving.estimate import Context, Prediction
 from models.serving.trace_replay import Routing, TraceServers
 from models.traffic.trace import Trace
 from models.workload import Metric, Slo, Statistic, missed
+from planner.plans.candidates import Candidate, Found, Rejected
 from planner.plans.make import COARSE, Plan, PlanQuestion, more_nodes
-from planner.plans.search import Candidate, Effort, Found, Rejected, search
+from planner.plans.search import Effort, search
 from planner.plans.space import default_space
 from planner.traffic_plans.served import ServedTrace, on, serve, servers_of
 

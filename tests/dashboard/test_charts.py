@@ -22,8 +22,8 @@ from dashboard.readers.runs import read_run
 from hwprobe.findings import compare, findings
 from models.config import ServerConfig, Speculative
 from models.workload import Slo
+from planner.plans.candidates import Rejected
 from planner.plans.frontier import pareto_front
-from planner.plans.search import Rejected
 from tuner.evidence.load_history import LoadSample
 from tuner.evidence.trial import TrialOutcome, TrialRecord
 from tuner.evidence.trial_lines import read_trials

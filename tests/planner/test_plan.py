@@ -16,9 +16,10 @@ from models.costs.memory import memory
 from models.layout import table_of
 from models.workload import Slo
 from planner.fleets.plan_document import plan_document
+from planner.plans.candidates import Found
 from planner.plans.frontier import pareto_front
 from planner.plans.make import Plan, PlanQuestion, make_plan, servers_for
-from planner.plans.search import SAFE_FREE_GIB, Found
+from planner.plans.search import SAFE_FREE_GIB
 from planner.plans.seeds import spread_seeds
 from planner.rules import Question, first_error
 

@@ -15,11 +15,11 @@ from models.costs.memory import MemoryLedger
 from models.serving.estimate import LIMIT_NAMES, Prediction
 from planner.fleets.plan_document import deployment_of
 from planner.launch import launch_spec
+from planner.plans.candidates import Candidate
 from planner.plans.document import latency_text, latency_words
 from planner.plans.evidence import evidence_for
 from planner.plans.make import Plan
 from planner.plans.offers import ACCURACY
-from planner.plans.search import Candidate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
