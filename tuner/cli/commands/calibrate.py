@@ -17,7 +17,7 @@ from tuner.cli.common.terminal import console, print_json
 
 if TYPE_CHECKING:
     from models.records.calibration import Calibration
-    from tuner.calibrate.cases import RecordCase
+    from tuner.calibrate.cases import RecordCase, Setting
     from tuner.slices.report import SliceReport
 
 EXAMPLE = (
@@ -25,15 +25,17 @@ EXAMPLE = (
     "sgtune calibrate --slice 4,8 --engine local --hardware h200x8 --model-path /models/DeepSeek-R1 --out here.json "
     "-- --tp 8"
 )
+Out = Annotated[Path, typer.Option("--out", help="Engine profile to write.")]
+Base = Annotated[
+    Path | None, typer.Option("--base", help="Profile to start from; default: the shipped one of the version.")
+]
 
 
 def calibrate(
-    out: Annotated[Path, typer.Option("--out", help="Engine profile to write.")],
+    out: Out,
     server_flags: options.ServerFlags = None,
     points: records.MaybePoints = None,
-    base: Annotated[
-        Path | None, typer.Option("--base", help="Profile to start from; default: the shipped one of the version.")
-    ] = None,
+    base: Base = None,
     hardware: records.PointsHardware = None,
     sglang_version: records.PointsVersion = None,
     launch_args: records.LaunchArgs = None,
@@ -66,11 +68,7 @@ def calibrate(
     """
 
     from hwprobe.errors import InputError
-    from models.engine.profile import save_engine_profile
-    from planner.inputs import read_model
-    from tuner.calibrate.learned import learn
     from tuner.cli.commands.tune import parse_duration_s
-    from tuner.slices.report import slice_report
 
     if not out.name:
         raise InputError("--out names no file; write it as in --out engine-here.json")
@@ -84,6 +82,16 @@ def calibrate(
     )  # fmt: skip
     source = slices.points_of(slice_options, points, save_points or out.with_suffix(".points.jsonl"))
     setting = records.setting_of(hardware, sglang_version, launch_args, start, model)
+    _calibrate(slice_options, source, setting, out, json=json)
+
+
+def _calibrate(slice_options: slices.SliceOptions, source: Path, setting: Setting, out: Path, *, json: bool) -> None:
+    """Fit a profile to the records of a file, write it, and show what moved."""
+    from models.engine.profile import save_engine_profile
+    from planner.inputs import read_model
+    from tuner.calibrate.learned import learn
+    from tuner.slices.report import slice_report
+
     usable, left_out = _usable(source, setting)
     cases = [record.case for record in usable if record.case is not None]
     for reason in left_out:
@@ -92,7 +100,7 @@ def calibrate(
     with console(stderr=True).status(f"calibrating from {len(cases)} points"):
         simulated = any(record.simulated for record in usable)
         calibration = learn(cases, cases[0].context.engine, simulated=simulated)
-        report = slice_report(cases, read_model(model), calibration.profile, target_layout)
+        report = slice_report(cases, read_model(slice_options.model), calibration.profile, target_layout)
     save_engine_profile(calibration.profile, out)
     if json:
         print_json({"simulated": simulated, **_document(calibration, out, source, report)})
@@ -100,11 +108,13 @@ def calibrate(
     _show(calibration, simulated=simulated)
     if report is not None:
         slices.show(report, console())
-        typer.echo(f"the points are in {source}; use them again with --points {source} --hardware {hardware}")
+        typer.echo(
+            f"the points are in {source}; use them again with --points {source} --hardware {slice_options.hardware}"
+        )
     typer.echo(f"wrote {out}; use it with --profile {out}")
 
 
-def _usable(points: Path, setting: Any) -> tuple[list[RecordCase], list[str]]:
+def _usable(points: Path, setting: Setting) -> tuple[list[RecordCase], list[str]]:
     """Return the records to learn from, of one version, and why the others are left out."""
     from hwprobe.errors import InputError
     from tuner.calibrate.cases import read_cases
