@@ -26,6 +26,11 @@ def test_bytes_are_within_half_a_percent_of_the_published_size(checkpoint: Check
     assert off <= 0.005 * checkpoint.published_bytes
 
 
+def test_sizes_are_published_of_every_base_and_of_exports() -> None:
+    assert len(PUBLISHED) >= 10
+    assert {each.shapes for each in PUBLISHED} == {each.shapes for each in checkpoints()}
+
+
 def test_r1_and_awq_are_known_to_the_byte() -> None:
     # The rest of R1's files are safetensors' headers; AWQ's figure is its index's total_size.
     assert stored_bytes(deepseek_r1()) == 688_574_839_360
