@@ -61,7 +61,10 @@ def main() -> int:
     parser.add_argument("--points", type=Path, default=DATA, help="point records, one JSON object a line")
     parser.add_argument("--records", action="store_true", help="list every record")
     options = parser.parse_args()
-    points = [parse_point(line, number) for number, line in read_lines(options.points)]
+    try:
+        points = [parse_point(line, number) for number, line in read_lines(options.points)]
+    except InputError as error:
+        parser.error(f"--points: {error}")
     lines, refused = score(points)
     for row in table(lines):
         print(row)
