@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 from packaging.version import Version
 
@@ -28,8 +27,8 @@ from models.version import OLDEST, parse_version
 from models.workload import Lengths
 from planner.launch_lines.checkpoint import served_model
 from planner.sglang.arguments import read_arguments
-from planner.sglang.dialects import from_values
 from planner.sglang.flag_ledger import unpriced_flags
+from planner.sglang.launch_args import flags_given, flags_of_model
 from planner.sglang.resolver import resolve
 
 GUESSED_LENGTH = 1000
@@ -115,7 +114,7 @@ def _served(
     Raises UnsupportedModel for a checkpoint that is not modelled.
     """
     named = {"model_path": _said(point, "model", "model_path"), "quantization": _said(point, "quantization")}
-    flags = _flags_of_model(point.launch_args or "", version)
+    flags = flags_of_model(point.launch_args or "", version)
     served = served_model({name: text for name, text in named.items() if text} | flags, own_model)
     if served.assumed is not None and (named["model_path"] or "model_path" in flags):
         guesses.said.append(f"unknown model name: {served.assumed} assumed")
@@ -127,15 +126,6 @@ def _served(
 
 def _said(point: Point, *names: str) -> str:
     return next((text for name in names if isinstance(text := point.extra.get(name), str)), "")
-
-
-@cache
-def _flags_of_model(launch_args: str, version: Version) -> dict[str, Any]:
-    """Return the flags that say what is served. Sweeps share theirs."""
-    names = ("model_path", "quantization", "dtype", "load_format", "torchao_config", "served_model_name",
-             "json_model_override_args")  # fmt: skip
-    values = read_arguments(_server_words(launch_args), version).values
-    return {name: values[name] for name in names if name in values}
 
 
 def _slice(point: Point, whole: ModelArchitecture) -> ModelArchitecture:
@@ -288,13 +278,6 @@ def _run(point: Point, guesses: _Guesses) -> Run:
     )
 
 
-def _server_words(launch_args: str) -> list[str]:
-    """Return the server's flags: what follows the environment and the command that starts it."""
-    words = launch_args.split()
-    start = next((place for place, word in enumerate(words) if word.startswith("--")), len(words))
-    return words[start:]
-
-
 def _overlap(point: Point) -> bool | None:
     """Return whether speculation overlapped, where the run's environment says so."""
     setting = re.search(r"\bSGLANG_ENABLE_SPEC_V2=(\w+)", point.launch_args or "")
@@ -332,7 +315,7 @@ def _with_flags(config: ServerConfig, launch_args: str, version: Version, guesse
     """Apply the other flags of the run, read as SGLang reads them; a flag it would refuse is reported and ignored."""
     if not launch_args.strip():
         return config
-    settings, faults = _flags_given(launch_args, version)
+    settings, faults = flags_given(launch_args, version)
     guesses.said.extend(faults)
     return replace(config, **settings)
 
@@ -345,16 +328,3 @@ def _unpriced(
     if typed.attention_backend is not None:
         values.setdefault("attention_backend", typed.attention_backend)
     return unpriced_flags(values, typed, arch, machine, version)
-
-
-@cache
-def _flags_given(launch_args: str, version: Version) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return what flags set, by field of ServerConfig, and what SGLang would refuse of them."""
-    read = read_arguments(_server_words(launch_args), version)
-    flagged = from_values(read.values, version)
-    settings = {
-        item.name: getattr(flagged, item.name)
-        for item in fields(ServerConfig)
-        if getattr(flagged, item.name) != item.default
-    }
-    return settings, tuple(f"launch_args: {fault.message}; ignored" for fault in read.faults if fault.refused)
