@@ -106,19 +106,10 @@ def bench(
                 "--shared-prefix, --until-knee and --cross-check"
             )
         traffic_options = BenchAsked(
-            url=url,
-            traffic=traffic,
-            rate_scale=rate_scale,
-            map=map,
-            backend=backend,
-            model=model,
-            slo=slo,
-            most_s=parse_duration_s(duration, "--duration"),
-            vocabulary=vocab_size,
-            seed=seed,
-            key=os.environ.get(KEY_VARIABLE),
-            out=out,
-        )
+            url=url, traffic=traffic, rate_scale=rate_scale, map=map, backend=backend, model=model, slo=slo,
+            most_s=parse_duration_s(duration, "--duration"), vocabulary=vocab_size, seed=seed,
+            key=os.environ.get(KEY_VARIABLE), out=out,
+        )  # fmt: skip
         if not bench_traffic(traffic_options, json=json):
             raise typer.Exit(NOT_USABLE)
         return

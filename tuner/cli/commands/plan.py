@@ -63,20 +63,10 @@ def plan(
                  "--range-ratio": None if range_ratio == 1.0 else range_ratio}  # fmt: skip
         refuse_beside_traffic(loads, servers)
         traffic_options = TrafficAsked(
-            hardware=hardware,
-            sglang_version=sglang_version,
-            slo=slo,
-            mtp=mtp,
-            mtp_acceptance=mtp_acceptance,
-            expert_skew=expert_skew,
-            model=model,
-            profile=profile,
-            traffic=traffic,
-            rate_scale=rate_scale,
-            map=map,
-            model_path=model_path,
-            explain=explain,
-        )
+            hardware=hardware, sglang_version=sglang_version, slo=slo, mtp=mtp, mtp_acceptance=mtp_acceptance,
+            expert_skew=expert_skew, model=model, profile=profile, traffic=traffic, rate_scale=rate_scale, map=map,
+            model_path=model_path, explain=explain,
+        )  # fmt: skip
         plan_for_traffic(traffic_options, prices=prices, out=out, json=json)
         return
     if rate_scale != 1.0 or map:
