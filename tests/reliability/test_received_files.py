@@ -146,7 +146,7 @@ def stand_ins(folder: Path) -> Path:
 def test_a_setting_whose_name_is_none_is_refused() -> None:
     spec = replace(launch_spec(ServerConfig(tp_size=8), NEWEST), environment={"A;touch canary;B": "1"})
     for target in (Target.BASH, Target.DOCKER, Target.COMPOSE, Target.SYSTEMD, Target.K8S, Target.SLURM):
-        with pytest.raises(InputError, match="no name of an environment variable"):
+        with pytest.raises(InputError, match="is not a valid name of an environment variable"):
             render(target, spec, Parameters(), Provenance(lines=()))
 
 
