@@ -71,7 +71,7 @@ def test_a_server_over_two_nodes_is_tuned_exported_and_verified(tmp_path: Path, 
         assert "Dummy health check server" in (folder / "rank-1.server.log").read_text()
     script = run / "export/launch.sh"
     assert "--nnodes 2" in script.read_text().replace("\\\n ", "")
-    again = ("--engine", "emulated", "--world", str(tmp_path / "world.toml"), "--point-time", "0.5s", "--json")
+    again = ("--engine", "emulated", "--world", str(tmp_path / "world.toml"), "--point-time", "2s", "--json")
     verified = sgtune("verify", str(script), *again, "--cluster", nodes.address)
     document = json.loads(verified.out)
     assert len(document["points"]) == 2, verified.err

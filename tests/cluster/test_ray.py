@@ -75,10 +75,10 @@ def test_every_node_is_used_and_a_seat_that_dies_costs_a_second_try_elsewhere(
     assert process.returncode == 0, err
     records = whole(tmp_path, out)
     assert all(record.outcome == "measured" for record in records), "a lost node says nothing of a configuration"
-    assert len({record.place.node for record in records if record.place}) == 3
     losses: list[dict[str, Any]] = json.loads((tmp_path / "runs/a" / NODES_FILE).read_text())
     assert len(losses) == 1
-    assert losses[0]["node"] in ("n1", "n2", "n3")
+    used = {record.place.node for record in records if record.place}
+    assert used | {losses[0]["node"]} == {"n1", "n2", "n3"}, "the launch that was lost had the third node"
 
 
 def test_a_killed_tuner_leaves_nothing_and_goes_on(tmp_path: Path, nodes: ThreeNodes) -> None:
