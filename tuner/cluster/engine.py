@@ -24,6 +24,7 @@ class ClusterEngine:
     """Launches on the nodes of a pool; `trials` is where files of trials come home to.
 
     `ran` are the nodes that a configuration was launched on: when it is launched again, it goes elsewhere.
+    `written` are losses in the ledger, by node and trial, whose seats have not been given back yet.
     """
 
     name: str
@@ -32,6 +33,7 @@ class ClusterEngine:
     ledger: NodeLedger
     trials: Path
     ran: dict[ServerConfig, set[str]] = field(default_factory=dict)
+    written: set[tuple[str, int]] = field(default_factory=set)
 
     def launch(self, config: ServerConfig, number: int) -> ClusterServer:
         """Reserve seats and start there. A node that is lost meanwhile is a LaunchFailed of kind node_lost."""
@@ -77,6 +79,7 @@ class ClusterEngine:
     def lost(self, lost: NodeLost, number: int, began_s: float) -> LaunchFailed:
         """Write the loss down, and return it as a failure that says nothing against the configuration."""
         self.ledger.add(Loss(node=lost.node.name, number=number, why=str(lost)))
+        self.written.add((lost.node.name, number))
         return LaunchFailed(FailureKind.NODE_LOST, str(lost), time.monotonic() - began_s)
 
     def give_back(self, seats: Sequence[RemoteSeat], number: int) -> None:
@@ -92,8 +95,10 @@ class ClusterEngine:
                 file = self.trials / str(number) / f"{prefix}{name}"
                 write_own(file, data.decode(errors="replace"), private=True)
         except NodeLost as lost:
-            self.ledger.add(Loss(node=lost.node.name, number=number, why=str(lost)))
+            if (lost.node.name, number) not in self.written:  # else it was lost once: while it launched or measured
+                self.ledger.add(Loss(node=lost.node.name, number=number, why=str(lost)))
         finally:
+            self.written.discard((seat.node.name, number))
             seat.release()
 
     def abort(self) -> None:
