@@ -29,9 +29,8 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from hwprobe.holds import Held, Hold
 from models.version import NEWEST
-from tests.left import WORKER, nothing_left, still_listening
+from tests.left import WORKER, evidence_faults, nothing_left, still_listening
 from tests.real.dockerd import Dockerd, import_image
 from tests.real.packages import install
 
@@ -151,16 +150,7 @@ def faults_after(run: Run, before: list[bytes], part: str) -> Iterator[str]:
             yield "port left"
     if not nothing_left():
         yield "process left"
-    if run.folder.exists():
-        try:
-            Hold(run.folder / ".lock").release()
-        except Held:
-            yield "lock left"
-    now = run.lines()
-    if now[: len(before)] != before:
-        yield "record lost or changed"
-    if [json.loads(line)["number"] for line in now] != list(range(len(now))):
-        yield "numbers with gaps"
+    yield from evidence_faults(run.folder, before, run.lines())
 
 
 def storm(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import json
 import os
 import random
 import subprocess
@@ -27,8 +26,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from hwprobe.holds import Held, Hold
-from tests.left import WORKER, nothing_left, still_listening
+from tests.left import WORKER, evidence_faults, nothing_left, still_listening
 
 QUESTION = (
     "tune", "--hardware", "h200x8", "--sglang-version", "0.5.12", "--isl", "32", "--osl", "8", "--concurrency", "2",
@@ -101,16 +99,7 @@ def faults_after(run: Run, lines_before: list[bytes]) -> Iterator[str]:
         yield "process left"
     if still_listening(run.folder):
         yield "port left"
-    if run.folder.exists():
-        try:
-            Hold(run.folder / ".lock").release()
-        except Held:
-            yield "lock left"
-    now = run.lines()
-    if now[: len(lines_before)] != lines_before:
-        yield "record lost or changed"
-    if [json.loads(line)["number"] for line in now] != list(range(len(now))):
-        yield "numbers with gaps"
+    yield from evidence_faults(run.folder, lines_before, run.lines())
 
 
 def storm(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from hwprobe.holds import Held, Hold
 from tuner.server import strays
 from tuner.server.ports import is_free
 
@@ -46,3 +49,16 @@ def _worker_of(pid: int) -> str | None:
     except OSError:
         return None
     return next((word.partition(b"=")[2].decode() for word in words if word.startswith(f"{WORKER}=".encode())), None)
+
+
+def evidence_faults(folder: Path, lines_before: Sequence[bytes], lines_now: Sequence[bytes]) -> Iterator[str]:
+    """Yield what a run that ended, however it ended, did to its lock and to its records (lines of trials.jsonl)."""
+    if folder.exists():
+        try:
+            Hold(folder / ".lock").release()
+        except Held:
+            yield "lock left"
+    if lines_now[: len(lines_before)] != lines_before:
+        yield "record lost or changed"
+    if [json.loads(line)["number"] for line in lines_now] != list(range(len(lines_now))):
+        yield "numbers with gaps"

@@ -110,9 +110,24 @@ class RadixCache:
 
     def match(self, path: Path, tokens: int) -> RadixNode:
         """Return the node where the longest cached beginning of the first `tokens` ends; a node is split there."""
+        return self._descend(path, tokens - tokens % self.page)
+
+    def insert(self, path: Path, tokens: int) -> RadixNode:
+        """Keep the first `tokens` of a path; return the node where they end."""
+        until = tokens - tokens % self.page
+        node = self._descend(path, until)
+        if node.end < until:
+            new = RadixNode(node, path, node.end, until, self.clock, path.page_key(node.end, self.page))
+            node.children[new.key] = new
+            self.evictable += until - node.end
+            self._offer(new)
+            node = new
+        return node
+
+    def _descend(self, path: Path, until: int) -> RadixNode:
+        """Return the node where what is cached of a path's first `until` tokens ends, split there if need be."""
         self.clock += 1
         node = self.root
-        until = tokens - tokens % self.page
         while node.end < until:
             child = self._child(node, path, until)
             if child is None:
@@ -122,26 +137,6 @@ class RadixCache:
             if shared < child.end:
                 return self._split(child, shared)
             node = child
-        return node
-
-    def insert(self, path: Path, tokens: int) -> RadixNode:
-        """Keep the first `tokens` of a path; return the node where they end."""
-        self.clock += 1
-        node = self.root
-        until = tokens - tokens % self.page
-        while node.end < until:
-            child = self._child(node, path, until)
-            if child is None:
-                break
-            child.used = self.clock
-            shared = self._shared(child, path, until)
-            node = child if shared == child.end else self._split(child, shared)
-        if node.end < until:
-            new = RadixNode(node, path, node.end, until, self.clock, path.page_key(node.end, self.page))
-            node.children[new.key] = new
-            self.evictable += until - node.end
-            self._offer(new)
-            node = new
         return node
 
     def lock(self, node: RadixNode) -> None:
