@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -100,24 +100,43 @@ def can_disaggregate(context: Context) -> bool:
     return ROLE_FLAG in flags_of(context.version).by_dest
 
 
-def disaggregated(options: Sequence[Sides], workload: Workload, slos: tuple[Slo, ...], *, mtp: bool) -> list[Candidate]:
-    """Return the best prefill/decode deployments among the options, best first.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetQuestion:
+    """What is asked of a fleet: its whole load, its limits, and whether MTP may be used.
 
-    `workload` is the whole fleet's: its clients, or its request rate.
+    The prefill servers of a machine are the same for every number of them, and kept.
     """
+
+    workload: Workload
+    slos: tuple[Slo, ...]
+    mtp: bool
+    kept: dict[int, tuple[Context, dict[int, RoleServer]]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+
+    def prefill_servers(self, context: Context) -> dict[int, RoleServer]:
+        """Return the best prefill server of a machine for each MTP depth that is planned."""
+        if id(context) not in self.kept:
+            depths = MTP_STEPS if self.mtp and context.arch.has_mtp else (0,)
+            self.kept[id(context)] = context, prefill_servers(context, _layouts(context), self.workload, depths)
+        return self.kept[id(context)][1]
+
+
+def disaggregated(options: Sequence[Sides], question: FleetQuestion) -> list[Candidate]:
+    """Return the best prefill/decode deployments among the options, best first."""
+    return best_first([leader.replayed() for leader in leaders(options, question)], question)
+
+
+def leaders(options: Sequence[Sides], question: FleetQuestion) -> list[Leader]:
+    """Return the deployments to replay: the best in closed form, best first."""
     usable = [sides for sides in options if sides.ratios and can_disaggregate(sides.decode)]
-    prefill: dict[int, dict[int, RoleServer]] = {}
-    rated = []
-    for sides in usable:
-        if id(sides.prefill) not in prefill:
-            prefill[id(sides.prefill)] = _prefill_by_depth(sides, workload, mtp=mtp)
-        rows = _rated(sides, prefill[id(sides.prefill)], workload, slos)
-        rated += [] if rows is None else [rows]
-    finalists = [
-        _replayed(rows.sides, rows.split(row), workload, slos)
-        for rows, row in itertools.islice(_best_first(rated), REPLAYED)
-    ]
-    return sorted(finalists, key=lambda c: (fleet_key(c, workload, slos), -c.output_tok_s))
+    rated = [rows for rows in (_rated(sides, question) for sides in usable) if rows is not None]
+    return list(itertools.islice(_leading(rated, question), REPLAYED))
+
+
+def best_first(candidates: Sequence[Candidate], question: FleetQuestion) -> list[Candidate]:
+    """Order deployments: those that miss least first, of equals those that give most."""
+    return sorted(candidates, key=lambda c: (fleet_key(c, question.workload, question.slos), -c.output_tok_s))
 
 
 def fleet_key(candidate: Candidate, workload: Workload, slos: tuple[Slo, ...]) -> float:
@@ -130,7 +149,8 @@ def fleet_key(candidate: Candidate, workload: Workload, slos: tuple[Slo, ...]) -
 class _Rated:
     """Every decode layout at every ratio of two sides, with the prefill server of its MTP depth, in closed form.
 
-    `excess` is the worst excess over the limits (log, of the means), 0 where all are kept.
+    `excess` is the worst excess over the limits (log, of the means), 0 where all are kept; `before_decode` how long a
+    request waits for its first token, by the time that its decode takes.
     """
 
     sides: Sides
@@ -138,6 +158,7 @@ class _Rated:
     table: DecodeTable
     excess: Array
     requests_s: Array
+    before_decode: Array
 
     def kind(self, row: int) -> tuple[int, int, bool]:
         """What a reader would call another deployment: GPUs of a decode server, how many of them, MTP or none."""
@@ -159,20 +180,32 @@ class _Rated:
         )
 
 
-def _prefill_by_depth(sides: Sides, workload: Workload, *, mtp: bool) -> dict[int, RoleServer]:
-    """Return the best prefill server for each MTP depth that is planned."""
-    context = sides.prefill
-    depths = MTP_STEPS if mtp and sides.decode.arch.has_mtp else (0,)
-    return prefill_servers(context, _layouts(context), workload, depths)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leader:
+    """A deployment that is among the best in closed form."""
+
+    question: FleetQuestion
+    rows: _Rated
+    row: int
+
+    @property
+    def before_decode(self) -> float:
+        """Return how long a request waits for its first token in closed form, by the time that its decode takes."""
+        return float(self.rows.before_decode[self.row])
+
+    def replayed(self) -> Candidate:
+        """Replay the deployment and return it as a candidate."""
+        return _replayed(self.rows.sides, self.rows.split(self.row), self.question.workload, self.question.slos)
 
 
 def _layouts(context: Context) -> list[ServerConfig]:
     return list(layouts(context.machine, context.version, checkpoint_flags(context.arch, context.version)))
 
 
-def _rated(sides: Sides, prefill: dict[int, RoleServer], workload: Workload, slos: tuple[Slo, ...]) -> _Rated | None:
+def _rated(sides: Sides, question: FleetQuestion) -> _Rated | None:
     """Rate every ratio and layout of the two sides; None where no decode server fits."""
-    context = sides.decode
+    context, workload = sides.decode, question.workload
+    prefill = question.prefill_servers(sides.prefill)
     shapes = _layouts(context)
     table = decode_table(context, shapes, workload, depths=tuple(prefill), counts=tuple(sides.prefill_count))
     if table is None:
@@ -186,11 +219,16 @@ def _rated(sides: Sides, prefill: dict[int, RoleServer], workload: Workload, slo
     )
     solved = solve_rates(context, table, upstream, workload)
     return _Rated(
-        sides=sides, prefill=prefill, table=table, excess=_excess(solved, slos), requests_s=solved.requests_s
-    )  # fmt: skip
+        sides=sides,
+        prefill=prefill,
+        table=table,
+        excess=_excess(solved, question.slos),
+        requests_s=solved.requests_s,
+        before_decode=solved.ttft_s / (solved.e2e_s - solved.ttft_s),
+    )
 
 
-def _best_first(rated: Sequence[_Rated]) -> Iterator[tuple[_Rated, int]]:
+def _leading(rated: Sequence[_Rated], question: FleetQuestion) -> Iterator[Leader]:
     """Yield the best layout of each deployment, best first in closed form: ten layouts of one would tell less."""
     if not rated:
         return
@@ -201,7 +239,7 @@ def _best_first(rated: Sequence[_Rated]) -> Iterator[tuple[_Rated, int]]:
         rows, row = places[place]
         if rows.kind(row) not in yielded and rows.is_allowed(row):
             yielded.add(rows.kind(row))
-            yield rows, row
+            yield Leader(question=question, rows=rows, row=row)
 
 
 def _excess(rates: PoolRates, slos: tuple[Slo, ...]) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 from hwprobe.errors import InputError
 from hwprobe.profile import HardwareProfile
 from models.machine import machine_of
-from planner.fleets.disaggregated import disaggregated, fleet_key, role_sizes
+from planner.fleets.disaggregated import FleetQuestion, disaggregated, fleet_key, role_sizes
 from planner.fleets.for_users import fleets_for_users
 from planner.plans.candidates import Candidate, Found, with_reasons
 from planner.plans.make import Plan, PlanQuestion, make_plan
@@ -103,7 +103,8 @@ def _apart(
     count = nodes // smallest.context.machine.nodes
     clients = question.concurrency or smallest.concurrency * count
     workload = replace(question.workload(clients), request_rate=question.request_rate)
-    fleets = disaggregated(role_sizes(smallest.context, count), workload, question.slos, mtp=question.mtp)
+    apart = FleetQuestion(workload=workload, slos=question.slos, mtp=question.mtp)
+    fleets = disaggregated(role_sizes(smallest.context, count), apart)
     rate = question.request_rate is not None
     return [((fleet_key(c, workload, question.slos), _second(c, rate=rate)), smallest, c) for c in fleets]
 
@@ -117,7 +118,8 @@ def _second(candidate: Candidate, *, rate: bool) -> float:
 def _apart_for_users(question: PlanQuestion, copies: Plan) -> list[tuple[tuple[float, ...], Plan, Candidate]]:
     """Return prefill/decode fleets that carry the users with no more servers than `copies` of one server need."""
     workload = question.workload(question.users or 1)
-    fleets = fleets_for_users(copies.context, workload, question.all_slos, copies.replicas, mtp=question.mtp)
+    apart = FleetQuestion(workload=workload, slos=question.all_slos, mtp=question.mtp)
+    fleets = fleets_for_users(copies.context, apart, copies.replicas)
     return [
         ((float(bool(c.misses)), fleet_key(c, workload, question.all_slos), float(c.gpus), -c.output_tok_s), copies, c)
         for c in fleets

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from hwprobe.errors import InputError
 from hwprobe.profile import HardwareProfile
 from models.machine import machine_of
-from planner.fleets.disaggregated import Sides, disaggregated
+from planner.fleets.disaggregated import FleetQuestion, Sides, disaggregated
 from planner.plans.candidates import Candidate, with_reasons
 from planner.plans.make import Plan, PlanQuestion, make_plan
 
@@ -38,7 +38,7 @@ def plan_roles(question: PlanQuestion, roles: RoleHardware) -> Plan:
     sides = Sides(prefill=prefill.context, decode=decode.context, ratios=((counts[0], counts[1]),))
     clients = question.concurrency or decode.concurrency * counts[1]
     workload = replace(question.workload(clients), request_rate=question.request_rate)
-    candidates = disaggregated([sides], workload, question.slos, mtp=question.mtp)
+    candidates = disaggregated([sides], FleetQuestion(workload=workload, slos=question.slos, mtp=question.mtp))
     if not candidates:
         raise InputError(f"SGLang {question.version} has no prefill/decode fleet for these machines")
     return replace(

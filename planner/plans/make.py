@@ -18,7 +18,7 @@ from models.machine import machine_of
 from models.serving.estimate import DEFAULT_ACCEPTANCE, Context
 from models.workload import Metric, Slo, Statistic, Workload
 from planner.plans.candidates import Candidate, Found, with_reasons
-from planner.plans.capacity import MOST_CLIENTS, carries, concurrency_for_rate, users_per_server
+from planner.plans.capacity import MOST_CLIENTS, NEAR_ENOUGH, carries, concurrency_for_rate, one_fewer, users_per_server
 from planner.plans.frontier import pareto_front
 from planner.plans.offers import Offer, offers, unreadable
 from planner.plans.published import Comparison, compare_with_published
@@ -43,8 +43,8 @@ FAMILIES_WHILE_BISECTING = 3
 # A closed form so many times slower per token than what is asked carries nobody at that speed: it is 13 % too slow at
 # most where a replay says otherwise.
 HOPELESS = 1.5
-# So many more users a server than bisected are tried in the whole space, and so many servers more than that says.
-NEAR_ENOUGH, MORE_SERVERS = 1.05, 3
+# So many servers more than bisected are tried in the whole space.
+MORE_SERVERS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,8 +229,8 @@ def servers_for(users: int, each: int, at: Callable[[int], Found]) -> tuple[Foun
     One server fewer is tried where the part's answer is near that; more of them where its answer does not hold.
     """
     servers = -(-users // each)
-    if servers > 1 and -(-users // (servers - 1)) <= NEAR_ENOUGH * each:
-        fewer = -(-users // (servers - 1))
+    fewer = -(-users // one_fewer(users, each))
+    if servers > 1 and fewer <= NEAR_ENOUGH * each:
         result = at(fewer)
         if result.candidates and carries(result.candidates[0], fewer):
             return result, fewer, servers - 1, True

@@ -20,7 +20,7 @@ from models.serving.fleet_replay import Limit
 from models.workload import Slo
 from planner.check.judge import check_arguments
 from planner.fleets.deployment import Deployment, Pool, Role
-from planner.fleets.disaggregated import LIMITS, disaggregated, role_sizes
+from planner.fleets.disaggregated import LIMITS, FleetQuestion, disaggregated, role_sizes
 from planner.fleets.make_fleet import plan_fleet, splits
 from planner.fleets.plan_document import plan_document
 from planner.plans.make import Plan, PlanQuestion, make_plan
@@ -127,7 +127,8 @@ def test_a_smaller_fleet_than_the_answer_would_leave_users_waiting() -> None:
     best = plan_fleet(asked, "pd").best
     assert best is not None
     smaller = disaggregated(
-        role_sizes(asked.context(), best.gpus // 8 - 1), asked.workload(400), asked.all_slos, mtp=True
+        role_sizes(asked.context(), best.gpus // 8 - 1),
+        FleetQuestion(workload=asked.workload(400), slos=asked.all_slos, mtp=True),
     )
     assert all(each.misses or each.prediction.limiting != LIMITS[Limit.DECODE] for each in smaller)
 
