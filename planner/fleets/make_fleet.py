@@ -12,6 +12,7 @@ from models.machine import machine_of
 from planner.fleets.disaggregated import FleetQuestion, disaggregated, fleet_key, role_sizes
 from planner.fleets.for_users import fleets_for_users
 from planner.plans.candidates import Candidate, Found, with_reasons
+from planner.plans.capacity import carries
 from planner.plans.make import Plan, PlanQuestion, make_plan
 from planner.plans.search import REPLAYED, final_key
 
@@ -138,7 +139,7 @@ def _key(plan: Plan, candidate: Candidate) -> tuple[float, ...]:
     """Order deployments: fewest misses, then the whole's rate; for users the fewest GPUs that carry them all."""
     first, second = final_key(candidate.prediction, plan.load, plan.question.all_slos)
     if plan.question.users is not None:
-        return (float(not plan.meets_target), first, float(candidate.gpus), -candidate.output_tok_s)
+        return (float(not carries(candidate, plan.concurrency)), first, float(candidate.gpus), -candidate.output_tok_s)
     rate = plan.load.request_rate is None or candidate.prediction.queue_grows  # the second is then what all give
     return (first, second * (candidate.servers * candidate.load_share if rate else 1.0))
 

@@ -196,7 +196,8 @@ def _solve(question: PlanQuestion, context: Context, families: int) -> tuple[Fou
     slos = question.all_slos
 
     def at(concurrency: int) -> Found:
-        return search(context, space, question.workload(concurrency), slos, Effort(replayed=families))
+        effort = Effort(replayed=families, all_at_once=question.users is not None)
+        return search(context, space, question.workload(concurrency), slos, effort)
 
     def glance(concurrency: int) -> Found:
         effort = Effort(replayed=FAMILIES_WHILE_BISECTING)
@@ -207,6 +208,7 @@ def _solve(question: PlanQuestion, context: Context, families: int) -> tuple[Fou
             replayed=FAMILIES_WHILE_BISECTING,
             enough=lambda candidate: carries(candidate, clients),
             hopeless_tpot_ms=HOPELESS * 1e3 / (question.min_user_tok_s or 1.0),
+            all_at_once=True,
         )
         result = search(context, coarse, question.workload(clients), slos, effort)
         return any(carries(candidate, clients) for candidate in result.candidates)
@@ -231,15 +233,25 @@ def servers_for(users: int, each: int, at: Callable[[int], Found]) -> tuple[Foun
     servers = -(-users // each)
     fewer = -(-users // one_fewer(users, each))
     if servers > 1 and fewer <= NEAR_ENOUGH * each:
-        result = at(fewer)
-        if result.candidates and carries(result.candidates[0], fewer):
+        result = _carrying_first(at(fewer), fewer)
+        if _carried(result, fewer):
             return result, fewer, servers - 1, True
     for more in range(servers, servers + MORE_SERVERS):
         clients = -(-users // more)
-        result = at(clients)
-        if result.candidates and carries(result.candidates[0], clients):
-            return result, clients, more, True
+        result = _carrying_first(at(clients), clients)
+        if _carried(result, clients):
+            break
     return result, clients, more, True
+
+
+def _carrying_first(result: Found, clients: int) -> Found:
+    """Put what serves all clients at once before what gives more tokens while some wait in line."""
+    ordered = sorted(result.candidates, key=lambda candidate: not carries(candidate, clients))
+    return replace(result, candidates=tuple(with_reasons(ordered)))
+
+
+def _carried(result: Found, clients: int) -> bool:
+    return bool(result.candidates) and carries(result.candidates[0], clients)
 
 
 def _solve_rate(

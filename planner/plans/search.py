@@ -15,7 +15,7 @@ from models.layout import Array, table_of
 from models.serving.closed_form import ClosedForm
 from models.serving.estimate import Context, Prediction, predict, predict_many
 from models.serving.open_loop import predict_open_loop
-from models.workload import Metric, Slo, Workload, missed
+from models.workload import ALL_AT_ONCE, Metric, Slo, Workload, missed
 from planner.plans.candidates import Candidate, Found, Rejected, with_reasons
 from planner.plans.space import Space, fill_grid, shapes
 from planner.rules import Question, Violation, first_error
@@ -47,12 +47,14 @@ class Effort:
     """How many of the best families are replayed, and what spares the rest where one question alone is open.
 
     After the first candidate that is `enough` no other is replayed; nor is a family whose closed form is beyond
-    `hopeless_tpot_ms`.
+    `hopeless_tpot_ms`. With `all_at_once` a family is represented by a configuration that holds all clients, where it
+    has one, and not by one that is faster while some wait in line.
     """
 
     replayed: int = REPLAYED
     enough: Callable[[Candidate], bool] | None = None
     hopeless_tpot_ms: float = math.inf
+    all_at_once: bool = False
 
 
 FULL = Effort()
@@ -80,12 +82,15 @@ def search(
     table = table_of(flat)
     filled = context.memory(table)
     steady = predict_many(context, table, workload, filled)
+    fits = (filled.free >= SAFE_FREE_GIB) & (filled.kv_tokens_per_rank >= filled.needed(workload.longest_request))
+    holds = fits & (steady.running >= ALL_AT_ONCE * workload.concurrency)
     best_rows: list[int] = []
     start = 0
     for grid in grids:
         rows = np.arange(start, start + len(grid))
         start += len(grid)
-        best = _best_row(rows, filled, steady, workload, slos)
+        among = holds if effort.all_at_once and holds[rows].any() else fits
+        best = _best_row(rows[among[rows]], filled, steady, workload, slos)
         if best is None:
             rejected.append(_does_not_fit(flat, rows, filled, workload))
         else:
@@ -129,14 +134,12 @@ def _grid(
 def _best_row(
     rows: npt.NDArray[np.intp], filled: Memory, steady: ClosedForm, workload: Workload, slos: tuple[Slo, ...]
 ) -> int | None:
-    """Return the best row that fits, or None: most tok/s among those that meet the mean limits, then safest.
+    """Return the best of the rows, None of none: most tok/s among those that meet the mean limits, then safest.
 
     Only where the load can fill the cache does more KV count before more free memory.
     """
-    fits = (filled.free >= SAFE_FREE_GIB) & (filled.kv_tokens_per_rank >= filled.needed(workload.longest_request))
-    if not fits[rows].any():
+    if not len(rows):
         return None
-    rows = rows[fits[rows]]
     excess = closed_form_excess(steady, rows, workload, slos)
     if slos:
         rows = rows[excess <= max(0.0, float(excess.min())) + 1e-9]

@@ -16,6 +16,7 @@ from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.files import encode_json
 from models.architecture import deepseek_r1
 from models.machine import machine_of
+from models.serving.estimate import predict
 from models.serving.fleet_replay import Limit
 from models.workload import Slo
 from planner.check.judge import check_arguments
@@ -23,6 +24,7 @@ from planner.fleets.deployment import Deployment, Pool, Role
 from planner.fleets.disaggregated import LIMITS, FleetQuestion, disaggregated, role_sizes
 from planner.fleets.make_fleet import plan_fleet, splits
 from planner.fleets.plan_document import plan_document
+from planner.plans.capacity import carries
 from planner.plans.make import Plan, PlanQuestion, make_plan
 
 Sgtune = Callable[..., Any]
@@ -97,6 +99,23 @@ def test_users_get_the_fewest_gpus_that_keep_the_promise() -> None:
     assert fleet.best is not None
     assert fleet.replicas * fleet.concurrency >= 1500
     assert fleet.nodes == fleet.replicas * fleet.best.config.nnodes
+
+
+@pytest.mark.parametrize(("isl", "osl", "users", "tok_s"), [(8000, 1000, 400, 20.0), (4000, 1000, 3000, 10.0)])
+def test_users_get_no_server_more_for_memory_that_is_kept_free(isl: int, osl: int, users: int, tok_s: float) -> None:
+    """A configuration that lets some wait in line is faster in closed form; the one that holds all of them decides."""
+    asked = question("h200x8", isl, osl, users=users, min_user_tok_s=tok_s)
+    plan = plan_fleet(asked, "mixed")
+    assert plan.best is not None
+    assert plan.meets_target
+    assert carries(plan.best, plan.concurrency)
+    context, clients = asked.context(), -(-users // (plan.replicas - 1))
+    roomy = replace(plan.best.config, max_running_requests=clients + clients % 8)
+    held = [
+        predict(context, replace(roomy, mem_fraction_static=fraction), asked.workload(clients))
+        for fraction in (0.80, 0.84, 0.88)
+    ]
+    assert all(one.user_tok_s < tok_s or one.running_requests < 0.98 * clients for one in held)
 
 
 def test_users_with_long_prompts_are_planned_with_prefill_and_decode_apart_too() -> None:
