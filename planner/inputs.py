@@ -42,15 +42,22 @@ def read_model(model: str | Path | None) -> ModelArchitecture:
     raise InputError(f"--model {str(model)[:120]}: neither a file nor a checkpoint known by name; {_near(str(model))}")
 
 
-def path_to_serve(model: str | Path | None, model_path: str) -> str:
-    """Return the model path of launch commands: --model-path, or the hub name given with --model where none was."""
-    from models.architecture.shipped import checkpoint_named
-    from planner.launch import DEFAULT_MODEL_PATH
+def path_to_serve(model: str | Path | None, model_path: str | None) -> str:
+    """Return the model path of launch commands: --model-path, else what --model names, else DeepSeek-R1's hub name.
 
-    if model is None or model_path != DEFAULT_MODEL_PATH or Path(model).exists():
+    A folder is its own path, a file stands for the folder it lies in, and a name for the hub's spelling of it.
+    """
+    from models.architecture.shipped import checkpoint_named, deepseek_r1
+
+    if model_path is not None:
         return model_path
+    if model is None:
+        return deepseek_r1().name
+    path = Path(model)
+    if path.exists():
+        return str((path if path.is_dir() else path.parent).resolve())
     shipped = checkpoint_named(str(model))
-    return model_path if shipped is None else shipped.name
+    return str(model) if shipped is None else shipped.name
 
 
 def _near(model: str) -> str:
@@ -75,7 +82,7 @@ def read_question(
 ) -> PlanQuestion:
     """Build the question that plan and tune share; `rest` are fields of PlanQuestion, unchanged.
 
-    An `acceptance` of None becomes the profile's, if measured, else the prior.
+    An `acceptance` of None becomes the profile's, if measured, else the prior; a `model_path` of None what `model` is.
     """
     from models.engine.profile import load_engine_profile
     from models.serving.estimate import acceptance_of
@@ -88,6 +95,7 @@ def read_question(
     return PlanQuestion(
         hardware=read_hardware(hardware),
         arch=read_model(model),
+        model_path=path_to_serve(model, rest.pop("model_path", None)),
         version=parse_version(sglang_version),
         slos=tuple(Slo.parse(text) for text in slo or []),
         engine=engine,

@@ -237,7 +237,8 @@ if plan.best is not None:
             "Of the machine: " + ", ".join(f"{name} {basis}" for name, basis in plan.context.machine.basis.items())
         )
     with st.expander("The launch command"):
-        spec = launch_spec(plan.found.candidates[row].config, plan.question.version)
+        question = plan.question
+        spec = launch_spec(plan.found.candidates[row].config, question.version, model_path=question.served_path)
         st.code(spec.shell_line(), language="bash", wrap_lines=True)
         command(f"{inputs.command()} --json | sgtune export --plan - --candidate {row + 1} --bundle launch/",
                 "As launch files")  # fmt: skip

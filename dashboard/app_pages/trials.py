@@ -35,8 +35,9 @@ def choose(measured: list[TrialRecord]) -> list[TrialRecord]:
 def compare(chosen: list[TrialRecord]) -> None:
     """Show in what trials differ: flags, curves, memory."""
     st.markdown("**Flags that differ**")
+    served = Parameters(model_path=run.manifest.model_path)
     differing = tables.flag_difference(
-        {f"trial {record.number}": spec_of(record, run.manifest, Parameters()) for record in chosen}
+        {f"trial {record.number}": spec_of(record, run.manifest, served) for record in chosen}
     )
     if differing.empty:
         st.caption("None: all launch the same command.")

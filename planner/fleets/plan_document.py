@@ -29,6 +29,7 @@ def plan_document(plan: Plan, prices: Prices | None = None) -> dict[str, Any]:
             "hardware": question.hardware.name,
             "hardware_hash": hardware_hash(question.hardware),
             "model": question.arch.name,
+            "model_path": question.served_path,
             "sglang_version": str(question.version),
             "isl": question.isl,
             "osl": question.osl,

@@ -18,6 +18,7 @@ CPUS_PER_GPU = 8
 MEMORY_GIB = 128
 TIME_LIMIT = "1-00:00:00"
 NO_PARSER = "none"
+R1_NAME = re.compile(r"deepseek-?r1", re.IGNORECASE)
 USER = re.compile(r"[a-z_][a-z0-9_-]*\$?", re.ASCII)
 SLURM_TIME = re.compile(r"(?:\d+-)?\d{1,3}(?::\d{2}){0,2}|UNLIMITED", re.ASCII)
 
@@ -27,7 +28,7 @@ class Production:
     """Settings of operation; they change no measured figure.
 
     `metrics`: serve Prometheus' /metrics. `served_name`: the model's name in the API, by default its path.
-    `reasoning_parser`: separates R1's reasoning from its answer ("none": keeps it in the text). `api_key_file`: read at
+    `reasoning_parser`: separates reasoning from the answer ("none": keeps it in the text). `api_key_file`: read at
     start by scripts; compose and systemd take SGLANG_API_KEY from their environment files, Kubernetes from the key
     `api-key` of the secret `sglang`. `user`: the systemd service's user, by default one of its own. `cpus_per_gpu`,
     `memory_gib` and `time_limit` are requested from Slurm and Kubernetes.
@@ -35,7 +36,7 @@ class Production:
 
     metrics: bool = True
     served_name: str | None = None
-    reasoning_parser: str = "deepseek-r1"
+    reasoning_parser: str | None = None
     api_key_file: str | None = None
     user: str | None = None
     cpus_per_gpu: int = CPUS_PER_GPU
@@ -62,12 +63,22 @@ class Production:
                 raise InputError(f"{option} is {number}; it must be between 1 and {most:,}")
         return self
 
-    def words(self, version: Version) -> list[str]:
-        """Return the flags that the release knows of those asked for."""
+    def parser_for(self, model: str) -> str | None:
+        """Return the reasoning parser of a model, None for none: R1's own, where no other is named.
+
+        Other models of the family answer without reasoning, or as the request says: R1's parser would take their
+        whole answer for reasoning.
+        """
+        named = self.reasoning_parser or ("deepseek-r1" if R1_NAME.search(model) else NO_PARSER)
+        return None if named == NO_PARSER else named
+
+    def words(self, version: Version, model: str) -> list[str]:
+        """Return the flags that the release knows of those asked for, for a model of this name."""
         release_flags = flags_of(version).by_name
         flags = ["--enable-metrics"] if self.metrics and "--enable-metrics" in release_flags else []
         if self.served_name is not None:
             flags += ["--served-model-name", self.served_name]
-        if self.reasoning_parser != NO_PARSER and "--reasoning-parser" in release_flags:
-            flags += ["--reasoning-parser", self.reasoning_parser]
+        parser = self.parser_for(model)
+        if parser is not None and "--reasoning-parser" in release_flags:
+            flags += ["--reasoning-parser", parser]
         return flags

@@ -66,6 +66,12 @@ class PlanQuestion:
     acceptance: float = DEFAULT_ACCEPTANCE
     sigma: float | None = None
     engine: EngineProfile | None = None
+    model_path: str | None = None
+
+    @property
+    def served_path(self) -> str:
+        """What launch commands serve: `model_path`, else the model's name."""
+        return self.arch.name if self.model_path is None else self.model_path
 
     def checked(self) -> PlanQuestion:
         """Raise InputError for a question that has no meaning; return the question otherwise."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from models.quantization.formats import Kind
 from planner.rules.core import Question, Rule, RuleOutcome
 
@@ -47,8 +49,34 @@ def _plain_awq(q: Question) -> bool:
     return _kind(q) is Kind.INT4 and q.method in ("awq", "awq_marlin", "gptq", "gptq_marlin", "auto-round")
 
 
+def _no_dispatched_kernel(q: Question) -> bool:
+    """DeepEP's tokens reach FP8 block weights by DeepGEMM, W4AFP8 by CUTLASS; others need a runner of their own."""
+    if q.config.moe_a2a_backend != "deepep" or q.machine.is_amd:
+        return False
+    runner = {Kind.BF16: "deep_gemm", Kind.NVFP4: "flashinfer_cutedsl"}.get(_kind(q))
+    return _kind(q) not in (Kind.FP8, Kind.INT4_FP8) and (runner is None or q.config.moe_runner_backend != runner)
+
+
+def _mxfp4_without_units(q: Question) -> bool:
+    """AMD's quark exports are multiplied by AITER alone."""
+    return _kind(q) is Kind.MXFP4 and not (q.machine.has_fp4 and (q.machine.is_amd or q.method != "quark"))
+
+
 def _fp4_without_units(q: Question) -> bool:
     return _kind(q) is Kind.NVFP4 and not q.machine.is_blackwell and not q.machine.is_amd
+
+
+def _from(release: str, *, id: str, broken: Callable[[Question], bool], lack: str, source: str) -> Rule:
+    """Return the rule that releases before this one do not know something: `lack` says what, after "SGLang 0.4.3"."""
+    return Rule(
+        id=id,
+        outcome=FAILS,
+        broken=broken,
+        sentence="SGLang {version} " + lack,
+        fix=f"use SGLang {release} or newer",
+        source=source,
+        before=release,
+    )
 
 
 RULES: tuple[Rule, ...] = (
@@ -79,14 +107,12 @@ RULES: tuple[Rule, ...] = (
         fix="lower --tp-size or raise --ep-size",
         source="create_weights of layers/quantization/ (w2's scales: width // group_size)",
     ),
-    Rule(
+    _from(
+        "0.4.4",
         id="int8-release",
-        outcome=FAILS,
         broken=lambda q: _kind(q) is Kind.INT8,
-        sentence="SGLang {version} loads no INT8 weights for this model",
-        fix="use SGLang 0.4.4 or newer",
+        lack="loads no INT8 weights for this model",
         source="sglang PR 3888",
-        before="0.4.4",
     ),
     Rule(
         id="fp8-hardware",
@@ -133,40 +159,60 @@ RULES: tuple[Rule, ...] = (
         source="layers/quantization/modelopt_quant.py and marlin_utils_fp4.py of 0.5.14",
         since=FP4_BY_MARLIN,
     ),
-    Rule(
+    _from(
+        "0.4.9",
         id="fp4-release",
-        outcome=FAILS,
         broken=lambda q: _kind(q) is Kind.NVFP4,
-        sentence="SGLang {version} has no NVFP4 kernels for experts",
-        fix="use SGLang 0.4.9 or newer",
+        lack="has no NVFP4 kernels for experts",
         source="ModelOptNvFp4FusedMoEMethod: in modelopt_quant.py of 0.4.9, not of 0.4.6",
-        before="0.4.9",
     ),
     Rule(
         id="mxfp4-hardware",
         outcome=FAILS,
-        broken=lambda q: _kind(q) is Kind.MXFP4 and not q.machine.has_fp4,
-        sentence="MXFP4 weights of this model need FP4 units; {machine.name} has none",
+        broken=_mxfp4_without_units,
+        sentence="{q.method}'s MXFP4 experts have no kernels for {machine.name}",
         fix="use MI350X or MI355X GPUs, or another export",
-        source="layers/quantization/quark/schemes/quark_w4a4_mxfp4.py (AITER)",
+        source="layers/quantization/quark/schemes/quark_w4a4_mxfp4_moe.py (AITER alone)",
     ),
-    Rule(
+    _from(
+        "0.5.1",
         id="mxfp4-release",
-        outcome=FAILS,
         broken=lambda q: _kind(q) is Kind.MXFP4,
-        sentence="SGLang {version} reads no quark checkpoints",
-        fix="use SGLang 0.5.1 or newer",
+        lack="reads no quark checkpoints",
         source="layers/quantization/quark/: in 0.5.1, not in 0.4.10",
-        before="0.5.1",
     ),
     Rule(
-        id="w4afp8-release",
+        id="deepep-format",
         outcome=FAILS,
+        broken=_no_dispatched_kernel,
+        sentence="DeepEP sends tokens to experts in FP8 or W4AFP8; {arch.weights} experts have no kernel behind it",
+        fix="leave --moe-a2a-backend out; BF16 also runs with --moe-runner-backend deep_gemm, NVFP4 with "
+        "flashinfer_cutedsl",
+        source="layers/moe/ep_moe/layer.py (DeepEPMoE.run_moe_core)",
+    ),
+    Rule(
+        id="ep-format",
+        outcome=FAILS,
+        broken=lambda q: q.config.ep_size > 1 and _kind(q) not in (Kind.FP8, Kind.BF16, Kind.INT4_FP8, Kind.NVFP4),
+        sentence="{arch.weights} experts are not split by number in this release",
+        fix="leave --enable-ep-moe (--ep-size) out, or use SGLang 0.5.2 or newer",
+        source="layers/moe/ep_moe/layer.py of 0.4.9.post6 (EPMoE: Unsupported quant_config), not of 0.5.2",
+        before="0.5.2",
+    ),
+    _from(
+        "0.4.9.post1",
+        id="w4afp8-release",
         broken=lambda q: _kind(q) is Kind.INT4_FP8,
-        sentence="SGLang {version} reads no W4AFP8 weights",
-        fix="use SGLang 0.4.9.post1 or newer",
+        lack="reads no W4AFP8 weights",
         source="layers/quantization/w4afp8.py: from 0.4.9.post1 (sglang PR 7762)",
-        before="0.4.9.post1",
+    ),
+    Rule(
+        id="w4afp8-hardware",
+        outcome=FAILS,
+        broken=lambda q: _kind(q) is Kind.INT4_FP8 and q.machine.is_blackwell,
+        sentence="W4AFP8's kernel is built for Hopper GPUs; {machine.name} has {machine.compute_capability}",
+        fix="use the NVFP4 or FP8 export",
+        source="sglang PR 7772 (CUTLASS W4A8 for Hopper); models of later GPUs: none in w4afp8.py of 0.5.23",
     ),
     Rule(
         id="w4afp8-needs-ep",
@@ -196,14 +242,12 @@ RULES: tuple[Rule, ...] = (
         source="CompressedTensorsWNA16MoEMethod: in 0.4.5.post3",
         before="0.4.5.post1",
     ),
-    Rule(
+    _from(
+        "0.5.3",
         id="sparse-release",
-        outcome=FAILS,
         broken=lambda q: q.arch.is_sparse,
-        sentence="SGLang {version} does not know DeepSeek-V3.2 (sparse attention)",
-        fix="use SGLang 0.5.3 or newer",
+        lack="does not know DeepSeek-V3.2 (sparse attention)",
         source="DeepseekV32ForCausalLM: in models/deepseek_v2.py of 0.5.3, not of 0.5.2",
-        before="0.5.3",
     ),
     Rule(
         id="sparse-hardware",
@@ -236,13 +280,11 @@ RULES: tuple[Rule, ...] = (
         since="0.5.3",
         before="0.5.6",
     ),
-    Rule(
+    _from(
+        "0.5.9",
         id="vision-release",
-        outcome=FAILS,
         broken=lambda q: q.arch.model_type == "kimi_k25",
-        sentence="SGLang {version} does not know Kimi K2.5",
-        fix="use SGLang 0.5.9 or newer",
+        lack="does not know Kimi K2.5",
         source="models/kimi_k25.py: in 0.5.9, not in 0.5.8.post1",
-        before="0.5.9",
     ),
 )

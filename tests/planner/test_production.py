@@ -27,13 +27,14 @@ from planner.rules import Severity
 from tests.planner.test_check import answered
 
 NEWEST = Version("0.5.23")
+R1 = "deepseek-ai/DeepSeek-R1"
 KEYED = Production(api_key_file="/etc/sglang/my key", served_name="r1", user="sglang")
 
 
 def made(target: Target, folder: Path, parameters: Parameters, version: Version = NEWEST) -> Path:
     config = ServerConfig(tp_size=8, mem_fraction_static=0.88, max_running_requests=64)
     spec: LaunchSpec = launch_spec(config, version, model_path=parameters.model_path)
-    spec = spec.with_words(parameters.production.words(version))
+    spec = spec.with_words(parameters.production.words(version, parameters.model_path))
     return export_files(spec, Provenance(lines=()), folder, [target], parameters)[0]
 
 
@@ -46,9 +47,10 @@ def test_metrics_name_and_reasoning_parser_are_in_every_file(target: Target, tmp
 
 
 def test_what_was_not_wanted_or_is_not_known_to_the_release_is_left_out() -> None:
-    assert Production(metrics=False, reasoning_parser="none").words(NEWEST) == []
-    assert "--reasoning-parser" not in Production().words(Version("0.4.3"))
-    found = answered("--model-path r1 --tp 8 " + shlex.join(Production().words(NEWEST)))
+    assert Production(metrics=False, reasoning_parser="none").words(NEWEST, R1) == []
+    assert "--reasoning-parser" not in Production().words(Version("0.4.3"), R1)
+    assert "--reasoning-parser" not in Production().words(NEWEST, "moonshotai/Kimi-K2-Instruct")
+    found = answered("--model-path r1 --tp 8 " + shlex.join(Production().words(NEWEST, R1)))
     assert not [violation for violation in found.violations if violation.severity is Severity.ERROR]
 
 

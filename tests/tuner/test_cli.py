@@ -167,17 +167,15 @@ def test_version_and_help(sgtune: Sgtune) -> None:
 
 
 def test_what_help_repeats_is_what_the_model_means() -> None:
-    """The options module repeats three constants so that --help need not load the models."""
+    """The options module repeats two constants so that --help need not load the models."""
     from models.serving.estimate import DEFAULT_ACCEPTANCE
     from models.version import NEWEST, parse_version
-    from planner.launch import DEFAULT_MODEL_PATH
     from planner.launch_files.targets import Target
     from tuner.cli.commands.export import TargetName
     from tuner.cli.common import options
 
     assert str(parse_version(options.NEWEST_VERSION)) == NEWEST
     assert options.ACCEPTANCE == DEFAULT_ACCEPTANCE
-    assert options.MODEL_PATH == DEFAULT_MODEL_PATH
     assert {*Target, "all"} == set(TargetName)
 
 

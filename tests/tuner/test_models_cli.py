@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from typing import Any
+
+from rich.console import Console
+
+from models.architecture.shipped import checkpoints
+from models.version import NEWEST, parse_version
+from tuner.cli.known_models import _document
+from tuner.cli.views.models_view import show_models
 
 
 def test_one_checkpoint_is_shown_whole(sgtune: Callable[..., Any]) -> None:
@@ -30,3 +38,12 @@ def test_a_name_that_is_not_known_is_said(sgtune: Callable[..., Any]) -> None:
     ran = sgtune("models", "qwen3")
     assert ran.code == 2
     assert "no shipped checkpoint" in ran.err
+
+
+def test_the_list_fits_eighty_columns() -> None:
+    text = io.StringIO()
+    documents = [_document(each, parse_version(NEWEST)) for each in checkpoints()]
+    show_models(documents, NEWEST, Console(file=text, width=80))
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) == len(documents) + 4, "no row is folded"

@@ -30,7 +30,7 @@ class Manifest:
     """The question of a run. A run folder belongs to exactly one.
 
     The hashes cover every figure of the machine, the world, and the model's belief (engine profile,
-    acceptance, expert skew).
+    acceptance, expert skew). `model_path` is where the weights lay, which is no part of the question.
     """
 
     hardware: str
@@ -57,6 +57,7 @@ class Manifest:
     users: int | None = None
     min_user_tok_s: float | None = None
     cost_per_gpu_hour: float | None = None
+    model_path: str = "deepseek-ai/DeepSeek-R1"
     schema_version: int = 1
 
     @property
@@ -90,7 +91,7 @@ class Manifest:
         return [
             f"{name} {getattr(self, name)!s} -> {getattr(other, name)!s}"
             for name in self.__slots__
-            if getattr(self, name) != getattr(other, name)
+            if name != "model_path" and getattr(self, name) != getattr(other, name)
         ]
 
 

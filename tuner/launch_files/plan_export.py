@@ -36,6 +36,7 @@ class _Question:
     concurrency: int | None = None
     request_rate: float | None = None
     hardware_hash: str = ""
+    model_path: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +81,13 @@ class _PlanFile:
     answer: _Answer | None = None
 
 
-def plan_export(path: Path, number: int, parameters: Parameters, command: str) -> Exportable:
+def plan_export(
+    path: Path, number: int, parameters: Parameters, command: str, model_path: str | None = None
+) -> Exportable:
     """Return candidate `number` (from 1, best first) of a plan's JSON, `-` being standard input.
 
-    Raises InputError when the file is no plan or has no such candidate.
+    It serves `model_path`, by default what the plan names. Raises InputError when the file is no plan or has no such
+    candidate.
     """
     data = read_bytes(Path("/dev/stdin") if str(path) == "-" else path, "plan", most_bytes=MOST_PLAN_BYTES)
     plan = decode_json(data, _PlanFile, f"{path} (the JSON of sgtune plan --json)")
@@ -94,7 +98,8 @@ def plan_export(path: Path, number: int, parameters: Parameters, command: str) -
     config = _config(candidate.argv, plan.question, path)
     version = parse_version(plan.question.sglang_version)
     answer = plan.answer or _Answer()
-    export_parameters = replace(parameters, replicas=answer.replicas)
+    served = model_path or plan.question.model_path or parameters.model_path
+    export_parameters = replace(parameters, replicas=answer.replicas, model_path=served).checked()
     spec = typed_launch_spec(
         config,
         version,
@@ -102,7 +107,7 @@ def plan_export(path: Path, number: int, parameters: Parameters, command: str) -
         host=export_parameters.host,
         port=export_parameters.port,
     )
-    spec = spec.with_words(export_parameters.production.words(version))
+    spec = spec.with_words(export_parameters.production.words(version, plan.question.model))
     record = _record(candidate, plan.question, answer, config.nnodes)
     lines = (
         ("made by", f"sgtune {__version__}: {clean_command(command)}"),
@@ -131,7 +136,7 @@ def _fleet(deployment: _Deployment, question: _Question, parameters: Parameters,
         spec = typed_launch_spec(
             config, version, model_path=parameters.model_path, host=parameters.host, port=parameters.port
         )
-        spec = spec.with_words(parameters.production.words(version))
+        spec = spec.with_words(parameters.production.words(version, question.model))
         per_node = servers_per_node(question.hardware, spec.gpus_per_node)
         pools.append(FleetPool(role=pool.role, servers=pool.servers, spec=spec, per_node=per_node))
     return FleetSpec(name=deployment.name, pools=tuple(pools))

@@ -79,7 +79,7 @@ def spec_of(record: TrialRecord, manifest: Manifest, parameters: Parameters) -> 
         record.config, version, model_path=parameters.model_path, host=parameters.host, port=parameters.port
     )
     run_flags = without_secrets(manifest.server_flags)
-    return spec.with_words([*parameters.production.words(version), *run_flags])
+    return spec.with_words([*parameters.production.words(version, manifest.model), *run_flags])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,7 @@ RETRIES = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneTask:
-    """The question of a run, apart from its engine and folder."""
+    """The question of a run, apart from its engine and folder; `model_path` is what launches serve."""
 
     context: Context
     workload: Workload
@@ -53,6 +53,7 @@ class TuneTask:
     confirm: int = 0
     lower_rungs: int = LOWER_RUNGS
     simulated: bool = False
+    model_path: str = ""
 
     @property
     def drafts(self) -> TrialBuilder:
@@ -143,7 +144,7 @@ class Loop:
     def _keep(self, record: TrialRecord) -> None:
         record = self.folder.append(record)
         if record.launched:
-            write_trial(self.folder, record, self.task.context.version)
+            write_trial(self.folder, record, self.task.context.version, self.task.model_path)
         self.index.tell(record)
         self.records.append(record)
         self.reporter.finished(record, self.best)
@@ -175,7 +176,7 @@ class Loop:
         """Write again what trials of an earlier session lack: a kill or a full disk came between."""
         for record in self.records:
             if record.launched and self.folder.lacks(record.number, TRIAL_FILES):
-                write_trial(self.folder, record, self.task.context.version)
+                write_trial(self.folder, record, self.task.context.version, self.task.model_path)
 
     def _next_proposal(self) -> _Proposal | None:
         """Return the next seed, then the sampler's proposals; None, with the reason set, when the search is over.

@@ -9,7 +9,6 @@ from pathlib import Path
 from hwprobe.errors import InputError
 from hwprobe.files import content_hash
 from hwprobe.profile import hardware_hash
-from planner.launch import DEFAULT_MODEL_PATH
 from planner.plans.make import PlanQuestion
 from planner.sglang.arguments import read_arguments
 from planner.sglang.secret_flags import without_secrets
@@ -42,7 +41,6 @@ class TuneQuestion:
     resume: bool
     python: str = "python3"
     image: str | None = None
-    model_path: str = DEFAULT_MODEL_PATH
     server_flags: tuple[str, ...] = ()
     point_s: float = 10.0
     smoke: str | None = None
@@ -52,6 +50,11 @@ class TuneQuestion:
     cost_per_gpu_hour: float | None = None
     parallel: int | None = None
     cluster: str | None = None
+
+    @property
+    def model_path(self) -> str:
+        """What launches serve."""
+        return self.plan.served_path
 
     @property
     def goal(self) -> Goal:
@@ -157,6 +160,7 @@ class TuneQuestion:
             world_hash=content_hash(self.world),
             belief_hash=content_hash((plan.context().engine, plan.acceptance, plan.context().sigma)),
             model=plan.arch.name,
+            model_path=self.model_path,
             sglang_version=str(plan.version),
             isl=plan.isl,
             osl=plan.osl,

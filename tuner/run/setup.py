@@ -138,6 +138,7 @@ def open_loop(prepared: Prepared, reporter: Reporter) -> tuple[Loop, bool]:
         context=plan.context,
         workload=prepared.workload,
         goal=question.goal,
+        model_path=question.model_path,
         space=prepared.space,
         seeds=prepared.seeds,
         trials=question.trials,

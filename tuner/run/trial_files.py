@@ -14,9 +14,9 @@ from tuner.evidence.trial import TrialRecord
 TRIAL_FILES = ("command.sh", "result.json", "points.jsonl")
 
 
-def write_trial(folder: RunFolder, record: TrialRecord, version: Version) -> None:
+def write_trial(folder: RunFolder, record: TrialRecord, version: Version, model_path: str) -> None:
     """Write TRIAL_FILES into the trial's own folder. Raises SgtuneError where that fails."""
-    line = launch_spec(record.config, version).shell_line()
+    line = launch_spec(record.config, version, model_path=model_path).shell_line()
     head = f"# {SIMULATED}: tried in a world, not on a machine\n" if record.simulated else ""
     folder.write_trial(record.number, "command.sh", f"{head}{line}\n", executable=True)
     folder.write_trial(record.number, "result.json", encode_json(record) + "\n")

@@ -45,7 +45,7 @@ def calibrate(
     engine: slices.SliceEngine = None,
     python: options.Python = "python3",
     image: options.Image = None,
-    model_path: options.ModelPath = options.MODEL_PATH,
+    model_path: options.ModelPath = None,
     decode: slices.Decode = "128/256@1,16,64",
     prefill: slices.Prefill = "2048/16@1,8",
     repeats: slices.Repeats = 3,
@@ -68,13 +68,15 @@ def calibrate(
     """
 
     from hwprobe.errors import InputError
+    from planner.inputs import path_to_serve
     from tuner.cli.commands.tune import parse_duration_s
 
     if not out.name:
         raise InputError("--out names no file; write it as in --out engine-here.json")
     start = records.profile_option(base)
     slice_options = slices.SliceOptions(
-        slices=slice_layers, dense=slice_dense, hardware=hardware, model=model, model_path=model_path,
+        slices=slice_layers, dense=slice_dense, hardware=hardware, model=model,
+        model_path=path_to_serve(model, model_path),
         version=sglang_version or options.NEWEST_VERSION, base=start, engine=engine, python=python, image=image,
         decode=decode, prefill=prefill, repeats=repeats, rounds=rounds, together=together, target=target,
         target_args=target_args, point_s=parse_duration_s(point_time, "--point-time"), world=world, seed=seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ def export(
     bundle: export_options.Bundle = None,
     target: export_options.Targets = None,
     runs: options.Runs = Path("runs"),
-    model_path: options.ModelPath = options.MODEL_PATH,
+    model_path: options.ModelPath = None,
     image: export_options.ContainerImage = None,
     python: export_options.HostPython = "python3",
     host: export_options.Host = "127.0.0.1",
@@ -38,7 +39,7 @@ def export(
     cache_volume: export_options.CacheVolume = "sglang-cache",
     metrics: export_options.Metrics = True,
     served_model_name: export_options.ServedModelName = None,
-    reasoning_parser: export_options.ReasoningParser = "deepseek-r1",
+    reasoning_parser: export_options.ReasoningParser = None,
     api_key_file: export_options.ApiKeyFile = None,
     user: export_options.SystemdUser = None,
     cpus_per_gpu: export_options.CpusPerGpu = 8,
@@ -47,6 +48,7 @@ def export(
     json: options.Json = False,
 ) -> None:
     """Write launch files that run as they stand: scripts, SGLang YAML, docker, compose, systemd, Kubernetes, Slurm."""
+    from planner.launch import DEFAULT_MODEL_PATH
     from planner.launch_files.parameters import Parameters
     from planner.launch_files.production import Production
 
@@ -55,17 +57,17 @@ def export(
         user=user, cpus_per_gpu=cpus_per_gpu, memory_gib=memory_gib, time_limit=time_limit,
     )  # fmt: skip
     parameters = Parameters(
-        model_path=model_path, image=image, python=python, host=host, port=port, shm_gib=shm_gib,
-        weights=weights_volume, cache=cache_volume, production=production,
+        model_path=DEFAULT_MODEL_PATH if model_path is None else model_path, image=image, python=python, host=host,
+        port=port, shm_gib=shm_gib, weights=weights_volume, cache=cache_volume, production=production,
     ).checked()  # fmt: skip
     _check_question(run, plan, trial, candidate, out, bundle, target)
     if plan is not None:
         from tuner.cli.commands.tune import command_line
         from tuner.launch_files.plan_export import plan_export
 
-        exportable = plan_export(plan, candidate, parameters, command_line())
+        exportable = plan_export(plan, candidate, parameters, command_line(), model_path)
     else:
-        exportable = _of_run(runs / str(run), trial, parameters)
+        exportable = _of_run(runs / str(run), trial, parameters, model_path)
     _write(exportable, out, bundle, target, json=json)
 
 
@@ -93,7 +95,7 @@ def _check_question(
         raise InputError("--target chooses what goes to --out DIR; --bundle writes them all")
 
 
-def _of_run(folder: Path, trial: int | None, parameters: Parameters) -> Exportable:
+def _of_run(folder: Path, trial: int | None, parameters: Parameters, model_path: str | None) -> Exportable:
     from hwprobe.profile import read_profile
     from tuner.cli.commands.tune import command_line
     from tuner.evidence.run_folder import read_manifest
@@ -105,7 +107,8 @@ def _of_run(folder: Path, trial: int | None, parameters: Parameters) -> Exportab
     record = chosen_trial(records, trial, folder)
     documents = {"hardware.json": read_profile(folder / "hardware.json")}
     source = ExportedTrial(record=record, records=records, manifest=manifest)
-    return trial_export(source, parameters, command_line(), documents)
+    served = replace(parameters, model_path=model_path or manifest.model_path)
+    return trial_export(source, served, command_line(), documents)
 
 
 def _write(

@@ -39,7 +39,7 @@ def plan(
     mtp_acceptance: options.MtpAcceptance = None,
     expert_skew: options.ExpertSkew = None,
     model: options.Model = None,
-    model_path: options.ModelPath = options.MODEL_PATH,
+    model_path: options.ModelPath = None,
     profile: options.Profile = None,
     servers: options.Servers = ServersChoice.ANY,
     cost_per_gpu_hour: options.GpuPrice = None,
@@ -52,7 +52,7 @@ def plan(
     """Answer from physics: does it fit, how much KV cache is left, how many users at what speed, which flags."""
 
     from hwprobe.errors import InputError
-    from planner.inputs import path_to_serve, read_question
+    from planner.inputs import read_question
     from tuner.cli.under_traffic.plan_traffic import TrafficAsked, plan_for_traffic, refuse_beside_traffic
 
     _check_hardware(hardware, prefill_hardware, decode_hardware)
@@ -76,11 +76,10 @@ def plan(
     question = read_question(
         hardware=hardware or str(decode_hardware), model=model, sglang_version=sglang_version, slo=slo, profile=profile,
         isl=isl, osl=osl, range_ratio=range_ratio, concurrency=concurrency, request_rate=request_rate, users=users,
-        min_user_tok_s=min_user_tok_s, mtp=mtp, acceptance=mtp_acceptance, sigma=expert_skew,
+        min_user_tok_s=min_user_tok_s, mtp=mtp, acceptance=mtp_acceptance, sigma=expert_skew, model_path=model_path,
     )  # fmt: skip
     answer = _planned(question, servers, prefill_hardware)
-    path = path_to_serve(model, model_path)
-    _show(answer, prices=prices, model_path=path, explain=explain, out=out, json=json)
+    _show(answer, prices=prices, explain=explain, out=out, json=json)
 
 
 def _check_hardware(hardware: str, prefill: str | None, decode: str | None) -> None:
@@ -121,7 +120,6 @@ def _show(
     answer: Plan,
     *,
     prices: Prices | None,
-    model_path: str,
     explain: bool,
     out: Path | None,
     json: bool,
@@ -138,7 +136,7 @@ def _show(
     if json:
         print_json(document)
     else:
-        show_plan(answer, console(), model_path=model_path, explain=explain)
+        show_plan(answer, console(), explain=explain)
         if prices is not None and answer.best is not None:
             console().print(token_cost(answer.best, answer.load, prices).sentence, markup=False)
     if not (answer.fits and answer.meets_target):

@@ -65,7 +65,7 @@ def tune(
     mtp_acceptance: options.MtpAcceptance = None,
     expert_skew: options.ExpertSkew = None,
     model: options.Model = None,
-    model_path: options.ModelPath = options.MODEL_PATH,
+    model_path: options.ModelPath = None,
     profile: options.Profile = None,
     json: options.Json = False,
 ) -> None:
@@ -80,7 +80,7 @@ def tune(
         hardware=hardware, model=model, sglang_version=sglang_version, slo=slo, profile=profile, isl=isl, osl=osl,
         range_ratio=range_ratio, concurrency=concurrency, request_rate=request_rate, min_user_tok_s=min_user_tok_s,
         users=MOST_USERS if users is None and objective is Objective.USERS else users,
-        mtp=mtp, acceptance=mtp_acceptance, sigma=expert_skew,
+        mtp=mtp, acceptance=mtp_acceptance, sigma=expert_skew, model_path=model_path,
     )  # fmt: skip
     narrowed = read_space_file(space) if space else None
     question = TuneQuestion(
@@ -89,13 +89,12 @@ def tune(
         space=narrowed, server_flags=(*(narrowed.flags if narrowed else ()), *(server_flags or ())),
         budget_s=parse_duration_s(budget) if budget else float("inf"), seed=seed, sampler=sampler or default_sampler(),
         smoke=smoke, fidelity=fidelity, run=run, runs=runs, resume=resume, python=python, image=image,
-        model_path=model_path,
         point_s=parse_duration_s(point_time, "--point-time"), cost_per_gpu_hour=cost_per_gpu_hour,
     )  # fmt: skip
-    _tune(question, model_path=model_path, dry_run=dry_run, json=json)
+    _tune(question, dry_run=dry_run, json=json)
 
 
-def _tune(question: TuneQuestion, *, model_path: str, dry_run: bool, json: bool) -> None:
+def _tune(question: TuneQuestion, *, dry_run: bool, json: bool) -> None:
     from tuner.cli.views.tune_view import LiveReporter, show_dry_run
     from tuner.cluster.check_up import first_look
     from tuner.run.dry_run import dry_run_document
@@ -127,7 +126,7 @@ def _tune(question: TuneQuestion, *, model_path: str, dry_run: bool, json: bool)
         with reporter, LiveWriter(loop, ceiling_tok_s, command_line()):
             reporter.begin(loop, prepared)
             _run(loop)
-        _finish(loop, prepared, model_path=model_path, json=json)
+        _finish(loop, prepared, json=json)
     finally:
         loop.close()
 
@@ -145,7 +144,7 @@ def _run(loop: Loop) -> None:
         raise typer.Exit(130) from None
 
 
-def _finish(loop: Loop, prepared: Prepared, *, model_path: str, json: bool) -> None:
+def _finish(loop: Loop, prepared: Prepared, *, json: bool) -> None:
     from planner.launch_files.parameters import Parameters
     from planner.launch_files.targets import Target, possible_targets
     from tuner.cli.views.tune_result import show_calibrated, show_result
@@ -154,6 +153,7 @@ def _finish(loop: Loop, prepared: Prepared, *, model_path: str, json: bool) -> N
     from tuner.run.result import RunEnd, result_document, written_parts
 
     manifest = prepared.question.manifest()
+    model_path = prepared.question.model_path
     best = winner_of(loop.records)
     exports: list[Path] = []
     if best is not None:

@@ -48,8 +48,12 @@ ServedModelName = Annotated[
     str | None, typer.Option("--served-model-name", help="The model's name in the API; default: its path.")
 ]
 ReasoningParser = Annotated[
-    str,
-    typer.Option("--reasoning-parser", help="Separates R1's reasoning from its answer; none keeps it in the text."),
+    str | None,
+    typer.Option(
+        "--reasoning-parser",
+        help="Separates reasoning from the answer; none keeps it in the text. Default: deepseek-r1 for R1, else none.",
+        show_default=False,
+    ),
 ]
 ApiKeyFile = Annotated[
     str | None,

@@ -13,7 +13,6 @@ from tuner.cli.common import completion
 NEWEST_VERSION = "newest"
 # Repeated from models, which is too heavy to load for --help; a test compares them.
 ACCEPTANCE = 0.7
-MODEL_PATH = "deepseek-ai/DeepSeek-R1"
 
 Hardware = Annotated[
     str,
@@ -105,7 +104,12 @@ Model = Annotated[
     typer.Option("--model", help="A name of `sgtune models`, a config.json or its folder; default DeepSeek-R1."),
 ]
 ModelPath = Annotated[
-    str, typer.Option("--model-path", help="Model path written into launch commands (a folder or a hub name).")
+    str | None,
+    typer.Option(
+        "--model-path",
+        help="Model path written into launch commands (a folder or a hub name); default: what --model names.",
+        show_default=False,
+    ),
 ]
 Profile = Annotated[
     Path | None, typer.Option("--profile", help="Engine profile file to use instead of the shipped ones.")

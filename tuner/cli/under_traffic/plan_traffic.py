@@ -33,7 +33,7 @@ class TrafficAsked:
     traffic: Path
     rate_scale: float
     map: list[str] | None
-    model_path: str
+    model_path: str | None
     explain: bool
 
 
@@ -60,7 +60,7 @@ def plan_for_traffic(typed: TrafficAsked, *, prices: Prices | None, out: Path | 
     if json:
         print_json(document)
     else:
-        show_plan(answer.plan, console(), model_path=typed.model_path, explain=typed.explain)
+        show_plan(answer.plan, console(), explain=typed.explain)
         show_traffic_plan(answer, console())
     if not (answer.plan.fits and answer.plan.meets_target):
         raise typer.Exit(3)
@@ -85,5 +85,6 @@ def _planned(typed: TrafficAsked) -> TrafficPlan:
         mtp=typed.mtp,
         acceptance=typed.mtp_acceptance,
         sigma=typed.expert_skew,
+        model_path=typed.model_path,
     )
     return plan_traffic(question, traffic_question(trace, typed.traffic.name, typed.rate_scale, question.slos))

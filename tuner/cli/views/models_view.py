@@ -10,6 +10,7 @@ from rich.table import Table
 
 FEW = 3  # checkpoints of which everything is shown
 SHOWN = 3  # machines in a row of the table
+WIDE = 120  # columns from which the table shows more
 
 
 def show_models(documents: Sequence[dict[str, Any]], version: str, screen: Console) -> None:
@@ -18,22 +19,30 @@ def show_models(documents: Sequence[dict[str, Any]], version: str, screen: Conso
         for document in documents:
             _show_whole(document, version, screen)
         return
+    wide = screen.width >= WIDE
     table = Table(box=None, pad_edge=False)
     table.add_column("checkpoint", overflow="fold")
-    table.add_column("weights")
-    for column in ("GB", "GiB per GPU, TP8", "KV bytes a token"):
+    table.add_column("weights", overflow="fold")
+    for column in ("GB", "GiB", *(("KV bytes",) if wide else ())):
         table.add_column(column, justify="right")
-    table.add_column(f"smallest machines, SGLang {version}", overflow="fold")
+    table.add_column("smallest machines" if wide else "smallest", overflow="fold")
     for each in documents:
+        kv_bytes = [f"{each['kv_bytes_per_token']['bfloat16']:,.0f}"] if wide else []
         table.add_row(
             each["name"],
-            each["weights"],
-            f"{each['bytes'] / 1e9:,.1f}",
+            each["weights"] if wide else each["weights"].replace("compressed-tensors", "packed"),
+            f"{each['bytes'] / 1e9:,.0f}",
             f"{each['weights_gib_per_gpu_tp8']:.1f}",
-            f"{each['kv_bytes_per_token']['bfloat16']:,.0f}",
-            ", ".join(each["runs_on"][:SHOWN]) or "none here",
+            *kv_bytes,
+            ", ".join(each["runs_on"][: SHOWN if wide else 1]) or "none here",
         )
     screen.print(table)
+    for line in (
+        f"GB: the whole; GiB: weights on each of eight GPUs (TP8){'; KV bytes: per token, BF16' if wide else ''}.",
+        f"Smallest: what holds it and runs it under SGLang {version}.",
+        "`sgtune models NAME` shows one in full.",
+    ):
+        screen.print(line, markup=False)
 
 
 def _show_whole(each: dict[str, Any], version: str, screen: Console) -> None:

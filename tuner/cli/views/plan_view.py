@@ -49,7 +49,7 @@ COLUMNS = (
 )
 
 
-def show_plan(plan: Plan, screen: Console, *, model_path: str, explain: bool) -> None:
+def show_plan(plan: Plan, screen: Console, *, explain: bool) -> None:
     """Print the answer first, then the table, then reasons and warnings."""
     question, machine = plan.question, plan.context.machine
     screen.print(
@@ -68,7 +68,7 @@ def show_plan(plan: Plan, screen: Console, *, model_path: str, explain: bool) ->
         for index, candidate in enumerate(plan.found.candidates[1:], start=2):
             screen.print(f"{index:3}  {candidate.name:<24} {candidate.why}", markup=False)
         screen.print("launch command for #1:", style="bold")
-        for line in launch_lines(best, question.version, model_path):
+        for line in launch_lines(best, question.version, question.served_path):
             screen.print(line, soft_wrap=True, markup=False)
     if explain and best is not None:
         screen.print(ledger_table(best.ledger))
