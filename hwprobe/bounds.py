@@ -79,6 +79,8 @@ WORLD = {
     "extra_memory_gib": Bound(-2048, 2048, "GiB"),
     "boot_s": Bound(0.0001, 86_400, "s"),
     "slice_boot_s": Bound(0.0001, 86_400, "s"),
+    "transfer_gb_s": Bound(0.0001, 10_000, "GB/s"),
+    "transfer_latency_ms": Bound(0.0, 60_000, "ms"),
     "sigma": ENGINE["sigma"],
 }
 LONGEST_TOKENS = 10_000_000

@@ -56,6 +56,7 @@ WHOLE = (
     "tests/tuner/load/test_point.py",
     "tests/tuner/test_confirm.py",
     "tests/tuner/test_documents.py",
+    "tests/tuner/test_emulated_fleets.py",
     "tests/tuner/test_fidelity.py",
     "tests/tuner/test_live.py",
     "tests/tuner/test_load_ladder.py",

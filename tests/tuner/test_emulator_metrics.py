@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from models.layout import table_of
 from models.serving.scheduler import Limits
+from models.serving.step_times import StepTimes
 from planner.inputs import read_question
 from tests.typical import filled
 from tuner.emulator.driver import Driver, Habits
@@ -29,7 +30,7 @@ class Played:
 
     def __init__(self, release: str, *, ranks: int = 1, recv_interval: int = 1, radix: bool = True) -> None:
         config = filled(attn_dp_size=ranks, max_running_requests=64)
-        times = CountedTimes(CONTEXT.system(table_of([config])), acceptance=0.0, largest_batch=64)
+        times = CountedTimes(StepTimes(CONTEXT.system(table_of([config])), acceptance=0.0, largest_batch=64))
         observed = Exposed(
             ranks=ranks, attn_tp=8 // ranks, ep_ranks=1, tp=8, graph_max_bs=4, kv_tokens=100_000, context_length=4096,
             page_size=1, mtp_steps=0, radix=True,

@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     if refusal is not None:
         return refusal
     rank = int(checked.arguments.values.get("node_rank") or 0)
-    faults = tuple(fault for fault in world.faults if fault.meant_for(options.launch, rank))
+    faults = tuple(fault for fault in world.faults if fault.meant_for(options.launch, rank, options.server))
     return boot(
         EmulatedMachine(
             context=context,
@@ -51,6 +51,7 @@ def main(arguments: list[str]) -> int:
             faults=faults,
             seed=options.seed,
             typed=tuple(arguments[split + 1 :]),
+            server=options.server,
         )
     )
 
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--expert-skew", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--launch", type=int, default=0, help="number of this launch, for the world's faults")
+    parser.add_argument("--server", default="", help="name in a deployment (decode-1), for the world's servers")
     return parser
 
 

@@ -19,6 +19,8 @@ from tuner.engines.faults import Fault, FaultKind
 if TYPE_CHECKING:
     from tuner.emulator.api_server import ApiServer
     from tuner.emulator.metrics import Exposition
+    from tuner.emulator.role_metrics import RoleMetrics
+    from tuner.emulator.roles import Meeting
 
 # A prompt this short never fills the activations a full prefill needs.
 SMALL_PROMPT = 64
@@ -31,8 +33,10 @@ DONE = b"data: [DONE]\n\n"
 class Answers:
     """The handlers; faults of the phase `serving` happen here."""
 
-    def __init__(self, api: ApiServer, driver: Driver, shown: Exposition | None) -> None:
-        self._asked, self._driver, self.shown = api, driver, shown
+    def __init__(
+        self, api: ApiServer, driver: Driver, shown: Exposition | None, role: RoleMetrics | None = None
+    ) -> None:
+        self._asked, self._driver, self.shown, self._role = api, driver, shown, role
         self.ready = False
         self._requests = 0
 
@@ -83,7 +87,7 @@ class Answers:
         return web.json_response(server_document(self._asked, self._name()))
 
     async def loads(self, request: web.Request) -> web.Response:
-        return web.json_response(loads_document(self._asked, self._driver.server))
+        return web.json_response(loads_document(self._asked, self._driver.server, self._role))
 
     async def metrics(self, request: web.Request) -> web.Response:
         text = self.shown.text() if self.shown is not None else b""
@@ -106,13 +110,31 @@ class Answers:
 
     # -- generation --------------------------------------------------------------------------------------------
 
-    def _submit(self, prompt: tuple[int, ...] | int, osl: int, came_s: float, streaming: bool) -> ServedRequest:
+    def _meeting(self, body: dict[str, Any]) -> Meeting | None:
+        """Return where the other half of a request is, None on a server of both phases. Raises HTTPBadRequest."""
+        played = self._asked.played
+        if played is None:
+            return None
+        meeting = played.meeting_of(body)
+        if meeting is None:
+            text = "Invalid request: Disaggregated request received without bootstrap room id."
+            raise web.HTTPBadRequest(
+                text=json.dumps({"error": {"message": text}}), content_type="application/json"
+            )  # fmt: skip
+        return meeting
+
+    def _submit(
+        self, prompt: tuple[int, ...] | int, osl: int, came_s: float, body: dict[str, Any]
+    ) -> ServedRequest:  # fmt: skip
+        meeting = self._meeting(body)
         isl = prompt if isinstance(prompt, int) else len(prompt)
         if self._asked.oom_under_load and isl > SMALL_PROMPT:
             self._out_of_memory()
         short = self._due(FaultKind.SHORT)
         tokens = max(1, osl - (short.count if short else 0))
-        return self._driver.submit(prompt, tokens, came_s, streaming=streaming)
+        if self._role is not None and self._role.prefills:
+            tokens = 1
+        return self._driver.submit(prompt, tokens, came_s, streaming=bool(body.get("stream")), meeting=meeting)
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """Answer SGLang's own endpoint."""
@@ -126,16 +148,16 @@ class Answers:
         if longest and isl + osl > longest:
             text = f"Requested token count exceeds the model's maximum context length of {longest} tokens."
             return web.json_response({"error": {"message": text}}, status=400)
-        live = self._submit(prompt, osl, came_s, bool(body.get("stream")))
+        live = self._submit(prompt, osl, came_s, body)
         if body.get("stream"):
             return await self._stream(request, live, lambda: self._generated(live, isl))
         await self._finished(live)
-        return web.json_response(self._generated(live, isl))
+        return _failed(live) or web.json_response(self._generated(live, isl))
 
     def _generated(self, live: ServedRequest, isl: int) -> dict[str, Any]:
         reason = None
         if live.done:
-            reason = {"type": "abort"} if live.aborted else {"type": "length", "length": live.tokens}
+            reason = _abort(live) if live.aborted else {"type": "length", "length": live.tokens}
         meta = {"id": str(live.request.index), "prompt_tokens": isl, "completion_tokens": live.tokens,
                 "cached_tokens": live.cached, "finish_reason": reason}  # fmt: skip
         return {"text": "", "output_ids": [ANSWER_ID] * live.tokens, "meta_info": meta}
@@ -149,13 +171,13 @@ class Answers:
         prompt_tokens = tuple(prompt) if isinstance(prompt, list) else max(1, len(prompt) // CHARACTERS_PER_TOKEN)
         isl = prompt_tokens if isinstance(prompt_tokens, int) else len(prompt_tokens)
         osl = int(body.get("max_tokens") or body.get("max_completion_tokens") or DEFAULT_OUTPUT)
-        live = self._submit(prompt_tokens, osl, came_s, bool(body.get("stream")))
+        live = self._submit(prompt_tokens, osl, came_s, body)
         sent_tokens = 0
 
         def chunk() -> dict[str, Any]:
             nonlocal sent_tokens
             text, sent_tokens = "a " * (live.tokens - sent_tokens), live.tokens
-            reason = "length" if live.done else None
+            reason = None if not live.done else "abort" if live.aborted else "length"
             part: dict[str, Any] = {"delta": {"content": text}} if chat else {"text": text}
             usage = {"prompt_tokens": isl, "completion_tokens": live.tokens,
                      "prompt_tokens_details": {"cached_tokens": live.cached}}  # fmt: skip
@@ -165,6 +187,8 @@ class Answers:
         if body.get("stream"):
             return await self._stream(request, live, chunk)
         await self._finished(live)
+        if (failed := _failed(live)) is not None:
+            return failed
         answer = chunk()
         if chat:
             answer["choices"][0]["message"] = {"role": "assistant", **answer["choices"][0].pop("delta")}
@@ -196,3 +220,13 @@ class Answers:
         except asyncio.CancelledError:
             self._driver.abort(live)
             raise
+
+
+def _abort(live: ServedRequest) -> dict[str, Any]:
+    """Return the finish reason of a request that was aborted: by its client, or for a failure here."""
+    return {"type": "abort", "message": live.failure, "status_code": 500} if live.failure else {"type": "abort"}
+
+
+def _failed(live: ServedRequest) -> web.Response | None:
+    """Return the answer to a request that failed here, None where it did not."""
+    return web.json_response({"detail": live.failure}, status=500) if live.failure else None

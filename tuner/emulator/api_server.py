@@ -17,9 +17,12 @@ from models.config import ServerConfig
 from models.serving.scheduler import Limits
 from tuner.emulator import family
 from tuner.emulator.answers import Answers
+from tuner.emulator.doors import open_door
 from tuner.emulator.driver import Driver, Habits
 from tuner.emulator.log import say
 from tuner.emulator.recorder import CountedTimes, Exposed, Recorder
+from tuner.emulator.role_metrics import RoleMetrics
+from tuner.emulator.roles import RolePlayed, keeps_prefixes
 from tuner.engines.faults import Fault
 
 if TYPE_CHECKING:
@@ -33,11 +36,13 @@ POLL_S = 0.1
 class ApiServer:
     """Everything the HTTP side needs to know; `boot_s` is the world's, `started` a monotonic time.
 
-    `leave` tells the other ranks of the server, where there are some, that this one ends.
+    `leave` tells the other ranks of the server, where there are some, that this one ends; `played` is None for a server
+    of both phases.
     """
 
     times: CountedTimes
     limits: Limits
+    played: RolePlayed | None
     observed: Exposed
     config: ServerConfig
     arguments: dict[str, Any]
@@ -63,15 +68,17 @@ def serve(api: ApiServer) -> int:
 
 async def _serve(api: ApiServer) -> int:
     shown = exposition(api)
-    recorder = Recorder(shown, api.observed, api.times) if shown is not None else None
+    role = role_metrics(api, shown)
+    recorder = Recorder(shown, api.observed, api.times, role) if shown is not None else None
     driver = Driver(api.times, api.limits, habits_of(api), recorder=recorder)
-    answers = Answers(api, driver, shown)
+    answers = Answers(api, driver, shown if api.arguments.get("enable_metrics") else None, role)
     runner = web.AppRunner(application(answers), access_log=None, handler_cancellation=True)
     await runner.setup()
     host, port = address_of(api.arguments)
     say("INFO:     Application startup complete.")
     try:
         await web.TCPSite(runner, host, port, backlog=4096).start()
+        close_door = await open_door(driver, api.played, role, host)
     except OSError as error:
         text = "address already in use" if error.errno == errno.EADDRINUSE else str(error.strerror)
         say(f"ERROR:    [Errno {error.errno}] error while attempting to bind on address ('{host}', {port}): {text}")
@@ -93,6 +100,7 @@ async def _serve(api: ApiServer) -> int:
         await asyncio.sleep(POLL_S)
     say("Gracefully exiting... Remaining number of requests 0.")
     running.cancel()
+    await close_door()
     await runner.cleanup()
     api.leave()
     return 0
@@ -108,20 +116,28 @@ def habits_of(api: ApiServer) -> Habits:
     return Habits(
         noise=api.noise,
         seed=api.seed,
-        radix=not api.config.disable_radix_cache,
+        radix=keeps_prefixes(api.config),
         recv_interval=api.config.scheduler_recv_interval or 1,
         page=api.config.page_size or 1,
     )
 
 
 def exposition(api: ApiServer) -> Exposition | None:
-    """Return what /metrics shows, None without --enable-metrics."""
-    if not api.arguments.get("enable_metrics"):
+    """Return what /metrics shows; None without --enable-metrics, unless the log says some of it."""
+    if not api.arguments.get("enable_metrics") and api.played is None:
         return None
     from tuner.emulator.metrics import Exposition  # prometheus_client costs a start 0.1 s
 
     name = str(api.arguments.get("served_model_name") or api.arguments.get("model_path"))
-    return Exposition(Version(api.version), model_name=name, pid=os.getpid())
+    role = "unified" if api.played is None else str(api.played.role)
+    return Exposition(Version(api.version), model_name=name, pid=os.getpid(), engine_type=role)
+
+
+def role_metrics(api: ApiServer, shown: Exposition | None) -> RoleMetrics | None:
+    """Return what a server of one phase says of its queues, None for one of both."""
+    if api.played is None or shown is None:
+        return None
+    return RoleMetrics(role=api.played.role, observed=api.observed, shown=shown)
 
 
 def _watch(pid: int) -> int:

@@ -12,12 +12,17 @@ from models.config import ServerConfig
 from models.costs.memory import Memory, MemoryLedger, ledger_of
 from models.layout import table_of
 from models.serving.estimate import Context, limits_of
+from models.serving.fleet_replay import ServerModel
+from models.serving.role_times import decode_context
+from models.serving.step_times import StepTimes
 from planner.check.judge import Checked, modelled
+from planner.fleets.deployment import Role
 from tuner.emulator import family
 from tuner.emulator.api_server import ApiServer, address_of, serve
 from tuner.emulator.log import say, write
 from tuner.emulator.ranks import Ranks, follow
 from tuner.emulator.recorder import CountedTimes, Exposed
+from tuner.emulator.roles import in_role, keeps_prefixes, role_of, role_played
 from tuner.engines.faults import Fault, FaultKind
 from tuner.engines.world import World
 from tuner.engines.world_memory import boot_failure, fails_under_load
@@ -31,7 +36,7 @@ MOST_RUNNING = 2048
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmulatedMachine:
-    """What is started, and what is true where it starts."""
+    """What is started, and what is true where it starts; `server` is its name in a deployment."""
 
     context: Context
     world: World
@@ -39,6 +44,7 @@ class EmulatedMachine:
     faults: tuple[Fault, ...]
     seed: int
     typed: tuple[str, ...] = ()
+    server: str = ""
 
     @property
     def config(self) -> ServerConfig:
@@ -49,7 +55,9 @@ class EmulatedMachine:
         return self.world.start_s(self.context)
 
     def truth(self) -> Context:
-        return self.world.truth(self.context, self.config, os.environ.get(NODE_VARIABLE, ""))
+        config = self.config
+        truth = self.world.truth(self.context, config, os.environ.get(NODE_VARIABLE, ""), self.server)
+        return decode_context(truth, config) if role_of(config) is Role.DECODE else truth
 
 
 def boot(machine: EmulatedMachine) -> int:
@@ -100,13 +108,17 @@ def api_server(machine: EmulatedMachine, warm_up: Callable[[], None] = lambda: N
     filled = context.memory(table)
     per_rank = ledger_of(filled, table, 0).kv_tokens_per_rank
     most = min(int(table.most_running[0]), MOST_RUNNING)
-    limits = limits_of(config, table, float(filled.kv_tokens[0]))
+    limits = replace(limits_of(config, table, float(filled.kv_tokens[0])), max_running=most)
+    times = StepTimes(context.system(table), acceptance=context.acceptance, largest_batch=most)
+    model = in_role(ServerModel(times=times, limits=limits), config, context)
+    arguments = machine.checked.arguments.values
     return ApiServer(
-        times=CountedTimes(context.system(table), acceptance=context.acceptance, largest_batch=most),
+        times=CountedTimes(model.times),
         observed=observed_of(machine, per_rank),
-        limits=replace(limits, max_running=most, longest_stride=1.0),
+        limits=model.limits,
+        played=role_played(config, arguments, machine.world.transfer(context)),
         config=config,
-        arguments=machine.checked.arguments.values,
+        arguments=arguments,
         typed=machine.typed,
         version=str(context.version),
         device=context.machine.device,
@@ -138,7 +150,7 @@ def observed_of(machine: EmulatedMachine, kv_tokens_per_rank: int) -> Exposed:
         context_length=config.context_length or 0,
         page_size=config.page_size or 1,
         mtp_steps=config.speculative.num_steps if config.speculative else 0,
-        radix=not config.disable_radix_cache,
+        radix=keeps_prefixes(config),
         late_rank=slow.rank if slow else 0,
         late_share=1.0 - 1.0 / slow.factor if slow else 0.0,
         balancedness=world.balancedness(machine.truth(), config) if reported in ("prometheus", "both") else None,

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from models.serving.prefix_caches import PrefixCaches
 from models.serving.radix_cache import TokenPath
@@ -15,6 +16,7 @@ from models.serving.request import Request
 from models.serving.scheduler import INITIAL_NEW_TOKEN_RATIO, Limits, Scheduler, leave, run_batch, take_finished
 from models.serving.step_times import StepTimes
 from tuner.emulator.recorder import Recorder
+from tuner.emulator.roles import Meeting
 
 # Batches between two draws of the world's noise.
 NOISE_EVERY = 50
@@ -26,18 +28,36 @@ UNKNOWN_TOKENS = 1 << 32
 
 @dataclass(slots=True)
 class ServedRequest:
-    """A request on its way and what its client has been told; `news` wakes the client."""
+    """A request on its way and what its client has been told; `news` wakes the client.
+
+    `meeting` is where its other half is, on a prefill or decode server; `failure` why it was aborted here.
+    """
 
     request: Request
+    meeting: Meeting | None = None
     tokens: int = 0
     done: bool = False
     aborted: bool = False
+    failure: str = ""
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def cached(self) -> int:
         """Prompt tokens that were cached when the request was admitted."""
         return self.request.cached
+
+
+class Door(Protocol):
+    """Where requests come in and go out of a server of one phase."""
+
+    def came(self, live: ServedRequest) -> None:
+        """A request has come; it may `enter` the scheduler later."""
+
+    def served(self, live: ServedRequest) -> bool:
+        """The scheduler has done with a request; True keeps it until it is `complete`."""
+
+    def gone(self, live: ServedRequest) -> None:
+        """A request has ended, with its answer or without."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +111,7 @@ class Driver:
         self.live: dict[int, ServedRequest] = {}
         self.slower = 1.0
         self.mute = False
+        self.door: Door | None = None
         self.late_s = 0.0
         self.batches = 0
         self._recorder = recorder
@@ -100,7 +121,13 @@ class Driver:
         self._count = 0
 
     def submit(
-        self, prompt: tuple[int, ...] | int, osl: int, came_s: float | None = None, *, streaming: bool = False
+        self,
+        prompt: tuple[int, ...] | int,
+        osl: int,
+        came_s: float | None = None,
+        *,
+        streaming: bool = False,
+        meeting: Meeting | None = None,
     ) -> ServedRequest:
         """Take a request in: its prompt as token ids (or only their number) and its output length.
 
@@ -114,22 +141,40 @@ class Driver:
         request = Request(self._count, isl, osl, now, visible_s, prompt=isl)
         if self._habits.radix:
             self._paths[self._count] = TokenPath(_tokens_of(prompt, osl, self._count))
-        live = ServedRequest(request)
+        live = ServedRequest(request, meeting)
         self.live[request.index] = live
         if self._recorder is not None:
             self._recorder.came(live, now, streaming=streaming)
+        if self.door is not None and meeting is not None:
+            self.door.came(live)
+        else:
+            self.enter(live)
+        return live
+
+    def enter(self, live: ServedRequest) -> None:
+        """Let a request reach the scheduler; one that waited at the door does so now."""
+        request = live.request
+        if live.meeting is not None:
+            request.visible_s = max(request.visible_s, self.now())
         if self._habits.recv_interval > 1 and self.server.running:
             self._inbox.append(request)
         else:
             self.server.arrive(request)
         self._work.set()
-        return live
 
-    def abort(self, live: ServedRequest) -> None:
+    def release_slot(self) -> None:
+        """Free the slot of a request that was done here, and was kept until its KV cache had been sent."""
+        if self._is_full():
+            self.server.now_s = max(self.server.now_s, self.now())  # it did nothing until now
+        self.server.held -= 1
+        self._work.set()
+
+    def abort(self, live: ServedRequest, failure: str = "") -> None:
         """Drop a request wherever it is."""
         server, request = self.server, live.request
         if live.done:
             return
+        live.failure = failure
         if request.index in server.running:
             leave(server, request)
         if server.cache is not None:
@@ -145,6 +190,8 @@ class Driver:
         live.done = live.aborted = True
         live.news.set()
         self.live.pop(request.index, None)
+        if self.door is not None:
+            self.door.gone(live)
         if self._recorder is not None and not self.live:
             self._recorder.refresh(server)
 
@@ -201,20 +248,24 @@ class Driver:
 
     def _busy(self) -> bool:
         server = self.server
-        return bool(server.running or server.waiting or server.arriving or self._inbox or server.chunked is not None)
+        waits = server.waiting or server.arriving or self._inbox or server.chunked is not None
+        return bool(server.running or (waits and not self._is_full()))
+
+    def _is_full(self) -> bool:
+        """Whether requests that are being sent hold every slot, so that nothing can run."""
+        server = self.server
+        return not server.running and server.chunked is None and server.held >= self._limits.max_running
 
     def tell(self) -> None:
         """Tell the clients what has come out by now."""
         server, now_s = self.server, self.now()
         for request in take_finished(server):
             self._paths.pop(request.index, None)
-            live = self.live.pop(request.index, None)
+            live = self.live.get(request.index)
             if live is not None:
                 self._hear(live, request.osl, now_s)
-                live.done = True
-                if self._recorder is not None:
-                    self._recorder.finished(live, now_s)
-                live.news.set()
+                if self.door is None or not self.door.served(live):
+                    self.complete(live)
         accepted = server.times.accepted
         for index, request in server.running.items():
             live = self.live.get(index)
@@ -224,6 +275,16 @@ class Driver:
                 live.news.set()
         if self._recorder is not None and not server.running:
             self._recorder.refresh(server)
+
+    def complete(self, live: ServedRequest) -> None:
+        """Give a request its end."""
+        self.live.pop(live.request.index, None)
+        live.done = True
+        if self._recorder is not None:
+            self._recorder.finished(live, self.now())
+        live.news.set()
+        if self.door is not None:
+            self.door.gone(live)
 
     def _hear(self, live: ServedRequest, tokens: int, now_s: float) -> None:
         if self._recorder is not None:

@@ -77,12 +77,12 @@ def metrics_of(version: Version) -> dict[str, MetricRecord]:
 class Exposition:
     """What a server of a release exposes. A metric the release does not have takes no value and does not show."""
 
-    def __init__(self, version: Version, *, model_name: str, pid: int) -> None:
+    def __init__(self, version: Version, *, model_name: str, pid: int, engine_type: str = "unified") -> None:
         cast("Callable[[], None]", disable_created_metrics)()  # SGLang's collector of many processes shows none
         self._registry = CollectorRegistry()
         self._release = release_read(version)
         self._records = metrics_of(version)
-        self._model_name, self._pid = model_name, str(pid)
+        self._model_name, self._pid, self._engine_type = model_name, str(pid), engine_type
         self._metrics: dict[str, Any] = {}
         self._children: dict[tuple[str, tuple[tuple[str, str], ...]], Any] = {}
 
@@ -103,6 +103,11 @@ class Exposition:
         """Add to a counter."""
         if child := self._child(name, labels):
             child.inc(value)
+
+    def note(self, name: str, value: float, labels: Labels = NO_LABELS) -> None:
+        """Observe a value of a histogram, or set what is a gauge in this release."""
+        record = self._records.get(name)
+        (self.set if record is not None and record.type == "gauge" else self.observe)(name, value, labels)
 
     def observe(self, name: str, value: float, labels: Labels = NO_LABELS) -> None:
         """Observe a value of a histogram or summary."""
@@ -127,7 +132,7 @@ class Exposition:
         since = SCHEDULER_LABELS if process == "scheduler" else FRONT_END_LABELS
         for name, release in since.items():
             if self._release >= Version(release):
-                values[name] = "unified" if name == "engine_type" else str(labels.get(name, 0))
+                values[name] = self._engine_type if name == "engine_type" else str(labels.get(name, 0))
         if process == "scheduler" and "dp_rank" in labels and "tp_rank" in values:
             values["dp_rank"] = str(labels["dp_rank"])
         return values

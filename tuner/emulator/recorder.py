@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from models.costs.system import System
 from models.serving.request import Request
 from models.serving.scheduler import Scheduler
 from models.serving.step_times import StepTimes
@@ -14,6 +13,7 @@ from models.serving.step_times import StepTimes
 if TYPE_CHECKING:
     from tuner.emulator.driver import ServedRequest
     from tuner.emulator.metrics import Exposition
+    from tuner.emulator.role_metrics import RoleMetrics
 
 # Decode passes between two updates of SGLang's gauges (--decode-log-interval).
 LOG_INTERVAL = 40
@@ -54,15 +54,16 @@ class Exposed:
 class CountedTimes(StepTimes):
     """Step times that remember the prefill passes asked for: prompts and new tokens of each."""
 
-    def __init__(self, system: System, *, acceptance: float, largest_batch: int) -> None:
-        """As StepTimes."""
-        super().__init__(system, acceptance=acceptance, largest_batch=largest_batch)
+    def __init__(self, times: StepTimes) -> None:
+        """Count the passes of a server with these times."""
+        self.__dict__.update(times.__dict__)
+        self._times = times
         self._passes: list[tuple[int, float]] = []
 
     def prefill_s(self, prompts: int, new_tokens: float, pairs: float) -> float:
         """Return the time of a pass, and remember it."""
         self._passes.append((prompts, new_tokens))
-        return super().prefill_s(prompts, new_tokens, pairs)
+        return self._times.prefill_s(prompts, new_tokens, pairs)
 
     def take_passes(self) -> list[tuple[int, float]]:
         """Return the passes since the last call."""
@@ -84,8 +85,10 @@ class _Told:
 class Recorder:
     """Counts what happens. Times are the driver's."""
 
-    def __init__(self, shown: Exposition, observed: Exposed, times: CountedTimes) -> None:
-        self._shown, self._observed, self._times = shown, observed, times
+    def __init__(
+        self, shown: Exposition, observed: Exposed, times: CountedTimes, role: RoleMetrics | None = None
+    ) -> None:
+        self._shown, self._observed, self._times, self._role = shown, observed, times, role
         self._told: dict[int, _Told] = {}
         self._decodes, self._since_s, self._since_tokens = 0, 0.0, [0.0] * observed.ranks
         self._throughput = [0.0] * observed.ranks
@@ -165,7 +168,11 @@ class Recorder:
         if server.retractions > self._retractions:
             self._retracted(server)
         if passes:
-            self._prefilled(server, list(live), passes, began_s)
+            hit = self._entered(server, list(live), began_s)
+            if self._role is None or self._role.prefills:
+                self._prefilled(passes, hit)
+            if self._role is not None and self._role.prefills:
+                self._role.prefill_line(server, passes)
         if steps > 0:
             self._decoded(server, steps)
         if passes or steps:
@@ -182,9 +189,8 @@ class Recorder:
             self._retracted_now[rank] = share
             self._shown.set("total_retracted_reqs", server.retractions, labels)
 
-    def _prefilled(
-        self, server: Scheduler, live: list[ServedRequest], passes: list[tuple[int, float]], began_s: float
-    ) -> None:
+    def _entered(self, server: Scheduler, live: list[ServedRequest], began_s: float) -> list[float]:
+        """Observe how long requests waited that have entered a batch; return their cached tokens, of each rank."""
         hit = [0.0] * self._observed.ranks
         for served in live:
             shown_to, request = self._told.get(served.request.index), served.request
@@ -198,6 +204,9 @@ class Recorder:
                 labels = self._observed.labels(rank)
                 self._shown.observe("queue_time_seconds", max(0.0, began_s - shown_to.came_s), labels)
                 hit[rank] += served.cached
+        return hit
+
+    def _prefilled(self, passes: list[tuple[int, float]], hit: list[float]) -> None:
         new = sum(tokens for _, tokens in passes)
         self._hit_rate = sum(hit) / max(1.0, sum(hit) + new)
         for rank in range(self._observed.ranks):
@@ -241,11 +250,15 @@ class Recorder:
         span_s = server.now_s - self._since_s
         if self._decodes % LOG_INTERVAL == 0 and span_s > 0.0 and any(self._since_tokens):
             self._throughput = [tokens / span_s for tokens in self._since_tokens]
+            if self._role is not None and not self._role.prefills:
+                self._role.decode_line(server, sum(self._throughput))
             self._since_s, self._since_tokens = server.now_s, [0.0] * self._observed.ranks
         if not server.running:
             self._throughput = [0.0] * self._observed.ranks
         for rank in range(self._observed.ranks):
             self._gauges(rank, server, running[rank], len(waiting[rank]))
+        if self._role is not None:
+            self._role.refresh()
 
     def _gauges(self, rank: int, server: Scheduler, running: list[Request], waiting: int) -> None:
         observed, shown, labels = self._observed, self._shown, self._observed.labels(rank)

@@ -9,6 +9,7 @@ from planner.sglang.secret_flags import without_secrets
 
 if TYPE_CHECKING:
     from tuner.emulator.api_server import ApiServer
+    from tuner.emulator.role_metrics import RoleMetrics
 
 
 def server_document(api: ApiServer, name: str) -> dict[str, Any]:
@@ -53,14 +54,17 @@ def _state(api: ApiServer) -> dict[str, Any]:
     }
 
 
-def loads_document(api: ApiServer, server: Scheduler) -> dict[str, Any]:
+def loads_document(api: ApiServer, server: Scheduler, role: RoleMetrics | None = None) -> dict[str, Any]:
     """Return /v1/loads: one load for every attention-DP rank."""
     ranks = api.observed.ranks
     return {
         "version": api.version,
         "accelerator": api.device,
         "num_accelerators": max(1, api.config.gpu_count // ranks),
-        "loads": [_load(api, server, rank) for rank in range(ranks)],
+        "loads": [
+            _load(api, server, rank) | ({"disaggregation": role.load(rank)} if role is not None else {})
+            for rank in range(ranks)
+        ],
     }
 
 

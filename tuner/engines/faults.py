@@ -30,7 +30,11 @@ PHASES = ("import", "distributed", "weights", "kv pool", "graphs", "warm-up", "s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One fault. `launches` restricts it to trials of these numbers, `rank` to one of a server over several nodes."""
+    """One fault.
+
+    `launches` restricts it to trials of these numbers, `rank` to one of a server over several nodes, `server` to one of
+    a deployment, by its name ("prefill-0").
+    """
 
     kind: FaultKind
     phase: str = "serving"
@@ -41,7 +45,9 @@ class Fault:
     text: str = ""
     launches: tuple[int, ...] = field(default_factory=tuple)
     rank: int | None = None
+    server: str | None = None
 
-    def meant_for(self, launch: int, rank: int) -> bool:
-        """Say whether it happens to this rank of this launch."""
-        return (not self.launches or launch in self.launches) and self.rank in (None, rank)
+    def meant_for(self, launch: int, rank: int, server: str = "") -> bool:
+        """Say whether it happens to this rank of this launch, or of this server of it."""
+        matches = self.rank in (None, rank) and self.server in (None, server)
+        return matches and (not self.launches or launch in self.launches)

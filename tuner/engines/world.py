@@ -22,6 +22,7 @@ from models.engine.profile import EngineParameters
 from models.layout import table_of
 from models.records.slice_fit import dummy_weights
 from models.serving.estimate import Context
+from models.serving.fleet_replay import Transfer, transfer_of
 from tuner.engines.faults import PHASES, Fault
 
 Positive = Annotated[float, Meta(gt=0)]
@@ -33,8 +34,8 @@ NotNegative = Annotated[float, Meta(ge=0)]
 class Effect:
     """Step times are multiplied by `time_factor` when every knob in `when` has the value given.
 
-    Knobs are fields of ServerConfig, and `mtp_steps`; two knobs in one effect are an interaction. `on` says whether
-    it shows on the whole model, on a slice of it, or on both.
+    Knobs are fields of ServerConfig, `mtp_steps` and `role` ("mixed", "prefill" or "decode"); two knobs in one effect
+    are an interaction. `on` says whether it shows on the whole model, on a slice of it, or on both.
     """
 
     when: dict[str, int | float | str | bool]
@@ -58,7 +59,9 @@ class World:
     standard deviation of a measurement; `expert_balance` is the mean over the largest of the GPUs' shares of tokens
     under expert parallelism, by default what the spread of popularity gives; `boot_s` is the time of one launch,
     `slice_boot_s` that of a slice; `faults` happen in the emulated server only. `node_factors` multiply the step times
-    of servers on nodes of a cluster, by the name of the (first) node.
+    of servers on nodes of a cluster, by the name of the (first) node, `server_factors` those of servers of a
+    deployment, by their names ("decode-1"). Between a prefill and a decode server the KV cache of one request moves at
+    `transfer_gb_s`, after handshakes of `transfer_latency_ms`.
     """
 
     name: str = "unnamed"
@@ -74,13 +77,18 @@ class World:
     expert_balance: Annotated[float, Meta(gt=0, le=1)] | None = None
     faults: tuple[Fault, ...] = ()
     node_factors: dict[str, Positive] = field(default_factory=dict)
+    server_factors: dict[str, Positive] = field(default_factory=dict)
+    transfer_gb_s: Positive | None = None
+    transfer_latency_ms: NotNegative | None = None
 
-    def truth(self, belief: Context, config: ServerConfig, node: str = "") -> Context:
+    def truth(self, belief: Context, config: ServerConfig, node: str = "", server: str = "") -> Context:
         """Return the context that is true for this configuration on this node, starting from the planner's belief.
 
-        A slice has made-up weights: they accept no draft, and send every token to the same experts.
+        `server` is its name in a deployment. A slice has made-up weights: they accept no draft, and send every token to
+        the same experts.
         """
-        slower, sliced = self.node_factors.get(node, 1.0), belief.arch.sliced_from > 0
+        slower = self.node_factors.get(node, 1.0) * self.server_factors.get(server, 1.0)
+        sliced = belief.arch.sliced_from > 0
         for effect in self.effects:
             if effect.on in ("both", "slice" if sliced else "whole") and all(
                 _knob(config, name) == value for name, value in effect.when.items()
@@ -113,6 +121,13 @@ class World:
         step = decode_step(belief.system(table_of([config])), np.array([TYPICAL_BATCH]), np.array([TYPICAL_CONTEXT]))
         return 1.0 + float((step.experts / step.total)[0]) * (natural / self.expert_balance - 1.0)
 
+    def transfer(self, truth: Context) -> Transfer:
+        """Return what moving one request's KV cache costs here; what the world leaves open is as believed."""
+        believed = transfer_of(truth)
+        latency_ms = 1e3 * believed.latency_s if self.transfer_latency_ms is None else self.transfer_latency_ms
+        gb_s = believed.bytes_s / 1e9 if self.transfer_gb_s is None else self.transfer_gb_s
+        return replace(believed, latency_s=latency_ms / 1e3, bytes_s=1e9 * gb_s)
+
     def start_s(self, context: Context) -> float:
         """Return the seconds of one launch of this model."""
         return self.slice_boot_s if context.arch.sliced_from else self.boot_s
@@ -134,6 +149,8 @@ def _slowed(parameters: EngineParameters, factor: float) -> EngineParameters:
 def _knob(config: ServerConfig, name: str) -> Any:
     if name == "mtp_steps":
         return config.speculative.num_steps if config.speculative else 0
+    if name == "role":
+        return {"null": "mixed"}.get(mode := config.flag("disaggregation_mode", "null"), mode)
     return getattr(config, name)
 
 
@@ -151,8 +168,9 @@ def load_world(path: Path | None) -> World:
     check_fields(world, {name: bound for name, bound in WORLD.items() if name != "parameters"}, where)
     for name, factor in world.parameters.items():
         within(factor, f"parameters.{name}", WORLD["parameters"], where)
-    for factor in world.node_factors.values():
-        within(factor, "a factor of node_factors", WORLD["time_factor"], where)
+    for table, factors in (("node_factors", world.node_factors), ("server_factors", world.server_factors)):
+        for factor in factors.values():
+            within(factor, f"a factor of {table}", WORLD["time_factor"], where)
     for effect in world.effects:
         within(effect.time_factor, "time_factor of an effect", WORLD["time_factor"], where)
     return world
@@ -160,7 +178,7 @@ def load_world(path: Path | None) -> World:
 
 def _check_names(world: World, where: str) -> None:
     parameters = [item.name for item in fields(EngineParameters)]
-    knobs = [*(item.name for item in fields(ServerConfig) if item.name != "speculative"), "mtp_steps"]
+    knobs = [*(item.name for item in fields(ServerConfig) if item.name != "speculative"), "mtp_steps", "role"]
     for name in world.parameters:
         if name not in parameters:
             raise InputError(f"{where}: unknown engine parameter '{name}'; {did_you_mean(name, parameters)}")
