@@ -2,8 +2,9 @@
 """The one entry to a checkout: makes its virtual environment (.venv) and runs things in it.
 
     python3 dev.py sgtune plan --hardware nf5688g7 --isl 1000 --osl 1000 --concurrency 1024
-    python3 dev.py test            all tests, side by side (arguments go to pytest: some tests, one after the other)
+    python3 dev.py test            what CI runs, side by side (arguments go to pytest: some tests, one after the other)
     python3 dev.py test --quick    before each commit: without servers, pages, whole tunes and what is slow
+    python3 dev.py test --deep     what takes minutes each: real SGLang, two Ray nodes, kills; before a release
     python3 dev.py test --real     dockerd, podman, Slurm, compose, systemd, Prometheus: installs them (root, Debian)
     python3 dev.py check           formatting, lint, types
     python3 dev.py oracle          sgtune's reading of launch lines against SGLang's own (--help)
@@ -33,7 +34,10 @@ OLDEST = (3, 11)
 EXTRAS = {"tune": "tune", "verify": "tune", "dashboard": "dashboard"}
 # Tests wait more than they compute; beyond four they wait for each other.
 SIDE_BY_SIDE = ("-n", str(min(4, os.cpu_count() or 1)), "--dist", "worksteal")
-QUICK = ("-m", "not slow and not alone and not whole", "-q")
+QUICK = ("-m", "not slow and not alone and not whole and not deep", "-q")
+EVERY_CHANGE = ("-m", "not deep")
+# Deep tests start real servers of their own on all cores: one after the other.
+DEEP = ("-m", "deep", "-v")
 
 
 def main(arguments: list[str]) -> int:
@@ -44,7 +48,7 @@ def main(arguments: list[str]) -> int:
         return install(EXTRAS.get(rest[0], "") if rest else "") or run("tuner.cli.main", *rest)
     if command == "test":
         if "--real" in rest:
-            os.environ["SGTUNE_REAL"] = "all"
+            os.environ["SGTUNE_REAL"] = "install"
         return install("dev") or run("pytest", *test_arguments(rest))
     if command == "check":
         return install("dev") or check()
@@ -63,12 +67,15 @@ def main(arguments: list[str]) -> int:
 
 
 def test_arguments(typed: list[str]) -> list[str]:
-    """Return pytest's arguments: all tests side by side, the quick ones side by side, the real, or what was given."""
+    """Return pytest's arguments: what every change must pass, the quick, the deep, the real, or what was given."""
+    rest = [each for each in typed if each not in ("--real", "--deep", "--quick")]
     if "--real" in typed:
-        return ["tests/real", *(each for each in typed if each != "--real")]
-    if "--quick" not in typed:
-        return typed or list(SIDE_BY_SIDE)
-    return [*SIDE_BY_SIDE, *QUICK, *(each for each in typed if each != "--quick")]
+        return ["tests/real", *rest]
+    if "--deep" in typed:
+        return [*DEEP, *rest]
+    if "--quick" in typed:
+        return [*SIDE_BY_SIDE, *QUICK, *rest]
+    return typed or [*SIDE_BY_SIDE, *EVERY_CHANGE]
 
 
 def check() -> int:

@@ -32,14 +32,15 @@ ROOT = Path(__file__).parent.parent
 PORTS_A_WORKER = 1_500
 
 
-# Markers of tests/real; a new line in pyproject.toml would have every environment made again.
-REAL = (
+# Markers; a new line in pyproject.toml would have every environment made again.
+MARKERS = (
+    "deep: takes a minute or more: left out of CI and `dev.py test`, run by `dev.py test --deep`",
     "real: brings up dockerd, Slurm, systemd or Prometheus from packages, as root; skips with the reason if it cannot",
 )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for marker in REAL:
+    for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if worker.removeprefix("gw").isdecimal():

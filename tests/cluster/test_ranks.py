@@ -82,6 +82,7 @@ def test_a_server_over_two_nodes_is_tuned_exported_and_verified(tmp_path: Path, 
     assert nothing_left()
 
 
+@pytest.mark.deep
 def test_the_rank_that_ends_first_says_why(tmp_path: Path, nodes: ThreeNodes) -> None:
     """Rank 1 runs out of memory; rank 0 dies of the connection that breaks off."""
     text = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.75 GiB."

@@ -81,6 +81,7 @@ def test_every_node_is_used_and_a_seat_that_dies_costs_a_second_try_elsewhere(
     assert used | {losses[0]["node"]} == {"n1", "n2", "n3"}, "the launch that was lost had the third node"
 
 
+@pytest.mark.deep
 def test_a_killed_tuner_leaves_nothing_and_goes_on(tmp_path: Path, nodes: ThreeNodes) -> None:
     process = start_sgtune(*asked(tmp_path, nodes))
     flown = tmp_path / "runs/a" / FLIGHT_FILE
@@ -105,6 +106,7 @@ def test_the_nodes_are_examined(nodes: ThreeNodes) -> None:
     assert "the cluster counts 8 GPUs there, the driver 0" in found[0]["complaints"]
 
 
+@pytest.mark.deep
 def test_a_raylet_that_dies_takes_no_trial_with_it(tmp_path: Path, nodes: ThreeNodes) -> None:
     """The last test of this cluster: it has two nodes afterwards."""
     process = start_sgtune(*asked(tmp_path, nodes))

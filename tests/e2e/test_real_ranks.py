@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "sglang_cpu"))
 
 from run import FLAGS, Installed, install  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.deep, pytest.mark.timeout(1800)]
 SPACE = """
 [space]
 layout = "TP2"

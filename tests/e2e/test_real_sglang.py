@@ -113,6 +113,7 @@ def test_it_is_measured_to_the_token_and_agrees_with_sglangs_own_benchmark(
     assert marked() == []
 
 
+@pytest.mark.deep
 def test_a_memory_fraction_too_small_is_the_kv_pools_fault_not_the_hosts(launch: Launch, tmp_path: Path) -> None:
     with pytest.raises(LaunchFailed) as failed:
         launch("--mem-fraction-static", "0.001")
@@ -141,6 +142,7 @@ class Given(Ports):
         return self._taken.pop() if self._taken else super().next()
 
 
+@pytest.mark.deep
 def test_two_ranks_start_on_another_port_when_the_first_is_taken(
     launch: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from slices import cases_of, compare, fastest, parser, question_of, settled  # n
 
 from tuner.slices.run import run_slices  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.deep, pytest.mark.timeout(900)]
 BOUND = 0.4
 # Two loads on three depths, and turns at the most.
 TURN, MOST_REPEATS = 6, 8

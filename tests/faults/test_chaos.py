@@ -36,6 +36,7 @@ DEEDS: tuple[Callable[[int], Fault], ...] = (
 )
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_thirty_trials_of_chaos_lose_nothing_and_leave_nothing(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ def test_sglang_and_sgtune_agree() -> None:
     assert done.stdout.startswith("SGLang 0.5.23: 1200 launches")
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_defaults_of_old_releases_are_those_of_their_wheels_on_every_gpu() -> None:

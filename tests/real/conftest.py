@@ -11,25 +11,19 @@ from models.version import NEWEST
 from tests.real.dockerd import Dockerd, import_image
 from tests.real.packages import install, lacks
 
-# "install" where packages may be installed, as in .ci/run; "all" also for what CI has no time for: dev.py test --real.
+# "install" where packages may be installed: .ci/run, dev.py test --real.
 REAL = "SGTUNE_REAL"
 
 
 def need(*parts: str) -> None:
     """Skip the test where a part is not there and may not, or cannot, be installed."""
-    if os.environ.get(REAL) in ("install", "all"):
+    if os.environ.get(REAL) == "install":
         why = install(*parts)
     else:
         missing = [what for part in parts if (what := lacks(part))]
         why = f"no {', '.join(missing)} here: python3 tests/real/packages.py installs it" if missing else ""
     if why:
         pytest.skip(why)
-
-
-def only_by_hand() -> None:
-    """Skip the test but where everything is asked for."""
-    if os.environ.get(REAL) != "all":
-        pytest.skip("CI has no time for it: python3 dev.py test --real runs it")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,12 +16,12 @@ import pytest
 
 from models.version import NEWEST
 from tests.children import start_sgtune
-from tests.real.conftest import need, only_by_hand
+from tests.real.conftest import need
 from tests.real.dockerd import IMAGE, write_image
 from tests.real.files import wait_until
 from tests.real.test_real_docker import NO_GPU, TUNE
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.deep, pytest.mark.timeout(600)]
 # Root without CAP_SYS_RESOURCE gets no container from podman but with limits that it may set.
 CLIENT = """#!/bin/sh
 podman="podman --runtime runc --root {home}/root --runroot {home}/run --cgroup-manager cgroupfs --events-backend file"
@@ -34,7 +34,6 @@ exec $podman run --ulimit nofile=20000:20000 --ulimit nproc=1000:1000 "$@"
 @pytest.fixture
 def podman(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Put a `docker` on the path that is podman with a store of its own, and return an image it has."""
-    only_by_hand()
     need("podman", "rootfs")
     home = Path(tempfile.mkdtemp(prefix="sgtune-"))  # podman takes no path of more than 50 characters
     client = home / "bin" / "docker"

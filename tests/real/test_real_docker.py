@@ -217,6 +217,7 @@ def test_two_tuners_do_not_share_a_daemon(daemon: Dockerd, folder: Path, sgtune:
     assert (first.returncode, daemon.containers()) == (130, [])
 
 
+@pytest.mark.deep
 @pytest.mark.timeout(1200)
 def test_no_kill_of_any_part_leaves_or_spoils_anything(daemon: Dockerd) -> None:
     parts = ("shim", "tuner and shim", "daemon")  # benchmarks/container_kills.py kills all, more often

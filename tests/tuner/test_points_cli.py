@@ -154,6 +154,7 @@ def test_validate_knows_fitted_from_predicted(sgtune: Run, tmp_path: Path) -> No
     assert all(abs(r["residual_percent"]) < 5 for r in fitted if r["metric"] == "tpot_median_ms")
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_shipped_profiles_are_what_the_data_give() -> None:
