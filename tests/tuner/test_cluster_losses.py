@@ -58,3 +58,26 @@ def test_one_loss_is_counted_once_and_the_second_leaves_the_node_out(tmp_path: P
         assert failure.value.kind is FailureKind.NODE_LOST
         assert [loss.node for loss in ledger.losses] == ["n1"] * count
         assert ledger.left_out == ({"n1"} if count == 2 else set())
+
+
+@dataclass
+class FullPool:
+    """A pool without nodes that remembers where it was told not to go."""
+
+    avoided: frozenset[str] = frozenset()
+
+    def reserve(self, count: int, build: object, avoid: frozenset[str]) -> Sequence[Any]:
+        self.avoided = avoid
+        raise NodeLost(Node(id="", name="none", gpus=0), "no node left")
+
+
+def test_a_resumed_run_launches_a_configuration_again_where_it_has_not_been(tmp_path: Path) -> None:
+    pool, again, other = FullPool(), ServerConfig(tp_size=8), ServerConfig(tp_size=4)
+    engine = ClusterEngine(
+        name="emulated", pool=cast("SeatPool", pool), build=cast("Build", None), ledger=NodeLedger(tmp_path),
+        trials=tmp_path,
+    )  # fmt: skip
+    engine.remember([(again, ["n1"]), (again, ["n2", "n3"]), (other, ["n4"])])
+    with pytest.raises(LaunchFailed):
+        engine.launch(again, 5)
+    assert pool.avoided == {"n1", "n2", "n3"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -34,6 +34,11 @@ class ClusterEngine:
     trials: Path
     ran: dict[ServerConfig, set[str]] = field(default_factory=dict)
     written: set[tuple[str, int]] = field(default_factory=set)
+
+    def remember(self, launched: Iterable[tuple[ServerConfig, Sequence[str]]]) -> None:
+        """Learn on which nodes configurations were launched in earlier sessions of a run."""
+        for config, nodes in launched:
+            self.ran.setdefault(config, set()).update(nodes)
 
     def launch(self, config: ServerConfig, number: int) -> ClusterServer:
         """Reserve seats and start there. A node that is lost meanwhile is a LaunchFailed of kind node_lost."""

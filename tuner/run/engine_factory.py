@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,14 +16,15 @@ from tuner.engines.image_check import image_problems, pull_if_missing
 from tuner.engines.on_nodes import NodeSetup, cluster_engine
 from tuner.engines.runners import DockerRunner, LocalRunner, Runner, hub_folder
 from tuner.engines.simulated import SimulatedEngine
+from tuner.evidence.trial import TrialRecord
 from tuner.run.question import TuneQuestion
 from tuner.seam import Engine
 from tuner.server.preflight import Preflight
 from tuner.server.readiness import Smoke
 
 
-def engine_of(question: TuneQuestion, context: Context, folder: Path) -> Engine:
-    """Build the engine of --engine for a run folder.
+def engine_of(question: TuneQuestion, context: Context, folder: Path, records: Sequence[TrialRecord] = ()) -> Engine:
+    """Build the engine of --engine for a run folder that holds `records`: on a cluster, repeats avoid their nodes.
 
     Raises InputError when another tuner holds one of this machine's GPUs, or where --cluster names no cluster.
     """
@@ -43,7 +45,9 @@ def engine_of(question: TuneQuestion, context: Context, folder: Path) -> Engine:
         hardware=question.plan.hardware, context=context, engine=question.engine, world=question.world, live=live,
         python=question.python,
     )  # fmt: skip
-    return cluster_engine(question.cluster, setup, folder)
+    engine = cluster_engine(question.cluster, setup, folder)
+    engine.remember((record.config, record.place.nodes) for record in records if record.place is not None)
+    return engine
 
 
 def preflight(question: TuneQuestion) -> None:

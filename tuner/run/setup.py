@@ -132,7 +132,7 @@ def open_loop(prepared: Prepared, reporter: Reporter) -> tuple[Loop, bool]:
         undo.callback(folder.release)
         proposer = Proposer(sampler=question.sampler, seed=question.seed, goal=question.goal)
         index = StudyIndex(folder.study_file, prepared.space, records, proposer)
-        engine = engine_of(question, plan.context, folder.path)
+        engine = engine_of(question, plan.context, folder.path, records)
         undo.pop_all()
     task = TuneTask(
         context=plan.context,
