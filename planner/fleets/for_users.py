@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from models.serving.estimate import Context
 from models.serving.fleet_replay import WAITS_MATTER, Limit
-from planner.fleets.disaggregated import LIMITS, FleetQuestion, Leader, best_first, leaders, role_sizes
+from planner.fleets.disaggregated import FleetQuestion, Leader, best_first, leaders, role_sizes
+from planner.fleets.split_replay import LIMITS
 from planner.plans.candidates import Candidate
 
 # A closed form that waits so many times as long as a user may carries nobody in the replay either.

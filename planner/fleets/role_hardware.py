@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from hwprobe.errors import InputError
 from hwprobe.profile import HardwareProfile
 from models.machine import machine_of
-from planner.fleets.disaggregated import FleetQuestion, Sides, disaggregated
+from planner.fleets.disaggregated import FleetQuestion, disaggregated
+from planner.fleets.split_replay import Sides
 from planner.plans.candidates import Candidate, with_reasons
 from planner.plans.make import Plan, PlanQuestion, make_plan
 

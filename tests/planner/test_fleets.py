@@ -21,9 +21,10 @@ from models.serving.fleet_replay import Limit
 from models.workload import Slo
 from planner.check.judge import check_arguments
 from planner.fleets.deployment import Deployment, Pool, Role
-from planner.fleets.disaggregated import LIMITS, FleetQuestion, disaggregated, role_sizes
+from planner.fleets.disaggregated import FleetQuestion, disaggregated, role_sizes
 from planner.fleets.make_fleet import plan_fleet, splits
 from planner.fleets.plan_document import plan_document
+from planner.fleets.split_replay import LIMITS
 from planner.plans.capacity import carries
 from planner.plans.make import Plan, PlanQuestion, make_plan
 
