@@ -24,6 +24,10 @@ class Bound:
         unit = f" {self.unit}" if self.unit else ""
         return f"{_plain(self.least)} to {_plain(self.most)}{unit}"
 
+    def clamped(self, value: float) -> float:
+        """Return the nearest value within."""
+        return min(max(value, self.least), self.most)
+
 
 # Data sheets end at 288 GB, 8 TB/s and 20 PFLOP/s a GPU (GB300), and begin at 4 GB, 0.1 TB/s and 10 TFLOP/s.
 MACHINE = {
