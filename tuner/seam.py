@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from msgspec import UNSET, UnsetType
+
 from hwprobe.plain_text import clean
 from models.config import ServerConfig
 from models.workload import Workload
+from planner.fleets.deployment import Deployment, Role
 
 # Where servers on a node of a cluster find its name.
 NODE_VARIABLE = "SGTUNE_NODE"
@@ -36,6 +39,7 @@ class FailureKind(StrEnum):
     NO_ANSWERS = "no_answers"
     MEASURING = "measuring"
     NODE_LOST = "node_lost"
+    DEGRADED = "degraded"
     UNKNOWN = "unknown"
     # for the operator: the run stops and can be resumed
     BAD_FLAG = "bad_flag"
@@ -142,10 +146,35 @@ class ServerInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFigures:
+    """What one server of a deployment did of a point, by its own counters; None where it said nothing of it.
+
+    `name` is its role and number in it. Means: `kv_share` of its KV cache in use, `queued` requests that wait, those of
+    a decode server that wait for room (`prealloc_queued`) or for their KV cache (`transfer_queued`), one request's
+    transfer: `transfer_ms` and `transfer_gb_s` (1e9 bytes/s). `slow` says against whom, empty where it is not.
+    """
+
+    name: str
+    role: Role
+    requests: int
+    output_tok_s: float
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    kv_share: float | None = None
+    queued: float | None = None
+    prealloc_queued: float | None = None
+    transfer_queued: float | None = None
+    transfer_ms: float | None = None
+    transfer_gb_s: float | None = None
+    slow: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """One ladder point: its load, its figures, and its duration. Latencies in ms by statistic.
 
-    `request_rate` (1/s) is the rate an open loop sent; `goodput_req_s` the part of it within every limit.
+    `request_rate` (1/s) is the rate an open loop sent; `goodput_req_s` the part of it within every limit. Of a
+    deployment `servers` says what each of its servers did.
     """
 
     concurrency: int
@@ -161,6 +190,7 @@ class Measurement:
     why: str = ""
     request_rate: float | None = None
     goodput_req_s: float | None = None
+    servers: tuple[ServerFigures, ...] | UnsetType = UNSET
 
     @property
     def load(self) -> float:
@@ -198,6 +228,37 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Let go of the machine: locks on its GPUs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alone:
+    """A server of one role measured without the other role: how, and how many seconds its start took.
+
+    Of a prefill server every request asks for one token: its rate is prompts per second. Of a decode server prompts
+    cost nothing: its TPOT is that of its step.
+    """
+
+    role: Role
+    config: ServerConfig
+    measured: Measurement
+    boot_s: float
+
+
+class FleetEngine(Protocol):
+    """Launches deployments: all servers of all pools, and the router before them."""
+
+    @property
+    def name(self) -> str:
+        """Return its name for `--engine`."""
+
+    def launch_fleet(self, deployment: Deployment, number: int) -> Server:
+        """Start launch `number`; it is ready once a request has come through. Raises LaunchFailed where it does not."""
+
+    def measure_alone(self, role: Role, config: ServerConfig, workload: Workload, number: int) -> Alone:
+        """Start one server of a role by itself, measure it, stop it. Raises LaunchFailed."""
+
+    def close(self) -> None:
+        """Let go of the machine."""
 
 
 class OrderedEngine(Engine, Protocol):

@@ -87,35 +87,43 @@ class SimulatedServer:
             played = replay_workload(self.context, self.config, workload, self.memory, seed=seed)
         else:
             played = replay_open_loop(self.context, self.config, workload, self.memory, Draw(seed=seed))
-        drift = np.exp(self.world.noise * rng.standard_normal(WINDOWS))
-        rates = played.output_tok_s / drift
-        middle = float(rates.mean())
-        half = STUDENT_T_95 * float(rates.std(ddof=1)) / math.sqrt(WINDOWS)
-        slow = played.output_tok_s / middle
-        return Measurement(
-            concurrency=workload.concurrency,
-            achieved_in_flight=float(workload.concurrency) if workload.request_rate is None else played.mean_running,
-            output_tok_s=middle,
-            output_tok_s_interval=(middle - half, middle + half),
-            ttft_ms=_scaled(statistics_ms(played.ttft_s), slow),
-            tpot_ms=_scaled(statistics_ms(played.tpot_s), slow),
-            e2e_ms=_scaled(statistics_ms(played.e2e_s), slow),
-            duration_s=played.duration_s * slow * (1.0 + 1.0 / WINDOWS),
-            retractions=played.retractions,
-            request_rate=workload.request_rate,
-            goodput_req_s=None if workload.request_rate is None else self._goodput(played, slow),
-        )
-
-    def _goodput(self, played: Replay, slow: float) -> float:
-        """Requests per second that keep every limit, when everything takes `slow` times as long."""
-        seconds: dict[str, Array] = {"ttft": played.ttft_s, "tpot": played.tpot_s, "e2e": played.e2e_s}
-        within_limits = np.ones(len(played.osl), dtype=bool)
-        for slo in self.slos:
-            within_limits &= seconds[str(slo.metric)] * slow * 1e3 <= slo.limit_ms
-        return float(within_limits.mean()) * len(within_limits) / (played.duration_s * slow)
+        return measured_in(self.world, played, workload, rng, self.slos)
 
     def stop(self) -> None:
         """Nothing to stop: nothing runs."""
+
+
+def measured_in(
+    world: World, played: Replay, workload: Workload, rng: np.random.Generator, slos: tuple[Slo, ...] = ()
+) -> Measurement:
+    """Return what a measurement of a replay shows under the world's noise, which `rng` draws."""
+    drift = np.exp(world.noise * rng.standard_normal(WINDOWS))
+    rates = played.output_tok_s / drift
+    middle = float(rates.mean())
+    half = STUDENT_T_95 * float(rates.std(ddof=1)) / math.sqrt(WINDOWS)
+    slow = played.output_tok_s / middle
+    return Measurement(
+        concurrency=workload.concurrency,
+        achieved_in_flight=float(workload.concurrency) if workload.request_rate is None else played.mean_running,
+        output_tok_s=middle,
+        output_tok_s_interval=(middle - half, middle + half),
+        ttft_ms=_scaled(statistics_ms(played.ttft_s), slow),
+        tpot_ms=_scaled(statistics_ms(played.tpot_s), slow),
+        e2e_ms=_scaled(statistics_ms(played.e2e_s), slow),
+        duration_s=played.duration_s * slow * (1.0 + 1.0 / WINDOWS),
+        retractions=played.retractions,
+        request_rate=workload.request_rate,
+        goodput_req_s=None if workload.request_rate is None else _goodput(played, slow, slos),
+    )
+
+
+def _goodput(played: Replay, slow: float, slos: tuple[Slo, ...]) -> float:
+    """Requests per second that keep every limit, when everything takes `slow` times as long."""
+    seconds: dict[str, Array] = {"ttft": played.ttft_s, "tpot": played.tpot_s, "e2e": played.e2e_s}
+    within_limits = np.ones(len(played.osl), dtype=bool)
+    for slo in slos:
+        within_limits &= seconds[str(slo.metric)] * slow * 1e3 <= slo.limit_ms
+    return float(within_limits.mean()) * len(within_limits) / (played.duration_s * slow)
 
 
 def _scaled(statistics: dict[str, float], factor: float) -> dict[str, float]:

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from msgspec import UNSET, UnsetType
+
 from models.config import ServerConfig
+from planner.fleets.deployment import Deployment
 from planner.plans.alternatives import DEFAULT, UNMODELLED
 from tuner.choices import SIMULATED_ENGINES, Objective
 from tuner.seam import FailureKind, Measurement, Place
@@ -58,6 +61,7 @@ class Manifest:
     min_user_tok_s: float | None = None
     cost_per_gpu_hour: float | None = None
     model_path: str = "deepseek-ai/DeepSeek-R1"
+    servers: str | None = None
     schema_version: int = 1
 
     @property
@@ -103,6 +107,7 @@ class TrialRecord:
     `constraints` are <= 0 where feasible; `repeats` is the trial whose configuration was launched again. `points` are
     in order of load; `decided_at` is the load that decides (None: the last). `value` is the objective in its
     unit. `place` is where in a cluster it ran. `simulated` says that the figures describe a world, not a machine.
+    Of a `deployment` `config` is one server of its last pool.
     """
 
     number: int
@@ -124,10 +129,11 @@ class TrialRecord:
     decided_at: float | None = None
     simulated: bool = False
     place: Place | None = None
+    deployment: Deployment | UnsetType = UNSET
 
     @property
     def label(self) -> str:
-        return self.config.label
+        return self.config.label if self.deployment is UNSET else self.deployment.name
 
     @property
     def unpriced(self) -> str:

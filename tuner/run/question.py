@@ -12,7 +12,7 @@ from hwprobe.profile import hardware_hash
 from planner.plans.make import PlanQuestion
 from planner.sglang.arguments import read_arguments
 from planner.sglang.secret_flags import without_secrets
-from tuner.choices import SIMULATED_ENGINES, EngineName, Fidelity, Objective, SamplerName
+from tuner.choices import SIMULATED_ENGINES, EngineName, Fidelity, Objective, SamplerName, ServersChoice
 from tuner.engines.build import check_emulator
 from tuner.engines.on_nodes import check_on_nodes
 from tuner.engines.world import World
@@ -50,6 +50,7 @@ class TuneQuestion:
     cost_per_gpu_hour: float | None = None
     parallel: int | None = None
     cluster: str | None = None
+    servers: ServersChoice | None = None
 
     @property
     def model_path(self) -> str:
@@ -76,6 +77,7 @@ class TuneQuestion:
         if self.run is not None and (not self.run or self.run in (".", "..") or Path(self.run).name != self.run):
             raise InputError(f"--run is '{self.run}'; it must be a plain folder name (its place is --runs)")
         self._check_parallel()
+        self._check_servers()
         self._check_objective()
         self.plan.checked()
         self._check_engine()
@@ -99,6 +101,25 @@ class TuneQuestion:
         if (slots > 1 or self.cluster is not None) and self.fidelity is Fidelity.SLICE:
             raise InputError("--fidelity slice tries one configuration at a time: leave --parallel and --cluster out")
 
+    def _check_servers(self) -> None:
+        """Raise InputError for what deployments are not tuned with."""
+        if self.servers is None:
+            return
+        refused = {
+            f"--objective {self.objective}": self.objective is not Objective.OUTPUT_TOK_S,
+            f"--engine {self.engine}": self.engine is EngineName.DOCKER,
+            "--cluster": self.cluster is not None,
+            f"--parallel {self.parallel}": (self.parallel or 1) > 1,
+            "--fidelity slice": self.fidelity is Fidelity.SLICE,
+            "--space": self.space is not None,
+        }
+        others = [option for option, is_given in refused.items() if is_given]
+        if others:
+            raise InputError(
+                f"--servers {self.servers} tunes output_tok_s with whole deployments, one after the other, on this "
+                f"machine: leave {others[0]} out"
+            )
+
     def _check_objective(self) -> None:
         """Raise InputError where objective and load do not go together."""
         self.goal.checked()
@@ -118,7 +139,8 @@ class TuneQuestion:
                     "SGLang flags (after `--`, or in --space) need a server: --engine emulated, local or docker"
                 )
             return
-        if self.plan.hardware.nodes > 1 and self.cluster is None:
+        in_a_world = self.servers is not None and self.engine is EngineName.EMULATED
+        if self.plan.hardware.nodes > 1 and self.cluster is None and not in_a_world:
             raise InputError(
                 f"--engine {self.engine} starts servers on this machine; --hardware {self.plan.hardware.name} is "
                 f"{self.plan.hardware.nodes} machines: name their cluster with --cluster, or use --engine simulated"
@@ -150,7 +172,8 @@ class TuneQuestion:
             load = f"u{plan.min_user_tok_s:g}"
         elif self.objective is Objective.GOODPUT:
             load = f"r{plan.request_rate:g}"
-        return f"{machine}-{plan.isl}-{plan.osl}-{load}"
+        fleet = "" if self.servers is None else f"-{self.servers}"
+        return f"{machine}-{plan.isl}-{plan.osl}-{load}{fleet}"
 
     def manifest(self) -> Manifest:
         plan = self.plan
@@ -180,6 +203,7 @@ class TuneQuestion:
             users=plan.users,
             min_user_tok_s=plan.min_user_tok_s,
             cost_per_gpu_hour=self.cost_per_gpu_hour,
+            servers=None if self.servers is None else str(self.servers),
         )
 
     def folder(self) -> Path:

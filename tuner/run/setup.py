@@ -127,7 +127,7 @@ def open_loop(prepared: Prepared, reporter: Reporter) -> tuple[Loop, bool]:
     if question.resume:
         folder, records, torn = RunFolder.resume(question.folder(), manifest)
     else:
-        folder, records, torn = _new_folder(question, manifest), [], False
+        folder, records, torn = new_folder(question, manifest), [], False
     with ExitStack() as undo:  # whatever fails from here on lets go of the folder
         undo.callback(folder.release)
         proposer = Proposer(sampler=question.sampler, seed=question.seed, goal=question.goal)
@@ -163,7 +163,7 @@ def _airspace(question: TuneQuestion, engine: Engine, log: FlightLog, records: S
     return VirtualAirspace(slots, log.flights, records)
 
 
-def _new_folder(question: TuneQuestion, manifest: Manifest) -> RunFolder:
+def new_folder(question: TuneQuestion, manifest: Manifest) -> RunFolder:
     """Make a run folder; where its name was not asked for, another start may take the next one before us."""
     for _ in range(MOST_STARTS):
         try:

@@ -19,6 +19,11 @@ def write_trial(folder: RunFolder, record: TrialRecord, version: Version, model_
     line = launch_spec(record.config, version, model_path=model_path).shell_line()
     head = f"# {SIMULATED}: tried in a world, not on a machine\n" if record.simulated else ""
     folder.write_trial(record.number, "command.sh", f"{head}{line}\n", executable=True)
+    write_record(folder, record)
+
+
+def write_record(folder: RunFolder, record: TrialRecord) -> None:
+    """Write the record of a launch and its points into the trial's own folder."""
     folder.write_trial(record.number, "result.json", encode_json(record) + "\n")
     stamp = {"simulated": True} if record.simulated else {}
     points = "".join(encode_json({**to_builtins(p), **stamp}, indent=0) + "\n" for p in record.points)
