@@ -51,6 +51,7 @@ def tune(
     confirm: options.Confirm = 3,
     parallel: options.Parallel = None,
     cluster: options.Cluster = None,
+    servers: options.FleetServers = None,
     budget: options.Budget = None,
     seed: options.Seed = 0,
     sampler: options.Sampler = None,
@@ -85,12 +86,17 @@ def tune(
     narrowed = read_space_file(space) if space else None
     question = TuneQuestion(
         plan=plan_question, objective=objective, engine=engine, world=load_world(world), trials=trials, confirm=confirm,
-        parallel=parallel, cluster=cluster,
+        parallel=parallel, cluster=cluster, servers=servers,
         space=narrowed, server_flags=(*(narrowed.flags if narrowed else ()), *(server_flags or ())),
         budget_s=parse_duration_s(budget) if budget else float("inf"), seed=seed, sampler=sampler or default_sampler(),
         smoke=smoke, fidelity=fidelity, run=run, runs=runs, resume=resume, python=python, image=image,
         point_s=parse_duration_s(point_time, "--point-time"), cost_per_gpu_hour=cost_per_gpu_hour,
     )  # fmt: skip
+    if servers is not None:
+        from tuner.cli.deployments.tune_fleet import tune_fleet
+
+        tune_fleet(question, command_line(), dry_run=dry_run, json=json)
+        return
     _tune(question, dry_run=dry_run, json=json)
 
 

@@ -79,6 +79,14 @@ Servers = Annotated[
     ServersChoice,
     typer.Option("--servers", help="Servers that do both phases (mixed), prefill and decode apart (pd), or any."),
 ]
+FleetServers = Annotated[
+    ServersChoice | None,
+    typer.Option(
+        "--servers",
+        help="Tune whole deployments behind a router: copies of servers that do both phases (mixed), prefill and "
+        "decode apart (pd), or any; without it one server is tuned.",
+    ),
+]
 SglangVersion = Annotated[
     str,
     typer.Option(

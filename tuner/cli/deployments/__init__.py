@@ -1,0 +1,1 @@
+"""Commands of whole deployments: tune --servers."""

@@ -1,0 +1,58 @@
+"""From a question to a run over deployments that is ready to go: run folder and engine, new or resumed."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+
+from hwprobe.errors import InputError
+from planner.fleets.deployed import server_context
+from planner.fleets.deployment import Deployment
+from tuner.choices import EngineName, ServersChoice
+from tuner.engines.simulated_fleet import SimulatedFleetEngine
+from tuner.evidence.run_folder import RunFolder
+from tuner.evidence.trial import TrialRecord
+from tuner.fleet_run.loop import FleetLoop, FleetReporter, read_alone
+from tuner.run.question import TuneQuestion
+from tuner.run.setup import new_folder
+from tuner.seam import FleetEngine
+
+
+def open_fleet_loop(question: TuneQuestion, reporter: FleetReporter) -> FleetLoop:
+    """Create or resume the run folder and return the loop. Raises InputError for what cannot be tuned."""
+    checked(question)
+    manifest = question.manifest()
+    records: list[TrialRecord] = []
+    if question.resume:
+        folder, records, _ = RunFolder.resume(question.folder(), manifest)
+    else:
+        folder = new_folder(question, manifest)
+    with ExitStack() as undo:  # whatever fails from here on lets go of the folder
+        undo.callback(folder.release)
+        loop = FleetLoop(
+            question=question, engine=fleet_engine(question, folder), folder=folder, reporter=reporter,
+            launchable=partial(launchable, question.engine), records=records, measured_alone=read_alone(folder),
+        )  # fmt: skip
+        undo.pop_all()
+    return loop
+
+
+def checked(question: TuneQuestion) -> None:
+    """Raise InputError for a question about deployments that has no meaning."""
+    question.checked()
+    if question.plan.concurrency is None:
+        raise InputError(f"--servers {question.servers} needs --concurrency")
+    hardware = question.plan.hardware
+    if question.servers is ServersChoice.PD and hardware.nodes < 2:
+        raise InputError(f"--servers pd needs at least two nodes; --hardware {hardware.name} is one")
+
+
+def launchable(engine: EngineName, deployment: Deployment) -> bool:
+    """Say whether an engine can launch a deployment: in virtual time any, as processes servers of one node."""
+    return engine is EngineName.SIMULATED or all(pool.config.nnodes == 1 for pool in deployment.pools)
+
+
+def fleet_engine(question: TuneQuestion, folder: RunFolder) -> FleetEngine:
+    """Build the engine of --engine for deployments."""
+    belief_of = partial(server_context, question.plan)
+    return SimulatedFleetEngine(world=question.world, belief_of=belief_of, seed=question.seed)
