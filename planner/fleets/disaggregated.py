@@ -101,7 +101,7 @@ def disaggregated(
     return best_first([leader.replayed() for leader in leaders(options, question, finalists)], question)
 
 
-def leaders(options: Sequence[Sides], question: FleetQuestion, finalists: Finalists = Finalists()) -> list[Leader]:
+def leaders(options: Sequence[Sides], question: FleetQuestion, finalists: Finalists = Finalists()) -> list[FleetLeader]:
     """Return the deployments to replay: the best in closed form, best first."""
     usable = [sides for sides in options if sides.ratios and can_disaggregate(sides.decode)]
     rated = [rows for rows in (_rated(sides, question) for sides in usable) if rows is not None]
@@ -156,7 +156,7 @@ class _Rated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Leader:
+class FleetLeader:
     """A deployment that is among the best in closed form."""
 
     question: FleetQuestion
@@ -203,7 +203,7 @@ def _rated(sides: Sides, question: FleetQuestion) -> _Rated | None:
     )
 
 
-def _leading(rated: Sequence[_Rated], question: FleetQuestion, *, by_layout: bool) -> Iterator[Leader]:
+def _leading(rated: Sequence[_Rated], question: FleetQuestion, *, by_layout: bool) -> Iterator[FleetLeader]:
     """Yield the best layout of each deployment, best first in closed form: ten layouts of one would tell less."""
     if not rated:
         return
@@ -215,7 +215,7 @@ def _leading(rated: Sequence[_Rated], question: FleetQuestion, *, by_layout: boo
         kind = rows.kind(row, by_layout=by_layout)
         if kind not in yielded and rows.is_allowed(row):
             yielded.add(kind)
-            yield Leader(question=question, rows=rows, row=row)
+            yield FleetLeader(question=question, rows=rows, row=row)
 
 
 def _excess(rates: PoolRates, slos: tuple[Slo, ...]) -> Array:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from models.serving.estimate import Context
 from models.serving.fleet_replay import WAITS_MATTER, Limit
-from planner.fleets.disaggregated import FleetQuestion, Leader, best_first, leaders, role_sizes
+from planner.fleets.disaggregated import FleetLeader, FleetQuestion, best_first, leaders, role_sizes
 from planner.fleets.split_replay import LIMITS
 from planner.plans.candidates import Candidate
 
@@ -21,7 +21,7 @@ def fleets_for_users(context: Context, question: FleetQuestion, most: int) -> li
     carries comes first; where none does, each candidate says what it misses.
     """
 
-    def leading(servers: int) -> list[Leader]:
+    def leading(servers: int) -> list[FleetLeader]:
         return leaders(role_sizes(context, servers), question)
 
     fleets = _judged([leader.replayed() for leader in leading(most)], question) if most > 1 else []
@@ -36,7 +36,7 @@ def fleets_for_users(context: Context, question: FleetQuestion, most: int) -> li
     return fleets
 
 
-def _if_carrying(leading: list[Leader], question: FleetQuestion) -> list[Candidate]:
+def _if_carrying(leading: list[FleetLeader], question: FleetQuestion) -> list[Candidate]:
     """Return the fleets where one of them carries the users, else none: without a replay of those that cannot."""
     replayed = {number: leader.replayed() for number, leader in enumerate(leading) if _has_hope(leader)}
     if not carries(_judged(list(replayed.values()), question)):
@@ -44,7 +44,7 @@ def _if_carrying(leading: list[Leader], question: FleetQuestion) -> list[Candida
     return _judged([replayed.get(number) or leader.replayed() for number, leader in enumerate(leading)], question)
 
 
-def _has_hope(leader: Leader) -> bool:
+def _has_hope(leader: FleetLeader) -> bool:
     return leader.before_decode <= HOPELESS * WAITS_MATTER
 
 

@@ -42,6 +42,8 @@ def checked(question: TuneQuestion) -> None:
     question.checked()
     if question.plan.concurrency is None:
         raise InputError(f"--servers {question.servers} needs --concurrency")
+    if question.engine is not EngineName.SIMULATED:
+        raise InputError(f"--servers {question.servers} runs on --engine simulated so far, not {question.engine}")
     hardware = question.plan.hardware
     if question.servers is ServersChoice.PD and hardware.nodes < 2:
         raise InputError(f"--servers pd needs at least two nodes; --hardware {hardware.name} is one")
