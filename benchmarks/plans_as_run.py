@@ -7,8 +7,9 @@
 Each draws a machine, lengths, a load (clients, or requests per second) and limits. The plan's own argv starts an
 emulated server whose world is the planner's belief, without noise; `sgtune bench`'s load generator measures it in real
 time. Compared are output tokens per second, mean TPOT, TTFT mean and p99: measured over predicted, within 5, 5, 10 and
-20 %. `--chance` replays what windows of so many requests show of an open loop: their own standard deviation, which no
-prediction can beat. Loads are small enough for two cores to stream. Exit code 1 when a figure is off by more.
+20 %. `--chance` replays what windows of so many requests show where arrivals or lengths are drawn: their own standard
+deviation, which no prediction can beat; and what a closed loop's TTFT becomes when client and front end take 1 ms more
+each way. Loads are small enough for two cores to stream. Exit code 1 when a figure is off by more.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.files import encode_json, write_atomic
 from models.architecture import deepseek_r1
 from models.layout import table_of
-from models.serving.estimate import Prediction
+from models.serving.estimate import APART_S, Prediction, limits_of
 from models.serving.open_loop import Draw, replay_open_loop
+from models.serving.replay import Replay, ReplayLoad, replay
+from models.serving.step_times import StepTimes
 from models.version import NEWEST, parse_version
 from models.workload import Slo
 from planner.plans.make import Plan, PlanQuestion, make_plan
@@ -157,13 +160,10 @@ def run(plan: Plan, folder: Path, number: int, requests: int) -> Row:
 def described(row: Row) -> list[str]:
     """Return the cells of a table's row."""
     plan, figures, errors = row.plan, predicted(row.plan), row.errors
-    query = plan.question
-    load = f"{query.concurrency} clients" if query.concurrency else f"{query.request_rate:g}/s"
-    limits = ", ".join(map(str, query.slos))
+    limits = ", ".join(map(str, plan.question.slos))
     assert plan.best is not None
     return [
-        query.hardware.name, f"{query.isl} / {query.osl}" + ("" if query.range_ratio == 1.0 else " +-"), load, limits,
-        plan.best.name,
+        *question_cells(plan), limits, plan.best.name,
         f"{figures.output_tok_s:,.0f} {errors['output']:+.1%}", f"{figures.tpot_ms['mean']:.1f} {errors['TPOT']:+.1%}",
         f"{figures.ttft_ms['mean']:,.0f} {errors['TTFT']:+.1%}",
         f"{figures.ttft_ms['p99']:,.0f} {errors['TTFT p99']:+.1%}",
@@ -172,37 +172,67 @@ def described(row: Row) -> list[str]:
     ]  # fmt: skip
 
 
-def chance(plan: Plan) -> dict[str, float]:
-    """Return one relative standard deviation of what windows of an open loop show: same server, other arrivals."""
+def windows_of(plan: Plan, slower_s: float = 0.0) -> list[Replay]:
+    """Replay windows as long as those that are measured, each with arrivals and lengths of its own."""
     assert plan.best is not None
-    filled = plan.context.memory(table_of([plan.best.config]))
-    windows = [
-        replay_open_loop(plan.context, plan.best.config, plan.load, filled, Draw(seed=seed, least=COUNTED_OPEN))
-        for seed in range(100, 100 + WINDOWS)
-    ]
-    figures = {
-        "TPOT": [float(window.tpot_s.mean()) for window in windows],
-        "TTFT": [float(window.ttft_s.mean()) for window in windows],
-        "TTFT p99": [float(np.percentile(window.ttft_s, 99)) for window in windows],
-    }
-    return {name: float(np.std(values) / np.mean(values)) for name, values in figures.items()}
+    config, load = plan.best.config, plan.load
+    table = table_of([config])
+    filled = plan.context.memory(table)
+    seeds = range(100, 100 + WINDOWS)
+    if load.request_rate is not None:
+        draws = [Draw(seed=seed, least=COUNTED_OPEN) for seed in seeds]
+        return [replay_open_loop(plan.context, config, load, filled, each) for each in draws]
+    clients = load.concurrency
+    times = StepTimes(plan.context.system(table), acceptance=plan.context.acceptance, largest_batch=clients)
+    times.front_end_s += slower_s
+    limits, windows = limits_of(config, table, float(filled.kv_tokens[0])), []
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        isl, osl = (lengths.sample(COUNTED + 2 * clients, rng) for lengths in (load.isl, load.osl))
+        loop = ReplayLoad(isl=isl, osl=osl, concurrency=clients, apart_s=APART_S)
+        windows.append(replay(times, limits, loop, measure_from=clients, measure_until=clients + COUNTED))
+    return windows
+
+
+def scatter(windows: list[Replay]) -> tuple[float, ...]:
+    """Return one relative standard deviation of TPOT, TTFT and its p99 among windows."""
+    tpot = [float(window.tpot_s.mean()) for window in windows]
+    ttft = [float(window.ttft_s.mean()) for window in windows]
+    p99 = [float(np.percentile(window.ttft_s, 99)) for window in windows]
+    return tuple(float(np.std(values) / np.mean(values)) for values in (tpot, ttft, p99))
+
+
+def slower_ttft(plan: Plan, windows: list[Replay]) -> str:
+    """Return by how much a closed loop's mean TTFT rises when each way takes a millisecond more."""
+    if plan.load.request_rate is not None:
+        return ""
+    late = windows_of(plan, slower_s=0.001)
+    means = [float(np.mean([window.ttft_s.mean() for window in each])) for each in (windows, late)]
+    return f"{1e3 * (means[1] - means[0]):+.1f} ms"
 
 
 def show_chance(plans: Iterator[Plan], count: int) -> None:
-    """Print the scatter of every open loop among the plans."""
-    print("| machine | in / out | load | plan | TPOT | TTFT | TTFT p99 |\n|---|---|---|---|---|---|---|", flush=True)
+    """Print the scatter of every plan by its draws of arrivals and lengths, and what a slower client adds to a loop."""
+    headings = ("machine", "in / out", "load", "plan", "TPOT", "TTFT", "TTFT p99", "TTFT with 1 ms more each way")
+    print("| " + " | ".join(headings) + " |\n|" + "---|" * len(headings), flush=True)
     for _ in range(count):
         plan = next(plans)
-        plan_question = plan.question
-        if plan_question.request_rate is None or plan.best is None:
-            continue
+        assert plan.best is not None
+        windows = windows_of(plan)
         cells = [
-            plan_question.hardware.name,
-            f"{plan_question.isl} / {plan_question.osl}",
-            f"{plan_question.request_rate:g}/s",
+            *question_cells(plan),
             plan.best.name,
+            *(f"{share:.1%}" for share in scatter(windows)),
+            slower_ttft(plan, windows),
         ]
-        print("| " + " | ".join([*cells, *(f"{share:.1%}" for share in chance(plan).values())]) + " |", flush=True)
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def question_cells(plan: Plan) -> list[str]:
+    """Return the cells of a question: machine, lengths, load."""
+    query = plan.question
+    load = f"{query.concurrency} clients" if query.concurrency else f"{query.request_rate:g}/s"
+    return [query.hardware.name, f"{query.isl} / {query.osl}" + ("" if query.range_ratio == 1.0 else " +-"), load]
 
 
 HEADINGS = (
