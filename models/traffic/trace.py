@@ -72,8 +72,20 @@ class Trace:
         return np.repeat(np.arange(len(self), dtype=np.int32), np.diff(self.offsets))
 
     def scaled(self, rate_scale: float) -> Trace:
-        """Return the same requests at so many times the rate; the time users think stays theirs."""
-        return replace(self, sent_s=self.sent_s / rate_scale)
+        """Return the same requests at so many times the rate: sessions begin so much sooner, users think as long."""
+        scaled = replace(self, sent_s=self.sent_s / rate_scale)
+        waits = ~np.isnan(self.think_s)
+        if rate_scale == 1.0 or not waits.any():
+            return scaled
+        sent_s, last = scaled.sent_s.tolist(), dict[int, float]()
+        for index, (session, wait, think_s) in enumerate(
+            zip(self.session.tolist(), waits.tolist(), self.think_s.tolist(), strict=True)
+        ):
+            if wait and session in last:
+                sent_s[index] = last[session] + think_s
+            last[session] = sent_s[index]
+        later = replace(scaled, sent_s=np.array(sent_s))
+        return later.taken(np.argsort(later.sent_s, kind="stable"))
 
     def taken(self, indices: npt.NDArray[np.intp]) -> Trace:
         """Return these requests alone (indices, ascending), with times from the first of them."""

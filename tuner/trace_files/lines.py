@@ -14,6 +14,8 @@ from hwprobe.files import own_stream
 
 MOST_TRACE_BYTES = 1 << 30
 LONGEST_LINE = 64 << 20
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 PACKED = {
     b"\x1f\x8b": "gzip (`gunzip`)", b"BZh": "bzip2 (`bunzip2`)", b"\xfd7zXZ": "xz (`unxz`)",
     b"\x28\xb5\x2f\xfd": "zstd (`unzstd`)", b"PK\x03\x04": "zip (`unzip`)", b"PAR1": "Parquet (write it as JSON lines)",
@@ -36,6 +38,8 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
                     "it (`head -n 1000000`)"
                 )
             _check_text(stream, path)
+            if hasattr(stream, "peek") and stream.peek(3)[:3] == BYTE_ORDER_MARK:
+                stream.read(3)
             yield stream
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -44,6 +48,8 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 
 def _check_text(stream: IO[bytes], path: Path) -> None:
     start = stream.peek(8)[:8] if hasattr(stream, "peek") else b""
+    if start.startswith(UTF_16):
+        raise InputError(f"traffic '{path}' is text in UTF-16: write it as UTF-8 (`iconv -f utf-16 -t utf-8`)")
     for magic, how in PACKED.items():
         if start.startswith(magic):
             raise InputError(f"traffic '{path}' is packed with {how}: unpack it first")
