@@ -116,9 +116,10 @@ def _describe(run: RunView) -> None:
             st.badge(SIMULATED, color="orange")
         limits = f"  \nlimits: {as_markdown(', '.join(manifest.slo))}" if manifest.slo else ""
         world = f" (world: {manifest.world})" if manifest.simulated else ""
+        lengths = "" if manifest.traffic else f"{manifest.isl:,} in / {manifest.osl:,} out, "
         st.caption(
             as_markdown(f"{manifest.hardware}, SGLang {manifest.sglang_version}, {manifest.engine} engine{world}")
             + "  \n"
-            f"{manifest.isl:,} in / {manifest.osl:,} out, {manifest.load}  \n"
+            f"{lengths}{as_markdown(manifest.load)}  \n"
             f"objective: {manifest.objective}{limits}"
         )

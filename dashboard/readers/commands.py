@@ -148,7 +148,8 @@ def tune_command(run: RunView, *, resume: bool) -> str:
         "--sglang-version",
         manifest.sglang_version,
     ]
-    words += ["--isl", str(manifest.isl), "--osl", str(manifest.osl), *manifest.load_flags]
+    lengths = [] if manifest.traffic else ["--isl", str(manifest.isl), "--osl", str(manifest.osl)]
+    words += [*lengths, *manifest.load_flags]
     words += [] if manifest.range_ratio == 1.0 else ["--range-ratio", f"{manifest.range_ratio:g}"]
     words += [word for limit in manifest.slo for word in ("--slo", limit)]
     words += ["--objective", str(manifest.objective), "--engine", manifest.engine, "--sampler", manifest.sampler]

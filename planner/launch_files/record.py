@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from hwprobe.errors import InputError
 from hwprobe.files import decode_json
+from models.traffic.traced_workload import TrafficMark
 
 MARK = "# record: "
 
@@ -38,7 +39,7 @@ class Record:
     """The question a launch file answers and the figures it promises.
 
     `basis` is `predicted`, or `measured` with the engine in `engine`. The intervals are the 95 % interval of a
-    measurement and the 90 % band of a prediction.
+    measurement and the 90 % band of a prediction. Under `traffic` the one point is of that window of a trace.
     """
 
     sgtune: str
@@ -54,6 +55,7 @@ class Record:
     engine: str | None = None
     world: str | None = None
     nnodes: int = 1
+    traffic: TrafficMark | None = None
 
     @property
     def simulated(self) -> bool:
@@ -63,7 +65,8 @@ class Record:
 
 def record_line(record: Record) -> str:
     """Return the record as a comment line: ASCII only, so that no file format objects."""
-    return MARK + json.dumps(asdict(record), ensure_ascii=True)
+    answers = {name: value for name, value in asdict(record).items() if name != "traffic" or value is not None}
+    return MARK + json.dumps(answers, ensure_ascii=True)
 
 
 def record_of(text: str, name: str) -> Record:

@@ -22,6 +22,7 @@ from tuner.bench.point import Settings, measure_for_tuner
 from tuner.choices import EngineName
 from tuner.engines.live import LiveEngine
 from tuner.engines.runners import EmulatedRunner, Runner
+from tuner.engines.traced import TraceSending, measure_either
 from tuner.engines.world import World
 from tuner.server.gate import GpuLocks
 from tuner.server.readiness import Smoke
@@ -66,12 +67,13 @@ def live_engine(runner: Runner, context: Context, live: LiveSettings) -> LiveEng
         return sorted({reason for reasons in read_throttles(uuids).values() for reason in reasons}) if uuids else []
 
     settings = Settings(least_s=live.point_s, vocabulary=context.arch.vocab_size, slos=live.slos)
+    sending = TraceSending(seed=live.seed, vocabulary=context.arch.vocab_size, slos=live.slos, throttles=throttles)
     return LiveEngine(
         runner=runner,
         context=context,
         model_path=live.model_path,
         trials=live.trials,
-        measure=measure_for_tuner(live.seed, settings, throttles),
+        measure=measure_either(measure_for_tuner(live.seed, settings, throttles), sending),
         extra_flags=live.extra_flags,
         smoke=live.smoke,
         run=live.run,

@@ -14,7 +14,9 @@ from models.layout import Array, table_of
 from models.serving.estimate import Context, replay_workload, statistics_ms
 from models.serving.open_loop import Draw, replay_open_loop
 from models.serving.replay import Replay
+from models.traffic.traced_workload import TracedWorkload
 from models.workload import Slo, Statistic, Workload
+from tuner.engines.traced import Pace, measure_played
 from tuner.engines.world import World
 from tuner.engines.world_memory import OOM_BOOT_SHARE, boot_failure, fails_under_load
 from tuner.seam import FailureKind, LaunchFailed, Measurement, ServerInfo
@@ -83,6 +85,9 @@ class SimulatedServer:
             )
         rng = np.random.default_rng([self.seed, workload.concurrency])
         seed = int(rng.integers(2**31))
+        if isinstance(workload, TracedWorkload):
+            factors = np.exp(self.world.noise * rng.standard_normal(WINDOWS))
+            return measure_played(self.context, self.config, workload, Pace(factors=factors, slos=self.slos))
         if workload.request_rate is None:
             played = replay_workload(self.context, self.config, workload, self.memory, seed=seed)
         else:

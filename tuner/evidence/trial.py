@@ -10,6 +10,7 @@ from typing import Any
 from msgspec import UNSET, UnsetType
 
 from models.config import ServerConfig
+from models.traffic.traced_workload import TrafficMark
 from planner.fleets.deployment import Deployment
 from planner.plans.alternatives import DEFAULT, UNMODELLED
 from tuner.choices import SIMULATED_ENGINES, Objective
@@ -34,6 +35,7 @@ class Manifest:
 
     The hashes cover every figure of the machine, the world, and the model's belief (engine profile,
     acceptance, expert skew). `model_path` is where the weights lay, which is no part of the question.
+    Under `traffic` `isl` is the mean of what is new in a prompt, and `request_rate` that of the window.
     """
 
     hardware: str
@@ -62,6 +64,7 @@ class Manifest:
     cost_per_gpu_hour: float | None = None
     model_path: str = "deepseek-ai/DeepSeek-R1"
     servers: str | None = None
+    traffic: TrafficMark | None = None
     schema_version: int = 1
 
     @property
@@ -72,6 +75,8 @@ class Manifest:
     @property
     def load(self) -> str:
         """The load that decides, in words."""
+        if self.traffic is not None:
+            return str(self.traffic)
         if self.request_rate is not None:
             return f"{self.request_rate:g} requests/s"
         if self.min_user_tok_s is not None:
@@ -81,6 +86,10 @@ class Manifest:
     @property
     def load_flags(self) -> list[str]:
         """The same as flags of `sgtune tune`."""
+        if self.traffic is not None:
+            mark = self.traffic
+            words = ["--traffic", mark.file, "--window", f"{mark.length_s}s"]
+            return words if mark.rate_scale == 1.0 else [*words, "--rate-scale", f"{mark.rate_scale:g}"]
         flags = {
             "--concurrency": self.concurrency or None,
             "--request-rate": self.request_rate,

@@ -102,6 +102,8 @@ def trial_export(
         export_parameters = replace(parameters, boot_s=max(launch.boot_s for launch in standing.launches))
     flags = tuple(without_secrets(manifest.server_flags))
     manifest_fields = msgspec.to_builtins(replace(manifest, server_flags=flags))
+    if manifest.traffic is None:
+        del manifest_fields["traffic"]
     about = {
         "trial.json": record,
         "run.json": {"simulated": manifest.simulated, **manifest_fields},
@@ -126,7 +128,7 @@ def _trial_lines(
         ("made by", f"sgtune {__version__}: {clean_command(command)}"),
         ("SGLang", manifest.sglang_version),
         ("hardware", f"{manifest.hardware} (profile {manifest.hardware_hash})"),
-        ("workload", f"{manifest.isl} in / {manifest.osl} out, {manifest.load}"),
+        ("workload", manifest.load if manifest.traffic else f"{manifest.isl} in / {manifest.osl} out, {manifest.load}"),
         ("configuration", f"{record.label}, trial {record.number} ({record.source})"),
     ]
     if record.predicted:
@@ -173,6 +175,7 @@ def _trial_record(record: TrialRecord, standing: Standing, manifest: Manifest) -
         engine=manifest.engine,
         world=manifest.world if manifest.simulated else None,
         nnodes=record.config.nnodes,
+        traffic=manifest.traffic,
     )
 
 

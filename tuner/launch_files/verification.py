@@ -15,6 +15,7 @@ from hwprobe.errors import InputError, SgtuneError
 from hwprobe.files import LAUNCH_FILE_BYTES, decode_json, read_bytes
 from models.config import ServerConfig
 from models.serving.estimate import Context
+from models.traffic.traced_workload import TracedLoad
 from models.version import parse_version
 from models.workload import Workload
 from planner.launch_files.files import BUNDLE_FILE
@@ -39,7 +40,8 @@ SURROUNDINGS = ("SGLANG_CACHE_DIR", "HF_HOME", "HOME", "MODEL_PATH", "PYTHON")
 class Claim:
     """What a launch file says: its command, as it stands, and the figures it records.
 
-    `comments` is the environment that SGLang's own YAML can only ask for in its header.
+    `comments` is the environment that SGLang's own YAML can only ask for in its header. `traffic` is the window of the
+    trace that its figures were measured under.
     """
 
     file: Path
@@ -47,6 +49,7 @@ class Claim:
     record: Record
     hardware: Path | None = None
     comments: dict[str, str] = field(default_factory=dict)
+    traffic: TracedLoad | None = None
 
     @property
     def version(self) -> Version:
@@ -63,6 +66,8 @@ class Claim:
         return {name: value for name, value in variables.items() if name not in SURROUNDINGS}
 
     def workload(self, figure: RecordedPoint) -> Workload:
+        if self.traffic is not None:
+            return self.traffic.workload(figure.concurrency)
         closed = Workload.checked(self.record.isl, self.record.osl, figure.concurrency, self.record.range_ratio)
         return replace(closed, request_rate=figure.request_rate)
 
@@ -83,15 +88,17 @@ class Compared:
     """One recorded point and its measurement now.
 
     They agree when their rates differ by no more than both intervals together allow, in log units: the root of the
-    sum of the squared half widths, which is what two independent measurements of one rate differ by.
+    sum of the squared half widths, which is what two independent measurements of one rate differ by. Under a trace
+    (`traced`) their TPOTs may differ by no more either: a rate that holds is the trace's own.
     """
 
     recorded: RecordedPoint
     measured: Measurement
+    traced: bool = False
 
     @property
     def agrees(self) -> bool:
-        return self.measured.verdict is Verdict.OK and self._near
+        return self.measured.verdict is Verdict.OK and self._near and self._as_fast
 
     @property
     def resolves(self) -> float:
@@ -105,6 +112,18 @@ class Compared:
         return now > 0.0 and abs(math.log(now / self.recorded.output_tok_s)) <= math.log1p(self.resolves)
 
     @property
+    def _as_fast(self) -> bool:
+        """Whether a token takes as long as recorded, where that is compared."""
+        if not self.traced or not self.recorded.tpot_mean_ms or not self.measured.tpot_ms["mean"]:
+            return True
+        return abs(math.log1p(self.tpot_change)) <= math.log1p(self.resolves)
+
+    @property
+    def tpot_change(self) -> float:
+        """The measured mean TPOT over the recorded one, less one."""
+        return self.measured.tpot_ms["mean"] / max(self.recorded.tpot_mean_ms, 1e-9) - 1.0
+
+    @property
     def change(self) -> float:
         """The measured rate over the recorded one, less one."""
         return self.measured.output_tok_s / self.recorded.output_tok_s - 1.0
@@ -114,7 +133,9 @@ class Compared:
         """Say why the point does not agree; empty where it does."""
         if self.measured.verdict is not Verdict.OK:
             return f"unreliable ({self.measured.verdict}): {self.measured.why}"
-        return "" if self._near else f"{self.change:+.1%} is outside the interval"
+        if not self._near:
+            return f"{self.change:+.1%} is outside the interval"
+        return "" if self._as_fast else f"TPOT {self.tpot_change:+.1%} is outside the interval"
 
     def document(self) -> dict[str, Any]:
         return {
@@ -251,5 +272,5 @@ def _measured(claim: Claim, server: Server, shown: Callable[[str], None]) -> Ver
         if measured.verdict is not Verdict.OK:
             shown(f"measuring {figure.load} once more: {measured.verdict}, {measured.why}")
             measured = server.measure(claim.workload(figure))
-        points.append(Compared(recorded=figure, measured=measured))
+        points.append(Compared(recorded=figure, measured=measured, traced=claim.traffic is not None))
     return Verified(claim=claim, boot_s=boot_s, points=tuple(points))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.serving.estimate import predict
 from planner.launch import launch_spec
 from planner.plans.alternatives import UNMODELLED
 from planner.plans.space import as_launched
+from planner.traffic_plans.traced import predict_load
 from tuner.choices import SIMULATED_ENGINES, Fidelity
 from tuner.run.load_ladder import LoadLadder
 from tuner.run.setup import Prepared
@@ -30,7 +30,7 @@ def dry_run_document(prepared: Prepared) -> dict[str, Any]:
     for source, params in prepared.seeds:
         config = space.config(params)
         loads = LoadLadder(goal=question.goal, workload=prepared.workload).loads(config, context)
-        predicted = [predict(context, config, load) for load in loads]
+        predicted = [predict_load(context, config, load, question.plan.slos) for load in loads]
         least_s = 0.0 if virtual else question.point_s
         first.append(
             {
@@ -61,6 +61,7 @@ def dry_run_document(prepared: Prepared) -> dict[str, Any]:
             for item in prepared.plan.found.rejected
         ],
         "ruled_out_by_reason": prepared.plan.found.rejected_by_reason(),
+        **({} if question.traffic is None else {"traffic": question.traffic.document()}),
     }
 
 

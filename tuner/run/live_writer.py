@@ -17,6 +17,7 @@ from hwprobe.errors import SgtuneError
 from hwprobe.files import encode_json
 from models.config import ServerConfig
 from models.serving.estimate import Prediction
+from models.traffic.traced_workload import TracedWorkload
 from models.workload import Workload
 from tuner.engines.live import LiveEngine
 from tuner.evidence.live_state import LIVE_FILE, LiveState, LiveTrial, RunState
@@ -151,7 +152,8 @@ class _WatchedServer:
         return self._server.info()
 
     def measure(self, workload: Workload) -> Measurement:
-        self._watch.phase(f"measuring {workload.concurrency:,} clients", self._number)
+        load = str(workload.mark) if isinstance(workload, TracedWorkload) else f"{workload.concurrency:,} clients"
+        self._watch.phase(f"measuring {load}", self._number)
         return self._server.measure(workload)
 
     def stop(self) -> None:

@@ -18,6 +18,7 @@ from models.config import ServerConfig
 from models.layout import table_of
 from models.serving.closed_form import closed_loop
 from models.serving.estimate import Context, demand_of
+from models.traffic.traced_workload import TracedWorkload
 from models.workload import Workload
 from tuner.choices import Objective
 from tuner.seam import Measurement, Server, Verdict
@@ -70,7 +71,9 @@ class LoadLadder:
         return ""
 
     def loads(self, config: ServerConfig, context: Context) -> list[Workload]:
-        """Return the loads to measure, the asked one last."""
+        """Return the loads to measure, the asked one last; of a trace there is but the one."""
+        if isinstance(self.workload, TracedWorkload):
+            return [self.workload]
         if self.goal.objective is Objective.GOODPUT:
             rate, clients_asked = float(self.goal.request_rate or 0.0), self.workload.concurrency
             return [

@@ -9,6 +9,8 @@ from pathlib import Path
 from hwprobe.errors import InputError
 from hwprobe.files import content_hash
 from hwprobe.profile import hardware_hash
+from models.traffic.traced_workload import TracedLoad
+from models.workload import Workload
 from planner.plans.make import PlanQuestion
 from planner.sglang.arguments import read_arguments
 from planner.sglang.secret_flags import without_secrets
@@ -22,6 +24,8 @@ from tuner.search.space_file import SpaceFile
 from tuner.slices.records import check_objective, slice_for
 
 MOST_PARALLEL = 64
+# Under a trace: what is asked for is the trace's own, so rates and users are no objective.
+TRACE_OBJECTIVES = (Objective.GOODPUT, Objective.TPOT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +55,7 @@ class TuneQuestion:
     parallel: int | None = None
     cluster: str | None = None
     servers: ServersChoice | None = None
+    traffic: TracedLoad | None = None
 
     @property
     def model_path(self) -> str:
@@ -61,10 +66,15 @@ class TuneQuestion:
     def goal(self) -> Goal:
         """The objective with its figures."""
         plan = self.plan
+        of_rate = self.traffic is None or self.objective is Objective.GOODPUT
         return Goal(
             objective=self.objective, slos=plan.slos, min_user_tok_s=plan.min_user_tok_s,
-            request_rate=plan.request_rate, cost_per_gpu_hour=self.cost_per_gpu_hour,
+            request_rate=plan.request_rate if of_rate else None, cost_per_gpu_hour=self.cost_per_gpu_hour,
         )  # fmt: skip
+
+    def workload(self, clients: int) -> Workload:
+        """Return the load of a launch with so many requests in flight: clients in a closed loop, or a trace's."""
+        return self.plan.workload(clients) if self.traffic is None else self.traffic.workload(clients)
 
     def checked(self) -> TuneQuestion:
         """Raise InputError for a question that has no meaning; return the question otherwise."""
@@ -106,6 +116,7 @@ class TuneQuestion:
         if self.servers is None:
             return
         refused = {
+            "--traffic": self.traffic is not None,
             f"--objective {self.objective}": self.objective is not Objective.OUTPUT_TOK_S,
             f"--engine {self.engine}": self.engine is EngineName.DOCKER,
             "--cluster": self.cluster is not None,
@@ -122,7 +133,11 @@ class TuneQuestion:
 
     def _check_objective(self) -> None:
         """Raise InputError where objective and load do not go together."""
+        if self.traffic is not None:
+            self._check_traffic(self.traffic)
         self.goal.checked()
+        if self.traffic is not None:
+            return
         loads = {"--concurrency": self.plan.concurrency, "--request-rate": self.plan.request_rate}
         needed_flag = {Objective.USERS: None, Objective.GOODPUT: "--request-rate"}.get(self.objective, "--concurrency")
         for flag, value in loads.items():
@@ -130,6 +145,22 @@ class TuneQuestion:
                 raise InputError(f"--objective {self.objective} needs {flag}")
             if flag != needed_flag and value is not None:
                 raise InputError(f"{flag} does not go with --objective {self.objective}")
+
+    def _check_traffic(self, traffic: TracedLoad) -> None:
+        """Raise InputError for what no trace answers, or no server of this model takes."""
+        if self.objective not in TRACE_OBJECTIVES:
+            raise InputError(
+                f"--objective {self.objective} does not go with --traffic, which says how much is asked for: choose "
+                f"one of {', '.join(TRACE_OBJECTIVES)}"
+            )
+        if self.fidelity is Fidelity.SLICE:
+            raise InputError("--fidelity slice measures a closed loop of clients: leave it out under --traffic")
+        longest = traffic.workload(1).longest_request
+        if longest > self.plan.arch.max_position_embeddings:
+            raise InputError(
+                f"'{traffic.mark.file}' has a request of {longest:,} tokens; the model's context is "
+                f"{self.plan.arch.max_position_embeddings:,}"
+            )
 
     def _check_engine(self) -> None:
         """Raise InputError for an engine that could not start, before anything is written."""
@@ -166,7 +197,10 @@ class TuneQuestion:
     @property
     def base_name(self) -> str:
         plan = self.plan
-        machine = "".join(c if c.isalnum() or c in "-_." else "-" for c in plan.hardware.name)
+        machine = _plain(plan.hardware.name)
+        if self.traffic is not None:
+            mark = self.traffic.mark
+            return f"{machine}-{_plain(Path(mark.file).stem)}-x{mark.rate_scale:g}"
         load = f"c{plan.concurrency}"
         if self.objective is Objective.USERS:
             load = f"u{plan.min_user_tok_s:g}"
@@ -204,6 +238,7 @@ class TuneQuestion:
             min_user_tok_s=plan.min_user_tok_s,
             cost_per_gpu_hour=self.cost_per_gpu_hour,
             servers=None if self.servers is None else str(self.servers),
+            traffic=None if self.traffic is None else self.traffic.mark,
         )
 
     def folder(self) -> Path:
@@ -215,3 +250,8 @@ class TuneQuestion:
         if self.resume:
             return self.runs / (existing[-1] if existing else self.base_name)
         return self.runs / next(name for name in names if not (self.runs / name).exists())
+
+
+def _plain(name: str) -> str:
+    """Return a name as part of a folder's."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)

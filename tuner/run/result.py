@@ -40,6 +40,7 @@ class RunEnd:
     """Why a run ended, the launch files it wrote, what its engine profile says, and how long it took.
 
     `elapsed_s` is on the clock of the run (virtual, or of the last session), `parallel` how many launches flew at once.
+    `traffic` says which window of a trace it was tuned under, and why that one.
     """
 
     stop_reason: str
@@ -47,6 +48,7 @@ class RunEnd:
     calibrated: dict[str, Any] | None = None
     parallel: int = 1
     elapsed_s: float = 0.0
+    traffic: dict[str, Any] | None = None
 
 
 def result_document(run: Path, manifest: Manifest, records: Sequence[TrialRecord], end: RunEnd) -> dict[str, Any]:
@@ -92,6 +94,7 @@ def result_document(run: Path, manifest: Manifest, records: Sequence[TrialRecord
         "parallel": end.parallel,
         "stopped": end.stop_reason,
         "exports": [str(path) for path in end.exports],
+        **({} if end.traffic is None else {"traffic": end.traffic}),
     }
 
 

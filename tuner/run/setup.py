@@ -56,7 +56,7 @@ class Prepared:
     def workload(self) -> Workload:
         """What a launch is measured with: an open loop is expected to hold what the plan says, not the headroom."""
         if self.question.objective is Objective.GOODPUT:
-            return self.question.plan.workload(self.plan.concurrency)
+            return self.question.workload(self.plan.concurrency)
         return self.space.workload
 
 
@@ -71,7 +71,7 @@ def prepare(question: TuneQuestion) -> Prepared:
             f"nothing to tune: {plan.question.arch.name} does not fit {question.plan.hardware.name}{short}{more}"
         )
     context = plan.context
-    workload = question.plan.workload(_most_clients(question, plan))
+    workload = question.workload(_most_clients(question, plan))
     space = default_space(context.machine, context.version, arch=context.arch, mtp=question.plan.mtp)
     unfit = {item.config.layout for item in plan.found.rejected if not item.config.speculative}
     fitting = {layout.layout: layout for layout in space.layouts if layout.layout not in unfit}
@@ -95,7 +95,8 @@ def _most_clients(question: TuneQuestion, plan: Plan) -> int:
 
 def _latency_limits(question: TuneQuestion) -> tuple[Slo, ...]:
     """Return the limits that fewer running requests may keep: users and open loops do not wait in line for them."""
-    return () if question.objective in (Objective.USERS, Objective.GOODPUT) else question.plan.slos
+    in_line = question.traffic is None and question.objective not in (Objective.USERS, Objective.GOODPUT)
+    return question.plan.slos if in_line else ()
 
 
 def _seeds(plan: Plan, space: TuningSpace, count: int) -> list[tuple[str, dict[str, Any]]]:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from models.config import ServerConfig
-from models.serving.estimate import Context, Prediction, predict
+from models.serving.estimate import Context, Prediction
 from models.workload import Slo, Workload, missed
+from planner.traffic_plans.traced import TracedPrediction, predict_load
 from tuner.choices import Objective
 from tuner.evidence.trial import TrialOutcome, TrialRecord
 from tuner.run.load_ladder import decision_of
@@ -52,7 +53,8 @@ class TrialBuilder:
     def predict(self, draft: TrialRecord) -> tuple[TrialRecord, Prediction]:
         """Complete a record with what the model says: what samplers learn of a trial that was not measured.
 
-        What closed forms say of users and goodput stands beside the replay of the load that is expected to decide.
+        What closed forms say of users and goodput stands beside the replay of the load that is expected to decide; of
+        a trace the replay says it.
         """
         workload, value = self.workload, None
         if self.goal.objective in (Objective.USERS, Objective.GOODPUT):
@@ -60,7 +62,10 @@ class TrialBuilder:
             value = math.exp(float(of_goal(self.goal)(rows, np.zeros(len(PHYSICS)))[0]))
         if self.goal.objective is Objective.USERS:
             workload = replace(workload, concurrency=max(1, round(value or 1.0)))
-        predicted = predict(self.context, draft.config, workload)
+        predicted = predict_load(self.context, draft.config, workload, self.goal.slos)
+        if isinstance(predicted, TracedPrediction):
+            of_goodput = self.goal.objective is Objective.GOODPUT
+            value = self.goal.goodput(predicted.goodput_rps) if of_goodput else None
         figures = {
             "output_tok_s": predicted.output_tok_s,
             "tpot_mean_ms": predicted.tpot_ms["mean"],

@@ -18,8 +18,10 @@ import numpy as np
 
 from models.config import ServerConfig
 from models.layout import Array
-from models.serving.estimate import Prediction, predict
+from models.serving.estimate import Prediction
+from models.traffic.traced_workload import TracedWorkload
 from models.workload import Slo
+from planner.traffic_plans.traced import TracedPrediction, predict_load
 from tuner.choices import Objective
 from tuner.evidence.trial import TrialOutcome, TrialRecord, best_of
 from tuner.search.closed_form import Figure, of_goal, of_point
@@ -231,7 +233,7 @@ class Guide:
         best = best_of(measured)
         against = next((i for i, record in enumerate(measured) if record is best), None)
         key = "tpot" if goal.objective is Objective.TPOT else "output_tok_s"
-        figure = LearnedFigure(key=key, figure=self._figure, read=_objective_of(goal), common=COMMON)
+        figure = LearnedFigure(key=key, figure=self._figure, read=self._read(), common=COMMON)
         raw = self._learn(rows, np.array(log_measured), figure, replayed=replayed, against=against)
         self.carry = raw.carry
         shift = np.array([goal.shift(config) for config in rows.configs]) - (goal.shift(best.config) if best else 0.0)
@@ -271,8 +273,18 @@ class Guide:
 
     def _replay(self, config: ServerConfig) -> Prediction:
         if config not in self._replays:
-            self._replays[config] = predict(self._space.context, config, self._space.workload)
+            space, slos = self._space, self._goal.slos
+            self._replays[config] = predict_load(space.context, config, space.workload, slos)
         return self._replays[config]
+
+    def _read(self) -> Read:
+        """Return how to read the objective from a replay: goodput only from that of a trace."""
+        if self._goal.objective is Objective.GOODPUT and isinstance(self._space.workload, TracedWorkload):
+            return self._goodput
+        return _objective_of(self._goal)
+
+    def _goodput(self, predicted: Prediction) -> float:
+        return self._goal.goodput(predicted.goodput_rps if isinstance(predicted, TracedPrediction) else 0.0)
 
     def _measured(self) -> list[TrialRecord]:
         return [record for record in self._known if record.outcome is TrialOutcome.MEASURED]

@@ -109,9 +109,12 @@ class Goal:
         if self.objective is Objective.USERS:
             return users_within_slo(points, self.limits)
         if self.objective is Objective.GOODPUT:
-            rate = float(self.request_rate or 0.0)
-            return max(decision.goodput_req_s or 0.0, LEAST_SHARE * rate)
+            return self.goodput(decision.goodput_req_s or 0.0)
         return self.rated(config, decision.output_tok_s, decision.tpot_ms["mean"])
+
+    def goodput(self, requests_s: float) -> float:
+        """Return so many requests per second within every limit, or the little that is left to compare of none."""
+        return max(requests_s, LEAST_SHARE * float(self.request_rate or 0.0))
 
     def worst_excess(self, latencies: Latencies) -> float:
         """Return the largest log(latency / limit) over the limits; negative where all are kept."""

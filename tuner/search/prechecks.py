@@ -13,6 +13,7 @@ from models.workload import Workload
 from planner.plans.alternatives import DEFAULT, UNMODELLED
 from planner.plans.search import SAFE_FREE_GIB
 from planner.rules import Question, first_error
+from planner.traffic_plans.traced import TracedPrediction
 from tuner.choices import Objective
 from tuner.evidence.trial import TrialOutcome, TrialRecord, best_of
 from tuner.seam import FailureKind
@@ -77,9 +78,18 @@ def _twin(
         same = (
             record.outcome is TrialOutcome.MEASURED and record.label == config.label and _unpriced(record.params) == own
         )
-        if same and abs(record.predicted["output_tok_s"] / rate - 1.0) < INDISTINCT:
+        if same and abs(record.predicted["output_tok_s"] / rate - 1.0) < INDISTINCT and _alike(record, predicted):
             return record
     return None
+
+
+def _alike(record: TrialRecord, predicted: Prediction) -> bool:
+    """Say whether latencies are alike too: under a trace every rate that holds is the trace's own."""
+    if not isinstance(predicted, TracedPrediction):
+        return True
+    pairs = ((record.predicted["tpot_mean_ms"], predicted.tpot_ms["mean"]),
+             (record.predicted["ttft_mean_ms"], predicted.ttft_ms["mean"]))  # fmt: skip
+    return all(abs(before / max(now, 1e-9) - 1.0) < INDISTINCT for before, now in pairs)
 
 
 def _unpriced(params: dict[str, Any]) -> list[Any]:

@@ -181,10 +181,10 @@ def trace_point_document(point: TracePoint) -> dict[str, object]:
     expected, at_most = np.array([(float(least), float(most)) for _, least, most in good]).T
     broken = _broken(requests, point.settings.slos)
     began, ended = point.start, max(one.ended for one in requests)
-    late_ms = np.array([(one.sent - one.planned) * 1e3 for one in point.seen])
+    late_ms = _late_ms(point)
     tpot = np.array([tpot_s(one) for one in requests if one.tokens > 1] or [0.0])
     errors = len(point.seen) - len(requests)
-    verdict, why = _verdict(errors + point.unended, late_ms)
+    verdict, why = trace_verdict(point)
     example = next((one.error for one in point.seen if one.error), None)
     return {
         "requests": len(requests),
@@ -213,10 +213,16 @@ def trace_point_document(point: TracePoint) -> dict[str, object]:
     }
 
 
-def _verdict(failed: int, late_ms: Array) -> tuple[str, str]:
+def _late_ms(point: TracePoint) -> Array:
+    return np.array([(one.sent - one.planned) * 1e3 for one in point.seen])
+
+
+def trace_verdict(point: TracePoint) -> tuple[str, str]:
+    """Return whether the point can be used ("ok"), else what is wrong with it, and why."""
+    failed = sum(bool(one.error) for one in point.seen) + point.unended
     if failed:
         return "errors", f"{failed} requests failed or did not end"
-    late = float(np.percentile(late_ms, 99))
+    late = float(np.percentile(_late_ms(point), 99))
     if late > LATE_MS:
         return "client_limited", f"1 in 100 requests was sent {late:,.0f} ms late or more: this machine is too busy"
     return "ok", ""

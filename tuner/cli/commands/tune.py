@@ -17,12 +17,15 @@ from tuner.cli.common import options
 from tuner.cli.common.terminal import console, print_json
 
 if TYPE_CHECKING:
+    from models.traffic.traced_workload import TracedLoad
     from tuner.run.loop import Loop
     from tuner.run.question import TuneQuestion
     from tuner.run.setup import Prepared
 
 # Users looked for where --users does not say how many are wanted: more than any one server carries.
 MOST_USERS = 4096
+# The stretch of a trace that one launch is measured under.
+DEFAULT_WINDOW = "2m"
 EXAMPLE = (
     "Example: sgtune tune --hardware nf5688g7 --isl 1000 --osl 1000 --concurrency 1024 --engine simulated --trials 12"
 )
@@ -30,13 +33,17 @@ EXAMPLE = (
 
 def tune(
     hardware: options.Hardware,
-    isl: options.Isl,
-    osl: options.Osl,
     engine: options.Engine,
+    isl: options.MaybeIsl = None,
+    osl: options.MaybeOsl = None,
     concurrency: options.MaybeConcurrency = None,
     server_flags: options.ServerFlags = None,
     slo: options.SloTexts = None,
-    objective: options.ObjectiveChoice = Objective.OUTPUT_TOK_S,
+    objective: options.ObjectiveChoice = None,
+    traffic: options.Traffic = None,
+    rate_scale: options.RateScale = 1.0,
+    map: options.TrafficMap = None,
+    window: options.TrafficWindow = None,
     request_rate: options.RequestRate = None,
     users: options.Users = None,
     min_user_tok_s: options.MinUserTokS = None,
@@ -70,13 +77,26 @@ def tune(
     profile: options.Profile = None,
     json: options.Json = False,
 ) -> None:
-    """Find the best configuration with few launches: physics first, then measurements."""
+    """Find the best configuration with few launches: physics first, then measurements.
 
+    With --traffic: under a file of requests, with its timing, sessions and shared prefixes.
+    """
+
+    from hwprobe.errors import InputError
     from planner.inputs import read_question
     from tuner.engines.world import load_world
     from tuner.run.question import TuneQuestion
     from tuner.search.space_file import read_space_file
 
+    loads = {"--isl": isl, "--osl": osl, "--concurrency": concurrency, "--request-rate": request_rate,
+             "--users": users, "--min-user-tok-s": min_user_tok_s,
+             "--range-ratio": None if range_ratio == 1.0 else range_ratio}  # fmt: skip
+    traced = _traced(traffic, loads, rate_scale=rate_scale, map=map, window=window)
+    if traced is not None:
+        isl, osl, request_rate = traced.lengths_and_rate
+    if isl is None or osl is None:
+        raise InputError("say how long requests are with --isl and --osl, or give a file of them with --traffic")
+    objective = objective or (Objective.OUTPUT_TOK_S if traced is None else Objective.GOODPUT)
     plan_question = read_question(
         hardware=hardware, model=model, sglang_version=sglang_version, slo=slo, profile=profile, isl=isl, osl=osl,
         range_ratio=range_ratio, concurrency=concurrency, request_rate=request_rate, min_user_tok_s=min_user_tok_s,
@@ -90,7 +110,7 @@ def tune(
         space=narrowed, server_flags=(*(narrowed.flags if narrowed else ()), *(server_flags or ())),
         budget_s=parse_duration_s(budget) if budget else float("inf"), seed=seed, sampler=sampler or default_sampler(),
         smoke=smoke, fidelity=fidelity, run=run, runs=runs, resume=resume, python=python, image=image,
-        point_s=parse_duration_s(point_time, "--point-time"), cost_per_gpu_hour=cost_per_gpu_hour,
+        point_s=parse_duration_s(point_time, "--point-time"), cost_per_gpu_hour=cost_per_gpu_hour, traffic=traced,
     )  # fmt: skip
     if servers is not None:
         from tuner.cli.deployments.tune_fleet import tune_fleet
@@ -98,6 +118,25 @@ def tune(
         tune_fleet(question, command_line(), dry_run=dry_run, json=json)
         return
     _tune(question, dry_run=dry_run, json=json)
+
+
+def _traced(
+    traffic: Path | None, loads: dict[str, Any], *, rate_scale: float, map: list[str] | None, window: str | None
+) -> TracedLoad | None:
+    """Return the stretch of the trace to tune under, None without --traffic."""
+    from tuner.cli.under_traffic.tune_traffic import (
+        WindowAsked,
+        refuse_beside_traffic,
+        refuse_without_traffic,
+        traced_load,
+    )
+
+    if traffic is None:
+        refuse_without_traffic({"--rate-scale": rate_scale != 1.0, "--map": map, "--window": window})
+        return None
+    refuse_beside_traffic(loads)
+    window_s = parse_duration_s(window or DEFAULT_WINDOW, "--window")
+    return traced_load(WindowAsked(traffic=traffic, rate_scale=rate_scale, map=map, window_s=window_s))
 
 
 def _tune(question: TuneQuestion, *, dry_run: bool, json: bool) -> None:
@@ -172,6 +211,7 @@ def _finish(loop: Loop, prepared: Prepared, *, json: bool) -> None:
     end = RunEnd(
         stop_reason=loop.stop_reason, exports=tuple(exports), calibrated=calibrated, parallel=loop.airspace.slots,
         elapsed_s=loop.airspace.elapsed_s,
+        traffic=prepared.question.traffic.document() if prepared.question.traffic else None,
     )  # fmt: skip
     document = result_document(loop.folder.path, manifest, loop.records, end)
     loop.folder.write("result.json", written_parts(document))

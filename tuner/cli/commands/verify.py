@@ -51,6 +51,9 @@ AllowEnv = Annotated[
     typer.Option("--allow-env", help="A name of the file's environment to take, repeatable; most are left out."),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Start it without being asked.")]
+VerifyTraffic = Annotated[
+    Path | None, typer.Option("--traffic", help="The file of requests that the launch file was tuned under.")
+]
 Logs = Annotated[Path | None, typer.Option("--logs", help="Keep the server's log in this folder.")]
 
 
@@ -66,6 +69,8 @@ def verify(
     world: options.WorldFile = None,
     cluster: options.Cluster = None,
     point_time: options.PointTime = "10s",
+    traffic: VerifyTraffic = None,
+    map: options.TrafficMap = None,
     seed: options.Seed = 0,
     logs: Logs = None,
     model_path: ServedPath = None,
@@ -82,6 +87,7 @@ def verify(
 
     from planner.launch_files.targets import Target
     from tuner.cli.commands.tune import parse_duration_s
+    from tuner.cli.under_traffic.tune_traffic import window_of_claim
     from tuner.engines.build import LiveSettings, live_engine
     from tuner.engines.image_check import pull_if_missing
     from tuner.engines.on_nodes import NodeSetup, check_on_nodes, cluster_engine
@@ -93,6 +99,7 @@ def verify(
 
     point_s = parse_duration_s(point_time, "--point-time")
     claim = read_claim(path, Target.DOCKER if engine is EngineName.DOCKER else Target.BASH)
+    claim = replace(claim, traffic=window_of_claim(claim, traffic, map))
     truth = load_world(world)
     start = trusted_start(claim, allow_env=tuple(allow_env or ()), model_path=model_path)
     start = replace(start, words=(*start.words, *(server_flags or ())))
@@ -240,7 +247,8 @@ def _show(verified: Verified) -> None:
     origin = SIMULATED if record.simulated else "measured"
     basis = f"{origin} on {record.engine}" if record.basis == "measured" else "predicted"
     stamp = f"{SIMULATED} " if verified.simulated else ""
-    table = Table(title=f"{stamp}{verified.claim.file}: {record.isl} in / {record.osl} out", title_justify="left")
+    lengths = str(record.traffic) if record.traffic else f"{record.isl} in / {record.osl} out"
+    table = Table(title=f"{stamp}{verified.claim.file}: {lengths}", title_justify="left")
     for name in (
         "load",
         f"recorded tok/s ({basis})",

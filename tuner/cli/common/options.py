@@ -37,6 +37,12 @@ RateScale = Annotated[
 TrafficMap = Annotated[
     list[str] | None, typer.Option("--map", help="Of --traffic: columns of another form, as in `sgtune traffic`.")
 ]
+TrafficWindow = Annotated[
+    str | None,
+    typer.Option(
+        "--window", help="Of --traffic: how long a launch is measured, by the part most like the whole; default 2m."
+    ),
+]
 RangeRatio = Annotated[
     float, typer.Option("--range-ratio", help="Lengths are uniform from ratio x length to length; 1 fixes them.")
 ]
@@ -127,10 +133,11 @@ PlanOut = Annotated[Path | None, typer.Option("--out", help="Write the JSON docu
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
 
 ObjectiveChoice = Annotated[
-    Objective,
+    Objective | None,
     typer.Option(
         "--objective",
-        help="What to improve: a rate or TPOT at --concurrency, users at --min-user-tok-s, goodput at --request-rate.",
+        help="What to improve: a rate or TPOT at --concurrency, users at --min-user-tok-s, goodput at --request-rate. "
+        "Default output_tok_s; under --traffic goodput, or TPOT.",
     ),
 ]
 CostPerGpuHour = Annotated[

@@ -44,6 +44,8 @@ class LiveReporter(ProgressScreen):
             world = f" ({SIMULATED}: world '{question.world.name}'{how})"
         self._screen.print(f"engine {question.engine}{world}; run folder {loop.folder.path}", markup=False)
         self._extra = question.confirm + 1 if question.confirm else 0
+        for sentence in question.traffic.window.sentences if question.traffic else ():
+            self._screen.print(sentence, markup=False)
         for warning in prepared.plan.warnings:
             self._screen.print(f"note: {warning}", markup=False)
         if loop.records:
@@ -116,6 +118,8 @@ def _best_mark(record: TrialRecord, best: TrialRecord | None) -> str:
 
 def show_dry_run(document: dict[str, Any], screen: Console) -> None:
     """Print the first launches, the time they cost, what may vary, and what was ruled out."""
+    for sentence in document["traffic"]["why"] if "traffic" in document else ():
+        screen.print(sentence, markup=False)
     screen.print(
         f"{document['launches']} launches and at most {document['confirmations']} to confirm, out of "
         f"{document['candidates']:,} configurations that rules and memory allow"
