@@ -60,6 +60,8 @@ WHOLE = (
     "tests/tuner/test_emulated_fleets.py",
     "tests/tuner/test_fidelity.py",
     "tests/tuner/test_live.py",
+    "tests/tuner/test_live_fleets.py",
+    "tests/tuner/test_fleet_tune.py",
     "tests/tuner/test_load_ladder.py",
     "tests/tuner/test_objectives.py",
     "tests/tuner/test_sampler.py",

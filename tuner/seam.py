@@ -115,7 +115,8 @@ class LaunchOrder:
     """A launch to make: trial `number` of a configuration, on one node or as one `rank` of several.
 
     `typed` and `environment` are the command that `config` describes where it was not made here (a launch file's, a
-    slice's); --host and --port follow it, the last of two being what SGLang takes.
+    slice's); --host and --port follow it, the last of two being what SGLang takes. Of a server of a deployment `part`
+    is its name in it ("decode-1"), `more` the flags of its place there.
     """
 
     config: ServerConfig
@@ -123,6 +124,8 @@ class LaunchOrder:
     typed: tuple[str, ...] | None = None
     environment: dict[str, str] = field(default_factory=dict)
     rank: Rank | None = None
+    part: str = ""
+    more: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import http.client
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -35,7 +35,10 @@ class ServerState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counters:
-    """A server's counters at a moment (`at_s`, monotonic): seconds are sums over requests or tokens."""
+    """A server's counters at a moment (`at_s`, monotonic): seconds are sums over requests or tokens.
+
+    `transfer_ms` and `transfer_gb_s` are sums over `transfers` of a request's KV cache to a decode server.
+    """
 
     at_s: float
     requests: float = 0.0
@@ -44,6 +47,9 @@ class Counters:
     first_tokens: float = 0.0
     gap_s: float = 0.0
     gaps: float = 0.0
+    transfers: float = 0.0
+    transfer_ms: float = 0.0
+    transfer_gb_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +66,8 @@ class ServerShare:
     tpot_ms: float | None
     state: ServerState = ServerState.OK
     why: str = ""
+    transfer_ms: float | None = None
+    transfer_gb_s: float | None = None
 
 
 def read_counters(url: str, key: str | None) -> Counters | None:
@@ -80,6 +88,9 @@ def read_counters(url: str, key: str | None) -> Counters | None:
         first_tokens=sums.get("time_to_first_token_seconds_count", 0.0),
         gap_s=sums.get(f"{gap}_sum", 0.0),
         gaps=sums.get(f"{gap}_count", 0.0),
+        transfers=sums.get("kv_transfer_latency_ms_count", 0.0),
+        transfer_ms=sums.get("kv_transfer_latency_ms_sum", 0.0),
+        transfer_gb_s=sums.get("kv_transfer_speed_gb_s_sum", 0.0),
     )
 
 
@@ -109,12 +120,15 @@ def _share(url: str, before: Counters | None, after: Counters | None) -> ServerS
     if after.output_tokens < before.output_tokens:
         before = Counters(at_s=before.at_s)  # it was started anew meanwhile
     firsts, gaps = after.first_tokens - before.first_tokens, after.gaps - before.gaps
+    transfers = after.transfers - before.transfers
     return ServerShare(
         url=url,
         requests=round(after.requests - before.requests),
         output_tok_s=(after.output_tokens - before.output_tokens) / max(1e-9, after.at_s - before.at_s),
         ttft_ms=1e3 * (after.first_token_s - before.first_token_s) / firsts if firsts > 0 else None,
         tpot_ms=1e3 * (after.gap_s - before.gap_s) / gaps if gaps >= LEAST_TOKENS else None,
+        transfer_ms=(after.transfer_ms - before.transfer_ms) / transfers if transfers > 0 else None,
+        transfer_gb_s=(after.transfer_gb_s - before.transfer_gb_s) / transfers if transfers > 0 else None,
     )
 
 
@@ -125,10 +139,7 @@ def _judged(share: ServerShare, others: Sequence[float]) -> ServerShare:
     if share.tpot_ms <= SLOWER * usual:
         return share
     why = f"{share.tpot_ms:.1f} ms between tokens, the others {usual:.1f} ({share.tpot_ms / usual - 1.0:+.0%})"
-    return ServerShare(
-        url=share.url, requests=share.requests, output_tok_s=share.output_tok_s, ttft_ms=share.ttft_ms,
-        tpot_ms=share.tpot_ms, state=ServerState.SLOW, why=why,
-    )  # fmt: skip
+    return replace(share, state=ServerState.SLOW, why=why)
 
 
 def _sums(text: str) -> dict[str, float]:

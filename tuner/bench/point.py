@@ -44,7 +44,7 @@ class Settings:
 
     The window takes `waves` times the clients' requests, no less than `least_s`, no more than `most_s` after the
     warm-up of one wave. An open loop's takes `least_s`, or 20 requests, after 20 % more; requests keep coming until
-    those due in the window have ended, for `most_s` in all.
+    those due in the window have ended, for `most_s` in all. `alone`: the server has one role and no other.
     """
 
     backend: Backend = Backend.SGLANG
@@ -63,6 +63,7 @@ class Settings:
     flush: bool = True
     slos: tuple[Slo, ...] = ()
     roofline_tok_s: float = math.inf
+    alone: bool = False
 
     @property
     def open_loop(self) -> bool:
@@ -252,6 +253,7 @@ def shares_of(address: Address, workload: Workload, settings: Settings, seed: in
         due_s=due_s,
         start=time.monotonic() + START_DELAY_S,
         headers=(("Authorization", f"Bearer {settings.key}"),) if settings.key else (),
+        alone=settings.alone,
     )
     return [
         msgspec.structs.replace(

@@ -29,12 +29,17 @@ class TraceRequest(msgspec.Struct, frozen=True, array_like=True):
     ends: list[int]
 
 
+# SGLang's name for a prefill or decode server that does not exist (its transfer backend `fake`).
+NOBODY = "2.2.2.2"
+
+
 class Share(msgspec.Struct, frozen=True, kw_only=True):
     """What one worker process sends: its lengths (taken in turn, from the start again when used up) and arrivals.
 
     `start` is a CLOCK_MONOTONIC time all workers share; `arrivals_s` are seconds after it (open loop), and those up to
     `due_s` are waited for. `prompts` are texts; without them token ids are drawn, unique by `seed`, after
     `shared_prefix` tokens that all requests share. With `requests` those of a trace are sent, and nothing else.
+    `alone`: the server has one role, and requests say that no server of the other meets them.
     """
 
     host: str
@@ -56,6 +61,7 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     headers: tuple[tuple[str, str], ...] = ()
     result: str = ""
     requests: tuple[TraceRequest, ...] = ()
+    alone: bool = False
 
 
 class StreamProgress(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,7 +155,8 @@ class Payloads:
         text = self._text(index)
         sampling = {"temperature": 0.0, "max_new_tokens": osl, "ignore_eos": True}
         prompt = {"input_ids": self.ids(index)} if text is None else {"text": text}
-        return msgspec.json.encode({**prompt, "sampling_params": sampling, "stream": True})
+        nobody = {"bootstrap_host": NOBODY, "bootstrap_room": index} if self._share.alone else {}
+        return msgspec.json.encode({**prompt, "sampling_params": sampling, "stream": True, **nobody})
 
     def _openai(self, index: int) -> bytes:
         _, osl = self.lengths(index)

@@ -122,6 +122,10 @@ class LiveEngine:
             undo.pop_all()
         return LiveServer(engine=self, process=process, config=order.config, port=port, ready=ready, figures=figures)
 
+    def folder(self, order: LaunchOrder) -> Path:
+        """Return where the files of a launch are, or of one server of it."""
+        return self.trials / str(order.number) / order.part
+
     def start_process(self, order: LaunchOrder, port: int, nonce: str) -> ServerProcess:
         """Start the process that an order asks for; it serves under the name `nonce`. Raises LaunchFailed."""
         typed, environment = self._words(order, port)
@@ -133,7 +137,7 @@ class LiveEngine:
             containers.held.add(nonce)
         try:
             process = ServerProcess(
-                command.words, self.trials / str(order.number), command.environment, drain_s=self.drain_s,
+                command.words, self.folder(order), command.environment, drain_s=self.drain_s,
                 launch=Launch(name=nonce, run=self.run, after=command.after, client_exits=command.client_exits),
             )  # fmt: skip
         except (OSError, ValueError) as error:
@@ -145,7 +149,7 @@ class LiveEngine:
 
     def _words(self, order: LaunchOrder, port: int) -> tuple[list[str], dict[str, str]]:
         """Return SGLang's flags and environment for a port of this machine."""
-        ranked = order.rank.words if order.rank else ()
+        ranked = (*(order.rank.words if order.rank else ()), *order.more)
         if order.typed is not None:
             return [*order.typed, *ranked, "--host", HOST, "--port", str(port)], order.environment
         spec = launch_spec(order.config, self.context.version, model_path=self.model_path, host=HOST, port=port)
@@ -157,7 +161,7 @@ class LiveEngine:
         ledger = ledger_of(self.context.memory(table), table, 0)
         figures = boot_figures(process.log_text(), server_info, ledger)
         document = {"figures": figures, **without_secret_fields(server_info)}
-        file = self.trials / str(order.number) / "server_info.json"
+        file = self.folder(order) / "server_info.json"
         write_own(file, encode_json(document) + "\n", private=True)
         return figures
 

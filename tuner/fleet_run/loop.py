@@ -43,6 +43,8 @@ class FleetReporter(Protocol):
 
     def alone(self, rate: RoleRate) -> None: ...
 
+    def not_alone(self, role: Role, failure: LaunchFailed) -> None: ...
+
     def finished(self, record: TrialRecord, best: TrialRecord | None) -> None: ...
 
 
@@ -130,7 +132,7 @@ class FleetLoop:
     def _foreseen(self) -> list[Foreseen]:
         """Return every deployment that may be launched, and what is now believed of it."""
         believed = self.believed
-        launched = [r.deployment for r in self.records if isinstance(r.deployment, Deployment)]
+        launched = [r.deployment for r in self.in_play if isinstance(r.deployment, Deployment)]
         assert believed.engine is not None  # it is calibrated
         if self._worth is None or self._worth[0] != believed.engine:
             self._worth = (believed.engine, worth_launching(believed, self.servers))
@@ -159,7 +161,8 @@ class FleetLoop:
                 measured = self.engine.measure_alone(role, pool.config, load, len(self.measured_alone))
             except LaunchFailed as failure:
                 self._stop_for_operator(failure)
-                continue  # what is not measured stays as predicted
+                self.reporter.not_alone(role, failure)  # it stays as predicted
+                continue
             self.measured_alone.append(measured)
             self.folder.write(RATES_FILE, encode_json(self.measured_alone) + "\n")
             self.reporter.alone(role_rate(measured, self.plan, self.workload))

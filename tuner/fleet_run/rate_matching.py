@@ -21,7 +21,7 @@ from planner.fleets.deployment import Role
 from planner.plans.candidates import Candidate
 from planner.plans.make import PlanQuestion
 from tuner.evidence.trial import TrialRecord
-from tuner.seam import Alone, ServerFigures
+from tuner.seam import Alone
 
 PARAMETER = {Role.PREFILL: "prefill_role", Role.DECODE: "decode_role"}
 # Passes that wait while a prefill server is measured: enough that none runs half empty.
@@ -90,7 +90,8 @@ def calibrated(
     engine = question.engine or question.context().engine
     for one in measured:
         engine = _with_speed(engine, one, replace(question, engine=engine), workload)
-    rate = transfer_gb_s(records)
+    sent = workload.isl.mean * question.arch.kv_bytes_per_token()
+    rate = transfer_gb_s(records, sent)
     if rate is not None:
         engine = replace(engine, parameters=replace(engine.parameters, transfer_gb_s=rate))
     return replace(question, engine=engine)
@@ -106,18 +107,12 @@ def _with_speed(engine: EngineProfile, one: Alone, question: PlanQuestion, workl
     return engine
 
 
-def transfer_gb_s(records: Sequence[TrialRecord]) -> float | None:
-    """Return the rate of one request's KV cache without its handshakes; None where no server spoke of it."""
-    rates = []
-    for record in records:
-        for point in record.points:
-            for server in point.servers or ():
-                rates += _rate_of(server)
+def transfer_gb_s(records: Sequence[TrialRecord], sent_bytes: float) -> float | None:
+    """Return the rate of one request's KV cache, without its handshakes; None where no server spoke of it.
+
+    A cache that is sent more than once, to every rank of a decode server, is slower by that.
+    """
+    servers = [server for record in records for point in record.points for server in point.servers or ()]
+    times_s = [1e-3 * server.transfer_ms - TRANSFER_LATENCY_S for server in servers if server.transfer_ms is not None]
+    rates = [1e-9 * sent_bytes / time_s for time_s in times_s if time_s > 0.0]
     return ENGINE["transfer_gb_s"].clamped(statistics.median(rates)) if rates else None
-
-
-def _rate_of(server: ServerFigures) -> list[float]:
-    if server.transfer_ms is None or server.transfer_gb_s is None:
-        return []
-    sending_ms = server.transfer_ms - 1e3 * TRANSFER_LATENCY_S
-    return [server.transfer_gb_s * server.transfer_ms / sending_ms] if sending_ms > 0.0 else []

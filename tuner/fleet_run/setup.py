@@ -8,7 +8,9 @@ from functools import partial
 from hwprobe.errors import InputError
 from planner.fleets.deployed import server_context
 from planner.fleets.deployment import Deployment
-from tuner.choices import EngineName, ServersChoice
+from tuner.choices import SIMULATED_ENGINES, EngineName, ServersChoice
+from tuner.engines.build import LiveSettings, run_mark
+from tuner.engines.emulated_fleet import emulated_fleet_engine
 from tuner.engines.simulated_fleet import SimulatedFleetEngine
 from tuner.evidence.run_folder import RunFolder
 from tuner.evidence.trial import TrialRecord
@@ -42,8 +44,12 @@ def checked(question: TuneQuestion) -> None:
     question.checked()
     if question.plan.concurrency is None:
         raise InputError(f"--servers {question.servers} needs --concurrency")
-    if question.engine is not EngineName.SIMULATED:
-        raise InputError(f"--servers {question.servers} runs on --engine simulated so far, not {question.engine}")
+    if question.engine not in SIMULATED_ENGINES:
+        raise InputError(
+            f"--servers {question.servers} runs on --engine simulated or emulated so far, not {question.engine}"
+        )
+    if question.engine is EngineName.SIMULATED and question.world.server_factors:
+        raise InputError("server_factors of a world slow single servers: they need --engine emulated")
     hardware = question.plan.hardware
     if question.servers is ServersChoice.PD and hardware.nodes < 2:
         raise InputError(f"--servers pd needs at least two nodes; --hardware {hardware.name} is one")
@@ -55,6 +61,12 @@ def launchable(engine: EngineName, deployment: Deployment) -> bool:
 
 
 def fleet_engine(question: TuneQuestion, folder: RunFolder) -> FleetEngine:
-    """Build the engine of --engine for deployments."""
+    """Build the engine of --engine for deployments. Raises InputError where it could start none."""
     belief_of = partial(server_context, question.plan)
-    return SimulatedFleetEngine(world=question.world, belief_of=belief_of, seed=question.seed)
+    if question.engine is EngineName.SIMULATED:
+        return SimulatedFleetEngine(world=question.world, belief_of=belief_of, seed=question.seed)
+    live = LiveSettings(
+        model_path=question.plan.served_path, trials=folder.path / "trials", point_s=question.point_s,
+        seed=question.seed, extra_flags=question.server_flags, slos=question.plan.slos, run=run_mark(folder.path),
+    )  # fmt: skip
+    return emulated_fleet_engine(folder.path.absolute(), question.plan.hardware, belief_of, live, question.world)

@@ -123,6 +123,7 @@ class TuneQuestion:
             f"--parallel {self.parallel}": (self.parallel or 1) > 1,
             "--fidelity slice": self.fidelity is Fidelity.SLICE,
             "--space": self.space is not None,
+            "--smoke": self.smoke is not None,
         }
         others = [option for option, is_given in refused.items() if is_given]
         if others:

@@ -77,13 +77,14 @@ class ExpectedStart:
     """The expected start.
 
     `served_name` is the launch's --served-model-name: an answer with another name comes from a stranger. `entered`
-    hears the name of each phase that begins.
+    hears the name of each phase that begins. A server of one role does not `generate` by itself.
     """
 
     served_name: str
     phases: tuple[Phase, ...] = PHASES
     smoke: Smoke | None = None
     entered: Callable[[str], None] = unheard
+    generates: bool = True
 
 
 def wait_until_ready(process: ServerProcess, port: int, expected: ExpectedStart) -> Ready:
@@ -113,11 +114,17 @@ def wait_until_ready(process: ServerProcess, port: int, expected: ExpectedStart)
         info = _healthy(port)
         if info is not None:
             _check_identity(process, info, expected.served_name)
-            _check_output(process, port)
-            if expected.smoke is not None:
-                _check_answer(process, port, expected.smoke)
+            _prove(process, port, expected)
             return Ready(boot_s=time.monotonic() - process.started, server_info=info)
         time.sleep(POLL_S)
+
+
+def _prove(process: ServerProcess, port: int, expected: ExpectedStart) -> None:
+    """Let a healthy server generate, where it does so by itself. Raises LaunchFailed where it does not."""
+    if expected.generates:
+        check_output(process, port)
+    if expected.smoke is not None:
+        _check_answer(process, port, expected.smoke)
 
 
 def died(process: ServerProcess) -> LaunchFailed:
@@ -159,7 +166,7 @@ def _check_identity(process: ServerProcess, info: dict[str, Any], served_name: s
         )
 
 
-def _check_output(process: ServerProcess, port: int) -> None:
+def check_output(process: ServerProcess, port: int) -> None:
     """One real generation: health alone does not prove that tokens come."""
     sampling = {"max_new_tokens": SMOKE_TOKENS, "ignore_eos": True, "temperature": 0}
     body = {"input_ids": SMOKE_PROMPT, "sampling_params": sampling}

@@ -19,7 +19,7 @@ from tuner.fleet_run.proposals import COPIES, Foreseen
 from tuner.fleet_run.rate_matching import RoleRate
 from tuner.fleet_run.result import rates_of
 from tuner.run.result import nearest_of
-from tuner.seam import ServerFigures
+from tuner.seam import LaunchFailed, ServerFigures
 
 
 class FleetProgress:
@@ -45,6 +45,10 @@ class FleetProgress:
 
     def alone(self, rate: RoleRate) -> None:
         self._say(rate_sentence(rate))
+
+    def not_alone(self, role: Role, failure: LaunchFailed) -> None:
+        first = (failure.evidence.splitlines() or [""])[0]
+        self._say(f"{role} alone: not measured, its figures stay as predicted ({failure.kind}: {first})")
 
     def finished(self, record: TrialRecord, best: TrialRecord | None) -> None:
         if record.target is None:
