@@ -1,8 +1,11 @@
-"""Emulated prefill and decode servers behind SGLang's own router, for tests and benchmarks."""
+"""Emulated prefill and decode servers behind SGLang's own router, and what the replay says of them."""
 
 from __future__ import annotations
 
+import http.client
 import json
+import socket
+import statistics
 import sys
 import time
 import urllib.request
@@ -11,6 +14,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.config import ServerConfig
+from models.serving.estimate import Context
+from models.serving.fleet_replay import FleetLoad, FleetModel, FleetReplay, prefill_role, replay_fleet, transfer_of
+from models.version import NEWEST
+from planner.check.judge import check_arguments, modelled
+from planner.fleets.role_servers import decode_server, role_server
+from planner.inputs import read_question
 from tuner.engines.build import world_toml
 from tuner.engines.world import World
 from tuner.server.ports import Ports
@@ -81,3 +91,53 @@ def wait_until_ready(router: str, workers: int) -> None:
             if time.monotonic() > until:
                 raise
         time.sleep(0.1)
+
+
+def held_back_ms(fleet: Fleet) -> float:
+    """Return how long the router holds a first token back from a client that keeps its connection, in ms.
+
+    `sglang-router` 0.3.2 leaves Nagle's algorithm on: it sends the head of an answer, and the first token only when
+    the head has been acknowledged, which a client's kernel puts off (40 ms on Linux) unless it is told not to.
+    """
+    connection = http.client.HTTPConnection(fleet.router.removeprefix("http://"))
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    for turn in range(11):
+        body = {"text": "x" * 40, "sampling_params": {"max_new_tokens": 2}, "stream": True}
+        began_s = time.monotonic()
+        connection.request("POST", "/generate", json.dumps(body), {"Content-Type": "application/json"})
+        if turn % 2:
+            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        with connection.getresponse() as response:
+            response.readline()
+            seconds[bool(turn % 2)].append(time.monotonic() - began_s)
+            response.read()
+    connection.close()
+    return 1e3 * (statistics.median(seconds[False]) - statistics.median(seconds[True]))
+
+
+def believed(
+    prefill: Sequence[str], decode: Sequence[str], load: FleetLoad, *, hardware: str = "h200x8"
+) -> FleetReplay:
+    """Return the replay's prediction of a fleet: the flags of each server, all of one role alike.
+
+    The first and the last fifth of the requests are not in the result.
+    """
+    context = read_question(
+        hardware=hardware, model=None, sglang_version=NEWEST, slo=None, profile=None, isl=1, osl=1, concurrency=1
+    ).context()
+    first, then = (_config(context, line, role) for role, line in (("prefill", prefill[0]), ("decode", decode[0])))
+    taking = role_server(context, first, batch=1)
+    model = FleetModel(
+        prefill=prefill_role(taking.model, first, context),
+        prefill_servers=len(prefill),
+        decode=decode_server(context, then, batch=load.concurrency).model,
+        decode_servers=len(decode),
+        transfer=transfer_of(context),
+    )
+    count = len(load.isl)
+    return replay_fleet(model, load, measure_from=count // 5, measure_to=count - count // 5)
+
+
+def _config(context: Context, line: str, role: str) -> ServerConfig:
+    words = ["--model-path", "r1", *line.split(), "--disaggregation-mode", role]
+    return modelled(check_arguments(words, context.arch, context.machine, context.version).resolved.config)

@@ -61,7 +61,7 @@ class PrefillDoor:
         self._driver, self._played, self._shown = driver, played, shown
         self._rooms: dict[int, MeetingRoom] = {}
         self._tasks = Tasks()
-        self._prefilled: dict[int, asyncio.Event] = {}
+        self._prefilled: dict[int, asyncio.Future[float]] = {}
 
     def came(self, live: ServedRequest) -> None:
         """A prompt has come."""
@@ -71,7 +71,7 @@ class PrefillDoor:
         """A prompt has been prefilled: it keeps its slot until its cache has been sent."""
         self._driver.server.held += 1
         self._shown.inflight.add(live.request.index)
-        self._prefilled[live.request.index].set()
+        self._prefilled[live.request.index].set_result(self._driver.server.now_s)
         return True
 
     def gone(self, live: ServedRequest) -> None:
@@ -80,18 +80,22 @@ class PrefillDoor:
         self._tasks.stop(live)
         self._prefilled.pop(index, None)
         self._shown.bootstrapping.discard(index)
-        if index in self._shown.inflight:
-            self._shown.inflight.discard(index)
-            self._driver.release_slot()
+        self._free(index)
         room = self._rooms.pop(live.meeting.room, None) if live.meeting is not None else None
         if room is not None and not room.sent.done():
             room.sent.cancel()
         self._shown.refresh()
 
+    def _free(self, index: int) -> None:
+        """Give a request's slot to others, once its KV cache has been sent or never will be."""
+        if index in self._shown.inflight:
+            self._shown.inflight.discard(index)
+            self._driver.release_slot()
+
     async def _serve(self, live: ServedRequest) -> None:
         meeting, index = live.meeting, live.request.index
         assert meeting is not None
-        prefilled = self._prefilled[index] = asyncio.Event()
+        prefilled = self._prefilled[index] = asyncio.get_running_loop().create_future()
         fake = self._played.is_fake(meeting)
         room = self._room(meeting.room)
         copies = 1
@@ -106,13 +110,15 @@ class PrefillDoor:
             self._shown.bootstrapping.discard(index)
             self._shown.met(self._driver.now() - came_s)
         self._driver.enter(live)
-        await prefilled.wait()
+        began_s = await prefilled  # when the pass ended: the front end has no part in it
         if not fake:
             sending = self._played.sending(live.request.isl, copies)
-            await asyncio.sleep(sending.seconds)
+            await asyncio.sleep(began_s + sending.seconds - self._driver.now())
             self._shown.sent(index, sending)
             if not room.sent.done():
                 room.sent.set_result(sending)
+        self._free(index)
+        await asyncio.sleep(self._driver.server.times.front_end_s)  # its answer, which the router waits for
         self._driver.complete(live)
 
     def _fail(self, live: ServedRequest, stage: str, why: str) -> None:
