@@ -25,10 +25,10 @@ from planner.inputs import read_question
 from planner.plans.make import PlanQuestion
 from tests.left import nothing_left
 from tuner.engines.build import LiveSettings
-from tuner.engines.emulated_fleet import emulated_fleet_engine
-from tuner.engines.live_fleet import LiveFleet, LiveFleetEngine
 from tuner.engines.world import World
 from tuner.evidence.trial_lines import read_trials
+from tuner.fleet_engines.emulated_fleet import emulated_fleet_engine
+from tuner.fleet_engines.live_fleet import LiveFleet, LiveFleetEngine
 from tuner.seam import FailureKind, LaunchFailed
 
 Sgtune = Callable[..., Any]

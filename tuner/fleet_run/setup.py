@@ -10,10 +10,10 @@ from planner.fleets.deployed import server_context
 from planner.fleets.deployment import Deployment
 from tuner.choices import SIMULATED_ENGINES, EngineName, ServersChoice
 from tuner.engines.build import LiveSettings, run_mark
-from tuner.engines.emulated_fleet import emulated_fleet_engine
-from tuner.engines.simulated_fleet import SimulatedFleetEngine
 from tuner.evidence.run_folder import RunFolder
 from tuner.evidence.trial import TrialRecord
+from tuner.fleet_engines.emulated_fleet import emulated_fleet_engine
+from tuner.fleet_engines.simulated_fleet import SimulatedFleetEngine
 from tuner.fleet_run.loop import FleetLoop, FleetReporter, read_alone
 from tuner.run.question import TuneQuestion
 from tuner.run.setup import new_folder

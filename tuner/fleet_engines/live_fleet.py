@@ -14,9 +14,9 @@ from hwprobe.errors import SgtuneError
 from models.config import ServerConfig
 from models.workload import Workload
 from planner.fleets.deployment import Deployment, Pool, Role
-from tuner.engines.fleet_figures import FleetWatch, Named
 from tuner.engines.live import DIES_S, MEASURING_ERRORS, LiveEngine, Measure, abort_all
-from tuner.engines.router import ROUTER, Routed, RouterPorts, router_words, start_router, wait_for_router
+from tuner.fleet_engines.fleet_figures import FleetWatch, Named
+from tuner.fleet_engines.router import ROUTER, Routed, RouterPorts, router_words, start_router, wait_for_router
 from tuner.seam import Alone, FailureKind, LaunchFailed, LaunchOrder, Measurement, ServerInfo
 from tuner.server.figures import BootFigures
 from tuner.server.ports import Ports

@@ -16,9 +16,9 @@ from planner.launch_files.fleet import ROUTER_RELEASE
 from tuner.bench.point import Settings, measure_for_tuner
 from tuner.engines.build import LiveSettings, emulated_runner, live_engine
 from tuner.engines.live import LiveEngine
-from tuner.engines.live_fleet import LiveFleetEngine
 from tuner.engines.runners import EmulatedRunner
 from tuner.engines.world import World
+from tuner.fleet_engines.live_fleet import LiveFleetEngine
 from tuner.server.strays import end_run
 
 

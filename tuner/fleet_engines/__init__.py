@@ -1,0 +1,1 @@
+"""Where deployments run: servers and a router as processes of this machine, or in virtual time."""
