@@ -11,6 +11,11 @@ from hwprobe.plain_text import one_line
 LONGEST = 1000
 
 
+def roots() -> tuple[Path, Path]:
+    """Return the folder of runs and the folder the dashboard was started in."""
+    return runs_folder().resolve(), Path.cwd().resolve()
+
+
 def within_roots(name: str) -> str:
     """Return a machine's name, or its file's path if that lies below a root.
 
@@ -18,14 +23,17 @@ def within_roots(name: str) -> str:
     """
     if "/" not in name and not name.endswith(".json"):
         return name
-    roots = [runs_folder().resolve(), Path.cwd().resolve()]
+    return file_within_roots(name, "neither a machine of the catalogue nor a file")
+
+
+def file_within_roots(name: str, what: str = "no file") -> str:
+    """Return a file's path if it lies below a root. Raises InputError otherwise, be there such a file or not."""
     try:
         file = Path(name[:LONGEST]).resolve()
     except (OSError, ValueError, RuntimeError):
         file = None
-    if file is None or not any(file.is_relative_to(root) for root in roots):
+    if file is None or not any(file.is_relative_to(root) for root in roots()):
         raise InputError(
-            f"'{one_line(name)}' is neither a machine of the catalogue nor a file below "
-            f"{' or '.join(map(str, roots))}: the dashboard reads no other"
+            f"'{one_line(name)}' is {what} below {' or '.join(map(str, roots()))}: the dashboard reads no other"
         )
     return str(file)
