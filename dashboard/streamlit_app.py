@@ -9,7 +9,11 @@ HERE = Path(__file__).parent
 st.set_page_config(page_title="sgtune", page_icon=str(HERE / "icon.png"), layout="wide")
 PAGES = {
     "plan": ("Plan", ":material/calculate:", "Does it fit, how fast, with which flags: answered from physics."),
-    "traffic": ("Traffic", ":material/stacked_line_chart:", "What a trace of requests holds, and servers under it."),
+    "recorded_traffic": (
+        "Traffic",
+        ":material/stacked_line_chart:",
+        "What a trace of requests holds, and servers under it.",
+    ),
     "hardware": ("Hardware", ":material/memory:", "What the machine measures against its data sheet."),
     "live": ("Live", ":material/monitoring:", "What a tune is doing now, and the best so far."),
     "trials": ("Trials", ":material/scatter_plot:", "Every measured configuration; several side by side."),

@@ -29,13 +29,13 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_without_a_file_it_says_what_it_reads(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    app = open_page("traffic", root, monkeypatch)
+    app = open_page("recorded_traffic", root, monkeypatch)
     assert "Name a file of requests" in said(app)
     assert app.selectbox(key="traffic").options == ["chat.jsonl"]
 
 
 def test_a_trace_shows_its_lengths_arrivals_and_hits(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    app = open_page("traffic", root, monkeypatch, traffic="chat.jsonl")
+    app = open_page("recorded_traffic", root, monkeypatch, traffic="chat.jsonl")
     assert "chat.jsonl: 1,689 requests in 35 min" in said(app)
     assert tile(app, "Prompt mean, tokens") == "3,201"
     assert tile(app, "Seen before") == "96.0%"
@@ -45,7 +45,7 @@ def test_a_trace_shows_its_lengths_arrivals_and_hits(root: Path, monkeypatch: py
 def test_a_trace_is_planned_for_a_machine_minute_by_minute(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = (root / "chat.jsonl").read_text().splitlines(keepends=True)[:200]
     (root / "short.jsonl").write_text("".join(lines))
-    app = open_page("traffic", root, monkeypatch, traffic="short.jsonl", hw="h200x8", slo="tpot:mean<20ms")
+    app = open_page("recorded_traffic", root, monkeypatch, traffic="short.jsonl", hw="h200x8", slo="tpot:mean<20ms")
     shown = "\n".join(str(each.value) for each in app.markdown)
     assert "on h200x8 keeps tpot:mean" in shown
     assert any("sgtune plan --hardware h200x8 --traffic" in code.value for code in app.code)
@@ -56,7 +56,7 @@ def test_what_sgtune_printed_is_shown_as_the_trace_is(
 ) -> None:
     (root / "traffic.json").write_text(sgtune("traffic", "chat.jsonl", "--json").out)
     assert view_of("traffic.json").summary == view_of("chat.jsonl").summary
-    app = open_page("traffic", root, monkeypatch, traffic="traffic.json")
+    app = open_page("recorded_traffic", root, monkeypatch, traffic="traffic.json")
     assert tile(app, "Prompt mean, tokens") == "3,201"
 
 
@@ -73,7 +73,7 @@ def test_the_minutes_of_a_finished_plan_are_those_it_printed(
     assert plan is not None
     over = sum(minute["missed_share"] > 0 for minute in told)
     assert (len(plan.traffic.minutes), plan.minutes_over) == (len(told), over)
-    app = open_page("traffic", root, monkeypatch, traffic="plan.json")
+    app = open_page("recorded_traffic", root, monkeypatch, traffic="plan.json")
     assert f"{over} of {len(told)} minutes have requests over a limit" in "\n".join(str(m.value) for m in app.markdown)
     bars = traffic_charts.minutes(plan.traffic.minutes).data
     assert sum(bars[0].y) + sum(bars[1].y) == pytest.approx(sum(minute["requests"] for minute in told))
@@ -105,12 +105,12 @@ def test_a_file_that_is_neither_is_named_with_what_is_wrong(
 ) -> None:
     body, message = BAD[name]
     (root / name).write_bytes(body)
-    assert message in said(open_page("traffic", root, monkeypatch, traffic=name))
+    assert message in said(open_page("recorded_traffic", root, monkeypatch, traffic=name))
 
 
 def test_files_elsewhere_are_not_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("/etc/passwd", "../chat.jsonl", "~/x.jsonl\x00", "gone.jsonl"):
-        shown = said(open_page("traffic", root, monkeypatch, traffic=name))
+        shown = said(open_page("recorded_traffic", root, monkeypatch, traffic=name))
         assert "the dashboard reads no other" in shown or "cannot read" in shown
 
 
