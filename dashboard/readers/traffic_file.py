@@ -15,8 +15,9 @@ from hwprobe.files import read_bytes
 from hwprobe.parsing import ODD
 from models.traffic.summary import summary
 from models.version import NEWEST
+from planner.inputs import read_question
 from planner.traffic_plans.plan_document import traffic_plan_document
-from tuner.cli.under_traffic.plan_traffic import TrafficAsked, planned_for
+from planner.traffic_plans.sizing import plan_traffic, traffic_question
 from tuner.trace_files.read import read_trace
 from tuner.trace_files.summary_page import traffic_document
 
@@ -198,21 +199,11 @@ def served_plan(view: TrafficView, hardware: str, slos: tuple[str, ...], rate_sc
 
 @lru_cache(maxsize=16)
 def _served(path: Path, written_ns: int, hardware: str, slos: tuple[str, ...], rate_scale: float) -> ServedPlan:
-    answer = planned_for(
-        TrafficAsked(
-            hardware=hardware,
-            sglang_version=NEWEST,
-            slo=list(slos),
-            mtp=True,
-            mtp_acceptance=None,
-            expert_skew=None,
-            model=None,
-            profile=None,
-            traffic=path,
-            rate_scale=rate_scale,
-            map=None,
-            model_path=None,
-            explain=False,
-        )
-    )
+    trace = read_trace(path)
+    mean_isl, mean_osl = (max(1, round(float(column.mean()))) for column in (trace.isl, trace.osl))
+    question = read_question(
+        hardware=hardware, model=None, sglang_version=NEWEST, slo=list(slos), profile=None, isl=mean_isl, osl=mean_osl,
+        concurrency=1,
+    )  # fmt: skip
+    answer = plan_traffic(question, traffic_question(trace, path.name, rate_scale, question.slos))
     return _converted(traffic_plan_document(answer), ServedPlan, path)

@@ -53,7 +53,7 @@ def plan_for_traffic(typed: TrafficAsked, *, prices: Prices | None, out: Path | 
     from tuner.cli.views.plan_view import show_plan
     from tuner.cli.views.traffic_plan_view import show_traffic_plan
 
-    answer = planned_for(typed)
+    answer = _planned(typed)
     document = traffic_plan_document(answer, prices)
     if out is not None:
         write_atomic(out, encode_json(document) + "\n")
@@ -66,8 +66,7 @@ def plan_for_traffic(typed: TrafficAsked, *, prices: Prices | None, out: Path | 
         raise typer.Exit(3)
 
 
-def planned_for(typed: TrafficAsked) -> TrafficPlan:
-    """Read the trace and plan for it. Raises InputError for a trace or a machine of no meaning."""
+def _planned(typed: TrafficAsked) -> TrafficPlan:
     from planner.inputs import read_question
     from planner.traffic_plans.sizing import plan_traffic, traffic_question
     from tuner.trace_files.read import read_trace
