@@ -2,6 +2,7 @@
 
     python3 dev.py sglang-cpu                   install it (once, about two minutes) and say how to start it
     python3 dev.py sglang-cpu --port 30000      and start a server; further SGLang flags may follow
+    python3 dev.py sglang-cpu --port 30000 --disaggregation-mode prefill      or decode: Mooncake over TCP is installed
 
 Standard library only: it runs with any Python.
 """
@@ -20,6 +21,7 @@ sys.path.insert(0, str(HERE))
 
 from environment import HOME, python_of
 from model import DEEP_LAYERS, write_model
+from transfer import transfer_variables
 
 RELEASE = "0.5.23"
 # What SGLang needs to know to run on a CPU at all, and limits that keep its request table small.
@@ -27,6 +29,9 @@ FLAGS = (
     "--load-format", "dummy", "--device", "cpu", "--attention-backend", "torch_native",
     "--context-length", "4096", "--max-total-tokens", "16384", "--max-running-requests", "64",
 )  # fmt: skip
+# What a prefill or decode server needs beyond them: without a GPU SGLang cannot send early, and idle schedulers of
+# several servers would each take a core.
+ROLE_FLAGS = ("--disaggregation-transfer-backend", "mooncake_tcp", "--disable-overlap-schedule", "--sleep-on-idle")
 # The environment: the CPU engine; one model file instead of 240; no torch.compile (20-30 s at the first request);
 # one OpenMP thread (spinning threads on a busy small machine cost a factor of five); no hub.
 VARIABLES = {
@@ -51,13 +56,20 @@ class Installed:
     deep: Path
 
 
-def install(release: str = RELEASE) -> Installed:
-    """Build the environment if it is missing. Raises subprocess.CalledProcessError when pip fails."""
+def install(release: str = RELEASE, *, transfer: bool = False) -> Installed:
+    """Build the environment if it is missing; with `transfer` one that moves KV caches between servers.
+
+    Raises subprocess.CalledProcessError when pip fails, with `transfer` also OSError where there is no apt-get.
+    """
     real = python_of(release)
     model = write_model(HOME / "tiny-deepseek-v3")
     deep = write_model(HOME / f"tiny-deepseek-v3-{DEEP_LAYERS}", DEEP_LAYERS)
-    wrapper = real.parent / "sglang-python"
-    settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in VARIABLES.items())
+    wrapper = real.parent / ("sglang-python-transfer" if transfer else "sglang-python")
+    variables = dict(VARIABLES)
+    if transfer:
+        more = transfer_variables()
+        variables |= {**more, "PYTHONPATH": f"{VARIABLES['PYTHONPATH']}:{more['PYTHONPATH']}"}
+    settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
     # Without bytecode every start compiles some 2,000 files, in each of its three processes.
     wrapper.write_text(
         f'#!/bin/sh\nunset PYTHONSAFEPATH PYTHONDONTWRITEBYTECODE\nexec env {settings} {shlex.quote(str(real))} "$@"\n'
@@ -70,14 +82,16 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] in (["-h"], ["--help"]):
         sys.stdout.write((__doc__ or "") + "\n")
         return 0
+    apart = "--disaggregation-mode" in arguments
     try:
-        installed = install()
-    except subprocess.SubprocessError as error:
+        installed = install(transfer=apart)
+    except (subprocess.SubprocessError, OSError) as error:
         sys.stderr.write(
             f"sglang-cpu: error: SGLang {RELEASE} could not be installed ({error}); pip's message is above\n"
         )
         return 1
     command = [str(installed.python), "-m", "sglang.launch_server", "--model-path", str(installed.model), *FLAGS]
+    command += ROLE_FLAGS if apart else ()
     if not arguments:
         sys.stdout.write(shlex.join(command) + "\n")
         return 0
