@@ -21,6 +21,7 @@ from models.architecture import deepseek_r1
 from models.engine.versions import profile_for
 from models.machine import machine_of
 from models.serving.estimate import Context
+from tests.left import WORKER
 
 # The same examples on every run: a red build is the change's fault, not the day's.
 settings.register_profile("sgtune", derandomize=True, deadline=None)
@@ -42,6 +43,7 @@ MARKERS = (
 def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
+    os.environ[WORKER] = str(os.getpid())
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if worker.removeprefix("gw").isdecimal():
         first = 20_000 + PORTS_A_WORKER * (int(worker.removeprefix("gw")) % 8)

@@ -13,8 +13,8 @@ from hwprobe.holds import Held, Hold
 from tuner.server import strays
 from tuner.server.ports import is_free
 
-# pytest-xdist names each of its workers in the environment, and processes inherit that.
-WORKER = "PYTEST_XDIST_WORKER"
+# Names who runs these tests, of all that run on the machine: tests/conftest.py sets it, and processes inherit it.
+WORKER = "SGTUNE_TESTS_OF"
 
 
 def marked(value: str | None = None) -> list[int]:
