@@ -197,7 +197,7 @@ def prediction_of(
         output_tok_s=played.output_tok_s,
         total_tok_s=played.output_tok_s * (1.0 + workload.isl.mean / mean_osl),
         user_tok_s=1e3 / (tpot["mean"] or e2e["mean"]),  # a single output token has no TPOT
-        user_tok_s_with_wait=float((played.osl / played.e2e_s).mean()),
+        user_tok_s_with_wait=1.0 / float((played.e2e_s / played.osl).mean()),
         request_rate=played.output_tok_s / mean_osl,
         running_requests=min(float(steady.running[0]), workload.concurrency),
         ttft_ms=ttft,

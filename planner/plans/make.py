@@ -294,9 +294,10 @@ def more_nodes(question: PlanQuestion, context: Context, concurrency: int) -> tu
         result = search(wider, space, question.workload(concurrency), question.slos)
         if result.candidates:
             best = result.candidates[0]
+            clients = "1 client" if concurrency == 1 else f"{concurrency:,} clients"
             return nodes, (
-                f"It fits on {nodes} nodes: {best.config.label}, {best.prediction.output_tok_s:,.0f} tok/s, "
-                f"{best.ledger.kv_tokens:,} KV tokens"
+                f"It fits on {nodes} nodes: {best.config.label}, {best.prediction.output_tok_s:,.0f} tok/s for "
+                f"{clients}, {best.ledger.kv_tokens:,} KV tokens"
             )
     return context.machine.nodes, None
 

@@ -214,7 +214,7 @@ def predicted(closed: Prediction, served: ServedTrace) -> Prediction:
         output_tok_s=served.output_tok_s * per_server,
         total_tok_s=float((replay.osl + replay.isl).sum()) / elapsed_s * per_server,
         user_tok_s=1e3 / (served.tpot_ms["mean"] or served.e2e_ms["mean"]),
-        user_tok_s_with_wait=float((replay.osl / replay.e2e_s).mean()),
+        user_tok_s_with_wait=1.0 / float((replay.e2e_s / replay.osl).mean()),
         request_rate=len(replay.isl) / elapsed_s * per_server,
         running_requests=served.mean_running * per_server,
         ttft_ms=served.ttft_ms,

@@ -81,6 +81,7 @@ def test_eight_h100_do_not_fit_and_two_nodes_do() -> None:
     assert plan.nodes == 2
     assert plan.node_answer is not None
     assert plan.node_answer.startswith("It fits on 2 nodes")
+    assert "tok/s for 64 clients" in plan.node_answer
     assert asked("2xh100x8", concurrency=64).fits
 
 
@@ -271,3 +272,14 @@ def test_users_are_bisected_until_the_number_of_servers_is_settled() -> None:
             if (users, carried_by_one) == (3000, 797):
                 most_calls = len(tried)
     assert 0 < most_calls <= 7
+
+
+@pytest.mark.parametrize(
+    ("hardware", "load"),
+    [("h200x8", {"concurrency": 16}), ("b300x8", {"request_rate": 0.5, "isl": 20_000, "osl": 500, "mtp": False})],
+)
+def test_the_wait_for_the_first_token_makes_nobody_faster(hardware: str, load: dict[str, Any]) -> None:
+    """Both speeds are means over requests of the time per token: short waits of some outweigh no others."""
+    for candidate in asked(hardware, **load).found.candidates:
+        prediction = candidate.prediction
+        assert prediction.queue_grows or prediction.user_tok_s_with_wait < prediction.user_tok_s
