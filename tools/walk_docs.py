@@ -33,7 +33,7 @@ LONGEST_S = 600.0
 ELSEWHERE = (
     (r"git clone|pip install|dev\.py (?:flags|oracle|sglang-cpu)|\.sglang/|real-launch", "needs the network"),
     (r"--engine (?:local|docker)|sgtune probe|hardware\.json|launch/ --engine local|dev\.py sglang-cpu", "needs GPUs"),
-    (r"--url|bench_serving\.jsonl|mine\.toml|here\.json|prompts\.json|runs/h200x8-", "needs files of your own"),
+    (r"--url|bench_serving\.jsonl|mine\.toml|here\.json|prompts\.json|runs?[/ ]h200x8-", "needs files of your own"),
     (r"dev\.py test|sgtune dashboard|dev\.py install", "does not end, or is the tests themselves"),
 )  # fmt: skip
 SLOW = re.compile(r"sgtune (?:tune|verify)|--run \S|--emulated")

@@ -57,6 +57,13 @@ def test_an_unknown_flag_suggests_the_nearest(sgtune: Callable[..., Any]) -> Non
     assert "did you mean --attn-dp-size?" in ran.out
 
 
+@pytest.mark.parametrize("name", ["python", "docker", "sglang"])
+def test_a_model_that_is_called_like_a_program_starts_no_launch_line(sgtune: Callable[..., Any], name: str) -> None:
+    ran = sgtune("check", "--hardware", "h200x8", "--", "--tp", "8", "--model-path", f"/m/{name}")
+    assert ran.code == 0
+    assert "It runs" in ran.out
+
+
 def test_what_was_assumed_is_said(sgtune: Callable[..., Any]) -> None:
     ran = sgtune("check", "--", *LINE, "--nnodes", "2", "--tp", "16", "--node-rank", "0")
     assert "no --hardware given: checked for 2xh200x8" in ran.out
@@ -95,6 +102,9 @@ def test_a_file_and_one_quoted_line_do_as_well(sgtune: Callable[..., Any], tmp_p
         (["--sglang-version", "new", "--", *LINE], "not an SGLang version"),
         (["--isl", "0", "--", *LINE], "--isl is 0"),
         (["--free-before-load-gib", "-3", "--", *LINE], "--free-before-load-gib is -3"),
+        (["--request-rate", "5", "--", *LINE], "check has no option --request-rate: it judges --concurrency N"),
+        (["--hardwre", "h200x8", "--", *LINE], "check has no option --hardwre; did you mean --hardware?"),
+        (["--verbose", *LINE], "check has no option --verbose; flags of SGLang come after"),
     ],
 )
 def test_bad_usage_is_one_sentence_and_exit_2(sgtune: Callable[..., Any], arguments: list[str], said: str) -> None:

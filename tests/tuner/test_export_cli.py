@@ -70,6 +70,21 @@ def test_a_plan_can_come_through_a_pipe(plan_file: Path, tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["launch.sh"]
 
 
+def test_what_keeps_up_is_exported_from_a_plan_where_others_do_not(sgtune: Sgtune, tmp_path: Path) -> None:
+    """A queue that grows without end has no TTFT (null): beside it the plan is as good as ever."""
+    load = ("--isl", "1440", "--osl", "740", "--request-rate", "4.44", "--json")
+    document = json.loads(sgtune("plan", "--hardware", "h200x8", *load).out)
+    grows = [candidate["prediction"]["queue_grows"] for candidate in document["candidates"]]
+    assert grows[0] is False
+    assert True in grows
+    (tmp_path / "plan.json").write_text(json.dumps(document))
+    words = ("export", "--plan", str(tmp_path / "plan.json"), "--target", "bash", "--out", str(tmp_path / "out"))
+    assert sgtune(*words).code == 0
+    refused = sgtune(*words, "--candidate", str(1 + grows.index(True)))
+    assert refused.code == 2
+    assert "cannot keep up with 4.44 requests/s" in " ".join(refused.err.split())
+
+
 def test_replicas_get_a_router(sgtune: Sgtune, plan_file: Path, tmp_path: Path) -> None:
     document = json.loads(plan_file.read_text())
     document["answer"]["replicas"] = 4

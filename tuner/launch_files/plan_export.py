@@ -41,10 +41,12 @@ class _Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Predicted:
+    """A prediction's figures; null is what grows without end."""
+
     output_tok_s: float
-    ttft_ms: dict[str, float]
+    ttft_ms: dict[str, float | None]
     tpot_ms: dict[str, float]
-    band: dict[str, tuple[float, float]]
+    band: dict[str, tuple[float | None, float | None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,12 +165,19 @@ def _lines(candidate: _Candidate, number: int, record: Record) -> list[tuple[str
 
 
 def _record(candidate: _Candidate, question: _Question, answer: _Answer, nnodes: int) -> Record:
+    ttft_mean_ms, (low, high) = candidate.prediction.ttft_ms["mean"], candidate.prediction.band["output_tok_s"]
+    if ttft_mean_ms is None or low is None or high is None:
+        raise InputError(
+            f"{candidate.label} cannot keep up with {question.request_rate or 0.0:g} requests/s: its queue grows "
+            "without end and a file could promise no figure; export another candidate (--candidate N) or plan a lower "
+            "rate"
+        )
     figure = RecordedPoint(
         concurrency=question.concurrency or answer.concurrency_per_replica or 1,
         request_rate=question.request_rate,
         output_tok_s=candidate.prediction.output_tok_s,
-        interval=candidate.prediction.band["output_tok_s"],
-        ttft_mean_ms=candidate.prediction.ttft_ms["mean"],
+        interval=(low, high),
+        ttft_mean_ms=ttft_mean_ms,
         tpot_mean_ms=candidate.prediction.tpot_ms["mean"],
     )
     return Record(

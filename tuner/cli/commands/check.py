@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from dataclasses import dataclass, replace
@@ -30,6 +31,13 @@ DEFAULT_GPU = "h200"
 GPUS_IN_A_NODE = 8
 INFEASIBLE = 3
 SHELLS = ("bash", "sh", "zsh", "source", ".")
+# What starts a launch line; options before it are this command's.
+PROGRAMS = ("python", "python3", "sglang", "docker", "podman", "env", "uv", "numactl", *SHELLS)
+OWN = (
+    "--hardware", "--sglang-version", "--set", "--isl", "--osl", "--concurrency", "--range-ratio", "--slo",
+    "--free-before-load-gib", "--mtp-acceptance", "--model", "--profile", "--json",
+)  # fmt: skip
+OF_PLAN = ("--request-rate", "--users", "--min-user-tok-s", "--traffic", "--rate-scale")
 
 Line = Annotated[
     list[str] | None,
@@ -226,6 +234,34 @@ def _question(launch: LaunchLine, typed: _Asked, shared: dict[str, Any], notes: 
     )
 
 
+def _refuse_options_of_another_command(words: list[str]) -> None:
+    """Raise InputError for an option that this command has not, before it is taken for a flag of SGLang."""
+    from hwprobe.errors import InputError
+
+    for word in words:
+        name = word.partition("=")[0]
+        if name in OF_PLAN:
+            raise InputError(
+                f"check has no option {name}: it judges --concurrency N clients in a closed loop; `sgtune plan {name}` "
+                "plans for that load"
+            )
+    for word in words[: _program_place(words)]:
+        name = word.partition("=")[0]
+        if name.startswith("--"):
+            near = difflib.get_close_matches(name, OWN, n=1)
+            hint = f"did you mean {near[0]}?" if near else "flags of SGLang come after the command that starts it"
+            raise InputError(f"check has no option {name}; {hint}")
+
+
+def _program_place(words: list[str]) -> int:
+    """Return where the launch line's program stands; a flag's value may have the name of one."""
+    for place, word in enumerate(words):
+        is_value = place > 0 and words[place - 1].startswith("--") and "=" not in words[place - 1]
+        if Path(word).name in PROGRAMS and (not is_value or words[place + 1 : place + 2] == ["-m"]):
+            return place
+    return 0
+
+
 def _launches(words: list[str], inputs: Given) -> tuple[list[LaunchLine], str | None, Given]:
     """Return the launches of the words, of the file they name (with its arguments), or of the one string they are."""
     from hwprobe.errors import InputError
@@ -244,6 +280,7 @@ def _launches(words: list[str], inputs: Given) -> tuple[list[LaunchLine], str | 
     one_name = len(words) == 1 and not re.search(r"\s", words[0]) and not words[0].startswith("-")
     if one_name and ("/" in words[0] or path.suffix):
         raise InputError(f"there is no file '{words[0]}'; give a launch line after `--`, or a file that holds one")
+    _refuse_options_of_another_command(words)
     return launches_of_words(words, inputs), None, inputs
 
 
