@@ -31,12 +31,19 @@ READY_S = 120.0
 
 @dataclass(frozen=True)
 class Fleet:
-    """A started fleet: the URLs of its router and servers, and their processes by name ("prefill-0", "router")."""
+    """A started fleet: the URLs of its router and servers, their processes and commands by name ("prefill-0")."""
 
     router: str
     urls: dict[str, str]
     processes: dict[str, ServerProcess]
+    commands: dict[str, list[str]]
     folder: Path
+    stack: ExitStack
+
+    def start(self, name: str, folder: str) -> None:
+        """Start a process of the fleet; its files go to a folder of this name."""
+        self.processes[name] = ServerProcess(self.commands[name], self.folder / folder, {})
+        self.stack.callback(self.processes[name].stop)
 
     def log(self, name: str) -> str:
         """Return what a server has printed."""
@@ -55,28 +62,43 @@ def emulated_fleet(
 ) -> Iterator[Fleet]:
     """Start a server for each line of flags, and the router; wait until the router has found them all."""
     (folder / "world.toml").write_text(world_toml(world or World(name="even", boot_s=0.5, noise=0.0)))
-    ports, urls, processes, pairs = Ports(), {}, {}, []
+    ports, pairs = Ports(), []
     with ExitStack() as stack:
+        port, own = ports.next(), ports.next()
+        fleet = Fleet(f"http://127.0.0.1:{port}", {}, {}, {}, folder, stack)
         for role, lines in (("prefill", prefill), ("decode", decode)):
             for index, line in enumerate(lines):
-                name, port, bootstrap = f"{role}-{index}", ports.next(), str(ports.next())
-                urls[name] = f"http://127.0.0.1:{port}"
+                name, own_port, bootstrap = f"{role}-{index}", ports.next(), str(ports.next())
+                fleet.urls[name] = f"http://127.0.0.1:{own_port}"
                 words = [sys.executable, "-m", "tuner.emulator", "--hardware", hardware, "--server", name,
                          "--world", str(folder / "world.toml"), "--", "--model-path", "r1", *line.split(),
-                         "--port", str(port), "--enable-metrics", "--disaggregation-mode", role]  # fmt: skip
+                         "--port", str(own_port), "--enable-metrics", "--disaggregation-mode", role]  # fmt: skip
                 words += ["--disaggregation-bootstrap-port", bootstrap] if role == "prefill" else []
-                pairs += [f"--{role}", urls[name], *([bootstrap] if role == "prefill" else [])]
-                processes[name] = ServerProcess(words, folder / name, {})
-                stack.callback(processes[name].stop)
-        port, own = ports.next(), ports.next()
+                pairs += [f"--{role}", fleet.urls[name], *([bootstrap] if role == "prefill" else [])]
+                fleet.commands[name] = words
         options = ["--policy", "round_robin", "--port", str(port), "--prometheus-port", str(own),
                    "--log-level", "warn", *router]  # fmt: skip
-        command = [sys.executable, "-m", "sglang_router.launch_router", "--pd-disaggregation", *pairs, *options]
-        processes["router"] = ServerProcess(command, folder / "router", {})
-        stack.callback(processes["router"].stop)
-        url = f"http://127.0.0.1:{port}"
-        wait_until_ready(url, len(urls))
-        yield Fleet(url, urls, processes, folder)
+        fleet.commands["router"] = [sys.executable, "-m", "sglang_router.launch_router", "--pd-disaggregation", *pairs,
+                                    *options]  # fmt: skip
+        for name in fleet.commands:
+            fleet.start(name, name)
+        wait_until_ready(fleet.router, len(fleet.urls))
+        yield fleet
+
+
+def start_again(fleet: Fleet, name: str) -> float:
+    """Start a process that was killed; return the seconds until it is healthy."""
+    began_s = time.monotonic()
+    fleet.start(name, f"{name}-again")
+    url = fleet.urls.get(name, fleet.router) + ("/health" if name in fleet.urls else "/readiness")
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return time.monotonic() - began_s
+        except OSError:
+            if time.monotonic() > began_s + READY_S:
+                raise
+        time.sleep(0.1)
 
 
 def wait_until_ready(router: str, workers: int) -> None:

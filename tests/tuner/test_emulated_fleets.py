@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from models.serving.fleet_replay import Transfer
 from planner.fleets.deployment import Role
-from tests.emulated_fleet import Fleet, emulated_fleet
+from tests.emulated_fleet import Fleet, emulated_fleet, start_again
 from tests.left import nothing_left
 from tests.typical import filled
 from tuner.emulator.roles import FAKE_HOST, RolePlayed, copies_sent, role_played
@@ -169,3 +174,65 @@ def test_a_request_that_did_not_come_through_the_router_is_refused_unless_it_is_
         with urllib.request.urlopen(post(f"{url}/generate", fake), timeout=10) as response:
             answer = json.load(response)
         assert answer["meta_info"]["completion_tokens"] == (1 if url == fleet.urls["prefill-0"] else 2)
+
+
+# -- what is lost ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def both_halves(fleet: Fleet, room: int) -> Iterator[dict[str, Any]]:
+    """Send a request to both servers, as a router does; at the end each answer, or the error, stands by its server."""
+    port = re.search(r"'disaggregation_bootstrap_port': (\d+)", fleet.log("prefill-0"))
+    assert port is not None
+    body = generate(ISL, 20, bootstrap_host="127.0.0.1", bootstrap_port=int(port[1]), bootstrap_room=room)
+    answers: dict[str, Any] = {}
+
+    def send(name: str) -> None:
+        try:
+            with urllib.request.urlopen(post(f"{fleet.urls[name]}/generate", body), timeout=60) as response:
+                answers[name] = json.load(response)
+        except OSError as error:
+            answers[name] = error
+
+    threads = [threading.Thread(target=send, args=(name,)) for name in fleet.urls]
+    for thread in threads:
+        thread.start()
+    yield answers
+    for thread in threads:
+        thread.join(60)
+
+
+def queued(url: str, queue: str) -> int:
+    """Return the requests in a queue of a server, as /v1/loads says it."""
+    with urllib.request.urlopen(f"{url}/v1/loads", timeout=10) as response:
+        return int(json.load(response)["loads"][0]["disaggregation"][f"{queue}_queue_reqs"])
+
+
+def wait_for(count: Callable[[], int], wanted_count: int) -> None:
+    until = time.monotonic() + 30.0
+    while count() != wanted_count:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("sglang_router") is None, reason="pip install -e '.[dev]' brings SGLang's router")
+def test_each_half_of_a_request_fails_when_the_server_of_the_other_is_killed(tmp_path: Path) -> None:
+    slow = replace(WORLD, transfer_gb_s=0.1)
+    with emulated_fleet(tmp_path, world=slow) as fleet:
+        prefill, decode = fleet.urls["prefill-0"], fleet.urls["decode-0"]
+        with both_halves(fleet, 7) as answers:
+            wait_for(lambda: queued(prefill, "prefill_inflight"), 1)
+            fleet.processes["decode-0"].kill()
+        assert answers["prefill-0"].code == 500
+        assert sums(prefill)["num_transfer_failed_reqs_total"] == 1.0
+        assert queued(prefill, "prefill_inflight") == 0, "its slot is free again"
+        assert "Prefill transfer failed for request" in fleet.log("prefill-0")
+        start_again(fleet, "decode-0")
+        with both_halves(fleet, 8) as answers:
+            wait_for(lambda: queued(decode, "decode_transfer"), 1)
+            fleet.processes["prefill-0"].kill()
+        assert answers["decode-0"].code == 500
+        assert queued(decode, "decode_transfer") == 0
+        log = (tmp_path / "decode-0-again" / "server.log").read_text()
+        assert "Lost connection with prefill instance" in log, "after two heartbeats"
