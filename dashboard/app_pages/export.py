@@ -80,7 +80,7 @@ answer = st.container()
 try:
     number = choose(run)
     options = parameters()
-    record = chosen_trial(run.records, number, run.path)
+    record = chosen_trial(run.records, number, run.path, run.manifest.servers)
     trial = ExportedTrial(record=record, records=run.records, manifest=run.manifest)
     exportable = trial_export(trial, options, line_of(number, options), {"hardware.json": run.hardware})
     targets = possible_targets(exportable.spec, exportable.parameters)

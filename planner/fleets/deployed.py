@@ -9,12 +9,12 @@ from models.config import ServerConfig
 from models.costs.memory import ledger_of
 from models.layout import table_of
 from models.serving.estimate import Context, predict, replay_workload
-from models.serving.fleet_replay import prefill_role
+from models.serving.fleet_replay import Transfer, prefill_role
 from models.serving.replay import Replay
 from models.workload import Slo, Workload
 from planner.fleets.deployment import Deployment, Role
 from planner.fleets.role_servers import RoleServer, decode_server, role_server
-from planner.fleets.split_replay import RoleSplit, Sides, played_split, replayed, requests_played, transfer_between
+from planner.fleets.split_replay import RoleSplit, Sides, played_split, replayed, requests_played
 from planner.plans.candidates import Candidate
 from planner.plans.make import PlanQuestion
 from planner.plans.search import misses_of
@@ -64,14 +64,14 @@ def candidate_of(deployment: Deployment, context_of: ContextOf, workload: Worklo
 
 
 def play_deployment(
-    deployment: Deployment, context_of: ContextOf, workload: Workload, seed: int = 0
+    deployment: Deployment, context_of: ContextOf, workload: Workload, transfer: Transfer, seed: int = 0
 ) -> PlayedDeployment:
-    """Play a closed loop of the workload's clients on a deployment."""
+    """Play a closed loop of the workload's clients on a deployment; `transfer` is between its roles, if it has two."""
     pool = deployment.pools[-1]
     if pool.role is not Role.MIXED:
         sides, split = _sides(deployment, context_of)
-        played = played_split(sides, split, workload, requests_played(workload), seed)
-        transfer, prompt = transfer_between(sides), round(workload.isl.mean)
+        played = played_split(replace(sides, transfer=transfer), split, workload, requests_played(workload), seed)
+        prompt = round(workload.isl.mean)
         sent = prompt * transfer.bytes_per_token
         return PlayedDeployment(seen=played.seen, transfer_s=transfer.seconds(prompt), transfer_bytes=sent)
     context, share = context_of(pool.config), _share(workload, pool.servers)

@@ -34,11 +34,15 @@ MOST_OF_A_CROWD = 40_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sides:
-    """What prefill and decode servers stand on, a server's machine each, and how many of both there may be."""
+    """What prefill and decode servers stand on, a server's machine each, and how many of both there may be.
+
+    Where it is known otherwise `transfer` is what moving a request's KV cache costs.
+    """
 
     prefill: Context
     decode: Context
     ratios: tuple[tuple[int, int], ...]
+    transfer: Transfer | None = None
 
     @property
     def prefill_count(self) -> dict[int, int]:
@@ -58,6 +62,8 @@ class RoleSplit:
 
 def transfer_between(sides: Sides) -> Transfer:
     """Return the transfer between the two machines: the slower network decides."""
+    if sides.transfer is not None:
+        return sides.transfer
     return min(transfer_of(sides.prefill), transfer_of(sides.decode), key=lambda transfer: transfer.bytes_s)
 
 

@@ -11,9 +11,9 @@ from msgspec import UNSET, UnsetType
 
 from models.config import ServerConfig
 from models.traffic.traced_workload import TrafficMark
-from planner.fleets.deployment import Deployment
+from planner.fleets.deployment import Deployment, Role
 from planner.plans.alternatives import DEFAULT, UNMODELLED
-from tuner.choices import SIMULATED_ENGINES, Objective
+from tuner.choices import SIMULATED_ENGINES, Objective, ServersChoice
 from tuner.seam import FailureKind, Measurement, Place
 
 
@@ -179,3 +179,11 @@ class TrialRecord:
 def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
     """Return the best feasible trial, by its first launch; ties go to the earlier one."""
     return max((r for r in records if r.feasible and r.repeats is None), key=lambda r: r.objective, default=None)
+
+
+def in_play(records: Sequence[TrialRecord], servers: str | None) -> list[TrialRecord]:
+    """Return the trials that may win: of deployments with prefill and decode apart (`pd`) copies are the baseline."""
+    if servers != ServersChoice.PD:
+        return list(records)
+    deployed = [(record, record.deployment) for record in records if isinstance(record.deployment, Deployment)]
+    return [record for record, deployment in deployed if deployment.pools[-1].role is Role.DECODE]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -26,6 +26,15 @@ from tuner.server.readiness import ExpectedStart, died, wait_until_ready
 # A decode server that meets no prefill server; of a prefill server its requests alone say so.
 ALONE = {Role.PREFILL: (), Role.DECODE: ("--disaggregation-transfer-backend", "fake")}
 METRICS = "--enable-metrics"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypedServer:
+    """The command of one server of a pool, as a launch file has it."""
+
+    words: tuple[str, ...]
+    environment: dict[str, str]
+
 
 # Returns the engine that starts a server of this configuration under this name.
 EngineOf = Callable[[ServerConfig, str], LiveEngine]
@@ -66,13 +75,18 @@ class LiveFleetEngine:
     ports: Ports = field(default_factory=Ports)
     closing: ExitStack = field(default_factory=ExitStack)
 
-    def launch_fleet(self, deployment: Deployment, number: int) -> LiveFleet:
-        """Start all servers together, then the router; ready once a request has come through it."""
+    def launch_fleet(
+        self, deployment: Deployment, number: int, typed: Mapping[Role, TypedServer] | None = None
+    ) -> LiveFleet:
+        """Start all servers together, then the router; ready once a request has come through it.
+
+        Servers of a role in `typed` are started with its command.
+        """
         began_s = time.monotonic()
         with ExitStack() as undo:
             members: list[Member] = []
             undo.callback(_stop_all, members)
-            for member in self._started(deployment, number):
+            for member in self._started(deployment, number, typed or {}):
                 members.append(member)
             figures = _all_ready(members)
             ports = RouterPorts(serving=self.ports.next(), metrics=self.ports.next())
@@ -88,7 +102,7 @@ class LiveFleetEngine:
             undo.pop_all()
         return fleet
 
-    def _started(self, deployment: Deployment, number: int) -> Iterator[Member]:
+    def _started(self, deployment: Deployment, number: int, typed: Mapping[Role, TypedServer]) -> Iterator[Member]:
         """Start the processes one after the other, without waiting for any to be ready."""
         first_gpu = 0
         for pool in deployment.pools:
@@ -97,14 +111,20 @@ class LiveFleetEngine:
                 if self.gpus_shared and first_gpu:
                     more += ["--base-gpu-id", str(first_gpu)]
                 first_gpu += pool.config.gpu_count
-                yield self._member(pool, f"{pool.role}-{index}", number, more)
+                order = LaunchOrder(config=pool.config, number=number, part=f"{pool.role}-{index}", more=tuple(more))
+                if pool.role in typed:
+                    own = typed[pool.role]
+                    order = replace(order, typed=own.words, environment=own.environment)
+                yield self._member(pool, order)
 
-    def _member(self, pool: Pool, name: str, number: int, more: Sequence[str]) -> Member:
+    def _member(self, pool: Pool, order: LaunchOrder) -> Member:
+        """Start one server, on ports of its own."""
+        name = order.part
         engine, port = self.engine_of(pool.config, name), self.ports.next()
         bootstrap = self.ports.next() if pool.role is Role.PREFILL else 0
-        words = [*more, *(["--disaggregation-bootstrap-port", str(bootstrap)] if bootstrap else [])]
-        order = LaunchOrder(config=pool.config, number=number, part=name, more=tuple(words))
-        nonce = f"sgtune-{number}-{name}-{secrets.token_hex(4)}"
+        if bootstrap:
+            order = replace(order, more=(*order.more, "--disaggregation-bootstrap-port", str(bootstrap)))
+        nonce = f"sgtune-{order.number}-{name}-{secrets.token_hex(4)}"
         process = engine.start_process(order, port, nonce)
         routed = Routed(role=pool.role, port=port, bootstrap_port=bootstrap)
         return Member(
@@ -114,7 +134,8 @@ class LiveFleetEngine:
     def measure_alone(self, role: Role, config: ServerConfig, workload: Workload, number: int) -> Alone:
         """Start one server of a role that meets no other, measure it, stop it."""
         pool = Pool(role=role, servers=1, config=config)
-        member = self._member(pool, f"{role}-alone", number, [METRICS, *pool.own_flags, *ALONE[role]])
+        more = (METRICS, *pool.own_flags, *ALONE[role])
+        member = self._member(pool, LaunchOrder(config=config, number=number, part=f"{role}-alone", more=more))
         try:
             _all_ready([member])
             boot_s = time.monotonic() - member.process.started

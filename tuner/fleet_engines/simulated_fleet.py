@@ -85,7 +85,8 @@ class SimulatedFleet:
     def measure(self, workload: Workload) -> Measurement:
         """Play the clients, and add the world's noise."""
         seed = int(self.rng.integers(2**31))
-        played = play_deployment(self.deployment, self.engine.truth_of, workload, seed)
+        transfer = self.engine.world.transfer(self.engine.truth_of(self.deployment.pools[-1].config))
+        played = play_deployment(self.deployment, self.engine.truth_of, workload, transfer, seed)
         measured = measured_in(self.engine.world, played.seen, workload, self.rng)
         return replace(measured, servers=self._figures(played, measured))
 

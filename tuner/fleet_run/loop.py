@@ -19,7 +19,7 @@ from planner.plans.make import PlanQuestion
 from tuner.choices import SIMULATED_ENGINES, ServersChoice
 from tuner.evidence.run_folder import RunFolder
 from tuner.evidence.standings import winner_of
-from tuner.evidence.trial import TrialOutcome, TrialRecord, best_of
+from tuner.evidence.trial import TrialOutcome, TrialRecord, best_of, in_play
 from tuner.fleet_run.proposals import COPIES, Foreseen, Proposal, Standpoint, foresee
 from tuner.fleet_run.rate_matching import RoleRate, calibrated, load_alone, role_rate
 from tuner.run.question import TuneQuestion
@@ -89,7 +89,7 @@ class FleetLoop:
     @property
     def in_play(self) -> list[TrialRecord]:
         """The launches that may win: with --servers pd copies are the baseline, no answer."""
-        return in_play(self.records, self.servers)
+        return in_play(self.records, str(self.servers))
 
     @property
     def most(self) -> int:
@@ -277,13 +277,6 @@ def predicted_figures(candidate: Candidate) -> dict[str, float]:
         "output_tok_s_low": low * scale,
         "output_tok_s_high": high * scale,
     }
-
-
-def in_play(records: Sequence[TrialRecord], servers: ServersChoice) -> list[TrialRecord]:
-    """Return the launches that may win."""
-    if servers is not ServersChoice.PD:
-        return list(records)
-    return [r for r in records if isinstance(r.deployment, Deployment) and r.deployment.pools[-1].role is Role.DECODE]
 
 
 def read_alone(folder: RunFolder) -> list[Alone]:

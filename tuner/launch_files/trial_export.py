@@ -11,6 +11,7 @@ import msgspec
 from packaging.version import Version
 
 from hwprobe.errors import InputError
+from planner.fleets.deployment import Deployment
 from planner.launch import LaunchSpec, launch_spec
 from planner.launch_files.files import export_bundle, export_files
 from planner.launch_files.fleet import FLEET_TARGETS, FleetSpec, fleet_files
@@ -21,7 +22,8 @@ from planner.sglang.secret_flags import clean_command, without_secrets
 from tuner import __version__
 from tuner.choices import SIMULATED
 from tuner.evidence.standings import Standing, standings, winner_of
-from tuner.evidence.trial import Manifest, TrialRecord
+from tuner.evidence.trial import Manifest, TrialRecord, in_play
+from tuner.launch_files.deployment_export import DEPLOYMENT_FILE, fleet_of, written
 from tuner.seam import Measurement, Verdict
 
 
@@ -59,14 +61,19 @@ class Exportable:
         return export_bundle(self.spec, self.provenance, folder, self.parameters, self.documents)
 
 
-def chosen_trial(records: Sequence[TrialRecord], number: int | None, run: Path) -> TrialRecord:
-    """Return the trial of that number, or the winner's first launch. Raises InputError when there is no such trial."""
+def chosen_trial(
+    records: Sequence[TrialRecord], number: int | None, run: Path, servers: str | None = None
+) -> TrialRecord:
+    """Return the trial of that number, or the winner's first launch. Raises InputError when there is no such trial.
+
+    `servers` is what the run was asked for, of a run over deployments.
+    """
     if number is not None:
         named = next((record for record in records if record.number == number), None)
         if named is None:
             raise InputError(f"run '{run}' has no trial {number}; it has 0 to {len(records) - 1}")
         return named
-    winner = winner_of(records)
+    winner = winner_of(in_play(records, servers))
     if winner is None:
         raise InputError(f"run '{run}' has no feasible trial yet; name one with --trial")
     return winner.first
@@ -109,15 +116,19 @@ def trial_export(
         "run.json": {"simulated": manifest.simulated, **manifest_fields},
         **(documents or {}),
     }
-    return Exportable(
+    figures = None if standing is None else _trial_record(record, standing, manifest)
+    exportable = Exportable(
         spec=spec_of(record, manifest, export_parameters),
-        provenance=Provenance(
-            lines=tuple(_trial_lines(record, standing, manifest, command)),
-            record=None if standing is None else _trial_record(record, standing, manifest),
-        ),
+        provenance=Provenance(lines=tuple(_trial_lines(record, standing, manifest, command)), record=figures),
         parameters=export_parameters,
         documents=about,
     )
+    deployment = record.deployment
+    if not isinstance(deployment, Deployment) or deployment.servers == 1:
+        return exportable
+    if figures is not None:
+        about[DEPLOYMENT_FILE] = written(deployment, figures)
+    return replace(exportable, fleet=fleet_of(deployment, manifest, export_parameters))
 
 
 def _trial_lines(

@@ -154,13 +154,15 @@ class Compared:
 class Verified:
     """The answer: every point compared, and how long the start took, in seconds.
 
-    `simulated`: the command was not started on a machine but played in a world.
+    `simulated`: the command was not started on a machine but played in a world. Of a deployment `claim` is that of its
+    first pool.
     """
 
     claim: Claim
     boot_s: float
     points: tuple[Compared, ...]
     simulated: bool = False
+    deployment: str | None = None
 
     @property
     def agrees(self) -> bool:
@@ -176,6 +178,7 @@ class Verified:
             "agrees": self.agrees,
             "boot_s": self.boot_s,
             "points": [point.document() for point in self.points],
+            **({} if self.deployment is None else {"deployment": self.deployment}),
         }
 
 
@@ -192,7 +195,11 @@ def read_claim(path: Path, target: Target = Target.BASH) -> Claim:
     """
     file = path / target.file_name if path.is_dir() else path
     if path.is_dir() and not (path / BUNDLE_FILE).exists():
-        raise InputError(f"'{path}' is not a bundle: it has no {BUNDLE_FILE}; make one with sgtune export --bundle")
+        planned = "it is a fleet that was planned, not measured; " if (path / "router.sh").exists() else ""
+        make = "sgtune tune --servers, then " if planned else ""
+        raise InputError(
+            f"'{path}' is not a bundle: {planned}it has no {BUNDLE_FILE}; make one with {make}sgtune export --bundle"
+        )
     text = read_bytes(file, "launch file", most_bytes=LAUNCH_FILE_BYTES).decode("utf-8", errors="replace")
     record = record_of(text, str(file))
     beside = path / "hardware.json" if path.is_dir() else file.parent / "hardware.json"
@@ -254,15 +261,15 @@ def verify(
     try:
         server = engine.launch_order(order)
         try:
-            measured = _measured(claim, server, shown)
-            return replace(measured, simulated=engine.name in SIMULATED_ENGINES)
+            return measured_again(claim, server, shown, simulated=engine.name in SIMULATED_ENGINES)
         finally:
             server.stop()
     except LaunchFailed as failure:
         raise SgtuneError(f"'{claim.file}' did not run ({failure.kind}): {failure.evidence}") from failure
 
 
-def _measured(claim: Claim, server: Server, shown: Callable[[str], None]) -> Verified:
+def measured_again(claim: Claim, server: Server, shown: Callable[[str], None], *, simulated: bool) -> Verified:
+    """Measure the claim's points on what runs, fewest clients first. Raises LaunchFailed when it dies."""
     boot_s = server.info().boot_s
     shown(f"ready after {boot_s:.0f} s")
     points = []
@@ -273,4 +280,4 @@ def _measured(claim: Claim, server: Server, shown: Callable[[str], None]) -> Ver
             shown(f"measuring {figure.load} once more: {measured.verdict}, {measured.why}")
             measured = server.measure(claim.workload(figure))
         points.append(Compared(recorded=figure, measured=measured, traced=claim.traffic is not None))
-    return Verified(claim=claim, boot_s=boot_s, points=tuple(points))
+    return Verified(claim=claim, boot_s=boot_s, points=tuple(points), simulated=simulated)

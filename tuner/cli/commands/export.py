@@ -104,7 +104,7 @@ def _of_run(folder: Path, trial: int | None, parameters: Parameters, model_path:
 
     manifest = read_manifest(folder)
     records = read_trials(folder / "trials.jsonl")
-    record = chosen_trial(records, trial, folder)
+    record = chosen_trial(records, trial, folder, manifest.servers)
     documents = {"hardware.json": read_profile(folder / "hardware.json")}
     source = ExportedTrial(record=record, records=records, manifest=manifest)
     served = replace(parameters, model_path=model_path or manifest.model_path)

@@ -87,17 +87,27 @@ def verify(
 
     from planner.launch_files.targets import Target
     from tuner.cli.commands.tune import parse_duration_s
+    from tuner.cli.deployments.verify_fleet import FleetVerification, verify_fleet
     from tuner.cli.under_traffic.tune_traffic import window_of_claim
     from tuner.engines.build import LiveSettings, live_engine
     from tuner.engines.image_check import pull_if_missing
     from tuner.engines.on_nodes import NodeSetup, check_on_nodes, cluster_engine
     from tuner.engines.runners import DockerRunner
     from tuner.engines.world import load_world
+    from tuner.launch_files.deployment_verification import is_deployment
     from tuner.launch_files.trust import trusted_start
     from tuner.launch_files.verification import read_claim
     from tuner.seam import LaunchOrder
 
     point_s = parse_duration_s(point_time, "--point-time")
+    if is_deployment(path):
+        fleet = FleetVerification(
+            folder=path, engine=engine, world=load_world(world), hardware=hardware, model=model, profile=profile,
+            point_s=point_s, seed=seed, logs=logs, model_path=model_path, allow_env=tuple(allow_env or ()),
+            refused={"--cluster": cluster, "SGLang flags after `--`": server_flags, "--traffic": traffic},
+        )  # fmt: skip
+        _end(verify_fleet(fleet), json=json)
+        return
     claim = read_claim(path, Target.DOCKER if engine is EngineName.DOCKER else Target.BASH)
     claim = replace(claim, traffic=window_of_claim(claim, traffic, map))
     truth = load_world(world)
@@ -127,6 +137,11 @@ def verify(
             pull_if_missing(runner.docker, runner.image)
         order = LaunchOrder(config=claim.config(context), number=0, typed=start.words, environment=start.environment)
         verified = _verified(claim, begin, order)
+    _end(verified, json=json)
+
+
+def _end(verified: Verified, *, json: bool) -> None:
+    """Show the answer. Exit 1 where it does not agree with the file."""
     if json:
         print_json(verified.document())
     else:
@@ -248,7 +263,7 @@ def _show(verified: Verified) -> None:
     basis = f"{origin} on {record.engine}" if record.basis == "measured" else "predicted"
     stamp = f"{SIMULATED} " if verified.simulated else ""
     lengths = str(record.traffic) if record.traffic else f"{record.isl} in / {record.osl} out"
-    table = Table(title=f"{stamp}{verified.claim.file}: {lengths}", title_justify="left")
+    table = Table(title=f"{stamp}{verified.deployment or verified.claim.file}: {lengths}", title_justify="left")
     for name in (
         "load",
         f"recorded tok/s ({basis})",

@@ -10,6 +10,8 @@ import typer
 from tuner.cli.common.terminal import console, print_json
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tuner.fleet_run.loop import FleetLoop
     from tuner.run.question import TuneQuestion
 
@@ -36,16 +38,32 @@ def tune_fleet(question: TuneQuestion, command: str, *, dry_run: bool, json: boo
     try:
         reporter.begin(loop)
         _run(loop, command)
-        document = fleet_document(loop, ())
+        exports = _exports(loop, command)
+        document = fleet_document(loop, exports)
         loop.folder.write("result.json", encode_json(document) + "\n")
         if json:
             print_json(document)
         else:
-            show_fleet_result(loop, console())
+            show_fleet_result(loop, exports, console())
         if winner_of(loop.in_play) is None:
             raise typer.Exit(3)
     finally:
         loop.close()
+
+
+def _exports(loop: FleetLoop, command: str) -> list[Path]:
+    """Write the winner's scripts into the run folder; return their paths."""
+    from planner.launch_files.parameters import Parameters
+    from planner.launch_files.targets import Target
+    from tuner.evidence.standings import winner_of
+    from tuner.launch_files.trial_export import ExportedTrial, trial_export
+
+    best = winner_of(loop.in_play)
+    if best is None:
+        return []
+    trial = ExportedTrial(record=best.first, records=loop.records, manifest=loop.question.manifest())
+    exportable = trial_export(trial, Parameters(model_path=loop.plan.served_path), command)
+    return exportable.write(loop.folder.export_folder, [Target.BASH])
 
 
 def _run(loop: FleetLoop, command: str) -> None:

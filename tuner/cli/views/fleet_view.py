@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -78,7 +79,7 @@ def rate_sentence(rate: RoleRate) -> str:
     )
 
 
-def show_fleet_result(loop: FleetLoop, screen: Console) -> None:
+def show_fleet_result(loop: FleetLoop, exports: Sequence[Path], screen: Console) -> None:
     """Print the launches best first, the winner with its gain over copies, and what every server of it did."""
     manifest = loop.question.manifest()
     stamp = f"{SIMULATED} " if manifest.simulated else ""
@@ -112,6 +113,12 @@ def show_fleet_result(loop: FleetLoop, screen: Console) -> None:
     target = winner.first.target
     if target is not None and target.servers:
         screen.print(_servers(target.servers, stamp))
+    for path in exports:
+        screen.print(f"wrote {path}", markup=False, soft_wrap=True)
+    run = loop.folder.path
+    screen.print(
+        f"all files: sgtune export --runs {run.parent} --run {run.name} --bundle DIR", markup=False, soft_wrap=True
+    )
 
 
 def _show_nearest(loop: FleetLoop, screen: Console) -> None:

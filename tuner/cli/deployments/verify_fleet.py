@@ -1,0 +1,124 @@
+"""`sgtune verify DIR` of a deployment: all its servers and their router, started as the bundle says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from hwprobe.holds import scratch_folder
+from tuner.choices import EngineName
+from tuner.cli.common.terminal import console
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from planner.plans.make import PlanQuestion
+    from tuner.engines.world import World
+    from tuner.launch_files.deployment_verification import DeploymentClaim
+    from tuner.launch_files.verification import Verified
+    from tuner.seam import Server
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetVerification:
+    """What is wanted: the bundle's folder, where it runs, and what of it was granted; `refused` are other options."""
+
+    folder: Path
+    engine: EngineName
+    world: World
+    hardware: str | None
+    model: Path | None
+    profile: Path | None
+    point_s: float
+    seed: int
+    logs: Path | None
+    model_path: str | None
+    allow_env: tuple[str, ...]
+    refused: Mapping[str, object]
+
+
+def verify_fleet(wanted: FleetVerification) -> Verified:
+    """Verify a deployment's bundle. Raises InputError for what cannot be verified."""
+    from hwprobe.errors import InputError
+    from tuner.launch_files.deployment_verification import read_deployment, verify_deployment
+
+    if wanted.engine is not EngineName.EMULATED:
+        raise InputError(
+            f"'{wanted.folder}' is a deployment: it is verified with --engine emulated so far, not {wanted.engine}; "
+            "start it as its README says, and measure with sgtune bench --url ROUTER --server URL"
+        )
+    others = [option for option, value in wanted.refused.items() if value]
+    if others:
+        raise InputError(f"'{wanted.folder}' is a deployment: leave {others[0]} out")
+    claim = read_deployment(wanted.folder)
+    screen = console(stderr=True)
+    with scratch_folder("verify") as temporary:
+        launch, close = _launch(claim, wanted, (wanted.logs or temporary).absolute())
+        screen.print(f"starting {claim.written.name} on the {wanted.engine} engine", markup=False)
+        try:
+            shown = partial(screen.print, markup=False)
+            return verify_deployment(claim, launch, shown, simulated=True)
+        finally:
+            close()
+
+
+def _launch(
+    claim: DeploymentClaim, wanted: FleetVerification, where: Path
+) -> tuple[Callable[[], Server], Callable[[], None]]:
+    """Return what launches the deployment as its files type it, and what lets go of the machine."""
+    from planner.fleets.deployed import server_context
+    from planner.fleets.deployment import Deployment, Pool
+    from planner.sglang.resolver import resolve
+    from tuner.engines.build import LiveSettings
+    from tuner.fleet_engines.emulated_fleet import emulated_fleet_engine
+    from tuner.fleet_engines.live_fleet import TypedServer
+    from tuner.launch_files.deployment_verification import typed_config
+    from tuner.launch_files.trust import trusted_start
+
+    question = _question(claim, wanted)
+    typed, pools = {}, []
+    for pool in claim.written.pools:
+        start = trusted_start(claim.claims[pool.role], allow_env=wanted.allow_env, model_path=wanted.model_path)
+        for note in start.notes:
+            typer.echo(f"note: {note}", err=True)
+        typed[pool.role] = TypedServer(words=start.words, environment=start.environment)
+        config = typed_config(claim.claims[pool.role])
+        machine = server_context(question, config).machine
+        resolved = resolve(config, question.arch, machine, question.version).config
+        pools.append(Pool(role=pool.role, servers=pool.servers, config=resolved))
+    settings = LiveSettings(
+        model_path=wanted.model_path or claim.first.model_path, trials=where / "trials", point_s=wanted.point_s,
+        seed=wanted.seed,
+    )  # fmt: skip
+    engine = emulated_fleet_engine(
+        where, question.hardware, partial(server_context, question), settings, wanted.world
+    )  # fmt: skip
+    deployment = Deployment(pools=tuple(pools))
+    return partial(engine.launch_fleet, deployment, 0, typed), engine.close
+
+
+def _question(claim: DeploymentClaim, wanted: FleetVerification) -> PlanQuestion:
+    """Return the question that the bundle answers, on the machine that was named, else on its own."""
+    from hwprobe.errors import InputError
+    from hwprobe.profile import hardware_hash
+    from models.engine.profile import load_engine_profile
+    from planner.inputs import read_hardware, read_model
+    from planner.plans.make import PlanQuestion
+
+    first = claim.first
+    record = first.record
+    machine = read_hardware(wanted.hardware or str(first.hardware or record.hardware))
+    arch = read_model(wanted.model)
+    if arch.name != record.model:
+        raise InputError(f"'{wanted.folder}' is for {record.model}, not {arch.name}; name its config.json with --model")
+    if record.hardware_hash and hardware_hash(machine) != record.hardware_hash:
+        typer.echo(f"note: the figures were recorded for another profile of {record.hardware}", err=True)
+    return PlanQuestion(
+        hardware=machine, arch=arch, version=first.version, isl=record.isl, osl=record.osl,
+        range_ratio=record.range_ratio, concurrency=max(point.concurrency for point in record.points),
+        engine=load_engine_profile(wanted.profile) if wanted.profile else None,
+    ).checked()  # fmt: skip
