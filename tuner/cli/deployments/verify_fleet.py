@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetVerification:
-    """What is wanted: the bundle's folder, where it runs, and what of it was granted; `refused` are other options."""
+    """What is bundle: the bundle's folder, where it runs, and what of it was granted; `refused` are other options."""
 
     folder: Path
     engine: EngineName
@@ -41,24 +41,24 @@ class FleetVerification:
     refused: Mapping[str, object]
 
 
-def verify_fleet(wanted: FleetVerification) -> Verified:
+def verify_fleet(bundle: FleetVerification) -> Verified:
     """Verify a deployment's bundle. Raises InputError for what cannot be verified."""
     from hwprobe.errors import InputError
     from tuner.launch_files.deployment_verification import read_deployment, verify_deployment
 
-    if wanted.engine is not EngineName.EMULATED:
+    if bundle.engine is not EngineName.EMULATED:
         raise InputError(
-            f"'{wanted.folder}' is a deployment: it is verified with --engine emulated so far, not {wanted.engine}; "
+            f"'{bundle.folder}' is a deployment: it is verified with --engine emulated so far, not {bundle.engine}; "
             "start it as its README says, and measure with sgtune bench --url ROUTER --server URL"
         )
-    others = [option for option, value in wanted.refused.items() if value]
+    others = [option for option, value in bundle.refused.items() if value]
     if others:
-        raise InputError(f"'{wanted.folder}' is a deployment: leave {others[0]} out")
-    claim = read_deployment(wanted.folder)
+        raise InputError(f"'{bundle.folder}' is a deployment: leave {others[0]} out")
+    claim = read_deployment(bundle.folder)
     screen = console(stderr=True)
     with scratch_folder("verify") as temporary:
-        launch, close = _launch(claim, wanted, (wanted.logs or temporary).absolute())
-        screen.print(f"starting {claim.written.name} on the {wanted.engine} engine", markup=False)
+        launch, close = _launch(claim, bundle, (bundle.logs or temporary).absolute())
+        screen.print(f"starting {claim.written.name} on the {bundle.engine} engine", markup=False)
         try:
             shown = partial(screen.print, markup=False)
             return verify_deployment(claim, launch, shown, simulated=True)
@@ -67,7 +67,7 @@ def verify_fleet(wanted: FleetVerification) -> Verified:
 
 
 def _launch(
-    claim: DeploymentClaim, wanted: FleetVerification, where: Path
+    claim: DeploymentClaim, bundle: FleetVerification, where: Path
 ) -> tuple[Callable[[], Server], Callable[[], None]]:
     """Return what launches the deployment as its files type it, and what lets go of the machine."""
     from planner.fleets.deployed import server_context
@@ -79,10 +79,10 @@ def _launch(
     from tuner.launch_files.deployment_verification import typed_config
     from tuner.launch_files.trust import trusted_start
 
-    question = _question(claim, wanted)
+    question = _question(claim, bundle)
     typed, pools = {}, []
     for pool in claim.written.pools:
-        start = trusted_start(claim.claims[pool.role], allow_env=wanted.allow_env, model_path=wanted.model_path)
+        start = trusted_start(claim.claims[pool.role], allow_env=bundle.allow_env, model_path=bundle.model_path)
         for note in start.notes:
             typer.echo(f"note: {note}", err=True)
         typed[pool.role] = TypedServer(words=start.words, environment=start.environment)
@@ -91,17 +91,17 @@ def _launch(
         resolved = resolve(config, question.arch, machine, question.version).config
         pools.append(Pool(role=pool.role, servers=pool.servers, config=resolved))
     settings = LiveSettings(
-        model_path=wanted.model_path or claim.first.model_path, trials=where / "trials", point_s=wanted.point_s,
-        seed=wanted.seed,
+        model_path=bundle.model_path or claim.first.model_path, trials=where / "trials", point_s=bundle.point_s,
+        seed=bundle.seed,
     )  # fmt: skip
     engine = emulated_fleet_engine(
-        where, question.hardware, partial(server_context, question), settings, wanted.world
+        where, question.hardware, partial(server_context, question), settings, bundle.world
     )  # fmt: skip
     deployment = Deployment(pools=tuple(pools))
     return partial(engine.launch_fleet, deployment, 0, typed), engine.close
 
 
-def _question(claim: DeploymentClaim, wanted: FleetVerification) -> PlanQuestion:
+def _question(claim: DeploymentClaim, bundle: FleetVerification) -> PlanQuestion:
     """Return the question that the bundle answers, on the machine that was named, else on its own."""
     from hwprobe.errors import InputError
     from hwprobe.profile import hardware_hash
@@ -111,14 +111,14 @@ def _question(claim: DeploymentClaim, wanted: FleetVerification) -> PlanQuestion
 
     first = claim.first
     record = first.record
-    machine = read_hardware(wanted.hardware or str(first.hardware or record.hardware))
-    arch = read_model(wanted.model)
+    machine = read_hardware(bundle.hardware or str(first.hardware or record.hardware))
+    arch = read_model(bundle.model)
     if arch.name != record.model:
-        raise InputError(f"'{wanted.folder}' is for {record.model}, not {arch.name}; name its config.json with --model")
+        raise InputError(f"'{bundle.folder}' is for {record.model}, not {arch.name}; name its config.json with --model")
     if record.hardware_hash and hardware_hash(machine) != record.hardware_hash:
         typer.echo(f"note: the figures were recorded for another profile of {record.hardware}", err=True)
     return PlanQuestion(
         hardware=machine, arch=arch, version=first.version, isl=record.isl, osl=record.osl,
         range_ratio=record.range_ratio, concurrency=max(point.concurrency for point in record.points),
-        engine=load_engine_profile(wanted.profile) if wanted.profile else None,
+        engine=load_engine_profile(bundle.profile) if bundle.profile else None,
     ).checked()  # fmt: skip
