@@ -41,6 +41,7 @@ def parse_architecture(data: bytes | str, where: str, name: str, quantization: o
     model = decode_json(_encoded(text), ModelArchitecture, where)
     check_fields(model, MODEL, where)
     _check_shapes(model, where)
+    _check_variants(text, kind.model_type, model, where)
     own = text.get("quantization_config") or whole.get("quantization_config")
     layers = (model.dense_layers, model.num_hidden_layers)
     formats = read_formats(own if own is not None else quantization, where, layers)
@@ -90,6 +91,16 @@ def _check_shapes(model: ModelArchitecture, where: str) -> None:
     index = (model.index_n_heads, model.index_head_dim, model.index_topk)
     if any(index) and not all(index):
         raise InputError(f"{where}: index_n_heads, index_head_dim and index_topk go together: {index}")
+
+
+def _check_variants(text: dict[str, Any], model_type: str, model: ModelArchitecture, where: str) -> None:
+    """Raise UnsupportedModel for what these models may be and none that is published is."""
+    if model_type == "deepseek_v32" and not model.is_sparse:
+        raise UnsupportedModel(f"{where}: deepseek_v32 without index_n_heads, index_head_dim, index_topk: no verdict")
+    if text.get("moe_layer_freq", 1) != 1:
+        raise UnsupportedModel(f"{where}: moe_layer_freq {str(text['moe_layer_freq'])[:20]} is not modelled, only 1")
+    if text.get("tie_word_embeddings"):
+        raise UnsupportedModel(f"{where}: tie_word_embeddings is not modelled: the head is taken as weights of its own")
 
 
 def _vision_params(whole: dict[str, Any]) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hwprobe.errors import InputError, UnsupportedModel
@@ -18,6 +18,7 @@ REFUSED = {
     "gguf": "GGUF", "bitsandbytes": "bitsandbytes", "aqlm": "AQLM", "hqq": "HQQ", "exl2": "EXL2", "eetq": "EETQ",
     "qoq": "QoQ", "mxfp8": "MXFP8", "marlin": "Marlin", "torchao": "torchao",
 }  # fmt: skip
+_LAYER = re.compile(r"layers\\?\.(\d{1,4})(?!\d)")
 MOST_PATTERNS, LONGEST_PATTERN = 4000, 300
 Layers = tuple[int, int]  # the first MoE layer and the number of layers
 
@@ -36,6 +37,8 @@ def read_formats(config: object, where: str, layers: Layers) -> WeightFormats:
     data: dict[str, Any] = {**config, **inner} if isinstance(inner, dict) else config
     method = _method(data)
     reader = READERS.get(method)
+    if not method:
+        raise UnsupportedModel(f"{where}: a quantization_config without quant_method is not modelled: no verdict")
     if reader is None:
         label = REFUSED.get(method, f"'{method[:40]}'")
         raise UnsupportedModel(
@@ -54,10 +57,13 @@ def _method(data: Mapping[str, Any]) -> str:
 
 
 def _fp8(data: Mapping[str, Any], where: str) -> WeightFormats:
-    block = data.get("weight_block_size", [128, 128])
+    """Without weight_block_size SGLang takes one scale for a matrix."""
+    block = data.get("weight_block_size")
     if block is None:
         return uniform("fp8", "FP8", formats.FP8_TENSOR)
     rows, columns = _pair(block, where)
+    if 1 in (rows, columns):
+        raise UnsupportedModel(f"{where}: FP8 with a scale for {rows} x {columns} weights (MXFP8) is not modelled")
     each = replace(formats.FP8_BLOCK, scale_rows=rows, scale_columns=columns)
     return FP8_WEIGHTS if each == formats.FP8_BLOCK else uniform("fp8", "FP8", each)
 
@@ -73,22 +79,23 @@ def _int8_channel(data: Mapping[str, Any], where: str) -> WeightFormats:
 
 def _awq(data: Mapping[str, Any], where: str) -> WeightFormats:
     _only_bits(data, where, "AWQ", (4,))
-    each = formats.awq(_group(data.get("group_size", 128), where), zero_point=bool(data.get("zero_point", True)))
+    group = data.get("group_size", data.get("q_group_size", 128))
+    each = formats.awq(_group(group, where), zero_point=bool(data.get("zero_point", True)))
     return replace(uniform("awq", "4-bit AWQ", each), without_draft=True)
 
 
 def _gptq(data: Mapping[str, Any], where: str) -> WeightFormats:
-    if data.get("dynamic"):
-        raise UnsupportedModel(f"{where}: GPTQ with `dynamic` settings by module is not modelled: no verdict")
-    bits = _only_bits(data, where, "GPTQ", (4, 8))
+    _no_settings_by_module(data, where, "dynamic", "extra_config")
+    _only_bits(data, where, "GPTQ", (4,))
     method = "auto-round" if _method(data) == "auto-round" else "gptq"
-    label = f"{bits}-bit {'AutoRound' if method == 'auto-round' else 'GPTQ'}"
-    each = formats.gptq(_group(data.get("group_size", 128), where), bits)
+    label = f"4-bit {'AutoRound' if method == 'auto-round' else 'GPTQ'}"
+    each = formats.gptq(_group(data.get("group_size", 128), where))
     return replace(uniform(method, label, each), without_draft=True)
 
 
 def _w4afp8(data: Mapping[str, Any], where: str) -> WeightFormats:
-    return PRESETS["w4afp8"]
+    group = _group(data.get("group_size", 128), where)
+    return replace(PRESETS["w4afp8"], routed=replace(formats.W4AFP8, scale_columns=max(group, 0)))
 
 
 def _modelopt(data: Mapping[str, Any], where: str) -> WeightFormats:
@@ -102,6 +109,7 @@ def _modelopt(data: Mapping[str, Any], where: str) -> WeightFormats:
 
 
 def _quark(data: Mapping[str, Any], where: str) -> WeightFormats:
+    _no_settings_by_module(data, where, "layer_quant_config", "layer_type_quant_config")
     settings = data.get("global_quant_config") or {}
     weight = settings.get("weight") if isinstance(settings, dict) else None
     weight = weight[0] if isinstance(weight, list) and weight else weight
@@ -130,6 +138,9 @@ def _compressed(data: Mapping[str, Any], where: str) -> WeightFormats:
     weight = group.get("weights") if isinstance(group, dict) else None
     if not isinstance(weight, dict):
         raise UnsupportedModel(f"{where}: compressed-tensors without settings of weights is not modelled: no verdict")
+    sparsity = data.get("sparsity_config")
+    if isinstance(sparsity, dict) and sparsity.get("format", "dense") != "dense":
+        raise UnsupportedModel(f"{where}: compressed-tensors with sparse weights is not modelled: no verdict")
     label, each = _compressed_format(weight, str(data.get("format") or group.get("format") or ""), where)
     method = "w8a8_int8" if each.kind is formats.Kind.INT8 else "compressed-tensors"
     return replace(uniform(method, label, each), without_draft=each.bits == 4)
@@ -137,9 +148,9 @@ def _compressed(data: Mapping[str, Any], where: str) -> WeightFormats:
 
 def _compressed_format(weight: Mapping[str, Any], packing: str, where: str) -> tuple[str, WeightFormat]:
     bits, kind = weight.get("num_bits"), str(weight.get("type"))
-    strategy, symmetric = str(weight.get("strategy")), bool(weight.get("symmetric", True))
-    size = weight.get("group_size")
-    if kind == "int" and bits == 4:
+    size, symmetric = weight.get("group_size"), bool(weight.get("symmetric", True))
+    strategy = str(weight.get("strategy") or _implied_strategy(size))
+    if kind == "int" and bits == 4 and strategy in ("group", "channel"):
         group = _group(size if strategy == "group" else -1, where)
         return "4-bit compressed-tensors", formats.packed_int4(group, symmetric=symmetric)
     if kind == "int" and bits == 8 and strategy == "channel":
@@ -148,12 +159,22 @@ def _compressed_format(weight: Mapping[str, Any], packing: str, where: str) -> t
         mx = "mxfp4" in packing or size == 32
         return ("MXFP4", formats.MXFP4) if mx else ("NVFP4", formats.NVFP4)
     if kind == "float" and bits == 8:
-        of_strategy = {"block": formats.FP8_BLOCK, "channel": formats.FP8_CHANNEL, "tensor": formats.FP8_TENSOR}
+        of_strategy = {"channel": formats.FP8_CHANNEL, "tensor": formats.FP8_TENSOR}
+        if strategy == "block":
+            rows, columns = _pair(weight.get("block_structure", [128, 128]), where)
+            of_strategy["block"] = replace(formats.FP8_BLOCK, scale_rows=rows, scale_columns=columns)
         if strategy in of_strategy:
             return "FP8", of_strategy[strategy]
     raise UnsupportedModel(
         f"{where}: compressed-tensors weights of {bits} bits ({kind[:20]}, {strategy[:20]}) are not modelled"
     )
+
+
+def _implied_strategy(group_size: object) -> str:
+    """Return the strategy that compressed-tensors takes where none is named."""
+    if isinstance(group_size, int) and group_size > 0:
+        return "group"
+    return "channel" if group_size == -1 else "tensor"
 
 
 READERS: dict[str, Callable[[Mapping[str, Any], str], WeightFormats]] = {
@@ -166,8 +187,16 @@ READERS: dict[str, Callable[[Mapping[str, Any], str], WeightFormats]] = {
 Matcher = Callable[[str], bool]
 
 
-def _exceptions(data: Mapping[str, Any], where: str) -> list[Matcher]:
-    """Return what says which modules stay unquantised, under whichever names the method lists them."""
+@dataclass(frozen=True, slots=True)
+class _Exceptions:
+    """What says which modules stay unquantised, and the layers that are named by number."""
+
+    matchers: tuple[Matcher, ...]
+    layers: frozenset[int]
+
+
+def _exceptions(data: Mapping[str, Any], where: str) -> _Exceptions:
+    """Return the exceptions, under whichever names the method lists them."""
     names = ("ignore", "exclude", "exclude_modules", "modules_to_not_convert", "ignored_layers")
     listed = [pattern for name in names if isinstance(data.get(name), list) for pattern in data[name]]
     groups = data.get("config_groups")
@@ -179,17 +208,19 @@ def _exceptions(data: Mapping[str, Any], where: str) -> list[Matcher]:
     if targets and "Linear" not in targets:
         target_matchers = [_matcher(str(target), where) for target in targets]
         matchers.append(lambda name: not any(matches(name) for matches in target_matchers))
-    return matchers
+    numbers = {int(number) for pattern in (*listed, *targets) for number in _LAYER.findall(str(pattern))}
+    return _Exceptions(tuple(matchers), frozenset(numbers))
 
 
 def _with_exceptions(
-    weight_formats: WeightFormats, matchers: Collection[Matcher], where: str, layers: Layers
+    weight_formats: WeightFormats, exceptions: _Exceptions, where: str, layers: Layers
 ) -> WeightFormats:
     """Return the formats with the exempt components in BF16."""
-    if not matchers:
+    if not exceptions.matchers:
         return weight_formats
+    matchers = exceptions.matchers
     first_moe, count = layers
-    of_component = {name: _layers_of(name, first_moe, count) for name in MODULES}
+    of_component = {name: _layers_of(name, first_moe, count, exceptions.layers) for name in MODULES}
     plain = {}
     for name, module in MODULES.items():
         sampled = [_is_exempt(f"model.layers.{layer}.{module}", matchers) for layer in of_component[name]]
@@ -207,14 +238,12 @@ def _with_exceptions(
     )
 
 
-def _layers_of(name: str, first_moe: int, count: int) -> list[int]:
-    """Return layers that stand for all of a component's: the first, the middle and the last one."""
-    if name == "dense":
-        chosen = {0, first_moe - 1} if first_moe > 0 else set()
-    else:
-        low = first_moe if name in ("routed", "shared") else 0
-        chosen = {low, (low + count) // 2, count - 1}
-    return sorted(layer for layer in chosen if 0 <= layer < count)
+def _layers_of(name: str, first_moe: int, count: int, named: Iterable[int]) -> list[int]:
+    """Return layers that stand for all of a component's: the first, the middle, the last, and those `named`."""
+    low = first_moe if name in ("routed", "shared") else 0
+    high = first_moe if name == "dense" else count
+    chosen = {low, (low + high) // 2, high - 1, *named}
+    return sorted(layer for layer in chosen if low <= layer < high)
 
 
 def _matcher(pattern: str, where: str) -> Matcher:
@@ -228,13 +257,22 @@ def _matcher(pattern: str, where: str) -> Matcher:
     if "*" in pattern:
         globbed = re.compile(fnmatch.translate(pattern))
         return lambda name: globbed.match(name) is not None
-    part = re.compile(rf"(?:^|\.){re.escape(pattern)}(?:\.|$)")
+    part = re.compile(rf"(?:^|\.){re.escape(pattern.strip('.'))}(?:\.|$)")
     return lambda name: part.search(name) is not None
 
 
 def _is_exempt(name: str, matchers: Iterable[Matcher]) -> bool:
     """Say whether a module is named, in a text model or inside a model with a vision tower."""
     return any(matches(name) or matches("language_model." + name) for matches in matchers)
+
+
+def _no_settings_by_module(data: Mapping[str, Any], where: str, *names: str) -> None:
+    """Raise UnsupportedModel where some modules are quantised in another way than the rest."""
+    for name in names:
+        if data.get(name):
+            raise UnsupportedModel(
+                f"{where}: {name} (settings by module) is not modelled: no verdict on memory or speed"
+            )
 
 
 def _pair(value: object, where: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,6 +44,11 @@ FOREIGN = (
     "names no DeepSeek-R1, V3, V3.1 or V3.2 and no Kimi K2, and is not modelled: no verdict on memory or speed; if it "
     "is one of these under another name, give its config.json with --model"
 )
+DISTILLED = (
+    "is a model of another architecture (Qwen, Llama) that was distilled from R1, and is not modelled: no verdict on "
+    "memory or speed; if it is R1 itself, give its config.json with --model"
+)
+_PUPIL = re.compile(r"r1[-_.0-9a-z]*(?:distill|qwen|llama)|distill[-_.0-9a-z]*r1", re.IGNORECASE)
 # Overrides of config.json that change neither shapes nor bytes.
 SAME_SHAPES = ("rope_scaling", "rope_theta", "torch_dtype", "dtype", "num_nextn_predict_layers", "eos_token_id")
 
@@ -119,7 +125,7 @@ def _by_line(path: str, values: Mapping[str, Any]) -> ServedModel:
             shown, flag = served, "--served-model-name"
             named = replace(other, label=kinds.label, method=kinds.method)
     if named.is_other:
-        raise UnsupportedModel(f"'{shown[:100]}' {FOREIGN}")
+        raise UnsupportedModel(f"'{shown[:100]}' {DISTILLED if _PUPIL.search(shown) else FOREIGN}")
     quantization = values.get("quantization")
     quantization = None if quantization == "unquant" else quantization
     shipped = checkpoint_named(shown)

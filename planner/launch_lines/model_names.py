@@ -53,6 +53,8 @@ _KINDS: tuple[tuple[str, str, str | None], ...] = (
     ("FP8", r"fp8\w*|f8|8bit", "fp8"),
 )
 _COMPILED = tuple((label, re.compile(rf"{_EDGE}(?:{pattern}){_END}"), method) for label, pattern, method in _KINDS)
+# Beside the name of a 4-bit kind: other bits, or several of them in one checkpoint.
+_OTHER_BITS = re.compile(rf"{_EDGE}(?:(?:w|int|uint)?[235678][-_]?bits?|int8(?:mix)?|w8a16|(?<=[-_])mix(?:ed)?){_END}")
 # Known by name alone.
 _WEIGHTS_BY_NAME = ((re.compile(r"r1[-_]1776"), "BF16", None),)
 _HUB = re.compile(r"[a-z0-9][\w.-]*/[\w.-]+")
@@ -103,6 +105,8 @@ def _named(model: str | None, parts: list[str], base: str = "deepseek-r1") -> Na
             return NamedCheckpoint(model=model, is_other=False, label=label, method=method, base=base)
     for label, pattern, method in _COMPILED:
         if pattern.search(whole):
+            if label.startswith("4-bit ") and _OTHER_BITS.search(whole):
+                label, method = f"{label.removeprefix('4-bit ')} of other or mixed bits", "low-bit"
             return NamedCheckpoint(model=model, is_other=False, label=label, method=method, base=base)
     return NamedCheckpoint(model=model, is_other=False, label=None, method=None, base=base)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from hwprobe.errors import UnsupportedModel
 from models.architecture import deepseek_r1, parse_architecture
 from models.architecture.shipped import Checkpoint, base_model, checkpoint_named, checkpoints
 from models.architecture.stored import stored_bytes
@@ -87,3 +88,50 @@ def test_sparse_attention_reads_no_more_than_its_top_tokens() -> None:
     # The index key is kept beside the latent in every layer.
     assert sparse.kv_bytes_per_token(2.0) == 61 * (1152 + 132)
     assert dense.kv_bytes_per_token(2.0) == 70_272
+
+
+REFUSED_SETTINGS = [
+    ({"quant_method": "gptq", "bits": 8, "group_size": 128}, "8 bits"),
+    ({"quant_method": "auto-round", "bits": 4, "extra_config": {"lm_head": {"bits": 16}}}, "extra_config"),
+    ({"quant_method": "quark", "layer_quant_config": {"*self_attn*": {"weight": {"dtype": "fp8"}}}}, "layer_quant"),
+    ({"quant_method": "awq", "bits": 4, "modules_to_not_convert": ["model.layers.7."]}, "in some layers"),
+    ({"quant_method": "fp8", "weight_block_size": [1, 32]}, "MXFP8"),
+    ({"bits": 4, "group_size": 64}, "without quant_method"),
+    ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}, "MIXED_PRECISION"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "words"), REFUSED_SETTINGS)
+def test_mixed_and_unknown_weights_are_named_not_guessed(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(UnsupportedModel, match=words):
+        parse_architecture(json.dumps(R1_CONFIG | {"quantization_config": settings}), "config.json", "r1")
+
+
+def test_settings_are_read_as_the_methods_read_them() -> None:
+    def group(settings: dict[str, Any]) -> int:
+        whole = R1_CONFIG | {"quantization_config": settings}
+        return parse_architecture(json.dumps(whole), "config.json", "r1").weight_formats.routed.group
+
+    weights = {"num_bits": 4, "type": "int", "group_size": 32}
+    compressed = {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"g": {"targets": ["Linear"], "weights": weights}},
+    }
+    assert group({"quant_method": "awq", "w_bit": 4, "q_group_size": 64}) == 64
+    assert group({"quant_method": "w4afp8", "group_size": 64}) == 64
+    assert group(compressed) == 32, "a group size alone means the strategy 'group'"
+    assert group({"quant_method": "fp8"}) == 1, "one scale for a matrix where no block is named"
+
+
+def test_shapes_that_no_equation_has_are_refused() -> None:
+    for changes in ({"moe_layer_freq": 2}, {"tie_word_embeddings": True}, {"model_type": "deepseek_v32"}):
+        with pytest.raises(UnsupportedModel):
+            parse_architecture(json.dumps(R1_CONFIG | changes), "config.json", "r1")
+
+
+def test_sparse_attention_reads_every_token_up_to_its_top_k_and_no_more() -> None:
+    sparse = attention_of(base_model("deepseek-v3.2"))
+    for new, before in ((100, 0), (4000, 0), (1000, 1500), (512, 30000)):
+        pairs = sum(min(token, 2048) for token in range(before, before + new)) + new / 2.0
+        causal = 3 * new * (before + new / 2.0)
+        assert float(sparse.attended(3.0, 3.0 * new, causal)) == pytest.approx(3.0 * pairs, rel=0.002)
