@@ -9,6 +9,7 @@
     python3 dev.py check           formatting, lint, types
     python3 dev.py oracle          sgtune's reading of launch lines against SGLang's own (--help)
     python3 dev.py oracle --radix  the replay's radix cache against SGLang's own, on three kinds of traffic
+    python3 dev.py oracle --checkpoints  a launch of every kind of checkpoint before its release's own parser
     python3 dev.py flags 0.5.24    read a release's command-line flags into planner/sglang/flags.json
     python3 dev.py sglang-cpu      the real SGLang on this machine's CPU, with a tiny DeepSeek-V3 (--help)
     python3 dev.py install         only make the environment, with the development tools
@@ -53,9 +54,7 @@ def main(arguments: list[str]) -> int:
     if command == "check":
         return install("dev") or check()
     if command in ("oracle", "flags"):
-        script = ROOT / "oracle" / ("run.py" if command == "oracle" else "flags.py")
-        if "--radix" in rest:
-            script, rest = ROOT / "oracle" / "radix.py", [word for word in rest if word != "--radix"]
+        script, rest = oracle_script(command, rest)
         extras = "" if command == "flags" else "dev"  # a release's flags are read from its wheel alone
         return install(extras) or subprocess.run([str(PYTHON), str(script), *rest], check=False).returncode
     if command == "sglang-cpu":
@@ -64,6 +63,14 @@ def main(arguments: list[str]) -> int:
         return install("dev")
     sys.stdout.write((__doc__ or "") + "\n")
     return 0 if command in ("help", "-h", "--help") else fail(f"unknown command '{command}'", code=2)
+
+
+def oracle_script(command: str, typed: list[str]) -> tuple[Path, list[str]]:
+    """Return the script of `oracle` or `flags`, and the arguments that are its own."""
+    for flag, script in (("--radix", "radix.py"), ("--checkpoints", "checkpoints.py")):
+        if flag in typed:
+            return ROOT / "oracle" / script, [word for word in typed if word != flag]
+    return ROOT / "oracle" / ("run.py" if command == "oracle" else "flags.py"), typed
 
 
 def test_arguments(typed: list[str]) -> list[str]:

@@ -107,6 +107,7 @@ def _names_of_runner(file: Path) -> dict[str, Any]:
         "is_sm100_supported": lambda: major == BLACKWELL,
         "is_flashinfer_available": lambda: not hip,
         "logger": LOG,
+        "log_info_on_rank0": lambda _logger, text: LOG.info(text),
     }
     assigned = [node for node in (tree.body if tree else []) if isinstance(node, ast.Assign)]
     run([node for node in assigned if isinstance(node.value, ast.List)], file, names)  # the backends it lists
