@@ -13,6 +13,8 @@ import numpy as np
 from hwprobe.bounds import REQUESTS, within
 from hwprobe.errors import InputError
 
+# The longest prompt of ShareGPT that SGLang's benchmark sends (tokens).
+LONGEST_CHAT = 1024
 # Clients count as served all at once from this share in flight on: the rest are between two requests.
 ALL_AT_ONCE = 0.98
 
@@ -35,9 +37,41 @@ class Lengths:
     def mean(self) -> float:
         return (self.shortest + self.nominal) / 2
 
+    def at(self, quantiles: np.ndarray) -> np.ndarray:
+        """Return the lengths at quantiles between 0 and 1, as integers."""
+        lengths: np.ndarray = self.shortest + np.floor(quantiles * (self.nominal + 1 - self.shortest))
+        return lengths.astype(np.int64)
+
     def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Draw `count` lengths as integers."""
         return rng.integers(self.shortest, self.nominal + 1, size=count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatLengths(Lengths):
+    """Lengths of conversations, as in ShareGPT: `nominal` on average, falling off exponentially up to the longest.
+
+    The law is assumed (records give means alone); SGLang's benchmark takes no prompt of more than LONGEST_CHAT tokens.
+    """
+
+    @property
+    def shortest(self) -> int:
+        return 1
+
+    @property
+    def mean(self) -> float:
+        return float(self.nominal)
+
+    def at(self, quantiles: np.ndarray) -> np.ndarray:
+        longest = float(max(LONGEST_CHAT, 5 * self.nominal))
+        scale = float(self.nominal)
+        for _ in range(20):  # the scale whose mean, cut at the longest, is the nominal length
+            scale = self.nominal + longest / math.expm1(longest / scale)
+        values = -scale * np.log1p(-quantiles * -math.expm1(-longest / scale))
+        return np.maximum(1, np.rint(values)).astype(np.int64)
+
+    def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        return self.at(rng.random(count))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

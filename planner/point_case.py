@@ -24,7 +24,7 @@ from models.serving.acceptance import MEASURED_SPREAD, chain_acceptance, expecte
 from models.serving.estimate import DEFAULT_ACCEPTANCE, Context
 from models.unpriced import Unpriced
 from models.version import OLDEST, parse_version
-from models.workload import Lengths
+from models.workload import ChatLengths, Lengths
 from planner.launch_lines.checkpoint import served_model
 from planner.sglang.arguments import read_arguments
 from planner.sglang.flag_ledger import unpriced_flags
@@ -33,6 +33,8 @@ from planner.sglang.resolver import resolve
 
 GUESSED_LENGTH = 1000
 GUESSED_STEPS = 3
+# A mean that is no whole number is one of lengths that vary.
+LEAST_FRACTION = 1e-6
 # Hosts as published: GPUs of one server.
 GPUS_PER_SERVER = 8
 
@@ -261,7 +263,6 @@ def _run(point: Point, guesses: _Guesses) -> Run:
     if decode_only and isl and osl and (given_context is None or given_context > isl + osl):
         given_context = isl + osl / 2
         guesses.said.append(f"context_tokens taken as isl + osl / 2 = {given_context:,.0f}")
-    ratio = 1.0 if point.range_ratio is None else min(1.0, point.range_ratio)
     if point.metric_kind in ("one_batch", "single_stream"):
         requests = concurrency
     else:
@@ -269,13 +270,27 @@ def _run(point: Point, guesses: _Guesses) -> Run:
         requests = point.num_prompts or each * concurrency
     return Run(
         kind=point.metric_kind,
-        isl=Lengths(nominal=max(1, round(isl or GUESSED_LENGTH)), range_ratio=ratio),
-        osl=Lengths(nominal=max(1, round(osl or GUESSED_LENGTH)), range_ratio=ratio),
+        isl=_lengths(point, isl or GUESSED_LENGTH, guesses),
+        osl=_lengths(point, osl or GUESSED_LENGTH, guesses),
         concurrency=min(concurrency, max(1, requests)),
         requests=min(max(1, requests), max(MOST_REQUESTS, concurrency)),
         request_rate=point.request_rate if point.metric_kind == "serving" and point.request_rate else None,
         context_tokens=given_context if decode_only else None,
     )
+
+
+def _lengths(point: Point, tokens: float, guesses: _Guesses) -> Lengths:
+    """Return the lengths of a record's prompts or answers, of which it gives the longest, or the mean alone."""
+    if point.range_ratio is not None:
+        return Lengths(nominal=max(1, round(tokens)), range_ratio=min(1.0, point.range_ratio))
+    if _dataset(point) == "sharegpt":
+        return ChatLengths(nominal=max(1, round(tokens)))
+    if abs(tokens - round(tokens)) < LEAST_FRACTION:
+        return Lengths(nominal=max(1, round(tokens)))
+    guesses.said.append(
+        f"a mean of {tokens:,.1f} tokens: lengths up to twice that assumed, as SGLang's benchmark draws"
+    )
+    return Lengths(nominal=max(1, round(2.0 * tokens)), range_ratio=0.0)
 
 
 def _overlap(point: Point) -> bool | None:
@@ -293,10 +308,14 @@ def _independence(point: Point, engine: EngineProfile) -> float:
 
 def _random_tokens(point: Point) -> bool:
     """Whether prompts were random tokens: a record may say so; a client that drew the lengths drew the tokens too."""
-    dataset = str(point.extra.get("dataset") or "").lower()
+    dataset = _dataset(point)
     if dataset:
         return "random" in dataset
     return point.metric_kind == "serving" and point.range_ratio is not None and 0.0 < point.range_ratio < 1.0
+
+
+def _dataset(point: Point) -> str:
+    return str(point.extra.get("dataset") or "").lower()
 
 
 def _kv_dtype(text: str | None) -> str | None:

@@ -17,10 +17,9 @@ from models.costs.kernels import (
     LatentCache,
     Rates,
     gemm_s,
-    matrix_rate,
     mla_seconds_per_context_token,
 )
-from models.costs.weight_kernels import bf16_kernel, kernel_of
+from models.costs.weight_kernels import bf16_kernel, kernel_of, matrix_rate
 from models.layout import Array
 
 if TYPE_CHECKING:
@@ -75,8 +74,8 @@ class Attention(Protocol):
         """Seconds of prefill, all layers, per pair of a new token and one before it, attended to or not."""
         ...
 
-    def attended(self, new_tokens: float | Array, pairs: float | Array) -> Array:
-        """Return the pairs attended to, of all the `pairs` that causality allows `new_tokens` tokens."""
+    def attended(self, prompts: float | Array, new_tokens: float | Array, pairs: float | Array) -> Array:
+        """Return the pairs attended to, of the `pairs` that causality allows a pass over `prompts` prompts."""
         ...
 
 
@@ -102,7 +101,7 @@ class DenseLatentAttention:
     def scan_s(self, system: System) -> Array:
         return np.zeros_like(system.table.tp)
 
-    def attended(self, new_tokens: float | Array, pairs: float | Array) -> Array:
+    def attended(self, prompts: float | Array, new_tokens: float | Array, pairs: float | Array) -> Array:
         return np.asarray(pairs)
 
 
@@ -151,8 +150,16 @@ class SparseLatentAttention:
         flops = arch.num_hidden_layers * 2.0 * arch.index_n_heads * arch.index_head_dim
         return flops / (INDEX_FRACTION * machine.gemm_flops) * np.ones_like(table.tp)
 
-    def attended(self, new_tokens: float | Array, pairs: float | Array) -> Array:
-        return np.minimum(pairs, np.asarray(new_tokens) * float(self.topk))
+    def attended(self, prompts: float | Array, new_tokens: float | Array, pairs: float | Array) -> Array:
+        """Every token attends to all tokens before it, or to the chosen ones where it has more; prompts are alike."""
+        each = np.asarray(new_tokens) / prompts
+        before = np.maximum(0.0, np.asarray(pairs) / np.maximum(new_tokens, 1.0) - each / 2.0)
+        return prompts * (self._up_to(before + each) - self._up_to(before))
+
+    def _up_to(self, tokens: Array) -> Array:
+        """Return the pairs attended to by the first so many tokens of a prompt."""
+        within = np.minimum(tokens, float(self.topk))
+        return within * within / 2.0 + self.topk * (tokens - within)
 
 
 def attention_of(arch: ModelArchitecture) -> Attention:

@@ -48,11 +48,6 @@ DEEP_EP_US, DEEP_EP_DOUBLING_US = 25.0, 24.0
 DEEP_EP_TOKEN_US, DEEP_EP_TOKEN_DOUBLING_US = 0.695, 1.0
 
 
-def matrix_rate(peak_flops: float | Array, fraction: float, ceiling_flops: float) -> float | Array:
-    """FLOP/s of a matrix kernel: harmonic in `fraction x peak` and a ceiling of its own."""
-    return 1.0 / (1.0 / (fraction * peak_flops) + 1.0 / ceiling_flops)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
     """What kernels reach on one GPU: bytes/s of their streams; the HBM's own, and peak FLOP/s in FP8 and BF16."""
@@ -79,7 +74,7 @@ def gemm_s(rows: Array, n: Array | float, k: Array | float, kernel: WeightKernel
     Known error: MAPE 10 % against published DeepGEMM timings (FP8).
     """
     moved = n * k * kernel.weight_bytes + rows * k + 2.0 * rows * n
-    rate = matrix_rate(kernel.flops, DENSE_FRACTION * kernel.rate_share, DENSE_CEILING)
+    rate = kernel.reached(DENSE_FRACTION, DENSE_CEILING)
     streaming = moved / (rates.stream_bytes_s * kernel.stream_share)
     return np.maximum(np.maximum(streaming, SECONDS_PER_K * k), 2.0 * rows * n * k / rate)
 
@@ -152,7 +147,7 @@ def moe_tp_s(tokens: Array, distinct: Array, experts: Experts, cut: ByWidth, rat
     activations = (experts.top_k + 1.0) * tokens * cut.row_bytes
     stream = (weights + activations) / (rates.stream_bytes_s * experts.kernel.stream_share)
     rows = (distinct + 1.0) * np.maximum(cut.tile_rows, MOE_PADDING * rows_each)
-    rate = matrix_rate(experts.kernel.flops, MOE_FRACTION * experts.kernel.rate_share, MOE_CEILING)
+    rate = experts.kernel.reached(MOE_FRACTION, MOE_CEILING)
     arithmetic = 2.0 * rows * experts.params / cut.shards / rate
     return np.cbrt(stream**3 + arithmetic**3)
 
@@ -174,7 +169,7 @@ def moe_ep_s(tokens: Array, distinct: Array, experts: Experts, cut: ByNumber, ra
     rows_each = experts.top_k * tokens / np.maximum(distinct, 1.0)
     tile = np.where(cut.deep_gemm > 0, DEEP_GEMM_TILE_ROWS, MOE_TILE_ROWS)
     rows = touched_experts * np.maximum(tile, MOE_PADDING * rows_each)
-    triton = matrix_rate(kernel.flops, MOE_FRACTION * kernel.rate_share, MOE_CEILING)
+    triton = kernel.reached(MOE_FRACTION, MOE_CEILING)
     rate = np.where(cut.deep_gemm > 0, EP_FRACTION * kernel.rate_share * kernel.flops, triton)
     arithmetic = 2.0 * rows * experts.params / rate
     return np.cbrt(stream**3 + arithmetic**3)

@@ -12,7 +12,6 @@ from models.costs.kernels import (
     MOE_FRACTION,
     all_reduce_s,
     distinct_experts,
-    matrix_rate,
 )
 from models.costs.launches import launch_floor_s
 from models.costs.system import System
@@ -39,7 +38,7 @@ def prefill_s(system: System, prompts: Array, new: Array, prefix: Array) -> Arra
     share = rank_share(system, prompts)
     pairs = prompts * (new * new / 2.0 + new * prefix)
     return with_launch_floor(
-        system, token_work_s(system, prompts * new, share) + _pairs_s(system, prompts * new, pairs) * share
+        system, token_work_s(system, prompts * new, share) + _pairs_s(system, prompts, new, pairs) * share
     )
 
 
@@ -77,10 +76,10 @@ def scan_s(system: System) -> Array:
     return system.attention.scan_s(system)
 
 
-def _pairs_s(system: System, tokens: Array, pairs: Array) -> Array:
+def _pairs_s(system: System, prompts: Array, new: Array, pairs: Array) -> Array:
     if not system.arch.is_sparse:
         return pair_s(system) * pairs
-    return pair_s(system) * system.attention.attended(tokens, pairs) + scan_s(system) * pairs
+    return pair_s(system) * system.attention.attended(prompts, prompts * new, pairs) + scan_s(system) * pairs
 
 
 def _projections(system: System, rank_tokens: Array) -> Array:
@@ -98,14 +97,14 @@ def _projections(system: System, rank_tokens: Array) -> Array:
 
 def _dense_rate(system: System, form: WeightFormat) -> float | Array:
     kernel = kernel_of(form, system.arch, system.machine)
-    return system.engine.eta_pf * matrix_rate(kernel.flops, DENSE_FRACTION * kernel.rate_share, DENSE_CEILING)
+    return kernel.reached(DENSE_FRACTION, DENSE_CEILING, system.engine.eta_pf)
 
 
 def _experts(system: System, tokens: Array) -> Array:
     """Routed and shared experts of one layer: arithmetic, but never faster than streaming them once."""
     arch, machine, table, engine = system.parts
     kernel = kernel_of(arch.weight_formats.routed, arch, machine)
-    rate = engine.eta_pf * matrix_rate(kernel.flops, MOE_FRACTION * kernel.rate_share, MOE_CEILING)
+    rate = kernel.reached(MOE_FRACTION, MOE_CEILING, engine.eta_pf)
     rows = (arch.num_experts_per_tok + arch.n_shared_experts) * tokens
     arithmetic = _busiest_rank(system) * 2.0 * rows * arch.expert_params / table.tp / rate
     distinct = distinct_experts(tokens, arch.n_routed_experts, arch.num_experts_per_tok, system.sigma)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from models.config import ServerConfig
 from models.costs.decode import decode_step
+from models.costs.weight_kernels import shares_of
 from models.engine.profile import EngineParameters
 from models.layout import Array, ConfigTable, table_of
 from models.serving.closed_form import accepted_tokens, closed_loop
@@ -235,10 +236,16 @@ def _played(case: Case, kv_tokens: float) -> Replay:
     rng = np.random.default_rng(0)
     isl, osl = _typical(run.isl, run.requests, rng), _typical(run.osl, run.requests, rng)
     arrivals = None if run.request_rate is None else _poisson(run.request_rate, run.requests, rng)
-    cold = case.context.engine.parameters.first_wave_s if run.kind == "serving" else 0.0
+    cold = _first_wave_s(case.context) if run.kind == "serving" else 0.0
     warm = min(clients, run.requests - 1) if run.kind == "steady" else 0
     load = ReplayLoad(isl=isl, osl=osl, concurrency=clients, arrivals_s=arrivals, first_wave_s=cold)
     return replay(times, limits, load, measure_from=warm)
+
+
+def _first_wave_s(context: Context) -> float:
+    """Return how long a benchmark's first requests wait beyond their prefill: until its kernels are ready."""
+    own = shares_of(context.arch, context.machine).first_wave_s
+    return context.engine.parameters.first_wave_s if own is None else own
 
 
 def _of_fleet(case: Case, prefill: PrefillPool) -> CasePrediction:
@@ -294,8 +301,7 @@ def _prefill_server(prefill: PrefillPool, clients: int) -> ServerModel:
 def _typical(lengths: Lengths, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """Lengths at evenly spaced quantiles in random order: a sample with the law's own mean and spread."""
     quantiles = (np.arange(count) + 0.5) / count
-    values = lengths.shortest + np.floor(quantiles * (lengths.nominal + 1 - lengths.shortest))
-    return rng.permutation(values.astype(np.int64))
+    return rng.permutation(lengths.at(quantiles))
 
 
 def _poisson(rate: float, count: int, rng: np.random.Generator) -> Array:

@@ -153,7 +153,7 @@ def _run_prefill(server: Scheduler) -> bool:
     if not joined:
         return False
     _make_room(server, new_tokens)
-    server.spend(times.prefill_s(len(joined), new_tokens, pairs) / times.stages_at_work)
+    server.spend(times.prefill_s(_spread(server, len(joined)), new_tokens, pairs) / times.stages_at_work)
     for request in joined:
         if server.cache is not None:
             server.cache.computed(request)
@@ -191,8 +191,15 @@ def _whole_chunks(server: Scheduler, request: Request, budget: int) -> None:
     """Run the passes that one long prompt fills alone: nothing else can join them."""
     while request.prompt - request.prefilled > budget:
         pairs = budget * (0.5 * budget + request.prefilled)
-        server.spend(server.times.prefill_s(1, budget, pairs) / server.times.stages_at_work)
+        server.spend(server.times.prefill_s(_spread(server, 1), budget, pairs) / server.times.stages_at_work)
         request.prefilled += budget
+
+
+def _spread(server: Scheduler, prompts: int) -> int:
+    """Return the prompts whose tokens a pass holds: each attention-DP rank fills its share from its own queue."""
+    if not server.times.fills_ranks:
+        return prompts
+    return max(prompts, min(server.times.ranks, prompts + len(server.waiting)))
 
 
 def _output_reserve(request: Request) -> int:

@@ -17,7 +17,11 @@ GRID_POINTS = 96
 
 
 class StepTimes:
-    """Step times of one configuration: decode by running batch and context, prefill by pass."""
+    """Step times of one configuration: decode by running batch and context, prefill by pass.
+
+    `fills_ranks`: a pass is spread over all ranks that have a prompt waiting, as SGLang does it under attention DP. Of
+    dense attention alone engine profiles were fitted with passes that a long prompt fills on one rank.
+    """
 
     def __init__(self, system: System, *, acceptance: float, largest_batch: int) -> None:
         """`system` holds exactly one configuration; `largest_batch` is the most requests ever running."""
@@ -37,7 +41,8 @@ class StepTimes:
         self._ranks = int(table.attn_dp[0])
         self._pair_s = float(np.ravel(pair_s(system))[0])
         self._scan_s = float(np.ravel(scan_s(system))[0])
-        self._topk = float(system.arch.index_topk) if system.arch.is_sparse else np.inf
+        self._attention = system.attention if system.arch.is_sparse else None
+        self.fills_ranks = system.arch.is_sparse and self._ranks > 1
         self._floor4 = launch_floor_s(system.arch, system.engine.t_pf0_ms) ** 4
         largest = max(2.0, float(table.chunk[0]))
         self._tokens: list[float] = [0.0, *np.geomspace(1.0, largest, GRID_POINTS - 1).tolist()]
@@ -65,7 +70,7 @@ class StepTimes:
         lower = max(upper - 1, 0)
         span = tokens[upper] - tokens[lower]
         share = (new_tokens - tokens[lower]) / span if span else 1.0
-        attended = pairs if self._topk == np.inf else min(pairs, new_tokens * self._topk)
+        attended = pairs if self._attention is None else float(self._attention.attended(prompts, new_tokens, pairs))
         gpu = work[lower] + share * (work[upper] - work[lower]) + self._pair_s * attended * self._share[row]
         gpu += self._scan_s * pairs * self._share[row]
         return float((gpu**4 + self._floor4) ** 0.25)

@@ -1,14 +1,17 @@
-"""Published runs of other checkpoints: records with sources, kept out of every fit, and scored as they come."""
+"""Published runs of other checkpoints: records with sources, kept out of every profile, a third out of every fit."""
 
 from __future__ import annotations
 
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests_data import SHIPPED
 
+from models.costs.weight_kernels import SHARES, SPARSE
 from models.records.points import Point, parse_point, read_lines
 
 ROOT = Path(__file__).parents[2]
@@ -46,10 +49,36 @@ def test_what_has_no_load_is_not_scored_and_refusals_are_named(points: list[Poin
     assert list(refused.values()) == [["c062"]]
 
 
-def test_mxfp4_steps_on_mi355x_lie_in_their_bands(points: list[Point], tool: dict[str, Any]) -> None:
-    lines, _ = tool["score"](point for point in points if point.gpu == "MI355X" and (point.concurrency or 0) <= 16)
-    assert len(lines) >= 10
-    assert all(line.figures["TPOT"].inside for line in lines)
+def test_the_bands_of_every_kind_hold_on_what_no_fit_has_seen(points: list[Point], tool: dict[str, Any]) -> None:
+    lines, _ = tool["score"](point for point in points if point.id not in tool["fitted_records"]())
+    by_kind: dict[str, list[bool]] = {}
+    for line in lines:
+        by_kind.setdefault(line.kind, []).extend(figure.inside for figure in line.figures.values())
+    assert len(by_kind) >= 7
+    for kind, inside in by_kind.items():
+        assert sum(inside) >= 0.9 * len(inside), kind
     rows = tool["table"](lines)
-    assert rows[1].startswith("MXFP4 MI355X")
     assert rows[-1].startswith("all")
+
+
+def test_a_third_of_every_fitted_kernel_was_left_out() -> None:
+    fitted = [shares for shares in (*SHARES.values(), SPARSE) if shares.records]
+    assert len(fitted) == 3
+    for shares in fitted:
+        assert len(shares.left_out) >= 4
+        assert not set(shares.records) & set(shares.left_out)
+
+
+def test_fitted_kernels_are_close_on_records_they_have_not_seen(points: list[Point], tool: dict[str, Any]) -> None:
+    kernels = [each for each in SHARES.values() if each.records]
+    lines, _ = tool["score"](point for point in points if any(point.id in each.left_out for each in kernels))
+    assert len(lines) >= 11
+    off = [abs(1.0 / line.figures["TPOT"].ratio - 1.0) for line in lines]
+    assert sum(off) / len(off) < 0.10
+
+
+@pytest.mark.slow
+def test_the_shares_are_what_the_records_say() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "fit_kernels.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -27,6 +27,7 @@ class ConstantTimes:
 
     accepted = 1.0
     stages_at_work = 1.0
+    fills_ranks = False
     front_end_s = 0.0
     front_end_token_s = 0.0
     poll_steps = 0.0

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwprobe.errors import InputError
-from models.workload import Lengths, Metric, Slo, Statistic, Workload
+from models.workload import ChatLengths, Lengths, Metric, Slo, Statistic, Workload
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,12 @@ def test_lengths_stay_in_their_range(nominal: int, ratio: float, seed: int) -> N
 def test_impossible_workloads_name_the_flag(isl: int, osl: int, concurrency: int, ratio: float, flag: str) -> None:
     with pytest.raises(InputError, match=flag):
         Workload.checked(isl, osl, concurrency, ratio)
+
+
+@pytest.mark.parametrize("mean", [50, 219, 1500])
+def test_lengths_of_conversations_have_their_mean_and_many_are_short(mean: int) -> None:
+    lengths = ChatLengths(nominal=mean).at((np.arange(2000) + 0.5) / 2000)
+    assert lengths.mean() == pytest.approx(mean, rel=0.01)
+    assert np.median(lengths) < 0.8 * mean
+    assert lengths.min() >= 1
+    assert lengths.max() <= max(1024, 5 * mean)
