@@ -1,6 +1,6 @@
 """Puts the golden launch of every kind of checkpoint before its release's own parser, resolver and checks.
 
-    python3 dev.py oracle --checkpoints
+    python3 dev.py oracle --checkpoints [NAME ...]
 
 The launches are those of tests/golden/checkpoints/launches.toml, each with a model folder that says what the published
 checkpoint's config.json says of shapes and quantisation. Prints one line a launch; exits 1 where one is refused.
@@ -50,20 +50,19 @@ NVFP4 = {
 MODEL_FLAG = "--model-path"
 
 
-def main() -> int:
-    """Ask about every launch and print what each release said."""
+def main(names: list[str]) -> int:
+    """Ask about the launches of these names (none: all of them) and print what each release said."""
     launches = tomllib.loads((GOLDEN / "launches.toml").read_text(encoding="utf-8"))["launch"]
-    folders = [model_folder(launch["model"]) for launch in launches]
-    typed = [words_of(launch["name"], folder) for launch, folder in zip(launches, folders, strict=True)]
-    runs = [
-        Run(release=launch["sglang_version"], gpus=(gpu_of(launch["hardware"]),), lines=[words])
-        for launch, words in zip(launches, typed, strict=True)
-    ]
     refused = 0
-    for launch, run, folder, by_gpu in zip(launches, runs, folders, ask(runs), strict=True):
-        verdict, accepted = verdict_of(run, by_gpu, load_architecture(folder))
+    for launch in (each for each in launches if not names or each["name"] in names):
+        folder = model_folder(launch["model"])
+        words = words_of(launch["name"], folder)
+        run = Run(release=launch["sglang_version"], gpus=(gpu_of(launch["hardware"]),), lines=[words])
+        # A process for each: what one release lacks for a model may be what another model needs.
+        verdict, accepted = verdict_of(run, ask([run])[0], load_architecture(folder))
         refused += not accepted
         sys.stdout.write(f"{launch['name']:8} SGLang {run.release:8} {launch['hardware']:10} {verdict}\n")
+        sys.stdout.flush()
     return 1 if refused else 0
 
 
@@ -87,7 +86,8 @@ def verdict_of(run: Run, by_gpu: list[list[dict[str, Any]]], arch: ModelArchitec
     if not answer["accepted"]:
         return f"refused at {answer['stage']}: {answer['error']} ({answer.get('where', '')})", False
     tally = compare(run.gpus[0], run.lines, by_gpu[0], arch, Version(run.release))
-    return f"accepted; of {len(FIELDS)} settings differ: {', '.join(tally.wrong) or 'none'}", True
+    differing = "; ".join(f"{name} ({lines[0].splitlines()[0][:200]})" for name, lines in tally.wrong.items())
+    return f"accepted; of {len(FIELDS)} settings differ: {differing or 'none'}", True
 
 
 def model_folder(name: str) -> Path:
@@ -113,4 +113,4 @@ def model_folder(name: str) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -39,7 +39,15 @@ def read_model(model: str | Path | None) -> ModelArchitecture:
     shipped = checkpoint_named(str(model))
     if shipped is not None:
         return shipped.arch
+    _refuse_other(str(model))
     raise InputError(f"--model {str(model)[:120]}: neither a file nor a checkpoint known by name; {_near(str(model))}")
+
+
+def _refuse_other(model: str) -> None:
+    """Raise UnsupportedModel where the name is that of a model or of weights that are not modelled."""
+    from planner.launch_lines.checkpoint import served_model
+
+    served_model({"model_path": model}, None)
 
 
 def path_to_serve(model: str | Path | None, model_path: str | None) -> str:

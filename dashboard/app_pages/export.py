@@ -40,7 +40,7 @@ def parameters() -> Parameters:
     """Read the files' parameters beyond the command."""
     first, second, third = st.columns([3, 3, 1])
     texts = {
-        "model_path": first.text_input("Model path", run.manifest.model_path, key="model", bind=BOUND),
+        "model_path": first.text_input("Model path", run.manifest.served_path, key="model", bind=BOUND),
         "image": second.text_input("Image", "", key="image", bind=BOUND, placeholder="SGLang's own of the release"),
     }
     port = third.number_input("Port", 1, 65535, 30000, key="port", bind=BOUND)
@@ -51,7 +51,7 @@ def line_of(number: int | None, options: Parameters) -> str:
     """Return the command that writes the files shown."""
     words = ["sgtune", "export", "--runs", str(run.path.parent), "--run", run.name]
     words += [] if number is None else ["--trial", str(number)]
-    words += [] if options.model_path == run.manifest.model_path else ["--model-path", options.model_path]
+    words += [] if options.model_path == run.manifest.served_path else ["--model-path", options.model_path]
     words += ["--image", options.image] if options.image else []
     words += [] if options.port == Parameters().port else ["--port", str(options.port)]
     return shlex.join([*words, "--bundle", "launch/"])

@@ -35,7 +35,7 @@ def choose(measured: list[TrialRecord]) -> list[TrialRecord]:
 def compare(chosen: list[TrialRecord]) -> None:
     """Show in what trials differ: flags, curves, memory."""
     st.markdown("**Flags that differ**")
-    served = Parameters(model_path=run.manifest.model_path)
+    served = Parameters(model_path=run.manifest.served_path)
     differing = tables.flag_difference(
         {f"trial {record.number}": spec_of(record, run.manifest, served) for record in chosen}
     )

@@ -51,8 +51,17 @@ def parse_architecture(data: bytes | str, where: str, name: str, quantization: o
 
 
 def load_architecture(path: Path) -> ModelArchitecture:
-    """Read a config.json, or the one in a model folder, with the hf_quant_config.json beside it."""
+    """Read a config.json, or the one in a model folder, with the hf_quant_config.json beside it.
+
+    Of an hf_quant_config.json it is the config.json beside it: the former says nothing of shapes.
+    """
     file = path / "config.json" if path.is_dir() else path
+    if file.name == QUANTIZATION_FILE:
+        file = file.parent / "config.json"
+        if not file.is_file():
+            raise InputError(
+                f"{path} says how weights are quantised, not what shapes they have: put config.json beside it"
+            )
     name = file.parent.name if file.name == "config.json" and file.parent.name else file.stem
     beside = file.parent / QUANTIZATION_FILE
     quantization = None

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from planner.inputs import path_to_serve
+import pytest
+
+from hwprobe.errors import InputError
+from planner.inputs import path_to_serve, read_model
 from planner.launch_lines.read import launch_of_file
 
 FP4 = ("--model", "DeepSeek-R1-0528-FP4-v2", "--hardware", "b200x4", "--sglang-version", "0.5.12")
@@ -49,3 +52,29 @@ def test_what_is_served_follows_from_what_was_named(tmp_path: Path) -> None:
     assert path_to_serve("kimi-k2-instruct", None) == "moonshotai/Kimi-K2-Instruct"
     assert path_to_serve(tmp_path, None) == path_to_serve(tmp_path / "config.json", None) == str(tmp_path)
     assert path_to_serve(tmp_path, "/models/mine") == "/models/mine"
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-32B", "distilled from R1"),
+        ("Qwen/Qwen3-235B-A22B", "names no DeepSeek-R1"),
+        ("unsloth/DeepSeek-R1-GGUF", "GGUF"),
+        ("cognitivecomputations/DeepSeek-R1-AWK", "did you mean cognitivecomputations/DeepSeek-R1-AWQ"),
+    ],
+)
+def test_what_is_not_planned_is_named(sgtune: Callable[..., Any], model: str, reason: str) -> None:
+    ran = sgtune("plan", "--model", model, "--hardware", "h200x8", *LOAD)
+    assert ran.code == 2
+    assert reason in ran.err
+
+
+def test_nvidias_file_stands_for_the_config_beside_it(tmp_path: Path) -> None:
+    quantization = {"quantization": {"quant_algo": "NVFP4", "group_size": 16, "exclude_modules": ["*self_attn*"]}}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(quantization))
+    with pytest.raises(InputError, match=r"put config\.json beside it"):
+        read_model(tmp_path / "hf_quant_config.json")
+    r1 = json.loads((Path(__file__).parents[2] / "models/configs/deepseek-r1.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in r1.items() if k != "quantization_config"}))
+    for path in (tmp_path, tmp_path / "config.json", tmp_path / "hf_quant_config.json"):
+        assert read_model(path).weights == "NVFP4"

@@ -34,7 +34,8 @@ class Manifest:
     """The question of a run. A run folder belongs to exactly one.
 
     The hashes cover every figure of the machine, the world, and the model's belief (engine profile,
-    acceptance, expert skew). `model_path` is where the weights lay, which is no part of the question.
+    acceptance, expert skew). `model_path` is where the weights lay, which is no part of the question
+    (runs of earlier versions do not say it).
     Under `traffic` `isl` is the mean of what is new in a prompt, and `request_rate` that of the window.
     """
 
@@ -62,10 +63,15 @@ class Manifest:
     users: int | None = None
     min_user_tok_s: float | None = None
     cost_per_gpu_hour: float | None = None
-    model_path: str = "deepseek-ai/DeepSeek-R1"
+    model_path: str = ""
     servers: str | None = None
     traffic: TrafficMark | None = None
     schema_version: int = 1
+
+    @property
+    def served_path(self) -> str:
+        """What launches served: `model_path`, else the model's name."""
+        return self.model_path or self.model
 
     @property
     def simulated(self) -> bool:

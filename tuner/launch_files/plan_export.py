@@ -100,7 +100,7 @@ def plan_export(
     config = _config(candidate.argv, plan.question, path)
     version = parse_version(plan.question.sglang_version)
     answer = plan.answer or _Answer()
-    served = model_path or plan.question.model_path or parameters.model_path
+    served = model_path or plan.question.model_path or plan.question.model
     export_parameters = replace(parameters, replicas=answer.replicas, model_path=served).checked()
     spec = typed_launch_spec(
         config,

@@ -110,7 +110,7 @@ def _tied(standing: Standing) -> dict[str, Any]:
 
 def _trial(standing: Standing, manifest: Manifest) -> dict[str, Any]:
     record = standing.first
-    spec = launch_spec(record.config, Version(manifest.sglang_version), model_path=manifest.model_path)
+    spec = launch_spec(record.config, Version(manifest.sglang_version), model_path=manifest.served_path)
     target = record.target
     return {
         "number": record.number,

@@ -107,7 +107,7 @@ def _of_run(folder: Path, trial: int | None, parameters: Parameters, model_path:
     record = chosen_trial(records, trial, folder, manifest.servers)
     documents = {"hardware.json": read_profile(folder / "hardware.json")}
     source = ExportedTrial(record=record, records=records, manifest=manifest)
-    served = replace(parameters, model_path=model_path or manifest.model_path)
+    served = replace(parameters, model_path=model_path or manifest.served_path)
     return trial_export(source, served, command_line(), documents)
 
 
