@@ -43,8 +43,8 @@ FAMILIES_WHILE_BISECTING = 3
 # A closed form so many times slower per token than what is asked carries nobody at that speed: it is 13 % too slow at
 # most where a replay says otherwise.
 HOPELESS = 1.5
-# So many servers more than bisected are tried in the whole space.
-MORE_SERVERS = 3
+# So many numbers of clients a server, each with a server more than the one before, are tried in the whole space.
+MORE_SERVERS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,12 +242,13 @@ def servers_for(users: int, each: int, at: Callable[[int], Found]) -> tuple[Foun
         result = _carrying_first(at(fewer), fewer)
         if _carried(result, fewer):
             return result, fewer, servers - 1, True
-    for more in range(servers, servers + MORE_SERVERS):
-        clients = -(-users // more)
+    for _ in range(MORE_SERVERS):
+        clients = -(-users // servers)
         result = _carrying_first(at(clients), clients)
-        if _carried(result, clients):
+        if _carried(result, clients) or clients == 1:
             break
-    return result, clients, more, True
+        servers = -(-users // (clients - 1))
+    return result, clients, -(-users // clients), True
 
 
 def _carrying_first(result: Found, clients: int) -> Found:

@@ -255,6 +255,15 @@ def test_the_number_of_servers_is_decided_by_the_whole_space_not_by_the_part_tha
         assert clients == -(-1000 // servers)
 
 
+def test_few_users_a_server_get_fewer_before_the_speed_is_called_unreachable() -> None:
+    """Six were bisected among a part of the space and are a hair too slow: five need thirteen servers more."""
+    plan = asked("2xh100x8", isl=16000, osl=200, users=400, min_user_tok_s=50.0)
+    assert plan.meets_target
+    assert plan.best is not None
+    assert plan.best.prediction.user_tok_s >= 50.0
+    assert plan.replicas * plan.concurrency >= 400
+
+
 def test_users_are_bisected_until_the_number_of_servers_is_settled() -> None:
     """What is left open changes no number of servers, and few replays are spent on it."""
     most_calls = 0

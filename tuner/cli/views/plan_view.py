@@ -138,7 +138,18 @@ def _show_answer(plan: Plan, best: Candidate, screen: Console) -> None:
         screen.print(sentence)
     if not plan.meets_target:
         reason = "; ".join(best.misses) or "the rate or speed asked is out of reach"
-        screen.print(f"[bold red]Target unreachable[/]: {escape(reason)}. This is the nearest answer.")
+        screen.print(
+            f"[bold red]Target unreachable[/]: {escape(reason)}. This is the nearest answer{_of_promised(plan)}."
+        )
+
+
+def _of_promised(plan: Plan) -> str:
+    """Say for users at a speed what each gets, and how many of them on one server."""
+    promised, best = plan.question.min_user_tok_s, plan.best
+    if promised is None or best is None or best.prefill is not None:
+        return ""
+    users = "a user alone on a server" if plan.concurrency == 1 else f"each of {plan.concurrency:,} users on a server"
+    return f": {users} gets {best.prediction.user_tok_s:.1f} of {promised:g} tok/s"
 
 
 def _wait(prediction: Prediction) -> str:
