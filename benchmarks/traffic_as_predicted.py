@@ -39,21 +39,21 @@ SGTUNE = (sys.executable, "-m", "tuner.cli.main")
 
 @dataclass(frozen=True)
 class Served:
-    """A trace on a server: what `bench` saw, what `predict` said."""
+    """A trace on a server: what `bench` measured, what `predict` said."""
 
-    seen: dict[str, Any]
+    measured: dict[str, Any]
     predicted: dict[str, Any]
     prompt_tokens: int
 
     @property
     def pairs(self) -> dict[str, tuple[float, float]]:
         """Return (measured, predicted) by figure."""
-        seen, said = self.seen, self.predicted
+        measured, predicted = self.measured, self.predicted
         return {
-            "TTFT mean, ms": (seen["ttft_ms"]["mean"], said["ttft_mean_ms"]),
-            "TPOT mean, ms": (seen["tpot_ms"]["mean"], said["tpot_mean_ms"]),
-            "output tok/s": (seen["output_tok_s"], said["output_tok_s"]),
-            "cached tokens": (seen["cached_tokens"], round(said["hit_rate"] * self.prompt_tokens)),
+            "TTFT mean, ms": (measured["ttft_ms"]["mean"], predicted["ttft_mean_ms"]),
+            "TPOT mean, ms": (measured["tpot_ms"]["mean"], predicted["tpot_mean_ms"]),
+            "output tok/s": (measured["output_tok_s"], predicted["output_tok_s"]),
+            "cached tokens": (measured["cached_tokens"], round(predicted["hit_rate"] * self.prompt_tokens)),
         }
 
     def off(self, figure: str) -> float:
@@ -87,12 +87,12 @@ def chat_rows(sessions: int, apart_ms: int) -> list[dict[str, Any]]:
 def compared(url: str, trace: Path, vocabulary: int, words: Sequence[str]) -> Served:
     """Send the trace to the server, and predict it with the options in `words`."""
     bench = [*SGTUNE, "bench", "--url", url, "--traffic", str(trace), "--vocab-size", str(vocabulary), "--json"]
-    seen = json.loads(_run(bench))["traffic"]
-    told = trace.with_suffix(".predicted")
-    _run([*SGTUNE, "predict", "--traffic", str(trace), "--out", str(told), *words])
+    measured = json.loads(_run(bench))["traffic"]
+    out = trace.with_suffix(".predicted")
+    _run([*SGTUNE, "predict", "--traffic", str(trace), "--out", str(out), *words])
     summary = json.loads(_run([*SGTUNE, "traffic", str(trace), "--json"]))
     tokens = round(summary["input_tokens"]["mean"] * summary["requests"])
-    return Served(seen=seen, predicted=json.loads(told.read_text(encoding="utf-8")), prompt_tokens=tokens)
+    return Served(measured=measured, predicted=json.loads(out.read_text(encoding="utf-8")), prompt_tokens=tokens)
 
 
 def on_the_emulated_server(folder: Path, requests: int = 36, apart_ms: int = 800) -> Served:
@@ -158,10 +158,10 @@ def _ready(url: str, server: subprocess.Popen[bytes]) -> bool:
 
 
 def _run(words: Sequence[str]) -> str:
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, 1):
-        raise SystemExit(f"{' '.join(words)}\n{done.stderr}")
-    return done.stdout
+    finished = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    if finished.returncode not in (0, 1):
+        raise SystemExit(f"{' '.join(words)}\n{finished.stderr}")
+    return finished.stdout
 
 
 def main() -> int:
@@ -170,15 +170,15 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         served = (on_the_real_server if options.real else on_the_emulated_server)(Path(folder))
-    seen = served.seen
-    print(f"{seen['requests']} requests, {seen['errors']} errors, {seen['verdict']} {seen['why']}".rstrip())
+    point = served.measured
+    print(f"{point['requests']} requests, {point['errors']} errors, {point['verdict']} {point['why']}".rstrip())
     for figure, (measured, predicted) in served.pairs.items():
         if options.real and figure != "cached tokens":
             continue
         print(f"{figure:>15}: measured {measured:12,.2f}   predicted {predicted:12,.2f}   {served.off(figure):+.2%}")
-    print(f"cached as due in {seen['hits_as_expected']} of {seen['requests']} requests")
+    print(f"cached as due in {point['hits_as_expected']} of {point['requests']} requests")
     if options.real:
-        return int(served.off("cached tokens") != 0.0 or seen["hits_as_expected"] != seen["requests"])
+        return int(served.off("cached tokens") != 0.0 or point["hits_as_expected"] != point["requests"])
     return int(any(abs(served.off(figure)) > TOLERANCE for figure in served.pairs))
 
 
