@@ -4,10 +4,11 @@ import math
 
 import streamlit as st
 
+from dashboard.charts import fleet_charts, tables
 from dashboard.charts import plan_charts as charts
-from dashboard.charts import tables
 from dashboard.readers.commands import plan_answer
 from dashboard.readers.explanations import explained
+from dashboard.readers.fleets import clients_of, is_fleet, kind_of, running_in_all, stages
 from dashboard.readers.plan_inputs import PlanInputs, WhatIf, what_if
 from dashboard.widgets import BOUND, command, machines_of_runs, stop, table, tile
 from hwprobe.catalogue import hardware_names
@@ -17,6 +18,8 @@ from models.config import Speculative
 from models.serving.estimate import DEFAULT_ACCEPTANCE, Prediction
 from models.workload import Metric, Slo, Statistic
 from planner.fleets.cost import token_cost
+from planner.fleets.deployment import Role
+from planner.fleets.plan_document import deployment_of
 from planner.launch import launch_spec
 from planner.plans.candidates import Candidate
 from planner.plans.document import latency_text
@@ -86,9 +89,9 @@ def ask() -> PlanInputs:
 def show_answer(plan: Plan, best: Candidate) -> None:
     """Show the figures behind the sentence."""
     prediction = best.prediction
-    low, high = prediction.band["output_tok_s"]
+    low, high = (end * best.servers * best.load_share for end in prediction.band["output_tok_s"])
     with st.grid(5, min_column_width=150):
-        tile("tok/s (90 % band)", f"{prediction.output_tok_s:,.0f}", f"{low:,.0f} to {high:,.0f}")
+        tile("tok/s (90 % band)", f"{best.output_tok_s:,.0f}", f"{low:,.0f} to {high:,.0f}")
         waiting = "no steady value" if prediction.queue_grows else f"{prediction.user_tok_s_with_wait:.1f}"
         tile("Per user, tok/s", f"{prediction.user_tok_s:.1f}", f"with the wait {waiting}")
         tile("TPOT mean, ms", f"{prediction.tpot_ms['mean']:.1f}", f"p99 {prediction.tpot_ms['p99']:.1f}")
@@ -97,7 +100,7 @@ def show_answer(plan: Plan, best: Candidate) -> None:
             cost = token_cost(best, plan.load, prices)
             tile("Per million output", f"{cost.output_per_million:,.2f}", f"{cost.input_per_million:,.2f} input")
         tile("KV headroom, GiB", f"{best.ledger.headroom_gib:,.0f}", f"{best.ledger.kv_tokens:,} tokens")
-        tile("Requests at once", f"{prediction.running_requests:,.0f}", f"of {plan.concurrency:,}")
+        tile("Requests at once", f"{running_in_all(best):,.0f}", f"of {clients_of(plan):,}")
 
 
 def ttft_against_limits(plan: Plan, best: Candidate) -> str:
@@ -117,9 +120,43 @@ def _against(slo: Slo, prediction: Prediction) -> str:
     return f"{figure}limit {slo.limit_ms:,.0f}"
 
 
+def show_fleet(plan: Plan, row: int) -> None:
+    """Draw a deployment's place among copies, large servers and prefill/decode; its pools, and where requests wait."""
+    candidates = plan.found.candidates
+    chosen = candidates[row]
+    st.markdown("**Copies, one large server, prefill and decode apart**")
+    st.plotly_chart(
+        fleet_charts.deployments(inputs.fleet_curves(), row, plan.question.all_slos), key="deployments",
+        alt="Output tokens per second and GPU against tokens per second and user, by kind of deployment",
+    )  # fmt: skip
+    st.caption(
+        f"Large markers: {clients_of(plan):,} requests in flight over all servers; small ones: a sixteenth, a quarter "
+        "and half of them. Dotted: what no deployment here beats in both."
+    )
+    best = {kind_of(candidate): candidate for candidate in reversed(candidates)}
+    compared = {candidate.name: stages(plan, candidate) for candidate in (chosen, *best.values())}
+    st.markdown(f"**Its pools**, {as_markdown(chosen.name)}")
+    st.plotly_chart(
+        fleet_charts.pools(deployment_of(chosen), compared[chosen.name]), key="pools",
+        alt="Router and pools of servers, with the seconds a request waits before each",
+    )  # fmt: skip
+    st.markdown("**Where requests wait**, beside the best of the other kinds")
+    st.plotly_chart(
+        fleet_charts.waits(compared), key="waits", alt="Seconds of a request's life by stage, by deployment"
+    )
+
+
+def show_memory(candidate: Candidate) -> None:
+    """Draw where one GPU's memory goes, of a fleet that of a server that decodes."""
+    of_role = ", a decode server" if candidate.prefill is not None else ""
+    st.markdown(f"**Memory of one GPU**, {candidate.config.label}{of_role}")
+    st.plotly_chart(charts.memory_waterfall(candidate.ledger), key="memory", alt="GiB of one GPU by owner")
+    weights = candidate.ledger.weights_gib
+    st.caption(f"Weights {weights:.1f} of {candidate.ledger.card_gib:.1f} GiB; the dotted line is the card.")
+
+
 def show_candidate(plan: Plan, row: int) -> None:
-    """Draw a candidate's place among the others and its memory."""
-    candidate = plan.found.candidates[row]
+    """Draw a candidate's place among the others."""
     st.markdown("**Throughput against interactivity**")
     st.plotly_chart(
         charts.interactivity(plan, inputs.curves(), row), key="interactivity",
@@ -129,10 +166,6 @@ def show_candidate(plan: Plan, row: int) -> None:
         f"Markers: {plan.concurrency:,} clients; lines: a sixteenth of them and more, each replayed. "
         "Shapes: MTP depth 0 circle, 1 diamond, 2 square, 3 triangle; hollow: misses a limit."
     )
-    st.markdown(f"**Memory of one GPU**, {candidate.config.label}")
-    st.plotly_chart(charts.memory_waterfall(candidate.ledger), key="memory", alt="GiB of one GPU by owner")
-    weights = candidate.ledger.weights_gib
-    st.caption(f"Weights {weights:.1f} of {candidate.ledger.card_gib:.1f} GiB; the dotted line is the card.")
 
 
 @st.fragment
@@ -219,18 +252,23 @@ except InputError as error:
 st.subheader(as_markdown(plan_answer(plan)))
 if plan.best is not None:
     show_answer(plan, plan.best)
-    labels = [f"{n}. {c.config.label}" for n, c in enumerate(plan.found.candidates, start=1)]
+    labels = [f"{n}. {c.name}" for n, c in enumerate(plan.found.candidates, start=1)]
     if st.session_state.get("candidate", labels[0]) not in labels:
         st.session_state["candidate"] = labels[0]
     picked = st.selectbox("Configuration shown below", labels, key="candidate", bind=BOUND)
     row = labels.index(picked) if picked in labels else 0
-    show_candidate(plan, row)
+    if is_fleet(plan):
+        show_fleet(plan, row)
+    else:
+        show_candidate(plan, row)
+    show_memory(plan.found.candidates[row])
     st.markdown("**Configurations, best first** (* on the Pareto front)")
     table(tables.ranked(plan), "ranked", RANKED_PX)
     with st.expander("Their settings, and why the others rank lower"):
         table(tables.ranked_settings(plan), "settings")
-    st.markdown(f"**What if** {plan.found.candidates[row].config.label} ran with")
-    show_what_if(plan, row)
+    if plan.found.candidates[row].prefill is None:
+        st.markdown(f"**What if** {plan.found.candidates[row].config.label} ran with")
+        show_what_if(plan, row)
     with st.expander("How each number came about"):
         st.table(tables.numbers(explained(plan, plan.found.candidates[row])), border="horizontal", hide_index=True)
         st.caption(
@@ -238,8 +276,13 @@ if plan.best is not None:
         )
     with st.expander("The launch command"):
         question = plan.question
-        spec = launch_spec(plan.found.candidates[row].config, question.version, model_path=question.served_path)
-        st.code(spec.shell_line(), language="bash", wrap_lines=True)
+        for pool in deployment_of(plan.found.candidates[row]).pools:
+            spec = launch_spec(pool.config, question.version, model_path=question.served_path).with_words(
+                pool.own_flags
+            )
+            if pool.servers > 1 or pool.role is not Role.MIXED:
+                st.caption(f"{pool.servers} {pool.role}")
+            st.code(spec.shell_line(), language="bash", wrap_lines=True)
         command(f"{inputs.command()} --json | sgtune export --plan - --candidate {row + 1} --bundle launch/",
                 "As launch files")  # fmt: skip
 elif (nearest := inputs.nearest()) is not None:

@@ -169,7 +169,7 @@ def interactivity(plan: Plan, drawn: Sequence[Curve], row: int) -> go.Figure:
 
 
 def _per_gpu(candidate: Candidate) -> float:
-    return candidate.prediction.output_tok_s / candidate.config.gpu_count
+    return candidate.output_tok_s / candidate.gpus
 
 
 def step_costs(steps: Mapping[str, Mapping[str, float]]) -> go.Figure:

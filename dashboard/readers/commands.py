@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from dashboard.readers.fleets import clients_of, running_in_all
 from dashboard.readers.runs import RunView, Status
 from planner.plans.make import Plan
 from planner.sglang.secret_flags import without_secrets
@@ -41,26 +42,29 @@ def plan_answer(plan: Plan) -> str:
         return f"{load} do not fit on {plan.question.hardware.name}{by}.{more}"
     prediction, nodes = best.prediction, amount(plan.nodes, "node")
     nodes = "one node" if plan.nodes == 1 else nodes
+    if best.servers > 1 or best.prefill is not None:
+        nodes = f"{best.name} on {nodes}"
     waiting = "" if prediction.queue_grows else f" ({prediction.user_tok_s_with_wait:.1f} with the wait)"
     speed = f"{prediction.user_tok_s:.1f} tok/s each{waiting}; KV headroom {best.ledger.headroom_gib:,.0f} GiB"
     more = " per server" if plan.replicas > 1 else ""
     if plan.meets_target:
         fit = "fits" if load.startswith("1 ") else "fit"
         at_once = ""
-        if prediction.running_requests < 0.98 * plan.concurrency:
-            at_once = f", {prediction.running_requests:,.0f} of {plan.concurrency:,} at once"
+        running, clients = running_in_all(best), clients_of(plan)
+        if running < 0.98 * clients:
+            at_once = f", {running:,.0f} of {clients:,} at once"
         return f"{load} {fit} on {nodes} at {speed}{more}{at_once}."
     missed = "; ".join(best.misses) or "the rate or speed asked is out of reach"
-    return f"Target unreachable: {missed}. The nearest, {best.config.label}, serves {load} at {speed}{more}."
+    return f"Target unreachable: {missed}. The nearest, {best.name}, serves {load} at {speed}{more}."
 
 
 def _asked(plan: Plan) -> str:
     question = plan.question
     if question.request_rate is not None:
-        return f"{question.request_rate:g} requests/s ({plan.concurrency:,} in flight)"
+        return f"{question.request_rate:g} requests/s ({clients_of(plan):,} in flight)"
     if question.users is not None:
         return amount(question.users, "user")
-    return amount(plan.concurrency, "client")
+    return amount(clients_of(plan), "client")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from dashboard.readers.fleets import FleetCurve, fleet_curves
 from dashboard.readers.roots import within_roots
 from hwprobe.errors import InputError
 from hwprobe.files import encode_json
@@ -87,6 +88,10 @@ class PlanInputs:
         """Return the layout that lacks least memory where none fits; None where memory is not what decides."""
         return nearest_misfit(self.plan())
 
+    def fleet_curves(self) -> list[FleetCurve]:
+        """Return the curves of a fleet's deployments, from the cache like the plan."""
+        return _fleet_curves(self, _written(self.hardware))
+
     def curves(self) -> list[Curve]:
         """Return every candidate's curve, from the cache like the plan."""
         return _curves(self, _written(self.hardware))
@@ -100,6 +105,11 @@ def _plan(inputs: PlanInputs, written: float) -> Plan:
 @lru_cache(maxsize=64)
 def _curves(inputs: PlanInputs, written: float) -> list[Curve]:
     return curves(_plan(inputs, written))
+
+
+@lru_cache(maxsize=64)
+def _fleet_curves(inputs: PlanInputs, written: float) -> list[FleetCurve]:
+    return fleet_curves(_plan(inputs, written))
 
 
 def _written(hardware: str) -> float:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from models.config import ServerConfig
 from models.costs.memory import ledger_of
 from models.layout import table_of
 from models.serving.estimate import Context, predict, replay_workload
-from models.serving.fleet_replay import Transfer, prefill_role
+from models.serving.fleet_replay import Limit, Transfer, prefill_role
 from models.serving.replay import Replay
 from models.workload import Slo, Workload
 from planner.fleets.deployment import Deployment, Role
@@ -26,12 +26,14 @@ ContextOf = Callable[[ServerConfig], Context]
 class PlayedDeployment:
     """What clients of a deployment saw: `seen` of all its servers together.
 
-    Of prefill and decode apart `transfer_s` are the seconds of one request's transfer, `transfer_bytes` its bytes.
+    Of prefill and decode apart `transfer_s` are the seconds of one request's transfer, `transfer_bytes` its bytes, and
+    `waits_s` the mean seconds of a request before decode, by what it waits for.
     """
 
     seen: Replay
     transfer_s: float = 0.0
     transfer_bytes: float = 0.0
+    waits_s: dict[Limit, float] = field(default_factory=dict)
 
 
 def server_context(question: PlanQuestion, config: ServerConfig) -> Context:
@@ -73,7 +75,9 @@ def play_deployment(
         played = played_split(replace(sides, transfer=transfer), split, workload, requests_played(workload), seed)
         prompt = round(workload.isl.mean)
         sent = prompt * transfer.bytes_per_token
-        return PlayedDeployment(seen=played.seen, transfer_s=transfer.seconds(prompt), transfer_bytes=sent)
+        return PlayedDeployment(
+            seen=played.seen, transfer_s=transfer.seconds(prompt), transfer_bytes=sent, waits_s=played.waits_s
+        )
     context, share = context_of(pool.config), _share(workload, pool.servers)
     filled = context.memory(table_of([pool.config]))
     of_one = replay_workload(context, pool.config, share, filled, seed=seed)
