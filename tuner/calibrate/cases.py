@@ -19,6 +19,7 @@ from models.records.case import STEADY_REQUESTS_PER_CLIENT, Case, Run
 from models.records.points import Point, parse_point, read_lines
 from models.serving.estimate import Context, acceptance_of
 from models.workload import Workload
+from planner.fleets.deployment import Deployment
 from planner.pool_case import record_case
 
 if TYPE_CHECKING:
@@ -130,7 +131,9 @@ def teaching_points(records: Sequence[TrialRecord]) -> list[tuple[TrialRecord, M
 
 
 def usable_points(record: TrialRecord) -> list[Measurement]:
-    """Return the points of a trial that a model of closed loops has figures for."""
+    """Return the points of a trial that a model of closed loops has figures for; of whole deployments none."""
+    if isinstance(record.deployment, Deployment):
+        return []
     return [point for point in record.points if str(point.verdict) == "ok" and point.request_rate is None]
 
 

@@ -220,7 +220,8 @@ def _check(members: Sequence[Member]) -> None:
 
 def _degraded(name: str, process: ServerProcess) -> LaunchFailed:
     death = died(process)
-    return LaunchFailed(FailureKind.DEGRADED, f"{name} ended ({death.kind}): {death.evidence}", death.seconds)
+    code = "its supervisor was killed" if process.returncode is None else f"exit code {process.returncode}"
+    return LaunchFailed(FailureKind.DEGRADED, f"{name} ended ({code})\n{death.evidence}", death.seconds)
 
 
 def _all_ready(members: Sequence[Member]) -> list[BootFigures]:
