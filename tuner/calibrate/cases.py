@@ -93,6 +93,8 @@ def _of_run(folder: Path, setting: Setting) -> Iterator[RecordCase]:
     manifest = read_manifest(folder)
     from hwprobe.profile import load_profile
 
+    if manifest.servers is not None:
+        raise InputError(f"{folder} launched whole deployments, which say nothing of one server alone")
     arch = setting.arch or deepseek_r1()
     if manifest.model != arch.name:
         raise InputError(
