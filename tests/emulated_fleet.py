@@ -16,7 +16,8 @@ from pathlib import Path
 
 from models.config import ServerConfig
 from models.serving.estimate import Context
-from models.serving.fleet_replay import FleetLoad, FleetModel, FleetReplay, prefill_role, replay_fleet, transfer_of
+from models.serving.fleet_replay import FleetLoad, FleetModel, FleetReplay, replay_fleet, transfer_of
+from models.serving.role_times import prefill_role
 from models.version import NEWEST
 from planner.check.judge import check_arguments, modelled
 from planner.fleets.role_servers import decode_server, role_server

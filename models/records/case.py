@@ -14,18 +14,17 @@ from models.engine.profile import EngineParameters
 from models.layout import Array, ConfigTable, table_of
 from models.serving.closed_form import accepted_tokens, closed_loop
 from models.serving.estimate import LEAST_SERVED, Context, demand_of, limits_of, replay_workload
-from models.serving.fleet_replay import (
-    FleetLoad,
-    FleetModel,
-    ServerModel,
-    decode_role,
-    prefill_role,
-    replay_fleet,
-    transfer_of,
-)
+from models.serving.fleet_replay import COLD_S, FleetLoad, FleetModel, replay_fleet, transfer_of
 from models.serving.open_loop import crowd_of
 from models.serving.replay import Replay, ReplayLoad, replay
-from models.serving.role_times import decode_context
+from models.serving.role_times import (
+    PrefillModel,
+    ServerModel,
+    decode_context,
+    decode_role,
+    prefill_context,
+    prefill_role,
+)
 from models.serving.step_times import StepTimes
 from models.serving.uncertainty import Errors, errors
 from models.unpriced import Unpriced
@@ -266,6 +265,7 @@ def _of_fleet(case: Case, prefill: PrefillPool) -> CasePrediction:
         osl=_typical(run.osl, count, rng),
         concurrency=min(run.concurrency, count),
         arrivals_s=None if run.request_rate is None else _poisson(run.request_rate, count, rng),
+        cold_s=COLD_S if run.kind == "serving" else 0.0,
     )
     played = replay_fleet(model, load)
     means = np.maximum(_figures(played.seen), 1e-9).tolist()
@@ -293,9 +293,10 @@ def _decode_server(case: Case) -> ServerModel:
     return decode_role(server, case.config, context)
 
 
-def _prefill_server(prefill: PrefillPool, clients: int) -> ServerModel:
-    server = _server(prefill.context, prefill.config, prefill.kv_tokens, clients)
-    return prefill_role(server, prefill.config, prefill.context)
+def _prefill_server(prefill: PrefillPool, clients: int) -> PrefillModel:
+    context = prefill_context(prefill.context)
+    server = _server(context, prefill.config, prefill.kv_tokens, clients)
+    return prefill_role(server, prefill.config, context)
 
 
 def _typical(lengths: Lengths, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:

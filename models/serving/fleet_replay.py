@@ -10,33 +10,29 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
 
-from models.config import ServerConfig
 from models.engine.profile import ASSUMED_TRANSFER_GB_S
 from models.layout import Array
 from models.serving.estimate import Context
+from models.serving.prefill_server import Prefilled, PrefillServer, prefill_server, run_pass
 from models.serving.replay import Replay
 from models.serving.request import Request
-from models.serving.role_times import DecodeTimes, PrefillTimes, per_rank_prefill, prefill_speed, shares_network
+from models.serving.role_times import DP_ADMITS, PrefillModel, ServerModel, held_tokens
 from models.serving.scheduler import DUE, INITIAL_NEW_TOKEN_RATIO, Limits, Scheduler, run_batch, take_finished
 from models.serving.step_times import StepTimes
 
 # The handshakes of one request's transfer, in seconds (assumed).
 TRANSFER_LATENCY_S = 0.05
-# Decode steps run as one: arrivals of other servers are seen within so many steps of a decode server.
-STRIDE = 8.0
-# A prefill server's cap is on what it prefills and transfers; prompts come out of it one pass at a time.
-NO_CAP = 1_000_000
-# Events of the replay: the next batch of a prefill server (0) or a decode server (1), or a KV cache that has been sent.
-SENT = 2
-# Running requests of a decode server at which a first token waits for half of its stream interval: a server with next
-# to nothing to do sends it at once (B200, H200 and GB200 fleets of 1 to 128 clients).
-HALF_HELD = 16.0
+# Events of the replay: the next batch of a prefill or of a decode server, or KV caches that have been sent.
+PREFILLS, DECODES, SENT = 0, 1, 2
+# Wait of a benchmark's first requests: servers meet each other and these shapes for the first time. Runs of ten
+# requests a client: means of TTFT above medians by a tenth of it.
+COLD_S = 1.2
 
 
 class Limit(StrEnum):
@@ -47,31 +43,6 @@ class Limit(StrEnum):
     TRANSFER = "transfer"
     KV = "kv"
     CAP = "cap"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerModel:
-    """One server of a pool: its step times and limits."""
-
-    times: StepTimes
-    limits: Limits
-
-
-def prefill_role(server: ServerModel, config: ServerConfig, context: Context) -> ServerModel:
-    """Return a server as one that only prefills: its passes at the speed of its role, its limits per rank."""
-    times = PrefillTimes(server.times, speed=prefill_speed(context, config))
-    return ServerModel(times=times, limits=per_rank_prefill(server.limits, config))
-
-
-def decode_role(server: ServerModel, config: ServerConfig, context: Context) -> ServerModel:
-    """Return a server as one that only decodes; its step times are those of `decode_context`."""
-    times = DecodeTimes(
-        server.times,
-        speed=context.engine.parameters.decode_role,
-        shares_network=shares_network(config, context.machine),
-    )
-    limits = replace(server.limits, longest_stride=STRIDE, chunk=NO_CAP, max_prefill=NO_CAP)
-    return ServerModel(times=times, limits=limits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +91,7 @@ class FleetModel:
     A decode server streams every `stream_interval` tokens: the first that a client sees waits for the others.
     """
 
-    prefill: ServerModel
+    prefill: PrefillModel
     prefill_servers: int
     decode: ServerModel
     decode_servers: int
@@ -169,20 +140,21 @@ class _Fleet:
     model: FleetModel
     isl: list[int]
     osl: list[int]
-    prefill: list[Scheduler]
+    prefill: list[PrefillServer]
     decode: list[Scheduler]
     on_prefill: list[int]
     on_decode: list[int]
     planned: tuple[list[float], list[float]]
-    sending: list[list[tuple[float, int]]]
     lives: dict[int, _Life] = field(default_factory=dict)
     next: list[tuple[float, int, int]] = field(default_factory=list)
     sent: int = 0
+    clients: int = 0
+    cold_s: float = 0.0
     done: list[int] = field(default_factory=list)
 
     def plan(self, role: int, index: int) -> None:
         """Note when a server does its next piece of work, replacing an earlier note."""
-        at_s = _next_s((self.prefill, self.decode)[role][index], waits=role == 0)
+        at_s = self.prefill[index].next_s() if role == PREFILLS else _next_s(self.decode[index])
         if at_s != self.planned[role][index]:
             self.planned[role][index] = at_s
             heapq.heappush(self.next, (at_s, role, index))
@@ -192,31 +164,24 @@ class _Fleet:
         while True:
             at_s, role, index = heapq.heappop(self.next)
             if role == SENT:
-                self.release(index, at_s)
+                self.prefill[index].release(at_s)
+                self.plan(PREFILLS, index)
             elif self.planned[role][index] == at_s:
                 self.planned[role][index] = math.inf
                 return role, index
 
-    def hold(self, index: int, sent: Sequence[int]) -> None:
-        """Keep the slots of the requests of a pass until the last of their KV caches has arrived where it decodes.
+    def hold(self, index: int, prompts: list[Prefilled]) -> None:
+        """Keep slots and KV cache of the prompts of a pass until the last of them has arrived where it decodes.
 
-        Under attention DP every rank has slots of its own, and the others go on.
+        Under attention DP they are free at once: else passes of seven ranks and of one alternate, which no run shows.
         """
-        if self.model.prefill.times.ranks > 1:
-            return
-        self.prefill[index].held += len(sent)
-        last_s = max(self.lives[request].moved_s for request in sent)
-        self.sending[index].append((last_s, len(sent)))
-        heapq.heappush(self.next, (last_s, SENT, index))
-
-    def release(self, index: int, at_s: float) -> None:
-        """Free the slots of a pass whose KV caches have arrived."""
         server = self.prefill[index]
-        arrived = [count for last_s, count in self.sending[index] if last_s <= at_s]
-        self.sending[index] = [(last_s, count) for last_s, count in self.sending[index] if last_s > at_s]
-        server.held -= sum(arrived)
-        server.now_s = max(server.now_s, at_s) if self.planned[0][index] == math.inf else server.now_s
-        self.plan(0, index)
+        if len(server.ranks) > 1:
+            server.free(prompts)
+            return
+        last_s = max(self.lives[prompt.request.index].moved_s for prompt in prompts)
+        server.sending.append((last_s, prompts))
+        heapq.heappush(self.next, (last_s, SENT, index))
 
     def send(self, at_s: float) -> None:
         """Let a client send its next request: the router gives it to the prefill server with the fewest."""
@@ -227,9 +192,10 @@ class _Fleet:
         server_index = self.on_prefill.index(min(self.on_prefill))
         self.on_prefill[server_index] += 1
         times, new = self.model.prefill.times, self.isl[index]
-        visible_s = at_s + times.front_end_s + times.front_end_token_s * new
+        cold_s = self.cold_s if index < self.clients else 0.0
+        visible_s = at_s + cold_s + times.front_end_s + times.front_end_token_s * new
         self.prefill[server_index].arrive(Request(index, new, 1, at_s, visible_s, prompt=new))
-        self.plan(0, server_index)
+        self.plan(PREFILLS, server_index)
 
     def move(self, server: int, request: Request, at_s: float) -> None:
         """Hand a prefilled request to the decode server with the fewest, after its transfer."""
@@ -242,7 +208,7 @@ class _Fleet:
         self.decode[server_index].arrive(
             Request(request.index, request.isl, self.osl[request.index], life.sent_s, life.moved_s, prompt=request.isl)
         )
-        self.plan(1, server_index)
+        self.plan(DECODES, server_index)
 
     def finish(self, server: int, request: Request, at_s: float) -> None:
         """Take a complete answer; its client sends the next request."""
@@ -259,7 +225,7 @@ class FleetLoad:
     """Requests sent to a fleet: lengths in tokens, and `concurrency` clients in a closed loop.
 
     With `arrivals_s` (seconds) an open loop: request i is sent at that time, regardless of those in flight. Clients of
-    a closed loop start `apart_s` one after the other.
+    a closed loop start `apart_s` one after the other, and what each sends first is seen `cold_s` later.
     """
 
     isl: npt.NDArray[np.int64]
@@ -267,6 +233,7 @@ class FleetLoad:
     concurrency: int
     arrivals_s: Array | None = None
     apart_s: float = 0.0
+    cold_s: float = 0.0
 
 
 def replay_fleet(
@@ -281,14 +248,14 @@ def replay_fleet(
         model=model,
         isl=load.isl.tolist(),
         osl=load.osl.tolist(),
-        prefill=[_server(model.prefill.times, model.prefill.limits) for _ in range(model.prefill_servers)],
+        prefill=[prefill_server(model.prefill.times, model.prefill.limits) for _ in range(model.prefill_servers)],
         decode=[_server(model.decode.times, model.decode.limits) for _ in range(model.decode_servers)],
         on_prefill=[0] * model.prefill_servers,
         on_decode=[0] * model.decode_servers,
         planned=([math.inf] * model.prefill_servers, [math.inf] * model.decode_servers),
-        sending=[[] for _ in range(model.prefill_servers)],
     )
     if load.arrivals_s is None:
+        fleet.clients, fleet.cold_s = load.concurrency, load.cold_s
         for number in range(min(load.concurrency, len(fleet.isl))):
             fleet.send(number * load.apart_s)
     else:
@@ -306,24 +273,28 @@ def _server(times: StepTimes, limits: Limits) -> Scheduler:
 def _advance(fleet: _Fleet) -> None:
     """Run one batch of the server that is furthest behind among those with work."""
     role, index = fleet.take_next()
-    server = (fleet.prefill, fleet.decode)[role][index]
-    run_batch(server)
-    if server.finishing and server.finishing[0][0] <= server.step + DUE:
-        finished = take_finished(server)
-        for request in finished:
-            (fleet.move, fleet.finish)[role](index, request, server.now_s)
-        if role == 0:
-            fleet.hold(index, [request.index for request in finished])
+    if role == PREFILLS:
+        _prefill(fleet, index)
+    else:
+        server = fleet.decode[index]
+        run_batch(server)
+        if server.finishing and server.finishing[0][0] <= server.step + DUE:
+            for request in take_finished(server):
+                fleet.finish(index, request, server.now_s)
     fleet.plan(role, index)
 
 
-def _next_s(server: Scheduler, *, waits: bool) -> float:
-    """Return when a server does its next piece of work: an idle one when its next request arrives, or never.
+def _prefill(fleet: _Fleet, index: int) -> None:
+    server = fleet.prefill[index]
+    prompts = run_pass(server)
+    for prompt in prompts:
+        fleet.move(index, prompt.request, server.now_s)
+    if prompts:
+        fleet.hold(index, prompts)
 
-    A prefill server `waits` where all its slots are held by requests that are being sent.
-    """
-    if waits and server.chunked is None and server.held >= server.limits.max_running:
-        return math.inf
+
+def _next_s(server: Scheduler) -> float:
+    """Return when a decode server does its next piece of work: an idle one when its next request arrives, or never."""
     if server.running or server.waiting or server.chunked is not None:
         return server.now_s
     return max(server.now_s, server.arriving[0][0]) if server.arriving else math.inf
@@ -340,9 +311,13 @@ def _summary(fleet: _Fleet, measure_from: int, measure_to: int) -> FleetReplay:
     elapsed = max(float(ends.max()) - began, 1e-12)
     running = float((ends - first).sum()) / elapsed
     each = running / len(fleet.decode)
-    busy = each / (each + HALF_HELD)
-    held_share = np.minimum(fleet.model.stream_interval - 1.0, lengths - 1.0) / np.maximum(lengths - 1.0, 1.0)
-    seen_s = first + busy * held_share * np.maximum(ends - first, 0.0)
+    decoding_s = np.maximum(ends - first, 0.0)
+    tokens = np.maximum(lengths - 1.0, 1.0)
+    waited_tokens = held_tokens(fleet.model.stream_interval, fleet.model.decode.times.ranks, each)
+    seen_s = first + np.minimum(waited_tokens / tokens, 1.0) * decoding_s
+    if fleet.model.decode.times.ranks > 1:
+        step_s = fleet.model.decode.times.accepted * decoding_s / tokens
+        seen_s = np.maximum(seen_s, np.array([life.moved_s for life in lives]) + DP_ADMITS * step_s)
     delay = fleet.model.decode.times.front_end_s
     streamed = Replay(
         ttft_s=seen_s - sent,

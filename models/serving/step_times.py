@@ -65,12 +65,16 @@ class StepTimes:
     def prefill_s(self, prompts: int, new_tokens: float, pairs: float) -> float:
         """Seconds of a pass of `new_tokens` over `prompts` prompts, `pairs` of a token and one it attends to."""
         row = min(prompts, self._ranks) - 1
+        attended = pairs if self._attention is None else float(self._attention.attended(prompts, new_tokens, pairs))
+        gpu = self._row_s(row, new_tokens) + self._pair_s * attended * self._share[row]
+        gpu += self._scan_s * pairs * self._share[row]
+        return float((gpu**4 + self._floor4) ** 0.25)
+
+    def _row_s(self, row: int, new_tokens: float) -> float:
+        """Seconds of what grows with a pass's tokens, where the busiest rank holds one of `row` + 1 equal shares."""
         tokens, work = self._tokens, self._work_s[row]
         upper = min(bisect_left(tokens, new_tokens), GRID_POINTS - 1)
         lower = max(upper - 1, 0)
         span = tokens[upper] - tokens[lower]
         share = (new_tokens - tokens[lower]) / span if span else 1.0
-        attended = pairs if self._attention is None else float(self._attention.attended(prompts, new_tokens, pairs))
-        gpu = work[lower] + share * (work[upper] - work[lower]) + self._pair_s * attended * self._share[row]
-        gpu += self._scan_s * pairs * self._share[row]
-        return float((gpu**4 + self._floor4) ** 0.25)
+        return work[lower] + share * (work[upper] - work[lower])

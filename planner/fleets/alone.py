@@ -6,8 +6,8 @@ import numpy as np
 
 from models.config import ServerConfig
 from models.serving.estimate import Context
-from models.serving.fleet_replay import ServerModel
 from models.serving.replay import Replay, ReplayLoad, replay
+from models.serving.role_times import ServerModel
 from models.workload import Workload
 from planner.fleets.deployed import prefill_server
 from planner.fleets.deployment import Role

@@ -9,11 +9,12 @@ from models.config import ServerConfig
 from models.costs.memory import ledger_of
 from models.layout import table_of
 from models.serving.estimate import Context, predict, replay_workload
-from models.serving.fleet_replay import Limit, Transfer, prefill_role
+from models.serving.fleet_replay import Limit, Transfer
 from models.serving.replay import Replay
+from models.serving.role_times import prefill_role
 from models.workload import Slo, Workload
 from planner.fleets.deployment import Deployment, Role
-from planner.fleets.role_servers import RoleServer, decode_server, role_server
+from planner.fleets.role_servers import PrefillRoleServer, decode_server, role_server
 from planner.fleets.split_replay import RoleSplit, Sides, played_split, replayed, requests_played
 from planner.plans.candidates import Candidate
 from planner.plans.make import PlanQuestion
@@ -99,10 +100,11 @@ def _sides(deployment: Deployment, context_of: ContextOf) -> tuple[Sides, RoleSp
     return sides, split
 
 
-def prefill_server(context: Context, config: ServerConfig) -> RoleServer:
+def prefill_server(context: Context, config: ServerConfig) -> PrefillRoleServer:
     """Return a prefill server of this configuration."""
     server = role_server(context, config, batch=1)
-    return replace(server, model=prefill_role(server.model, config, context))
+    model = prefill_role(server.model, config, context)
+    return PrefillRoleServer(config=server.config, filled=server.filled, model=model)
 
 
 def _share(workload: Workload, servers: int) -> Workload:

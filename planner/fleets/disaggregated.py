@@ -19,7 +19,7 @@ from models.workload import Metric, Slo, Workload
 from planner.fleets.pool_rates import PoolRates, Upstream, solve_rates
 from planner.fleets.role_servers import (
     DecodeTable,
-    RoleServer,
+    PrefillRoleServer,
     decode_server,
     decode_table,
     is_allowed,
@@ -71,11 +71,11 @@ class FleetQuestion:
     workload: Workload
     slos: tuple[Slo, ...]
     mtp: bool
-    kept: dict[int, tuple[Context, dict[int, RoleServer]]] = field(
+    kept: dict[int, tuple[Context, dict[int, PrefillRoleServer]]] = field(
         default_factory=dict, init=False, compare=False, repr=False
     )
 
-    def prefill_servers(self, context: Context) -> dict[int, RoleServer]:
+    def prefill_servers(self, context: Context) -> dict[int, PrefillRoleServer]:
         """Return the best prefill server of a machine for each MTP depth that is planned."""
         if id(context) not in self.kept:
             depths = MTP_STEPS if self.mtp and context.arch.has_mtp else (0,)
@@ -128,7 +128,7 @@ class _Rated:
     """
 
     sides: Sides
-    prefill: dict[int, RoleServer]
+    prefill: dict[int, PrefillRoleServer]
     table: DecodeTable
     excess: Array
     requests_s: Array

@@ -12,8 +12,7 @@ from models.config import ServerConfig, Speculative
 from models.costs.memory import GOOD_FREE_GIB, Memory
 from models.layout import Array, ConfigTable, table_of
 from models.serving.estimate import Context, limits_of
-from models.serving.fleet_replay import ServerModel, decode_role, prefill_role
-from models.serving.role_times import decode_context
+from models.serving.role_times import PrefillModel, ServerModel, decode_context, decode_role, prefill_role
 from models.serving.step_times import StepTimes
 from models.version import at_least
 from models.workload import Workload
@@ -38,6 +37,15 @@ class RoleServer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillRoleServer:
+    """One prefill server: configuration, ledger and the times of its passes."""
+
+    config: ServerConfig
+    filled: Memory
+    model: PrefillModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeTable:
     """Decode servers as rows: each with `servers` of its kind, the largest memory fraction that keeps enough free."""
 
@@ -56,7 +64,7 @@ def is_allowed(context: Context, config: ServerConfig) -> bool:
 
 def prefill_servers(
     context: Context, shapes: Sequence[ServerConfig], workload: Workload, depths: Sequence[int]
-) -> dict[int, RoleServer]:
+) -> dict[int, PrefillRoleServer]:
     """Return for each MTP depth the prefill server that prefills most requests per second.
 
     The rate is that of the layout without the draft layer, which decides only what fits.
@@ -77,7 +85,7 @@ def prefill_servers(
     return by_depth
 
 
-def _prefill_server(context: Context, shape: ServerConfig, chunk: int, depth: int) -> RoleServer | None:
+def _prefill_server(context: Context, shape: ServerConfig, chunk: int, depth: int) -> PrefillRoleServer | None:
     typed = with_depth(shape, depth).with_flags(disaggregation_mode="prefill")
     resolved = resolve(typed, context.arch, context.machine, context.version).config
     most = shape.attn_dp_size * PREFILL_PER_RANK
@@ -94,7 +102,9 @@ def _prefill_server(context: Context, shape: ServerConfig, chunk: int, depth: in
     if not np.isfinite(best[0]):
         return None
     server = role_server(context, replace(config, mem_fraction_static=float(best[0])), batch=1)
-    return replace(server, model=prefill_role(server.model, config, context))
+    return PrefillRoleServer(
+        config=server.config, filled=server.filled, model=prefill_role(server.model, config, context)
+    )
 
 
 def with_depth(shape: ServerConfig, depth: int) -> ServerConfig:
@@ -181,7 +191,7 @@ def _balance(shape: ServerConfig, version: Version) -> dict[str, bool]:
     return {"prefill_round_robin_balance": True} if needed else {}
 
 
-def prefill_rate(server: ServerModel, isl: float) -> float:
+def prefill_rate(server: PrefillModel, isl: float) -> float:
     """Return the requests of `isl` tokens one prefill server completes per second with full passes."""
     chunk = float(server.limits.chunk)
     together = max(1, int(chunk // isl))

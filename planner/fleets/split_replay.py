@@ -21,7 +21,7 @@ from models.serving.fleet_replay import (
 )
 from models.serving.open_loop import QUEUED, in_flight, too_short, without_end
 from models.workload import Slo, Workload, missed
-from planner.fleets.role_servers import RoleServer
+from planner.fleets.role_servers import PrefillRoleServer, RoleServer
 from planner.plans.candidates import Candidate, PrefillSide
 from planner.plans.search import misses_of
 
@@ -54,7 +54,7 @@ class Sides:
 class RoleSplit:
     """One deployment: a server of each role and how many of it."""
 
-    prefill: RoleServer
+    prefill: PrefillRoleServer
     prefill_servers: int
     decode: RoleServer
     decode_servers: int

@@ -12,17 +12,10 @@ import pytest
 from models.config import ServerConfig
 from models.layout import table_of
 from models.serving.estimate import Context, limits_of
-from models.serving.fleet_replay import (
-    FleetLoad,
-    FleetModel,
-    FleetReplay,
-    Limit,
-    ServerModel,
-    Transfer,
-    decode_role,
-    replay_fleet,
-)
-from models.serving.role_times import DecodeTimes, PrefillTimes, decode_context
+from models.serving.fleet_replay import FleetLoad, FleetModel, FleetReplay, Limit, Transfer, replay_fleet
+from models.serving.prefill_server import prefill_server, run_pass
+from models.serving.request import Request
+from models.serving.role_times import DecodeTimes, PrefillModel, PrefillTimes, ServerModel, decode_context, decode_role
 from models.serving.step_times import StepTimes
 
 MakeContext = Callable[..., Context]
@@ -39,11 +32,16 @@ def server(context: Context, most: int, kv_tokens: int = 600_000) -> ServerModel
     return ServerModel(times=times, limits=limits_of(config, table, kv_tokens))
 
 
+def prefilling(context: Context, most: int) -> PrefillModel:
+    made = server(context, most)
+    return PrefillModel(times=PrefillTimes(made.times), limits=made.limits)
+
+
 @pytest.fixture
 def fleet(context: MakeContext) -> FleetModel:
     made = context()
     return FleetModel(
-        prefill=server(made, 16),
+        prefill=prefilling(made, 16),
         prefill_servers=1,
         decode=decode_role(server(made, 128), ServerConfig(tp_size=8), made),
         decode_servers=1,
@@ -131,12 +129,50 @@ def test_arrivals_through_the_servers_own_network_slow_the_others_not_the_first_
     assert alone[1] == pytest.approx(alone[0], rel=0.05)
 
 
-def test_host_work_per_request_counts_for_short_prompts_only(fleet: FleetModel) -> None:
-    plain, role = fleet.prefill.times, PrefillTimes(fleet.prefill.times, speed=1.0)
+def test_host_work_per_request_counts_for_short_prompts_only(fleet: FleetModel, context: MakeContext) -> None:
+    role, plain = fleet.prefill.times, server(context(), 16).times
     short = role.prefill_s(8, 8 * 200, 8 * 200 * 100) / plain.prefill_s(8, 8 * 200, 8 * 200 * 100)
     long = role.prefill_s(1, 8000, 8000 * 4000) / plain.prefill_s(1, 8000, 8000 * 4000)
     assert short > 1.2
     assert 1.0 < long < 1.1
+
+
+def ranked(context: Context, ranks: int, most: int, chunk: int = 65_536) -> PrefillModel:
+    """A prefill server of eight GPUs with attention DP."""
+    config = ServerConfig(
+        tp_size=8, attn_dp_size=ranks, mem_fraction_static=0.85, max_running_requests=most, chunked_prefill_size=chunk,
+        cuda_graph_max_bs_decode=256, context_length=163_840, scheduler_recv_interval=1,
+    )  # fmt: skip
+    table = table_of([config])
+    times = StepTimes(context.system(table), acceptance=0.0, largest_batch=1)
+    limits = limits_of(config, table, 4_000_000)
+    return PrefillModel(times=PrefillTimes(times), limits=replace(limits, max_prefill=ranks * limits.max_prefill))
+
+
+def test_a_pass_over_ranks_takes_as_long_as_its_busiest(context: MakeContext) -> None:
+    """Eight prompts on one rank take longer than one on each: attention and host work are not shared."""
+    times = ranked(context(), 8, 128).times
+    even = times.pass_s(8 * 8000, 8000, 8000 * 4000, 1)
+    uneven = times.pass_s(8 * 8000, 8 * 8000, 8 * 8000 * 4000, 8)
+    assert uneven > 1.3 * even
+    assert even == pytest.approx(times.prefill_s(8, 8 * 8000, 8 * 8000 * 4000), rel=0.01)
+
+
+def test_requests_meet_on_ranks_by_chance(context: MakeContext, fleet: FleetModel) -> None:
+    """Where every rank takes one prompt a pass, two prompts of one rank take two passes."""
+    prefill = ranked(context(), 8, 8)
+    alone = run(replace(fleet, prefill=prefill), 1, isl=8000).seen.ttft_s
+    together = run(replace(fleet, prefill=prefill), 8, isl=8000, waves=20).seen.ttft_s
+    assert float(together.max()) > 1.8 * float(alone.mean())
+
+
+def test_a_prompt_longer_than_a_ranks_chunk_takes_several_passes(context: MakeContext) -> None:
+    """A chunk of 16,384 is 2,048 a rank: 16,000 tokens take eight passes of it."""
+    model = ranked(context(), 8, 128, 16_384)
+    prefilling_server = prefill_server(model.times, model.limits)
+    prefilling_server.arrive(Request(0, 16_000, 1, 0.0, 0.0, prompt=16_000))
+    passes = [len(run_pass(prefilling_server)) for _ in range(8)]
+    assert passes == [0] * 7 + [1]
 
 
 def test_ranks_of_deepep_wait_alike_however_many_a_rack_joins(context: MakeContext) -> None:

@@ -12,8 +12,7 @@ from models.config import ServerConfig
 from models.costs.memory import Memory, MemoryLedger, ledger_of
 from models.layout import table_of
 from models.serving.estimate import Context, limits_of
-from models.serving.fleet_replay import ServerModel
-from models.serving.role_times import decode_context
+from models.serving.role_times import ServerModel, decode_context
 from models.serving.step_times import StepTimes
 from planner.check.judge import Checked, modelled
 from planner.fleets.deployment import Role

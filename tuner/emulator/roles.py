@@ -7,7 +7,8 @@ from typing import Any
 
 from models.config import ServerConfig
 from models.serving.estimate import Context
-from models.serving.fleet_replay import ServerModel, Transfer, decode_role, prefill_role
+from models.serving.fleet_replay import Transfer
+from models.serving.role_times import ServerModel, decode_role, prefill_role
 from planner.fleets.deployment import BOOTSTRAP_PORT, Role
 
 # SGLang's name for a prefill server that does not exist: nothing is transferred.
