@@ -98,6 +98,8 @@ def pools(deployment: Deployment, stages: Mapping[str, float]) -> go.Figure:
 def _words(deployment: Deployment, stages: Mapping[str, float]) -> list[str]:
     """Return what stands on the arrow to each pool: what requests wait for before it."""
     before = [(stage.replace(", ", ",<br>"), seconds) for stage, seconds in stages.items() if stage != "decode"]
+    if not before:
+        return ["a queue<br>without end", *[""] * (len(deployment.pools) - 1)]
     if len(deployment.pools) == 1:
         return ["<br>".join(f"{stage}<br>{seconds:.1f} s" for stage, seconds in before)]
     (first, first_s), *rest = before

@@ -109,9 +109,14 @@ def frontier(curves: list[FleetCurve]) -> list[tuple[float, float]]:
 
 
 def stages(plan: Plan, candidate: Candidate) -> dict[str, float]:
-    """Return the mean seconds of a request's life in a deployment under the load asked for, stage by stage."""
+    """Return the mean seconds of a request's life in a deployment under the load asked for, stage by stage.
+
+    Where more is sent than answered nothing before decode has a steady value: then that is all there is.
+    """
     prediction = candidate.prediction
-    if candidate.prefill is None or prediction.queue_grows:
+    if prediction.queue_grows:
+        return {STAGES[Limit.DECODE]: prediction.tpot_ms["mean"] / 1e3 * plan.load.osl.mean}
+    if candidate.prefill is None:
         ttft_s, e2e_s = prediction.ttft_ms["mean"] / 1e3, prediction.e2e_ms["mean"] / 1e3
         return {STAGES[Limit.PREFILL]: ttft_s, STAGES[Limit.DECODE]: e2e_s - ttft_s}
     deployment, context_of = deployment_of(candidate), partial(server_context, plan.question)

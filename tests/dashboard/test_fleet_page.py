@@ -117,3 +117,14 @@ def test_the_sentence_and_the_figures_are_those_of_all_servers(tmp_path: Path, m
     assert tile(app, "tok/s (90 % band)") == f"{best.output_tok_s:,.0f}"
     assert tile(app, "Requests at once") == f"{running_in_all(best):,.0f}"
     assert app.selectbox(key="candidate").options[0] == f"1. {best.name}"
+
+
+def test_of_a_queue_that_grows_only_the_decode_is_told() -> None:
+    plan = replace(FLEET, isl=1000, concurrency=None, request_rate=800.0).plan()
+    best = plan.best
+    assert best is not None
+    parts = stages(plan, best)
+    assert list(parts) == ["decode"]
+    assert 0.0 < parts["decode"] < 1e3
+    words = [str(note.text) for note in fleet_charts.pools(deployment_of(best), parts).layout.annotations]
+    assert "a queue<br>without end" in words
