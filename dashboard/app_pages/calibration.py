@@ -78,12 +78,15 @@ if run.measured:
             key="identity",
             alt="Measured against predicted output tokens per second",
         )
-    with right_column:
-        st.markdown("**Residual by knob**")
-        knob = st.selectbox("Knob", knobs, key="knob", bind=BOUND, label_visibility="collapsed")
-        st.plotly_chart(
-            learning_charts.residuals(run.records, knob or knobs[0]), key="residuals", alt="Residual by value of a knob"
-        )
+    if knobs:  # whole deployments have none
+        with right_column:
+            st.markdown("**Residual by knob**")
+            knob = st.selectbox("Knob", knobs, key="knob", bind=BOUND, label_visibility="collapsed")
+            st.plotly_chart(
+                learning_charts.residuals(run.records, knob or knobs[0]),
+                key="residuals",
+                alt="Residual by value of a knob",
+            )
     first, second = st.columns(2)
     with first:
         st.markdown("**What single knobs did** (pairs of trials that differ in nothing else)")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -254,3 +257,14 @@ def test_unknown_knobs_and_fields_are_shown_not_refused(
     app = open_page("calibration", tmp_path, monkeypatch, knob="new_knob")
     assert app.selectbox(key="knob").value == "new_knob"
     assert not app.warning
+
+
+def test_a_run_over_deployments_has_no_knobs_and_every_page_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = ("--hardware", "2xh200x8", "--isl", "200", "--osl", "100", "--concurrency", "16", "--no-mtp")
+    command = [sys.executable, "-m", "tuner.cli.main", "tune", *question, "--engine", "simulated", "--servers", "pd",
+               "--trials", "2", "--confirm", "0", "--runs", str(tmp_path), "--run", "fleet"]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONSAFEPATH": "1"})
+    for page in OF_RUNS:
+        open_page(page, tmp_path, monkeypatch, run="fleet")

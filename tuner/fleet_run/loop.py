@@ -13,7 +13,7 @@ from hwprobe.files import encode_json, read_bytes
 from models.engine.profile import EngineProfile
 from models.workload import Workload, missed
 from planner.fleets.deployment import Deployment, Role
-from planner.fleets.worth_launching import best_copies, nearby, worth_launching
+from planner.fleets.worth_launching import nearby, worth_launching
 from planner.plans.candidates import Candidate
 from planner.plans.make import PlanQuestion
 from tuner.choices import SIMULATED_ENGINES, ServersChoice
@@ -50,13 +50,17 @@ class FleetReporter(Protocol):
 
 @dataclass(slots=True)
 class FleetLoop:
-    """One run; `records` and `measured_alone` hold what earlier sessions of it measured, too."""
+    """One run; `records` and `measured_alone` hold what earlier sessions of it measured, too.
+
+    `baseline` are the best copies of one server that the engine can launch.
+    """
 
     question: TuneQuestion
     engine: FleetEngine
     folder: RunFolder
     reporter: FleetReporter
     launchable: Callable[[Deployment], bool]
+    baseline: Deployment
     records: list[TrialRecord] = field(default_factory=list)
     measured_alone: list[Alone] = field(default_factory=list)
     stop_reason: str = ""
@@ -103,11 +107,8 @@ class FleetLoop:
 
     def run(self) -> None:
         """Launch until nothing is worth it or all launches are used; then launch the best again."""
-        baseline = best_copies(self.plan, self.launchable)
-        if baseline is None:
-            raise InputError(f"nothing to tune: {self.plan.arch.name} does not fit {self.plan.hardware.name}")
         if not self.records:
-            self._launch(Proposal(COPIES, self._foresee([baseline])[0]))
+            self._launch(Proposal(COPIES, self._foresee([self.baseline])[0]))
         while (proposal := self._next()) is not None:
             self._launch(proposal)
         self._confirm()

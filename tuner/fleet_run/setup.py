@@ -8,7 +8,8 @@ from functools import partial
 from hwprobe.errors import InputError
 from planner.fleets.deployed import server_context
 from planner.fleets.deployment import Deployment
-from tuner.choices import SIMULATED_ENGINES, EngineName, ServersChoice
+from planner.fleets.worth_launching import best_copies
+from tuner.choices import EngineName, ServersChoice
 from tuner.engines.build import LiveSettings, run_mark
 from tuner.evidence.run_folder import RunFolder
 from tuner.evidence.trial import TrialRecord
@@ -23,6 +24,10 @@ from tuner.seam import FleetEngine
 def open_fleet_loop(question: TuneQuestion, reporter: FleetReporter) -> FleetLoop:
     """Create or resume the run folder and return the loop. Raises InputError for what cannot be tuned."""
     checked(question)
+    can_launch = partial(launchable, question.engine)
+    baseline = best_copies(question.plan, can_launch)
+    if baseline is None:
+        raise InputError(f"nothing to tune: {question.plan.arch.name} does not fit {question.plan.hardware.name}")
     manifest = question.manifest()
     records: list[TrialRecord] = []
     if question.resume:
@@ -33,7 +38,7 @@ def open_fleet_loop(question: TuneQuestion, reporter: FleetReporter) -> FleetLoo
         undo.callback(folder.release)
         loop = FleetLoop(
             question=question, engine=fleet_engine(question, folder), folder=folder, reporter=reporter,
-            launchable=partial(launchable, question.engine), records=records, measured_alone=read_alone(folder),
+            launchable=can_launch, baseline=baseline, records=records, measured_alone=read_alone(folder),
         )  # fmt: skip
         undo.pop_all()
     return loop
@@ -44,10 +49,6 @@ def checked(question: TuneQuestion) -> None:
     question.checked()
     if question.plan.concurrency is None:
         raise InputError(f"--servers {question.servers} needs --concurrency")
-    if question.engine not in SIMULATED_ENGINES:
-        raise InputError(
-            f"--servers {question.servers} runs on --engine simulated or emulated so far, not {question.engine}"
-        )
     if question.engine is EngineName.SIMULATED and question.world.server_factors:
         raise InputError("server_factors of a world slow single servers: they need --engine emulated")
     hardware = question.plan.hardware

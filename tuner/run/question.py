@@ -115,10 +115,13 @@ class TuneQuestion:
         """Raise InputError for what deployments are not tuned with."""
         if self.servers is None:
             return
+        if self.engine not in SIMULATED_ENGINES:
+            raise InputError(
+                f"--servers {self.servers} runs on --engine simulated or emulated so far, not {self.engine}"
+            )
         refused = {
             "--traffic": self.traffic is not None,
             f"--objective {self.objective}": self.objective is not Objective.OUTPUT_TOK_S,
-            f"--engine {self.engine}": self.engine is EngineName.DOCKER,
             "--cluster": self.cluster is not None,
             f"--parallel {self.parallel}": (self.parallel or 1) > 1,
             "--fidelity slice": self.fidelity is Fidelity.SLICE,
