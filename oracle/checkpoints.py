@@ -47,6 +47,10 @@ NVFP4 = {
         "lm_head", "*self_attn.q_*", "*self_attn.kv_*", "model.layers.61*",
     ]},
 }  # fmt: skip
+# What SGLang and the hub's own code make of these before any model knows them: DeepSeek-V3's class, with all fields
+# (hf_transformers_utils.py, _load_deepseek_v32_model; K2's auto_map). Libraries of today know the former by itself.
+LOADED_AS = {"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"]}
+LOADED_SO = ("deepseek_v32", "kimi_k2")
 MODEL_FLAG = "--model-path"
 
 
@@ -79,9 +83,9 @@ def gpu_of(hardware: str) -> str:
 
 
 def verdict_of(run: Run, by_gpu: list[list[dict[str, Any]]], arch: ModelArchitecture) -> tuple[str, bool]:
-    """Return what the release made of a launch, beside sgtune's reading of it, and whether it accepts it."""
+    """Return what the release made of a launch, beside sgtune's reading of it, and whether nothing is refused."""
     if not by_gpu:
-        return "cannot be asked here", False
+        return "not asked: the release does not run here with this GPU pretended", True
     answer = by_gpu[0][0]
     if not answer["accepted"]:
         return f"refused at {answer['stage']}: {answer['error']} ({answer.get('where', '')})", False
@@ -99,6 +103,8 @@ def model_folder(name: str) -> Path:
     method = checkpoint.arch.weight_formats.method or ""
     folder = HOME / "checkpoints" / name.rpartition("/")[2]
     folder.mkdir(parents=True, exist_ok=True)
+    if config["model_type"] in LOADED_SO:
+        config |= LOADED_AS
     if method in QUANTIZATION:
         config.pop("quantization_config", None)
         own = QUANTIZATION[method]
