@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import random
 import subprocess
@@ -10,8 +11,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +33,8 @@ from run import FLAGS, ROLE_FLAGS, Installed, install  # noqa: E402
 pytestmark = [pytest.mark.deep, pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(1800)]
 READY_S = 600.0
 FAKE = {"bootstrap_host": "2.2.2.2", "bootstrap_port": 8998, "bootstrap_room": 0}
+# The router looks every minute at a server that has failed, unless it is told to look sooner.
+SOON = ("--health-check-interval-secs", "5", "--cb-timeout-duration-secs", "5")
 # Lengths of prompts: within a page, over several chunks of a pass, and near the whole context.
 LENGTHS = (3, 29, 64, 257, 1500)
 
@@ -46,16 +49,22 @@ class Real:
     ports: Ports = field(default_factory=Ports)
     urls: dict[str, str] = field(default_factory=dict)
     processes: dict[str, ServerProcess] = field(default_factory=dict)
+    commands: dict[str, list[str]] = field(default_factory=dict)
 
     def start(self, name: str, *flags: str) -> str:
         """Start a server; its port is free."""
         port = self.ports.next()
         command = [str(self.sglang.python), "-m", "sglang.launch_server", "--model-path", str(self.sglang.model),
                    *FLAGS, "--sleep-on-idle", "--port", str(port), *flags]  # fmt: skip
+        self.urls[name] = f"http://127.0.0.1:{port}"
+        self.run(name, command)
+        return self.urls[name]
+
+    def run(self, name: str, command: list[str]) -> None:
+        """Start a process, the first time or again."""
+        self.commands[name] = command
         self.processes[name] = ServerProcess(command, self.folder / name, {})
         self.stack.callback(self.processes[name].stop)
-        self.urls[name] = f"http://127.0.0.1:{port}"
-        return self.urls[name]
 
     def log(self, name: str) -> str:
         """Return what a server has printed."""
@@ -100,9 +109,8 @@ def real(sglang: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             fleet.wait(name)
         command = [sys.executable, "-m", "sglang_router.launch_router", "--pd-disaggregation", "--prefill", prefill,
                    bootstrap, "--decode", decode, "--policy", "round_robin", "--port", str(port),
-                   "--prometheus-port", str(own), "--log-level", "warn"]  # fmt: skip
-        fleet.processes["router"] = ServerProcess(command, fleet.folder / "router", {})
-        stack.callback(fleet.processes["router"].stop)
+                   "--prometheus-port", str(own), "--log-level", "warn", *SOON]  # fmt: skip
+        fleet.run("router", command)
         fleet.urls["router"] = f"http://127.0.0.1:{port}"
         wait_until_ready(fleet.urls["router"], 2)
         yield fleet
@@ -121,8 +129,12 @@ def answer(url: str, ids: list[int], osl: int = 16, **more: Any) -> list[int]:
         **more,
     }
     request = urllib.request.Request(f"{url}/generate", json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=300) as response:
-        tokens: list[int] = json.load(response)["output_ids"]
+    try:
+        with urllib.request.urlopen(request, timeout=300) as response:
+            tokens: list[int] = json.load(response)["output_ids"]
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise
     return tokens
 
 
@@ -153,23 +165,63 @@ def test_sgtune_bench_measures_both_through_the_router_to_the_token(real: Real, 
     assert all(server["requests"] > 0 for server in point["servers"])
 
 
-def test_a_killed_prefill_server_ends_new_requests_and_no_running_one(real: Real) -> None:
+@contextmanager
+def decoding(real: Real) -> Iterator[list[list[int] | OSError | http.client.HTTPException]]:
+    """Send a request of 400 tokens and wait until it decodes; then its answer or error is in the list within a minute.
+
+    Or never: the router goes on waiting for the prefill half of an answer whose decode server has died.
+    """
+    ends: list[list[int] | OSError | http.client.HTTPException] = []
+
+    def send() -> None:
+        try:
+            ends.append(answer(real.urls["router"], prompt(64), 400))
+        except (OSError, http.client.HTTPException) as error:
+            ends.append(error)
+
+    running = threading.Thread(target=send, daemon=True)
+    until, before = time.monotonic() + 60, real.log("decode").count("Decode batch")
+    running.start()
+    while real.log("decode").count("Decode batch") == before:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    yield ends
+    running.join(timeout=60)
+
+
+def test_a_killed_prefill_server_ends_new_requests_and_no_running_one(
+    real: Real, record_property: Callable[[str, object], None]
+) -> None:
     """The answer that decodes when its prefill server dies is whole.
 
     The router tries the next one five times; each time the decode server looks for the prefill server for 15 s.
     """
-    whole: list[list[int]] = []
-    running = threading.Thread(target=lambda: whole.append(answer(real.urls["router"], prompt(64), 400)))
-    running.start()
-    until, before = time.monotonic() + 60, real.log("decode").count("Decode batch")
-    while real.log("decode").count("Decode batch") == before:
-        assert time.monotonic() < until
-        time.sleep(0.1)
-    real.processes["prefill"].kill()
-    began_s = time.monotonic()
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        answer(real.urls["router"], prompt(29))
-    assert refused.value.code in (500, 502, 503)
-    assert time.monotonic() - began_s < 150
-    running.join(timeout=120)
-    assert [len(tokens) for tokens in whole] == [400]
+    with decoding(real) as ends:
+        real.processes["prefill"].kill()
+        began_s = time.monotonic()
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            answer(real.urls["router"], prompt(29))
+        assert refused.value.code in (500, 502, 503)
+        record_property("refused after s", time.monotonic() - began_s)
+        assert time.monotonic() - began_s < 150
+    assert [len(tokens) for tokens in ends if isinstance(tokens, list)] == [400]
+
+
+def test_a_new_prefill_server_serves_again_and_a_killed_decode_server_takes_its_answers_with_it(
+    real: Real, record_property: Callable[[str, object], None]
+) -> None:
+    real.run("prefill", real.commands["prefill"])
+    real.wait("prefill")
+    began_s, ids = time.monotonic(), prompt(257)
+    tokens: list[int] = []
+    while not tokens:
+        try:
+            tokens = answer(real.urls["router"], ids)
+        except urllib.error.HTTPError:
+            assert time.monotonic() - began_s < 150
+            time.sleep(0.5)
+    record_property("served again after s", time.monotonic() - began_s)
+    assert tokens == answer(real.urls["plain"], ids)
+    with decoding(real) as ends:
+        real.processes["decode"].kill()
+    assert not any(isinstance(end, list) for end in ends), "nobody has its tokens any more"
