@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import threading
@@ -168,8 +169,9 @@ def test_the_logs_are_those_of_the_roles(fleet: Fleet) -> None:
 
 def test_a_request_that_did_not_come_through_the_router_is_refused_unless_it_is_fake(fleet: Fleet) -> None:
     for url in fleet.urls.values():
-        with pytest.raises(urllib.error.HTTPError, match="400"):
+        with pytest.raises(urllib.error.HTTPError, match="400") as refused:
             urllib.request.urlopen(post(f"{url}/generate", generate(10, 2)), timeout=10)
+        refused.value.close()
         fake = generate(10, 2, bootstrap_host=FAKE_HOST, bootstrap_room=0)
         with urllib.request.urlopen(post(f"{url}/generate", fake), timeout=10) as response:
             answer = json.load(response)
@@ -191,7 +193,10 @@ def both_halves(fleet: Fleet, room: int) -> Iterator[dict[str, Any]]:
         try:
             with urllib.request.urlopen(post(f"{fleet.urls[name]}/generate", body), timeout=60) as response:
                 answers[name] = json.load(response)
-        except OSError as error:
+        except urllib.error.HTTPError as error:
+            answers[name] = error
+            error.close()
+        except (OSError, http.client.HTTPException) as error:
             answers[name] = error
 
     threads = [threading.Thread(target=send, args=(name,)) for name in fleet.urls]
