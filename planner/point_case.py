@@ -253,7 +253,7 @@ def _acceptance(point: Point, config: ServerConfig, of_profile: float | None, gu
 
 def _run(point: Point, guesses: _Guesses) -> Run:
     single = point.metric_kind == "single_stream"
-    concurrency = 1 if single else int(point.concurrency or point.num_prompts or 1)
+    concurrency = 1 if single else max(1, int(point.concurrency or point.num_prompts or 1))
     decode_only = point.metric_kind == "decode_step"
     given_context = point.context_tokens
     isl, osl = point.isl, point.osl

@@ -89,6 +89,12 @@ def test_calibrate_then_predict_is_nearer(sgtune: Run, tmp_path: Path) -> None:
     assert "fitted" in shown.out
 
 
+def test_a_mean_of_half_a_request_in_flight_is_learned_from(sgtune: Run, tmp_path: Path) -> None:
+    points = write(tmp_path / "m.jsonl", ASKED | {"concurrency": 0.5, "num_prompts": 8, "tpot_mean_ms": 12.5})
+    ran = sgtune("calibrate", "--points", str(points), "--out", str(tmp_path / "p.json"))
+    assert ran.code == 0, ran.err
+
+
 def test_calibrate_wants_one_version(sgtune: Run, tmp_path: Path) -> None:
     measured = ASKED | {"tpot_mean_ms": 12.5}
     points = write(tmp_path / "m.jsonl", measured, measured | {"id": "b", "engine_version": "0.5.5"})
