@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.tuner.test_store import HARDWARE, MANIFEST, record
 from tuner.evidence.repair import repair
 from tuner.evidence.run_folder import RunFolder
 from tuner.evidence.standings import winner_of
-from tuner.evidence.trial_lines import EvidenceSpoiled, read_trials, sound_trials
+from tuner.evidence.trial_lines import EvidenceSpoiled, read_trials, sound_trials, write_trials
 
 Sgtune = Callable[..., Any]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "runs" / "h200x8-64-clients"
@@ -149,6 +150,16 @@ def test_the_onlooker_sees_what_is_sound_and_hears_of_the_rest(run: Path) -> Non
     records, notes = sound_trials(file)
     assert len(records) == 6
     assert "line 7 is left out: trial 1 stands where trial 6 should" in notes[0]
+
+
+def test_a_measured_trial_without_a_measurement_is_no_record_and_reads_as_none(run: Path) -> None:
+    file = run / "trials.jsonl"
+    write_trials(file, [replace(each, points=()) if each.number == 1 else each for each in read_trials(file)])
+    with pytest.raises(EvidenceSpoiled, match="measured, without a measurement"):
+        read_trials(file)
+    records, notes = sound_trials(file)
+    assert 1 not in [each.number for each in records]
+    assert "line 2 is left out" in notes[0]
 
 
 def test_the_command_says_what_it_kept(sgtune: Sgtune, run: Path) -> None:

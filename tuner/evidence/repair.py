@@ -23,7 +23,7 @@ from hwprobe.holds import Held, Hold
 from tuner.evidence.chain import Link, after, head_file, read_head, start_of
 from tuner.evidence.flight import FLIGHT_FILE
 from tuner.evidence.trial import TrialRecord
-from tuner.evidence.trial_lines import TRIAL, UNREADABLE, cut_torn_line, write_trials
+from tuner.evidence.trial_lines import UNREADABLE, cut_torn_line, decode_trial, write_trials
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ class _Lines:
         self._unmarked = not any(link.stated for link in links) and not head_file(file).exists()
         for place, link in enumerate(links):
             try:
-                record = TRIAL.decode(link.body)
+                record = decode_trial(link.body)
             except UNREADABLE:
                 self._unreadable += 1
                 self._chains[place].add(link.stated)
@@ -146,7 +146,7 @@ class _Lines:
     def _own(self, number: int) -> tuple[bytes, TrialRecord] | None:
         """Return what the trial's own folder holds of its record."""
         try:
-            record = TRIAL.decode((self._run / "trials" / str(number) / "result.json").read_bytes())
+            record = decode_trial((self._run / "trials" / str(number) / "result.json").read_bytes())
         except (*UNREADABLE, OSError):
             return None
         return (msgspec.json.encode(record), record) if record.number == number else None

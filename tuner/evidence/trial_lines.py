@@ -24,12 +24,20 @@ from tuner.evidence.chain import (
     whole_lines,
     write_head,
 )
-from tuner.evidence.trial import TrialRecord
+from tuner.evidence.trial import TrialOutcome, TrialRecord
 
 T = TypeVar("T")
 
-TRIAL = msgspec.json.Decoder(TrialRecord)
+_TRIAL = msgspec.json.Decoder(TrialRecord)
 UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
+
+
+def decode_trial(body: bytes) -> TrialRecord:
+    """Return a record as it was written. Raises one of UNREADABLE, too, for a measured trial without a measurement."""
+    record = _TRIAL.decode(body)
+    if record.outcome is TrialOutcome.MEASURED and not record.points:
+        raise ValueError("measured, without a measurement")
+    return record
 
 
 class EvidenceSpoiled(InputError):
@@ -115,7 +123,7 @@ def sound_trials(file: Path) -> tuple[list[TrialRecord], list[str]]:
             link = Link.of(line)
             note, record = f"{file.name}, line {place + 1} is left out: ", None
             try:
-                record = TRIAL.decode(link.body)
+                record = decode_trial(link.body)
                 note += _broken(link, record, place)
             except UNREADABLE as error:
                 note += f"not a record ({said(error)})"
@@ -152,7 +160,7 @@ def write_trials(file: Path, records: Iterable[TrialRecord]) -> None:
 
 def _decoded(file: Path, place: int, link: Link) -> TrialRecord:
     try:
-        return TRIAL.decode(link.body)
+        return decode_trial(link.body)
     except UNREADABLE as error:
         raise EvidenceSpoiled(file, f", line {place + 1}: not a record ({said(error)})") from error
 
