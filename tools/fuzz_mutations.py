@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from typing import Any
@@ -97,5 +98,5 @@ def _change(value: Any, dice: random.Random) -> None:
         if dice.random() < 0.2:
             del value[key]
         else:
-            value[key] = dice.choice(VALUES)
+            value[key] = copy.deepcopy(dice.choice(VALUES))  # a later change must not reach the table
         return
