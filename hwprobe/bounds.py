@@ -130,6 +130,18 @@ POINT = {
     "tpot_median_ms": Bound(0.0, 1e7, "ms"),
     "output_tok_s": Bound(0.0, 1e9, "tok/s"),
 }
+# What one launch was configured with, as trial records hold it.
+SERVER = {
+    "tp_size": Bound(1, 4096, "ranks"),
+    "attn_dp_size": Bound(1, 4096, "ranks"),
+    "ep_size": Bound(1, 4096, "ranks"),
+    "pp_size": Bound(1, 4096, "stages"),
+    "nnodes": Bound(1, 4096, "nodes"),
+    "mem_fraction_static": Bound(0.0, 1.0),
+    "max_running_requests": Bound(1, LONGEST_TOKENS, "requests"),
+    "page_size": Bound(1, LONGEST_TOKENS, "tokens"),
+    "context_length": Bound(1, 10**9, "tokens"),
+}
 # DeepSeek-R1 has 61 layers, 256 experts and a hidden size of 7,168.
 MODEL = {
     "vocab_size": Bound(1, 10**8),

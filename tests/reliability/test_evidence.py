@@ -162,6 +162,14 @@ def test_a_measured_trial_without_a_measurement_is_no_record_and_reads_as_none(r
     assert "line 2 is left out" in notes[0]
 
 
+def test_settings_no_server_has_are_no_record(run: Path) -> None:
+    file = run / "trials.jsonl"
+    odd = [replace(each, config=replace(each.config, pp_size=0)) for each in read_trials(file)]
+    write_trials(file, odd)
+    with pytest.raises(EvidenceSpoiled, match="pp_size is 0; it must be from 1 to 4,096 stages"):
+        read_trials(file)
+
+
 def test_the_command_says_what_it_kept(sgtune: Sgtune, run: Path) -> None:
     file = run / "trials.jsonl"
     file.write_bytes(file.read_bytes() + b'{"number": 6, "torn')

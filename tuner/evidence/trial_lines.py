@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from hwprobe.bounds import SERVER, check_fields
 from hwprobe.errors import InputError
 from hwprobe.files import raise_unwritable, write_own
 from hwprobe.parsing import said
@@ -33,8 +34,15 @@ UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
 
 
 def decode_trial(body: bytes) -> TrialRecord:
-    """Return a record as it was written. Raises one of UNREADABLE, too, for a measured trial without a measurement."""
+    """Return a record as it was written.
+
+    Raises one of UNREADABLE, too, for a measured trial without a measurement and for settings no server has.
+    """
     record = _TRIAL.decode(body)
+    try:
+        check_fields(record.config, SERVER, "config")
+    except InputError as error:
+        raise ValueError(str(error)) from error
     if record.outcome is TrialOutcome.MEASURED and not record.points:
         raise ValueError("measured, without a measurement")
     return record
