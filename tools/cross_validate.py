@@ -30,8 +30,9 @@ from hierarchy import Family, drift_file, without
 from hwprobe.errors import InputError
 from models.engine.profile import HOPPER, EngineProfile
 from models.engine.versions import profile_among
-from models.records.calibration import FIGURES, calibrate
+from models.records.calibration import calibrate
 from models.records.case import predict_case
+from models.records.residuals import FIGURES
 from models.serving.uncertainty import BAND_SIGMAS
 
 AMD = ("cdna3", "cdna4")

@@ -29,7 +29,7 @@ from hierarchy import DIGITS, Family, Workload, covariance_of, drift_file, fitte
 
 from hwprobe.files import encode_json
 from models.engine.profile import FAMILIES, FITTED, HOPPER, EngineParameters, EngineProfile, RelativeError
-from models.records.calibration import SCATTER
+from models.records.residuals import SCATTER
 
 PROFILES = ROOT / "models" / "profiles"
 SOURCE = "published measurements (models/data/published_points.jsonl)"

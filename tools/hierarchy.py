@@ -19,8 +19,8 @@ from fit_records import Record, Release
 from models.engine.profile import FITTED, Drift, EngineParameters, EngineProfile, RelativeError, as_matrix
 from models.engine.versions import drift_between
 from models.layout import Array
-from models.records.calibration import Fit, residuals
 from models.records.case import Case
+from models.records.residuals import Fit, residuals
 
 # Where every fit starts, and how wide its prior is (relative standard deviations, in the order of FITTED).
 START = EngineParameters(

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from hwprobe.errors import InputError
 from models.engine.profile import FITTED, EngineParameters, EngineProfile, RelativeError, as_matrix
 from models.layout import Array
-from models.records.case import FLEET_ERRORS, TRANSFER_SPEED, Case, CasePrediction, expected
+from models.records.case import Case
+from models.records.residuals import FIGURES, Fit, residuals, rms_of_prefill
 
 # Prior spread of one version between machines: the same sweep of one version on two dates differs by 4.6 % in decode
 # times.
@@ -27,18 +28,6 @@ ACCEPTANCE = "mtp_acceptance"
 MOST_ACCEPTED = 0.99
 # Times the spread of machines, tried in turn while the evidence rises: slices may run on a CPU.
 WIDTHS = (4.0, 16.0, 64.0)
-# One standard deviation of a measurement of each figure (repeated sweeps: 1-2 %, 7 % at worst).
-SCATTER = {"tpot": 0.02, "output": 0.03, "ttft": 0.12}
-# A mean TTFT without its median: a few requests that met a cold server can make all of it.
-MEAN_TTFT_SCATTER = 0.25
-# SGLang's mean over the requests of one server, of transfers that share adapters.
-TRANSFER_SCATTER = 0.15
-FLEET_FIGURE = {"tpot": "tpot", "output": "output_tok_s", "ttft": "ttft"}
-# A TTFT that is a queue's length says little about the speed of prefill.
-QUEUED_SCATTER = 0.6
-QUEUED_SHARE = 0.95
-# Residuals beyond this many standard deviations count less (Huber).
-HUBER = 2.0
 # Gauss-Newton: slopes are computed in the first rounds and kept afterwards, when steps are small.
 ROUNDS = 5
 ROUNDS_WITH_SLOPES = 2
@@ -46,11 +35,6 @@ ROUNDS_WIDE = 15
 STEP = 0.02
 LONGEST_MOVE = 0.4
 SETTLED = 2e-3
-FIGURES = {
-    "tpot": ("tpot_mean_ms", "tpot_median_ms"),
-    "output": ("output_tok_s",),
-    "ttft": ("ttft_mean_ms", "ttft_median_ms"),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,32 +67,6 @@ class Calibration:
     rms_decode: float
     width: float = 1.0
     acceptance: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """Residuals log(expected / measured) at one set of parameters, with the standard deviation of each."""
-
-    residuals: Array
-    scatter: Array
-    owners: list[str]
-    kinds: list[str]
-
-    @property
-    def z(self) -> Array:
-        return self.residuals / self.scatter
-
-    @property
-    def weights(self) -> Array:
-        """Huber weights: 1 within HUBER standard deviations, falling beyond."""
-        size = np.abs(self.z)
-        return np.where(size <= HUBER, 1.0, HUBER / np.maximum(size, 1e-12))
-
-    @property
-    def loss(self) -> float:
-        """Huber's loss: half the square within HUBER standard deviations, linear beyond."""
-        size = np.abs(self.z)
-        return float(np.sum(np.where(size <= HUBER, 0.5 * size**2, HUBER * size - 0.5 * HUBER**2)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +144,10 @@ def _calibration(
         status="calibrated",
         parameters=_parameters(base.parameters, settled.place, names),
         covariance=as_matrix(after[:size, :size]),
-        relative_error=RelativeError(decode=max(base.relative_error.decode, rms), prefill=base.relative_error.prefill),
+        relative_error=RelativeError(
+            decode=max(base.relative_error.decode, rms),
+            prefill=max(base.relative_error.prefill, rms_of_prefill(fit)),
+        ),
         source=f"calibrated from {base.name} with {len(usable)} measured points",
         points=len(usable),
         fitted_to=tuple(case.id for case in usable),
@@ -295,70 +256,3 @@ def _parameters(like: EngineParameters, place: Array, names: tuple[str, ...]) ->
 
 def _acceptance(place: Array, names: tuple[str, ...]) -> float | None:
     return min(MOST_ACCEPTED, math.exp(place[names.index(ACCEPTANCE)])) if ACCEPTANCE in names else None
-
-
-def residuals(cases: Sequence[Case], parameters: EngineParameters) -> Fit:
-    """Return log(expected / measured) of every figure: one for TPOT, one for output, one for TTFT per case."""
-    values, scatter, owners, kinds = [], [], [], []
-    answers: dict[tuple[object, ...], CasePrediction] = {}
-    for case in cases:
-        question = _question(case)
-        if question not in answers:  # repeats share one prediction
-            answers[question] = expected(case.with_parameters(parameters))
-        prediction = answers[question]
-        for kind, names in FIGURES.items():
-            logs = [
-                math.log(figure / case.measured[name])
-                for name in names
-                if name in case.measured and (figure := prediction.figure(name)) is not None
-            ]
-            if logs:
-                values.append(sum(logs) / len(logs))
-                scatter.append(case.doubt * _scatter(case, kind))
-                owners.append(case.id)
-                kinds.append(kind)
-        if case.prefill is not None and TRANSFER_SPEED in case.measured:
-            values.append(math.log(parameters.transfer_gb_s / case.measured[TRANSFER_SPEED]))
-            scatter.append(case.doubt * TRANSFER_SCATTER)
-            owners.append(case.id)
-            kinds.append("transfer")
-    return Fit(np.array(values), np.array(scatter), owners, kinds)
-
-
-def _scatter(case: Case, kind: str) -> float:
-    """One standard deviation of a case's measured figure; a fleet adds the errors of its own equations."""
-    own = _own_scatter(case, kind)
-    return own if case.prefill is None else math.hypot(own, FLEET_ERRORS[FLEET_FIGURE[kind]])
-
-
-def _own_scatter(case: Case, kind: str) -> float:
-    if kind == "ttft" and _queues(case):
-        return QUEUED_SCATTER
-    if kind == "ttft" and case.run.kind == "serving" and "ttft_median_ms" not in case.measured:
-        return MEAN_TTFT_SCATTER
-    return SCATTER[kind]
-
-
-def _question(case: Case) -> tuple[object, ...]:
-    """Return everything a prediction depends on except the engine's fitted parameters."""
-    context = case.context
-    return (
-        context.arch, context.machine, context.version, context.acceptance, context.sigma, context.independence,
-        context.engine.sigma, context.mtp_overlap, context.moe_rows, case.config, case.run, case.kv_tokens,
-        case.kv_known, case.servers, _prefill_question(case),
-    )  # fmt: skip
-
-
-def _prefill_question(case: Case) -> tuple[object, ...] | None:
-    """Return what an expectation depends on of a fleet's prefill servers."""
-    pool = case.prefill
-    return None if pool is None else (pool.context.machine, pool.config, pool.servers, pool.kv_tokens)
-
-
-def _queues(case: Case) -> bool:
-    """Whether requests may have waited for room in the KV cache or for their turn."""
-    run = case.run
-    demand_tokens = run.concurrency * (run.isl.mean + run.osl.mean)
-    crowded = demand_tokens > QUEUED_SHARE * case.kv_tokens * case.servers
-    crowded = crowded or run.concurrency > case.table.most_running[0] * case.servers
-    return bool(crowded or run.request_rate is not None)

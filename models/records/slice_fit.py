@@ -16,8 +16,8 @@ from models.architecture import ModelArchitecture
 from models.config import ServerConfig
 from models.engine.profile import EngineProfile
 from models.layout import Array
-from models.records.calibration import SCATTER
 from models.records.case import Case, Run, expected
+from models.records.residuals import SCATTER
 from models.serving.estimate import Context
 from models.serving.uncertainty import BAND_SIGMAS
 

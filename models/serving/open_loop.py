@@ -25,6 +25,7 @@ from models.serving.estimate import (
 )
 from models.serving.replay import Replay, ReplayLoad, replay
 from models.serving.step_times import StepTimes
+from models.serving.uncertainty import BAND_SIGMAS
 from models.workload import Workload
 
 # Requests that count, at least; and for how many seconds of arrivals where the rate gives more of them.
@@ -36,6 +37,8 @@ WINDOW_S = 60.0
 WARM_UP_LIVES = 1.5
 # A queue is seen to grow in a replay of so many lives of a request; of a shorter one the server's limit is asked.
 LIVES_SEEN = 4.0
+# Windows whose mean TTFT scatters by more (one standard deviation, relative) are spoken of.
+MUCH_CHANCE = 0.15
 # Clients per request that runs, with which somebody is always in line.
 QUEUED = 1.25
 
@@ -74,7 +77,8 @@ def predict_open_loop(context: Context, config: ServerConfig, workload: Workload
 
     `workload.concurrency` is what caps and breakdown are made for: the requests expected in flight. Beyond what the
     server can answer there is no steady state: the prediction is then that of the server at its limit, and says so.
-    `draws` streams of arrivals are replayed and taken together: near the limit a p99 of one of them is chance.
+    `draws` streams of arrivals are replayed and taken together: near the limit a p99 of one of them is chance, and the
+    mean too. What they differ by is in the bands, and said where it is much.
     """
     filled = context.memory(table_of([config]))
     streams = [
@@ -90,7 +94,45 @@ def predict_open_loop(context: Context, config: ServerConfig, workload: Workload
     # What comes is answered: the rate of a replay's own arrivals is off by their scatter.
     steady = replace(played, output_tok_s=rate * workload.osl.mean)
     prediction = prediction_of(context, config, workload, filled=filled, played=steady)
-    return replace(prediction, running_requests=played.mean_running, request_rate=rate, in_flight=flight)
+    return replace(
+        prediction,
+        band=prediction.band if draws == 1 else _widened(prediction.band, _chance(streams)),
+        running_requests=played.mean_running,
+        request_rate=rate,
+        in_flight=flight,
+        warnings=(*prediction.warnings, *_chance_warning(streams)),
+    )
+
+
+def _chance(streams: Sequence[Replay]) -> dict[str, float]:
+    """Return by what windows differ through their arrivals alone: one standard deviation of the logarithms."""
+    means = {"tpot_mean_ms": [each.tpot_s.mean() for each in streams],
+             "ttft_mean_ms": [each.ttft_s.mean() for each in streams]}  # fmt: skip
+    # A single output token has no TPOT.
+    return {name: float(np.std(np.log(of_windows))) if min(of_windows) > 0.0 else 0.0
+            for name, of_windows in means.items()}  # fmt: skip
+
+
+def _widened(band: dict[str, tuple[float, float]], chance: dict[str, float]) -> dict[str, tuple[float, float]]:
+    """Return 90 % bands with the errors of `chance` (relative standard deviations) added to their own."""
+    wider = dict(band)
+    for name, error in chance.items():
+        low, high = band[name]
+        middle, own = math.sqrt(low * high), math.log(high / low) / (2.0 * BAND_SIGMAS)
+        factor = math.exp(BAND_SIGMAS * math.hypot(own, error))
+        wider[name] = (middle / factor, middle * factor)
+    return wider
+
+
+def _chance_warning(streams: Sequence[Replay]) -> tuple[str, ...]:
+    """Say what windows show by chance, where that is much."""
+    means_ms = [1e3 * float(each.ttft_s.mean()) for each in streams]
+    if _chance(streams)["ttft_mean_ms"] < MUCH_CHANCE:
+        return ()
+    return (
+        f"near its limit TTFT is chance: of {len(streams)} windows of {len(streams[0].ttft_s):,} requests at this rate "
+        f"the mean is {min(means_ms):,.0f} to {max(means_ms):,.0f} ms",
+    )
 
 
 def _together(streams: Sequence[Replay]) -> Replay:

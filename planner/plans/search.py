@@ -34,7 +34,7 @@ TIE = 0.002
 REPLAYED = 10
 # Streams of arrivals that the figures of the best rest on: one of a thousand requests is 30 % off in its p99 near the
 # server's limit.
-STREAMS = 4
+STREAMS = 16
 # Caps on running requests worth trying: all clients; fewer when a latency limit asks for it; and for crowds
 # that the KV cache cannot hold at once, since the request table of each costs memory.
 LATENCY_SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)

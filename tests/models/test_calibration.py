@@ -13,9 +13,10 @@ from tests_data import SHIPPED
 from hwprobe.errors import InputError
 from models.engine.profile import FITTED, EngineProfile, shipped_drift, shipped_profiles
 from models.engine.versions import profile_among, profile_for
-from models.records.calibration import calibrate, residuals
+from models.records.calibration import calibrate
 from models.records.case import Case, expected, predict_case
 from models.records.points import METRICS, Point, parse_point, read_lines
+from models.records.residuals import residuals
 from models.serving.uncertainty import BAND_SIGMAS
 from planner.point_case import case_of
 
@@ -54,6 +55,17 @@ def test_one_point_moves_tau_alone() -> None:
     assert moved.pop("tau_us") == pytest.approx(1.3, rel=0.05)
     assert all(factor == pytest.approx(1.0, abs=1e-9) for factor in moved.values())
     assert [item.name for item in found.parameters if item.by_data] == ["tau_us"]
+
+
+def test_a_ttft_that_the_profile_cannot_give_widens_its_band() -> None:
+    """One point moves launches alone; that its TTFT is three times the profile's is not forgotten."""
+    base = profile_for(Version("0.5.12"))
+    (case,) = measured(base, (4, 1024, 1024))
+    slow = replace(case, measured={n: v * (3.0 if n.startswith("ttft") else 1.0) for n, v in case.measured.items()})
+    assert calibrate([case], base).profile.relative_error.prefill == base.relative_error.prefill
+    assert calibrate([slow], base).profile.relative_error.prefill > 0.8
+    decode = calibrate([slow], base).profile.relative_error.decode
+    assert decode < 0.1, "its decode steps are as the profile says"
 
 
 def test_three_points_find_what_changed() -> None:

@@ -101,6 +101,17 @@ def test_a_rate_above_capacity_has_a_growing_queue_and_no_steady_ttft(
     assert re.search(r"\binf\b", shown) is None
 
 
+def test_near_the_limit_the_band_holds_the_chance_of_arrivals_and_the_plan_says_so() -> None:
+    far, near = asked("b200x8", 1282, 35, request_rate=2.0), asked("b200x8", 1282, 35, request_rate=14.0)
+    assert far.best is not None
+    assert near.best is not None
+    bands = [each.best.prediction.band["ttft_mean_ms"] for each in (far, near) if each.best is not None]
+    widths = [math.log(high / low) for low, high in bands]
+    assert widths[1] > 1.1 * widths[0], "chance is added to errors that are there already"
+    assert any("TTFT is chance: of 16 windows" in warning for warning in near.best.prediction.warnings)
+    assert not any("chance" in warning for warning in far.best.prediction.warnings)
+
+
 def test_what_keeps_up_has_the_rate_that_is_sent(rate: Plan) -> None:
     for candidate in rate.found.candidates:
         if not candidate.prediction.queue_grows:
