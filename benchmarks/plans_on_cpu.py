@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.peers import ROOT, machine
 from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.inventory.nvml import Inventory
+from hwprobe.profile import HardwareProfile
 from models.architecture import ModelArchitecture, load_architecture
 from models.engine.profile import EngineProfile
 from models.layout import table_of
@@ -65,11 +66,17 @@ LEARNED_FROM = Load(isl=64, osl=32, clients=2)
 ASKED = (Load(isl=32, osl=64, clients=1), Load(isl=100, osl=48, clients=4), Load(isl=48, osl=96, clients=3))
 
 
+def this_machine() -> HardwareProfile:
+    """Return a profile with an H200's figures and a processor's name: no profile was fitted to its family."""
+    like = hardware_from_catalogue("h200x1")
+    return replace(like, name="cpu", gpus=tuple(replace(gpu, name="CPU", compute_capability=None) for gpu in like.gpus))
+
+
 def plan_of(load: Load, arch: ModelArchitecture, engine: EngineProfile | None = None) -> Plan:
-    """Plan one load for the tiny model, as if this machine were a GPU of the catalogue."""
+    """Plan one load for the tiny model, on this machine as a GPU that nobody has fitted."""
     return make_plan(
         PlanQuestion(
-            hardware=hardware_from_catalogue("h200x1"),
+            hardware=this_machine(),
             arch=arch,
             version=parse_version(RELEASE),
             isl=load.isl,
