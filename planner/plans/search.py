@@ -277,13 +277,18 @@ def _waiting(prediction: Prediction, workload: Workload) -> float:
     return 0.0 if prediction.in_flight else 1.0 - prediction.running_requests / workload.concurrency
 
 
+def most_answered(prediction: Prediction, workload: Workload) -> str:
+    """Say how many requests a server answers of more than it can; at its very limit no queue has a length either."""
+    rate, most = workload.request_rate or 0.0, prediction.request_rate
+    if most >= rate:
+        return f"{rate:g} requests/s are the most that is answered, with nothing to spare for bursts"
+    return f"{most:.3g} of {rate:g} requests/s are answered"
+
+
 def waits(prediction: Prediction, workload: Workload, slos: tuple[Slo, ...]) -> tuple[str, ...]:
     """Say what misses the load itself: an open loop that falls behind, a closed one that waits in line."""
     if prediction.queue_grows:
-        return (
-            f"the queue grows without end: {prediction.request_rate:.3g} of {workload.request_rate:g} requests/s are "
-            "answered",
-        )
+        return (f"the queue grows without end: {most_answered(prediction, workload)}",)
     if waiting_counts(slos) and _waiting(prediction, workload) > MOST_WAITING:
         return (
             f"{prediction.running_requests:,.0f} of {workload.concurrency:,} run concurrently: the others wait "

@@ -24,6 +24,7 @@ from models.serving.open_loop import Draw, in_flight, predict_open_loop, replay_
 from models.workload import Slo, Workload
 from planner.launch import launch_spec
 from planner.plans.make import Plan, PlanQuestion, make_plan
+from planner.plans.search import most_answered
 from planner.plans.space import as_launched
 from planner.sglang.arguments import read_arguments
 from planner.sglang.dialects import from_values, to_argv
@@ -99,6 +100,13 @@ def test_a_rate_above_capacity_has_a_growing_queue_and_no_steady_ttft(
     assert "the queue grows without end" in shown
     assert "no steady value" in " ".join(shown.split())
     assert re.search(r"\binf\b", shown) is None
+
+
+def test_a_server_at_its_very_limit_is_not_said_to_answer_more_than_comes(rate: Plan) -> None:
+    assert rate.best is not None
+    load = rate.load
+    for answered, words in ((4.04, "4 requests/s are the most that is answered"), (3.8, "3.8 of 4 requests/s")):
+        assert words in most_answered(replace(rate.best.prediction, request_rate=answered), load)
 
 
 def test_near_the_limit_the_band_holds_the_chance_of_arrivals_and_the_plan_says_so() -> None:

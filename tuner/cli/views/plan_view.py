@@ -20,6 +20,7 @@ from planner.plans.document import latency_text, latency_words
 from planner.plans.evidence import evidence_for
 from planner.plans.make import Plan
 from planner.plans.offers import ACCURACY
+from planner.plans.search import most_answered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,10 +202,8 @@ def _concurrent(plan: Plan, prediction: Prediction) -> str:
     if plan.best is not None and plan.best.prefill is not None:
         return f"[bold]{prediction.running_requests:,.0f}[/] requests decode concurrently on each decode server"
     if prediction.queue_grows:
-        return (
-            f"[bold red]the queue grows without end[/]: {plan.load.request_rate or 0.0:g} requests/s come to each "
-            f"server, {prediction.request_rate:.3g} are answered at most"
-        )
+        on_each = " on each server" if plan.replicas > 1 else ""
+        return f"[bold red]the queue grows without end[/]: {most_answered(prediction, plan.load)}{on_each}"
     if prediction.in_flight is None:
         more = " on each server" if plan.replicas > 1 else ""
         return f"[bold]{prediction.running_requests:,.0f} of {plan.concurrency:,}[/] run concurrently{more}"
