@@ -10,7 +10,7 @@ from typing import Any
 
 from hwprobe.errors import InputError
 from hwprobe.files import encode_json, write_atomic
-from planner.fleets.deployment import BOOTSTRAP_PORT, DEFAULT_POLICY, ROUTER_PORT, Role
+from planner.fleets.deployment import BOOTSTRAP_PORT, DEFAULT_POLICY, RECOVERY_FLAGS, ROUTER_PORT, Role
 from planner.launch import DIST_PORT, LaunchSpec
 from planner.launch_files.parameters import Parameters, Provenance
 from planner.launch_files.render import (
@@ -45,12 +45,16 @@ class FleetPool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacedServer:
-    """One server: its role, its number in the pool, the nodes it stands on, and its place on a shared node."""
+    """One server: its role, its number in the pool, the nodes it stands on, and its place on a shared node.
+
+    On a shared node `slot` counts its servers, `first_gpu` is where this one's GPUs begin.
+    """
 
     pool: FleetPool
     index: int
     nodes: tuple[int, ...]
     slot: int
+    first_gpu: int
     port: int
 
     @property
@@ -73,7 +77,7 @@ class PlacedServer:
         words = without_host(self.pool.spec.words)
         words = [["--port", str(self.port)] if flag[0] == "--port" else flag for flag in words]
         if self.slot:
-            words.append(["--base-gpu-id", str(self.slot * self.pool.spec.gpus_per_node)])
+            words.append(["--base-gpu-id", str(self.first_gpu)])
             if self.pool.role is Role.PREFILL:
                 words.append(["--disaggregation-bootstrap-port", str(self.bootstrap_port)])
         return words
@@ -81,18 +85,21 @@ class PlacedServer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetSpec:
-    """A deployment to be written down."""
+    """A deployment to be written down; `one_node`: all servers of all pools share a single node."""
 
     name: str
     pools: tuple[FleetPool, ...]
+    one_node: bool = False
 
     @property
     def nodes(self) -> int:
-        return sum(pool.nodes for pool in self.pools)
+        return 1 if self.one_node else sum(pool.nodes for pool in self.pools)
 
     @property
     def gpus_per_node(self) -> int:
         """GPUs of a node that servers take, at most."""
+        if self.one_node:
+            return sum(pool.servers * pool.spec.gpus_per_node for pool in self.pools)
         return max(pool.per_node * pool.spec.gpus_per_node for pool in self.pools)
 
     @property
@@ -101,6 +108,9 @@ class FleetSpec:
 
     def placed(self, port: int) -> Iterator[PlacedServer]:
         """Yield every server with its nodes, pool by pool."""
+        if self.one_node:
+            yield from self._on_one_node(port)
+            return
         first = 0
         for pool in self.pools:
             for index in range(pool.servers):
@@ -109,8 +119,21 @@ class FleetSpec:
                 else:
                     nodes = tuple(range(first + index * pool.spec.nnodes, first + (index + 1) * pool.spec.nnodes))
                 slot = index % pool.per_node
-                yield PlacedServer(pool=pool, index=index, nodes=nodes, slot=slot, port=port + slot)
+                gpu = slot * pool.spec.gpus_per_node
+                yield PlacedServer(pool=pool, index=index, nodes=nodes, slot=slot, first_gpu=gpu, port=port + slot)
             first += pool.nodes
+
+    def _on_one_node(self, port: int) -> Iterator[PlacedServer]:
+        slot = gpu = 0
+        for pool in self.pools:
+            for index in range(pool.servers):
+                yield PlacedServer(pool=pool, index=index, nodes=(0,), slot=slot, first_gpu=gpu, port=port + slot)
+                slot, gpu = slot + 1, gpu + pool.spec.gpus_per_node
+
+    def on_a_node(self, pool: FleetPool, port: int) -> list[PlacedServer]:
+        """Return the servers of a pool that stand on the first of its nodes: its other nodes are like that one."""
+        servers = [server for server in self.placed(port) if server.pool is pool]
+        return [server for server in servers if server.nodes == servers[0].nodes]
 
     def router(self, servers: Sequence[PlacedServer], hosts: Sequence[str]) -> list[list[str]]:
         """Return the router's flags; `hosts` names the nodes as the file writes them."""
@@ -122,7 +145,8 @@ class FleetSpec:
             else:
                 port = [str(server.bootstrap_port)] if server.pool.role is Role.PREFILL else []
                 flags.append([f"--{server.role}", url, *port])
-        return [*flags, ["--policy", DEFAULT_POLICY], ["--port", str(ROUTER_PORT)]]
+        recovery = [list(flag) for flag in RECOVERY_FLAGS]
+        return [*flags, ["--policy", DEFAULT_POLICY], *recovery, ["--port", str(ROUTER_PORT)]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +227,7 @@ class FleetFiles:
                 "router_release": ROUTER_RELEASE,
                 "bootstrap_port": BOOTSTRAP_PORT,
                 "dist_port": DIST_PORT,
+                "on_a_node": lambda pool: self.fleet.on_a_node(pool, self.parameters.port),
                 "router_of": lambda hosts: self.fleet.router(servers, hosts),
                 "settings_of": {
                     str(pool.role): fleet_values(target, pool.spec, self.parameters, self.provenance)["settings"]

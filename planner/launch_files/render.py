@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from hwprobe.errors import InputError
+from planner.fleets.deployment import RECOVERY_FLAGS
 from planner.launch import DIST_PORT, LaunchSpec
 from planner.launch_files.parameters import CACHE_IN_CONTAINER, NAME, Parameters, Provenance, ready_path
 from planner.launch_files.production import KEY_SECRET, KEY_VARIABLE
@@ -200,6 +201,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         autoescape=False,  # nothing here is HTML; every value goes through the filter of its target
     )
+    templates.globals["recovery"] = [word for flag in RECOVERY_FLAGS for word in flag]
     filters: dict[str, Callable[..., str]] = {
         "sh": lambda value: shlex.quote(str(value)),
         "yaml": yaml_quote,

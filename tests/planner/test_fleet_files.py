@@ -28,7 +28,7 @@ VERSION = Version("0.5.23")
 ROUTER_FLAGS = frozenset({
     "--pd-disaggregation", "--prefill", "--decode", "--worker-urls", "--policy", "--host", "--port",
     "--service-discovery", "--service-discovery-namespace", "--service-discovery-port", "--selector",
-    "--prefill-selector", "--decode-selector",
+    "--prefill-selector", "--decode-selector", "--health-check-interval-secs", "--cb-timeout-duration-secs",
 })  # fmt: skip
 
 
@@ -45,6 +45,9 @@ FLEETS = {
     "copies": FleetSpec(name="3 x TP8", pools=(pool(Role.MIXED, 3, ONE),)),
     "shared-nodes": FleetSpec(
         name="2P + 2D", pools=(pool(Role.PREFILL, 2, HALF, per_node=2), pool(Role.DECODE, 2, HALF, per_node=2))
+    ),
+    "one-node": FleetSpec(
+        name="1P + 1D", pools=(pool(Role.PREFILL, 1, HALF), pool(Role.DECODE, 1, HALF)), one_node=True
     ),
 }
 EACH = pytest.mark.parametrize("name", FLEETS)
@@ -112,6 +115,15 @@ def test_no_two_servers_share_a_node_unless_they_share_its_gpus() -> None:
         places = [(node, server.slot) for server in fleet.placed(30000) for node in server.nodes]
         assert len(places) == len(set(places))
         assert {node for node, _ in places} == set(range(fleet.nodes))
+
+
+def test_servers_of_one_node_share_its_gpus_and_ports_among_all_roles() -> None:
+    fleet = FLEETS["one-node"]
+    prefill, decode = fleet.placed(30000)
+    assert (prefill.first_gpu, decode.first_gpu) == (0, HALF.gpu_count)
+    assert (prefill.port, decode.port) == (30000, 30001)
+    assert fleet.gpus_per_node == 2 * HALF.gpu_count
+    assert ["--base-gpu-id", str(HALF.gpu_count)] in decode.words
 
 
 @EACH
