@@ -114,9 +114,9 @@ class Rank:
 class LaunchOrder:
     """A launch to make: trial `number` of a configuration, on one node or as one `rank` of several.
 
-    `typed` and `environment` are the command that `config` describes where it was not made here (a launch file's, a
-    slice's); --host and --port follow it, the last of two being what SGLang takes. Of a server of a deployment `part`
-    is its name in it ("decode-1"), `more` the flags of its place there.
+    `typed` is the command that `config` describes where it was not made here (a launch file's, a slice's), with the
+    `environment` of it; --host and --port follow it, the last of two being what SGLang takes. Of a server of a
+    deployment `part` is its name in it ("decode-1"), `more` the flags of its place there, which come last.
     """
 
     config: ServerConfig

@@ -13,10 +13,18 @@ from models.serving.estimate import Context
 from models.workload import Workload
 from planner.fleets.deployed import server_context
 from planner.fleets.deployment import Deployment, Pool, Role
-from planner.fleets.disaggregated import Finalists, FleetQuestion, can_disaggregate, disaggregated, role_sizes
+from planner.fleets.disaggregated import (
+    DECODE_WIDTHS,
+    Finalists,
+    FleetQuestion,
+    can_disaggregate,
+    disaggregated,
+    role_sizes,
+)
 from planner.fleets.make_fleet import ANY, MIXED, PD, plan_fleet
 from planner.fleets.plan_document import deployment_of
 from planner.fleets.role_servers import PREFILL_CHUNKS, is_allowed, prefill_servers
+from planner.fleets.split_replay import Sides
 from planner.plans.candidates import Candidate
 from planner.plans.make import PlanQuestion
 from planner.plans.space import checkpoint_flags, graph_size, layouts
@@ -48,18 +56,52 @@ def best_copies(question: PlanQuestion, launchable: Callable[[Deployment], bool]
 
 
 def _apart(question: PlanQuestion) -> list[Candidate]:
-    """Return prefill/decode fleets of the fewest nodes that hold the model: by ratio first, then by decode layout."""
-    workload = question.workload(question.concurrency or 1)
-    nodes = machine_of(question.hardware).nodes
+    """Return prefill/decode fleets of the smallest servers that hold the model: by ratio, then by decode layout."""
+    sides = _smallest_sides(question)
+    if not sides:
+        return []
+    apart = FleetQuestion(workload=_workload(question), slos=question.slos, mtp=question.mtp)
+    by_ratio = disaggregated(sides, apart, Finalists(most=RATIOS))
+    return by_ratio + disaggregated(sides, apart, Finalists(most=LAYOUTS, by_layout=True))
+
+
+def splits_in_two(question: PlanQuestion) -> bool:
+    """Say whether the machine holds a prefill and a decode server at once."""
+    return bool(_smallest_sides(question))
+
+
+def _smallest_sides(question: PlanQuestion) -> list[Sides]:
+    """Return the ratios of the smallest servers that hold the model: of whole nodes, or of parts of a single one."""
+    hardware, workload = question.hardware, _workload(question)
+    nodes = machine_of(hardware).nodes
     for part in (part for part in range(1, nodes) if nodes % part == 0):
-        context = replace(question, hardware=replace(question.hardware, nodes=part)).context()
-        if not can_disaggregate(context) or not _holds_model(context, workload):
-            continue
-        sides = role_sizes(context, nodes // part)
-        apart = FleetQuestion(workload=workload, slos=question.slos, mtp=question.mtp)
-        by_ratio = disaggregated(sides, apart, Finalists(most=RATIOS))
-        return by_ratio + disaggregated(sides, apart, Finalists(most=LAYOUTS, by_layout=True))
+        context = replace(question, hardware=replace(hardware, nodes=part)).context()
+        if can_disaggregate(context) and _holds_model(context, workload):
+            return role_sizes(context, nodes // part)
+    gpus = hardware.gpus_per_node
+    for part in (part for part in range(1, gpus) if gpus % part == 0 and nodes == 1):
+        context = _part_of(question, part)
+        if can_disaggregate(context) and _holds_model(context, workload):
+            return list(_sizes_of_a_node(question, part))
     return []
+
+
+def _sizes_of_a_node(question: PlanQuestion, part: int) -> Iterator[Sides]:
+    """Yield how a node's parts of so many GPUs may be shared: decode servers take one, two or four of them."""
+    parts = question.hardware.gpus_per_node // part
+    prefill = _part_of(question, part)
+    for width in DECODE_WIDTHS:
+        ratios = tuple((parts - width * decode, decode) for decode in range(1, (parts - 1) // width + 1))
+        if ratios:
+            yield Sides(prefill=prefill, decode=_part_of(question, part * width), ratios=ratios)
+
+
+def _part_of(question: PlanQuestion, gpus: int) -> Context:
+    return replace(question, hardware=replace(question.hardware, gpus=question.hardware.gpus[:gpus])).context()
+
+
+def _workload(question: PlanQuestion) -> Workload:
+    return question.workload(question.concurrency or 1)
 
 
 def _holds_model(context: Context, workload: Workload) -> bool:

@@ -130,7 +130,7 @@ class LiveEngine:
         """Start the process that an order asks for; it serves under the name `nonce`. Raises LaunchFailed."""
         typed, environment = self._words(order, port)
         command = self.runner.command(
-            [*typed, "--served-model-name", nonce, *self.extra_flags], environment, nonce, order.number
+            [*typed, "--served-model-name", nonce, *self.extra_flags, *order.more], environment, nonce, order.number
         )
         containers = self.runner.containers
         if containers is not None:
@@ -149,11 +149,11 @@ class LiveEngine:
 
     def _words(self, order: LaunchOrder, port: int) -> tuple[list[str], dict[str, str]]:
         """Return SGLang's flags and environment for a port of this machine."""
-        ranked = (*(order.rank.words if order.rank else ()), *order.more)
+        ranked = order.rank.words if order.rank else ()
         if order.typed is not None:
             return [*order.typed, *ranked, "--host", HOST, "--port", str(port)], order.environment
         spec = launch_spec(order.config, self.context.version, model_path=self.model_path, host=HOST, port=port)
-        return [*spec.argv()[3:], *ranked], spec.environment
+        return [*spec.argv()[3:], *ranked], spec.environment | order.environment
 
     def figures_of(self, process: ServerProcess, order: LaunchOrder, server_info: dict[str, Any]) -> BootFigures:
         """Read what a started server said of its memory, and keep it beside its log."""

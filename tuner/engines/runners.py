@@ -47,16 +47,21 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalRunner:
-    """An interpreter that can import sglang; `cwd` is where it starts (None: where sgtune did)."""
+    """An interpreter that can import sglang; `cwd` is where it starts (None: where sgtune did).
+
+    `cores` are the CPU cores it may run on (none: all of them).
+    """
 
     python: str = "python3"
     name: str = "local"
     cwd: Path | None = None
+    cores: tuple[int, ...] = ()
     containers: None = None
 
     def command(self, flags: Sequence[str], environment: dict[str, str], nonce: str, number: int) -> Command:
         moved = () if self.cwd is None else ("env", f"--chdir={self.cwd}")
-        words = (*moved, self.python, "-m", "sglang.launch_server", *flags)
+        bound = ("taskset", "--cpu-list", ",".join(map(str, self.cores))) if self.cores else ()
+        words = (*bound, *moved, self.python, "-m", "sglang.launch_server", *flags)
         return Command(words=words, environment=environment)
 
 

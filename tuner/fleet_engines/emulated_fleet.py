@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
-from hwprobe.errors import InputError
 from hwprobe.files import encode_json, write_atomic
 from hwprobe.profile import HardwareProfile
 from models.config import ServerConfig
 from planner.fleets.deployed import ContextOf
-from planner.launch_files.fleet import ROUTER_RELEASE
 from tuner.bench.point import Settings, measure_for_tuner
 from tuner.engines.build import LiveSettings, emulated_runner, live_engine
 from tuner.engines.live import LiveEngine
 from tuner.engines.runners import EmulatedRunner
 from tuner.engines.world import World
 from tuner.fleet_engines.live_fleet import LiveFleetEngine
+from tuner.fleet_engines.machine_parts import MachinePart
+from tuner.fleet_engines.router import check_router
 from tuner.server.strays import end_run
-
-
-def check_router() -> None:
-    """Raise InputError where this environment has no router."""
-    if find_spec("sglang_router") is None:
-        raise InputError(f"deployments need SGLang's router: pip install sglang-router=={ROUTER_RELEASE}")
 
 
 def emulated_fleet_engine(
@@ -37,7 +30,7 @@ def emulated_fleet_engine(
         end_run(live.run)
     engines: dict[tuple[int, int], LiveEngine] = {}
 
-    def engine_of(config: ServerConfig, name: str) -> LiveEngine:
+    def engine_of(config: ServerConfig, name: str, part: MachinePart) -> LiveEngine:
         size = (config.nnodes, config.gpu_count // config.nnodes)
         if size not in engines:
             engines[size] = _engine(where / "machines" / f"{size[0]}x{size[1]}", hardware, config)

@@ -16,12 +16,13 @@ from models.workload import Workload
 from planner.fleets.deployment import Deployment, Pool, Role
 from tuner.engines.live import DIES_S, MEASURING_ERRORS, LiveEngine, Measure, abort_all
 from tuner.fleet_engines.fleet_figures import FleetWatch, Named
+from tuner.fleet_engines.machine_parts import Divide, MachinePart, undivided
 from tuner.fleet_engines.router import ROUTER, Routed, RouterPorts, router_words, start_router, wait_for_router
 from tuner.seam import Alone, FailureKind, LaunchFailed, LaunchOrder, Measurement, ServerInfo
 from tuner.server.figures import BootFigures
 from tuner.server.ports import Ports
 from tuner.server.process import ServerProcess
-from tuner.server.readiness import ExpectedStart, died, wait_until_ready
+from tuner.server.readiness import ExpectedStart, died, unheard, wait_until_ready
 
 # A decode server that meets no prefill server; of a prefill server its requests alone say so.
 ALONE = {Role.PREFILL: (), Role.DECODE: ("--disaggregation-transfer-backend", "fake")}
@@ -36,8 +37,8 @@ class TypedServer:
     environment: dict[str, str]
 
 
-# Returns the engine that starts a server of this configuration under this name.
-EngineOf = Callable[[ServerConfig, str], LiveEngine]
+# Returns the engine that starts a server of this configuration under this name, on this part of the machine.
+EngineOf = Callable[[ServerConfig, str, MachinePart], LiveEngine]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +60,10 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveFleetEngine:
-    """Starts deployments; `gpus_shared` where servers of one machine must be told which GPUs are theirs.
+    """Starts deployments; `divide` says which part of the machine each server gets.
 
-    `python` is the interpreter that has the router; `measure_alone_with` measures a server of one role.
+    `python` is the interpreter that has the router; `measure_alone_with` measures a server of one role. `entered` hears
+    the phases of each server's start.
     """
 
     name: str
@@ -71,7 +73,8 @@ class LiveFleetEngine:
     measure_alone_with: Measure
     python: str
     run: str = ""
-    gpus_shared: bool = False
+    divide: Divide = undivided
+    entered: Callable[[str], None] = unheard
     ports: Ports = field(default_factory=Ports)
     closing: ExitStack = field(default_factory=ExitStack)
 
@@ -88,7 +91,7 @@ class LiveFleetEngine:
             undo.callback(_stop_all, members)
             for member in self._started(deployment, number, typed or {}):
                 members.append(member)
-            figures = _all_ready(members)
+            figures = _all_ready(members, self.entered)
             ports = RouterPorts(serving=self.ports.next(), metrics=self.ports.next())
             words = router_words(self.python, [member.routed for member in members], ports)
             router = start_router(words, self.trials / str(number) / ROUTER, self.run)
@@ -104,23 +107,23 @@ class LiveFleetEngine:
 
     def _started(self, deployment: Deployment, number: int, typed: Mapping[Role, TypedServer]) -> Iterator[Member]:
         """Start the processes one after the other, without waiting for any to be ready."""
-        first_gpu = 0
-        for pool in deployment.pools:
-            for index in range(pool.servers):
-                more = [METRICS, *pool.own_flags]
-                if self.gpus_shared and first_gpu:
-                    more += ["--base-gpu-id", str(first_gpu)]
-                first_gpu += pool.config.gpu_count
-                order = LaunchOrder(config=pool.config, number=number, part=f"{pool.role}-{index}", more=tuple(more))
-                if pool.role in typed:
-                    own = typed[pool.role]
-                    order = replace(order, typed=own.words, environment=own.environment)
-                yield self._member(pool, order)
+        places = [(pool, index) for pool in deployment.pools for index in range(pool.servers)]
+        parts = self.divide([pool.config.gpu_count for pool, _ in places])
+        for (pool, index), part in zip(places, parts, strict=True):
+            more = (METRICS, *pool.own_flags)
+            order = LaunchOrder(config=pool.config, number=number, part=f"{pool.role}-{index}", more=more)
+            if pool.role in typed:
+                own = typed[pool.role]
+                order = replace(order, typed=own.words, environment=own.environment)
+            yield self._member(pool, order, part, first=(pool, index) == places[0])
 
-    def _member(self, pool: Pool, order: LaunchOrder) -> Member:
-        """Start one server, on ports of its own."""
+    def _member(self, pool: Pool, order: LaunchOrder, part: MachinePart, *, first: bool) -> Member:
+        """Start one server, on ports of its own; the first of a launch waits until the machine is free."""
         name = order.part
-        engine, port = self.engine_of(pool.config, name), self.ports.next()
+        engine = self.engine_of(pool.config, name, part)
+        if first:
+            engine.gate.pass_through()
+        order, port = replace(order, environment=order.environment | part.environment), self.ports.next()
         bootstrap = self.ports.next() if pool.role is Role.PREFILL else 0
         if bootstrap:
             order = replace(order, more=(*order.more, "--disaggregation-bootstrap-port", str(bootstrap)))
@@ -135,9 +138,10 @@ class LiveFleetEngine:
         """Start one server of a role that meets no other, measure it, stop it."""
         pool = Pool(role=role, servers=1, config=config)
         more = (METRICS, *pool.own_flags, *ALONE[role])
-        member = self._member(pool, LaunchOrder(config=config, number=number, part=f"{role}-alone", more=more))
+        order = LaunchOrder(config=config, number=number, part=f"{role}-alone", more=more)
+        member = self._member(pool, order, self.divide([config.gpu_count])[0], first=True)
         try:
-            _all_ready([member])
+            _all_ready([member], self.entered)
             boot_s = time.monotonic() - member.process.started
             url = member.routed.url
             measured = measured_watched(
@@ -224,10 +228,10 @@ def _degraded(name: str, process: ServerProcess) -> LaunchFailed:
     return LaunchFailed(FailureKind.DEGRADED, f"{name} ended ({code})\n{death.evidence}", death.seconds)
 
 
-def _all_ready(members: Sequence[Member]) -> list[BootFigures]:
+def _all_ready(members: Sequence[Member], entered: Callable[[str], None]) -> list[BootFigures]:
     """Wait until every server is ready. Raises LaunchFailed naming the first that is not."""
     with ThreadPoolExecutor(len(members)) as threads:
-        waiting = [threads.submit(_ready, member) for member in members]
+        waiting = [threads.submit(_ready, member, entered) for member in members]
         finished, _ = wait(waiting, return_when=FIRST_EXCEPTION)
         failed = next((future for future in waiting if future in finished and future.exception()), None)
         if failed is not None:  # the others' threads end with their servers
@@ -243,10 +247,10 @@ def _named(member: Member, error: BaseException | None) -> BaseException:
     return LaunchFailed(error.kind, f"{member.name}: {error.evidence}", error.seconds)
 
 
-def _ready(member: Member) -> BootFigures:
+def _ready(member: Member, entered: Callable[[str], None]) -> BootFigures:
     engine = member.engine
     expected = ExpectedStart(
-        served_name=member.nonce, phases=engine.phases, entered=engine.entered,
+        served_name=member.nonce, phases=engine.phases, entered=lambda phase: entered(f"{member.name}: {phase}"),
         generates=member.pool.role is Role.MIXED, smoke=engine.smoke if member.pool.role is Role.MIXED else None,
     )  # fmt: skip
     ready = wait_until_ready(member.process, member.routed.port, expected)

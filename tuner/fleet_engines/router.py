@@ -6,10 +6,13 @@ import http.client
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from planner.fleets.deployment import DEFAULT_POLICY, Role
+from hwprobe.errors import InputError
+from planner.fleets.deployment import DEFAULT_POLICY, RECOVERY_FLAGS, Role
+from planner.launch_files.fleet import ROUTER_RELEASE
 from tuner.seam import FailureKind, LaunchFailed
 from tuner.server.ask import NO_ANSWER, HttpRequest, ask, count, json_answer, mapping
 from tuner.server.process import Launch, ServerProcess
@@ -45,6 +48,12 @@ class RouterPorts:
     metrics: int
 
 
+def check_router() -> None:
+    """Raise InputError where this environment has no router."""
+    if find_spec("sglang_router") is None:
+        raise InputError(f"deployments need SGLang's router: pip install sglang-router=={ROUTER_RELEASE}")
+
+
 def router_words(python: str, servers: Sequence[Routed], ports: RouterPorts) -> list[str]:
     """Return the command of the router before these servers."""
     mixed = [server.url for server in servers if server.role is Role.MIXED]
@@ -55,8 +64,9 @@ def router_words(python: str, servers: Sequence[Routed], ports: RouterPorts) -> 
             words += ["--prefill", server.url, str(server.bootstrap_port)]
         elif server.role is Role.DECODE:
             words += ["--decode", server.url]
+    recovery = [word for flag in RECOVERY_FLAGS for word in flag]
     # one line a request would be most of its work
-    return [*words, "--policy", DEFAULT_POLICY, "--host", HOST, "--port", str(ports.serving),
+    return [*words, "--policy", DEFAULT_POLICY, *recovery, "--host", HOST, "--port", str(ports.serving),
             "--prometheus-port", str(ports.metrics), "--log-level", "warn"]  # fmt: skip
 
 

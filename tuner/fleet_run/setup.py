@@ -8,14 +8,16 @@ from functools import partial
 from hwprobe.errors import InputError
 from planner.fleets.deployed import server_context
 from planner.fleets.deployment import Deployment
-from planner.fleets.worth_launching import best_copies
+from planner.fleets.worth_launching import best_copies, splits_in_two
 from tuner.choices import EngineName, ServersChoice
 from tuner.engines.build import LiveSettings, run_mark
 from tuner.evidence.run_folder import RunFolder
 from tuner.evidence.trial import TrialRecord
 from tuner.fleet_engines.emulated_fleet import emulated_fleet_engine
+from tuner.fleet_engines.local_fleet import local_fleet_engine
 from tuner.fleet_engines.simulated_fleet import SimulatedFleetEngine
 from tuner.fleet_run.loop import FleetLoop, FleetReporter, read_alone
+from tuner.run.engine_factory import smoke_of
 from tuner.run.question import TuneQuestion
 from tuner.run.setup import new_folder
 from tuner.seam import FleetEngine
@@ -52,8 +54,11 @@ def checked(question: TuneQuestion) -> None:
     if question.engine is EngineName.SIMULATED and question.world.server_factors:
         raise InputError("server_factors of a world slow single servers: they need --engine emulated")
     hardware = question.plan.hardware
-    if question.servers is ServersChoice.PD and hardware.nodes < 2:
-        raise InputError(f"--servers pd needs at least two nodes; --hardware {hardware.name} is one")
+    if question.servers is ServersChoice.PD and not splits_in_two(question.plan):
+        raise InputError(
+            f"--servers pd needs room for two servers that hold {question.plan.arch.name}: --hardware {hardware.name} "
+            "has it for one"
+        )
 
 
 def launchable(engine: EngineName, deployment: Deployment) -> bool:
@@ -66,8 +71,11 @@ def fleet_engine(question: TuneQuestion, folder: RunFolder) -> FleetEngine:
     belief_of = partial(server_context, question.plan)
     if question.engine is EngineName.SIMULATED:
         return SimulatedFleetEngine(world=question.world, belief_of=belief_of, seed=question.seed)
+    plan = question.plan
     live = LiveSettings(
-        model_path=question.plan.served_path, trials=folder.path / "trials", point_s=question.point_s,
-        seed=question.seed, extra_flags=question.server_flags, slos=question.plan.slos, run=run_mark(folder.path),
+        model_path=plan.served_path, trials=folder.path / "trials", point_s=question.point_s, seed=question.seed,
+        extra_flags=question.server_flags, smoke=smoke_of(question.smoke), slos=plan.slos, run=run_mark(folder.path),
     )  # fmt: skip
-    return emulated_fleet_engine(folder.path.absolute(), question.plan.hardware, belief_of, live, question.world)
+    if question.engine is EngineName.LOCAL:
+        return local_fleet_engine(plan, live, question.python)
+    return emulated_fleet_engine(folder.path.absolute(), plan.hardware, belief_of, live, question.world)

@@ -12,6 +12,7 @@ from planner.launch_files.fleet import FleetPool, FleetSpec, servers_per_node
 from planner.launch_files.parameters import Parameters
 from planner.launch_files.record import Record
 from planner.sglang.secret_flags import without_secrets
+from tuner.choices import EngineName
 from tuner.evidence.trial import Manifest
 
 DEPLOYMENT_FILE = "deployment.json"
@@ -37,6 +38,7 @@ class WrittenDeployment:
 def fleet_of(deployment: Deployment, manifest: Manifest, parameters: Parameters) -> FleetSpec:
     """Return the fleet: the command of one server of each pool, with the flags its run gave to every server."""
     version = Version(manifest.sglang_version)
+    one_node = manifest.engine == EngineName.LOCAL  # it starts all servers on its own machine
     pools = []
     for pool in deployment.pools:
         spec = launch_spec(
@@ -47,11 +49,11 @@ def fleet_of(deployment: Deployment, manifest: Manifest, parameters: Parameters)
             *parameters.production.words(version, manifest.model),
             *without_secrets(manifest.server_flags),
         ]
-        per_node = servers_per_node(manifest.hardware, spec.gpus_per_node)
+        per_node = 1 if one_node else servers_per_node(manifest.hardware, spec.gpus_per_node)
         pools.append(
             FleetPool(role=pool.role, servers=pool.servers, spec=spec.with_words(words), per_node=per_node)
         )  # fmt: skip
-    return FleetSpec(name=deployment.name, pools=tuple(pools))
+    return FleetSpec(name=deployment.name, pools=tuple(pools), one_node=one_node)
 
 
 def written(deployment: Deployment, record: Record) -> WrittenDeployment:

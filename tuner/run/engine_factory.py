@@ -36,7 +36,7 @@ def engine_of(question: TuneQuestion, context: Context, folder: Path, records: S
         point_s=question.point_s,
         seed=question.seed,
         extra_flags=question.server_flags,
-        smoke=_smoke(question.smoke),
+        smoke=smoke_of(question.smoke),
         slos=question.plan.slos,
     )
     if question.cluster is None:
@@ -71,7 +71,8 @@ def preflight(question: TuneQuestion) -> None:
     ).check()
 
 
-def _smoke(text: str | None) -> Smoke | None:
+def smoke_of(text: str | None) -> Smoke | None:
+    """Read --smoke's PROMPT=TEXT."""
     if text is None:
         return None
     prompt, _, expected = text.partition("=")

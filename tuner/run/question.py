@@ -115,9 +115,10 @@ class TuneQuestion:
         """Raise InputError for what deployments are not tuned with."""
         if self.servers is None:
             return
-        if self.engine not in SIMULATED_ENGINES:
+        if self.engine is EngineName.DOCKER:
             raise InputError(
-                f"--servers {self.servers} runs on --engine simulated or emulated so far, not {self.engine}"
+                f"--servers {self.servers} starts servers and a router as processes of this machine, not in "
+                "containers: use --engine local with an interpreter that has SGLang (--python)"
             )
         refused = {
             "--traffic": self.traffic is not None,
@@ -126,7 +127,7 @@ class TuneQuestion:
             f"--parallel {self.parallel}": (self.parallel or 1) > 1,
             "--fidelity slice": self.fidelity is Fidelity.SLICE,
             "--space": self.space is not None,
-            "--smoke": self.smoke is not None,
+            "--smoke": self.smoke is not None and self.engine is not EngineName.LOCAL,
         }
         others = [option for option, is_given in refused.items() if is_given]
         if others:

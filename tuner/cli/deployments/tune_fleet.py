@@ -22,8 +22,9 @@ def tune_fleet(question: TuneQuestion, command: str, *, dry_run: bool, json: boo
     from tuner.cli.views.fleet_view import FleetProgress, show_fleet_dry_run, show_fleet_result
     from tuner.evidence.standings import winner_of
     from tuner.fleet_run.dry_run import fleet_dry_run
+    from tuner.fleet_run.preflight import fleet_preflight
     from tuner.fleet_run.result import fleet_document
-    from tuner.fleet_run.setup import open_fleet_loop
+    from tuner.fleet_run.setup import checked, open_fleet_loop
 
     screen = console(stderr=True)
     if dry_run:
@@ -33,6 +34,8 @@ def tune_fleet(question: TuneQuestion, command: str, *, dry_run: bool, json: boo
         else:
             show_fleet_dry_run(document, console())
         return
+    checked(question)
+    fleet_preflight(question)
     reporter = FleetProgress(screen)
     loop = open_fleet_loop(question, reporter)
     try:
