@@ -119,7 +119,8 @@ def test_copies_are_tuned_end_to_end_and_a_killed_tuner_leaves_nothing(sgtune: S
     assert (document["deployment"], document["simulated"]) == ("2 x TP8", True)
     assert verified.code == (0 if document["agrees"] else 1)
     assert document["points"][0]["change"] == pytest.approx(0.0, abs=0.25)
-    assert "so far, not local" in sgtune("verify", str(bundle)).err
+    assert "with --engine local or emulated, not docker" in sgtune("verify", str(bundle), "--engine", "docker").err
+    assert "add --yes" in sgtune("verify", str(bundle)).err
     script = bundle / "mixed.sh"
     script.write_text(script.read_text().replace('"output_tok_s": ', '"output_tok_s": 1'))
     tampered = sgtune("verify", str(bundle), *world)

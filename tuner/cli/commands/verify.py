@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ import typer
 from hwprobe.holds import scratch_folder
 from tuner.choices import SIMULATED, EngineName
 from tuner.cli.common import completion, options
+from tuner.cli.common.consent import DISAGREES, confirm_start
 from tuner.cli.common.terminal import console, print_json
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from tuner.seam import LaunchOrder
 
 EXAMPLE = "Example: sgtune verify launch/ --engine local"
-DISAGREES = 1
 
 VerifyEngine = Annotated[
     EngineName,
@@ -104,6 +103,7 @@ def verify(
         fleet = FleetVerification(
             folder=path, engine=engine, world=load_world(world), hardware=hardware, model=model, profile=profile,
             point_s=point_s, seed=seed, logs=logs, model_path=model_path, allow_env=tuple(allow_env or ()),
+            python=python, yes=yes,
             refused={"--cluster": cluster, "SGLang flags after `--`": server_flags, "--traffic": traffic},
         )  # fmt: skip
         _end(verify_fleet(fleet), json=json)
@@ -132,7 +132,7 @@ def verify(
                 granted=model_path is not None,
             )  # fmt: skip
             begin = partial(live_engine, runner, context, settings)
-        _ask(claim, start, engine, yes=yes)
+        confirm_start(claim, start, engine, yes=yes)
         if isinstance(runner, DockerRunner):
             pull_if_missing(runner.docker, runner.image)
         order = LaunchOrder(config=claim.config(context), number=0, typed=start.words, environment=start.environment)
@@ -186,24 +186,6 @@ def _machine(
         engine=load_engine_profile(profile) if profile else None,
     )  # fmt: skip
     return machine, question.checked().context()
-
-
-def _ask(claim: Claim, start: Start, engine: EngineName, *, yes: bool) -> None:
-    """Show what will be started and ask; sgtune's own emulated server needs no yes. Raises InputError without one."""
-    from hwprobe.errors import InputError
-    from tuner.launch_files.trust import trusted_options
-
-    notes = trusted_options(claim)[1] if engine is EngineName.DOCKER else ()
-    for note in (*start.notes, *notes):
-        typer.echo(f"note: {note}", err=True)
-    if engine is EngineName.EMULATED or yes:
-        return
-    program = "python3 -m sglang.launch_server"
-    typer.echo(f"'{claim.file}' starts, {start.shown(engine, program)}", err=True)
-    if not sys.stdin.isatty():
-        raise InputError("cannot ask for confirmation without a terminal: read the line above, then add --yes")
-    if not typer.confirm("start it?", err=True):
-        raise typer.Exit(DISAGREES)
 
 
 def _runner(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,13 +12,16 @@ import typer
 
 from hwprobe.holds import scratch_folder
 from tuner.choices import EngineName
+from tuner.cli.common.consent import confirm_start
 from tuner.cli.common.terminal import console
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from planner.plans.make import PlanQuestion
+    from tuner.engines.build import LiveSettings
     from tuner.engines.world import World
+    from tuner.fleet_engines.live_fleet import LiveFleetEngine
     from tuner.launch_files.deployment_verification import DeploymentClaim
     from tuner.launch_files.verification import Verified
     from tuner.seam import Server
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetVerification:
-    """What is bundle: the bundle's folder, where it runs, and what of it was granted; `refused` are other options."""
+    """A deployment's bundle: its folder, where it runs, and what of it was granted; `refused` are other options."""
 
     folder: Path
     engine: EngineName
@@ -38,6 +42,8 @@ class FleetVerification:
     logs: Path | None
     model_path: str | None
     allow_env: tuple[str, ...]
+    python: str
+    yes: bool
     refused: Mapping[str, object]
 
 
@@ -46,9 +52,9 @@ def verify_fleet(bundle: FleetVerification) -> Verified:
     from hwprobe.errors import InputError
     from tuner.launch_files.deployment_verification import read_deployment, verify_deployment
 
-    if bundle.engine is not EngineName.EMULATED:
+    if bundle.engine not in (EngineName.EMULATED, EngineName.LOCAL):
         raise InputError(
-            f"'{bundle.folder}' is a deployment: it is verified with --engine emulated so far, not {bundle.engine}; "
+            f"'{bundle.folder}' is a deployment: it is verified with --engine local or emulated, not {bundle.engine}; "
             "start it as its README says, and measure with sgtune bench --url ROUTER --server URL"
         )
     others = [option for option, value in bundle.refused.items() if value]
@@ -61,7 +67,7 @@ def verify_fleet(bundle: FleetVerification) -> Verified:
         screen.print(f"starting {claim.written.name} on the {bundle.engine} engine", markup=False)
         try:
             shown = partial(screen.print, markup=False)
-            return verify_deployment(claim, launch, shown, simulated=True)
+            return verify_deployment(claim, launch, shown, simulated=bundle.engine is EngineName.EMULATED)
         finally:
             close()
 
@@ -74,7 +80,6 @@ def _launch(
     from planner.fleets.deployment import Deployment, Pool
     from planner.sglang.resolver import resolve
     from tuner.engines.build import LiveSettings
-    from tuner.fleet_engines.emulated_fleet import emulated_fleet_engine
     from tuner.fleet_engines.live_fleet import TypedServer
     from tuner.launch_files.deployment_verification import typed_config
     from tuner.launch_files.trust import trusted_start
@@ -83,8 +88,7 @@ def _launch(
     typed, pools = {}, []
     for pool in claim.written.pools:
         start = trusted_start(claim.claims[pool.role], allow_env=bundle.allow_env, model_path=bundle.model_path)
-        for note in start.notes:
-            typer.echo(f"note: {note}", err=True)
+        confirm_start(claim.claims[pool.role], start, bundle.engine, yes=bundle.yes)
         typed[pool.role] = TypedServer(words=start.words, environment=start.environment)
         config = typed_config(claim.claims[pool.role])
         machine = server_context(question, config).machine
@@ -92,13 +96,34 @@ def _launch(
         pools.append(Pool(role=pool.role, servers=pool.servers, config=resolved))
     settings = LiveSettings(
         model_path=bundle.model_path or claim.first.model_path, trials=where / "trials", point_s=bundle.point_s,
-        seed=bundle.seed,
-    )  # fmt: skip
-    engine = emulated_fleet_engine(
-        where, question.hardware, partial(server_context, question), settings, bundle.world
+        seed=bundle.seed, extra_flags=_device_of(claim),
     )  # fmt: skip
     deployment = Deployment(pools=tuple(pools))
+    engine = _engine(bundle, question, settings, where)
     return partial(engine.launch_fleet, deployment, 0, typed), engine.close
+
+
+def _engine(bundle: FleetVerification, question: PlanQuestion, live: LiveSettings, where: Path) -> LiveFleetEngine:
+    """Return what starts the deployment's processes. Raises InputError for what could not."""
+    from hwprobe.errors import InputError
+    from planner.fleets.deployed import server_context
+    from tuner.fleet_engines.emulated_fleet import emulated_fleet_engine
+    from tuner.fleet_engines.local_fleet import local_fleet_engine
+
+    if bundle.engine is EngineName.EMULATED:
+        return emulated_fleet_engine(where, question.hardware, partial(server_context, question), live, bundle.world)
+    python = shutil.which(bundle.python)
+    if python is None:
+        raise InputError(f"--python: no program '{bundle.python}' here that could be started")
+    # started elsewhere, so that nothing beside the files is imported
+    return local_fleet_engine(question, live, str(Path(python).absolute()), cwd=where)
+
+
+def _device_of(claim: DeploymentClaim) -> tuple[str, ...]:
+    """Return the flags that say a deployment runs without GPUs, as its servers' commands do."""
+    from tuner.fleet_engines.local_fleet import on_cpu
+
+    return ("--device", "cpu") if on_cpu(claim.first.line.words) else ()
 
 
 def _question(claim: DeploymentClaim, bundle: FleetVerification) -> PlanQuestion:
