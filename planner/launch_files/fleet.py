@@ -248,5 +248,10 @@ def fleet_files(fleet: FleetSpec, parameters: Parameters, provenance: Provenance
 
 def servers_per_node(hardware: str, gpus: int) -> int:
     """Return how many servers of `gpus` GPUs a node of this catalogue name holds; 1 where the name does not say."""
+    return max(1, gpus_of_node(hardware) // gpus)
+
+
+def gpus_of_node(hardware: str) -> int:
+    """Return the GPUs of a node of this catalogue name; 0 where the name does not say."""
     named = re.search(r"x(\d+)$", hardware)
-    return max(1, int(named[1]) // gpus) if named else 1
+    return int(named[1]) if named else 0

@@ -83,6 +83,8 @@ def test_a_resumed_run_is_the_undisturbed_one(sgtune: Sgtune, tmp_path: Path) ->
         (("--objective", "tpot"), "leave --objective tpot out"),
         (("--parallel", "2"), "leave --parallel 2 out"),
         (("--fidelity", "slice"), "leave --fidelity slice out"),
+        (("--engine", "docker", "--image", "x"), "not in containers"),
+        (("--engine", "local", "--python", "sh"), "starts all servers on this machine"),
         (("--hardware", "h200x8", "--servers", "pd"), "has it for one"),
     ],
 )

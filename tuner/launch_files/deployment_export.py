@@ -8,7 +8,7 @@ from packaging.version import Version
 
 from planner.fleets.deployment import Deployment, Role
 from planner.launch import launch_spec
-from planner.launch_files.fleet import FleetPool, FleetSpec, servers_per_node
+from planner.launch_files.fleet import FleetPool, FleetSpec, gpus_of_node, servers_per_node
 from planner.launch_files.parameters import Parameters
 from planner.launch_files.record import Record
 from planner.sglang.secret_flags import without_secrets
@@ -38,7 +38,8 @@ class WrittenDeployment:
 def fleet_of(deployment: Deployment, manifest: Manifest, parameters: Parameters) -> FleetSpec:
     """Return the fleet: the command of one server of each pool, with the flags its run gave to every server."""
     version = Version(manifest.sglang_version)
-    one_node = manifest.engine == EngineName.LOCAL  # it starts all servers on its own machine
+    # the local engine starts all servers on its own machine
+    one_node = manifest.engine == EngineName.LOCAL or deployment.gpus <= gpus_of_node(manifest.hardware)
     pools = []
     for pool in deployment.pools:
         spec = launch_spec(

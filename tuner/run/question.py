@@ -167,6 +167,21 @@ class TuneQuestion:
                 f"{self.plan.arch.max_position_embeddings:,}"
             )
 
+    def _check_machines(self) -> None:
+        """Raise InputError for servers on machines that nobody named."""
+        in_a_world = self.servers is not None and self.engine is EngineName.EMULATED
+        if self.plan.hardware.nodes > 1 and self.servers is not None and not in_a_world:
+            raise InputError(
+                f"--servers {self.servers} with --engine {self.engine} starts all servers on this machine; --hardware "
+                f"{self.plan.hardware.name} is {self.plan.hardware.nodes} machines: name one of them, or use --engine "
+                "simulated or emulated"
+            )
+        if self.plan.hardware.nodes > 1 and self.cluster is None and not in_a_world:
+            raise InputError(
+                f"--engine {self.engine} starts servers on this machine; --hardware {self.plan.hardware.name} is "
+                f"{self.plan.hardware.nodes} machines: name their cluster with --cluster, or use --engine simulated"
+            )
+
     def _check_engine(self) -> None:
         """Raise InputError for an engine that could not start, before anything is written."""
         if self.engine is EngineName.SIMULATED:
@@ -175,12 +190,7 @@ class TuneQuestion:
                     "SGLang flags (after `--`, or in --space) need a server: --engine emulated, local or docker"
                 )
             return
-        in_a_world = self.servers is not None and self.engine is EngineName.EMULATED
-        if self.plan.hardware.nodes > 1 and self.cluster is None and not in_a_world:
-            raise InputError(
-                f"--engine {self.engine} starts servers on this machine; --hardware {self.plan.hardware.name} is "
-                f"{self.plan.hardware.nodes} machines: name their cluster with --cluster, or use --engine simulated"
-            )
+        self._check_machines()
         if self.smoke is not None and not all(self.smoke.partition("=")):
             raise InputError(f"--smoke is '{self.smoke}'; write it as in --smoke 'The capital of France is=Paris'")
         if self.engine is EngineName.DOCKER and not self.image:
