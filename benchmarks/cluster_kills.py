@@ -4,7 +4,8 @@
 
 Every round tunes six configurations of the emulated engine on three raylets of this machine and kills one part at a
 drawn moment; a killed tuner is resumed, after the loss of the head on a new cluster. After each round: no process of
-ours is left, every trial has one record, none twice, and the run has its answer. Prints a line a round and the sums.
+ours is left, every trial has one record, none twice, none without figures because its nodes were lost, and the run has
+its answer. Prints a line a round and the sums.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from tests.children import start_sgtune
 from tests.cluster.test_ray import TRIALS, asked, launched, seats
 from tests.cluster.three_nodes import ThreeNodes, three_nodes
 from tests.left import nothing_left
+from tuner.evidence.trial import TrialRecord
+from tuner.seam import FailureKind
 
 PARTS = ("seat", "server", "raylet", "tuner", "frozen seat", "head")
 ROUND_S = 400.0
@@ -59,7 +62,7 @@ def play(part: str, after_s: float, nodes: ThreeNodes, folder: Path, dice: rando
     if process.returncode != 0:
         return Round(part, after_s, "", f"exit {process.returncode}: {err[-300:]}")
     records = launched(folder)
-    outcomes = ", ".join(f"{count} {name}" for name, count in Counter(str(r.outcome) for r in records).items())
+    outcomes = ", ".join(f"{count} {name}" for name, count in Counter(map(_outcome, records)).items())
     wrong = [
         text
         for text, bad in (
@@ -67,11 +70,16 @@ def play(part: str, after_s: float, nodes: ThreeNodes, folder: Path, dice: rando
             ("a process is left", not nothing_left()),
             (f"{len(records)} records of {TRIALS}", len(records) != TRIALS),
             ("a number twice", len({record.number for record in records}) != len(records)),
+            ("a trial lost to its node", any(record.failure is FailureKind.NODE_LOST for record in records)),
             ("no answer", json.loads(out)["best"] is None),
         )
         if bad
     ]
     return Round(part, after_s, outcomes, "; ".join(wrong))
+
+
+def _outcome(record: TrialRecord) -> str:
+    return str(record.outcome) if record.points else f"{record.outcome} ({record.reason})"
 
 
 def _strike(part: str, tuner: int, nodes: ThreeNodes, dice: random.Random) -> bool:

@@ -43,7 +43,7 @@ class GoneSeat:
 class OneNode:
     """A pool of one node, which is always gone."""
 
-    def reserve(self, count: int, build: object, elsewhere: object) -> Sequence[Any]:
+    def reserve(self, count: int, build: object, elsewhere: object, lost: object) -> Sequence[Any]:
         return [GoneSeat(Node(id="1", name="n1", gpus=8))]
 
 
@@ -62,13 +62,14 @@ def test_one_loss_is_counted_once_and_the_second_leaves_the_node_out(tmp_path: P
 
 @dataclass
 class FullPool:
-    """A pool without nodes that remembers where it was told not to go."""
+    """A pool that loses a node and remembers where it was told not to go."""
 
     avoided: frozenset[str] = frozenset()
+    lost: frozenset[str] = frozenset()
 
-    def reserve(self, count: int, build: object, avoid: frozenset[str]) -> Sequence[Any]:
-        self.avoided = avoid
-        raise NodeLost(Node(id="", name="none", gpus=0), "no node left")
+    def reserve(self, count: int, build: object, avoid: frozenset[str], lost: frozenset[str]) -> Sequence[Any]:
+        self.avoided, self.lost = avoid, lost
+        raise NodeLost(Node(id="3", name="n3", gpus=8), "the actor died")
 
 
 def test_a_resumed_run_launches_a_configuration_again_where_it_has_not_been(tmp_path: Path) -> None:
@@ -81,3 +82,18 @@ def test_a_resumed_run_launches_a_configuration_again_where_it_has_not_been(tmp_
     with pytest.raises(LaunchFailed):
         engine.launch(again, 5)
     assert pool.avoided == {"n1", "n2", "n3"}
+
+
+def test_the_second_try_of_a_launch_is_told_which_node_was_lost_under_the_first(tmp_path: Path) -> None:
+    """A cluster counts a dead node as living for a while, and it is free."""
+    pool = FullPool()
+    engine = ClusterEngine(
+        name="emulated", pool=cast("SeatPool", pool), build=cast("Build", None), ledger=NodeLedger(tmp_path),
+        trials=tmp_path,
+    )  # fmt: skip
+    lost = []
+    for number in (7, 7, 8):
+        with pytest.raises(LaunchFailed):
+            engine.launch(ServerConfig(tp_size=8), number)
+        lost.append(pool.lost)
+    assert lost == [set(), {"n3"}, set()]

@@ -49,7 +49,8 @@ class ClusterEngine:
         began_s = time.monotonic()
         ran = self.ran.setdefault(order.config, set())
         try:
-            seats = self.pool.reserve(order.config.nnodes, self.build, frozenset(ran))
+            lost_there = self.ledger.lost_in(order.number)
+            seats = self.pool.reserve(order.config.nnodes, self.build, frozenset(ran), lost_there)
         except NodeLost as lost:
             raise self.lost(lost, order.number, began_s) from lost
         ran.update(seat.node.name for seat in seats)

@@ -50,3 +50,7 @@ class NodeLedger:
         """The names of nodes that were lost too often."""
         counted = Counter(loss.node for loss in self.losses)
         return {name for name, count in counted.items() if count >= MOST_LOSSES}
+
+    def lost_in(self, number: int) -> frozenset[str]:
+        """The names of nodes that were lost in a trial: a cluster may count them as living for a while."""
+        return frozenset(loss.node for loss in self.losses if loss.number == number)

@@ -71,9 +71,12 @@ class SeatPool(Protocol):
     def nodes(self) -> Sequence[Node]:
         """Return the nodes that can hold a server."""
 
-    def reserve(self, count: int, build: Build, avoid: Collection[str] = ()) -> Sequence[RemoteSeat]:
-        """Return seats on `count` free nodes, on none whose name is in `avoid` while there are others.
+    def reserve(
+        self, count: int, build: Build, avoid: Collection[str] = (), lost: Collection[str] = ()
+    ) -> Sequence[RemoteSeat]:
+        """Return seats on `count` free nodes, on none whose name is in `avoid` while others are free.
 
+        Nodes in `lost` are only taken where too few others live: a free one is not worth the launch's last try.
         Each seat runs the engine that `build` makes there. Raises NodeLost.
         """
 

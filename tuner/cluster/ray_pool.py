@@ -122,7 +122,9 @@ class RayPool:
     def nodes(self) -> Sequence[Node]:
         return [node for node in self._room.nodes() if node.name not in self._ledger.left_out]
 
-    def reserve(self, count: int, build: Build, avoid: Collection[str] = ()) -> list[RaySeat]:
+    def reserve(
+        self, count: int, build: Build, avoid: Collection[str] = (), lost: Collection[str] = ()
+    ) -> list[RaySeat]:
         """Wait for so many free nodes and take seats there, all or none.
 
         Raises NodeLost where too few are left, or a seat does not come.
@@ -135,7 +137,8 @@ class RayPool:
                         f"{len(nodes) or 'no'} node{'s' if len(nodes) > 1 else ''} of the cluster left for a launch"
                     )
                     raise NodeLost(Node(id="", name="none", gpus=0), f"{nodes_left} that takes {count}")
-                free = [node for node in nodes if node.id not in self._taken]
+                sound = [node for node in nodes if node.name not in lost]
+                free = [node for node in (sound if len(sound) >= count else nodes) if node.id not in self._taken]
                 if len(free) >= count:
                     break
                 self._free.wait(WAIT_S)
