@@ -29,7 +29,7 @@ from tests.children import start_sgtune
 from tests.cluster.test_ray import TRIALS, asked, launched, seats
 from tests.cluster.three_nodes import ThreeNodes, three_nodes
 from tests.left import nothing_left
-from tuner.evidence.trial import TrialRecord
+from tuner.evidence.trial import TrialOutcome, TrialRecord
 from tuner.seam import FailureKind
 
 PARTS = ("seat", "server", "raylet", "tuner", "frozen seat", "head")
@@ -79,7 +79,7 @@ def play(part: str, after_s: float, nodes: ThreeNodes, folder: Path, dice: rando
 
 
 def _outcome(record: TrialRecord) -> str:
-    return str(record.outcome) if record.points else f"{record.outcome} ({record.reason})"
+    return str(record.outcome) if record.outcome is TrialOutcome.MEASURED else f"{record.outcome} ({record.reason})"
 
 
 def _strike(part: str, tuner: int, nodes: ThreeNodes, dice: random.Random) -> bool:

@@ -38,6 +38,8 @@ AMD_DRIVER = Path("/dev/kfd")
 NOTHING_TO_MEASURE = "nothing was measured: no GPU; --device cpu measures this host"
 # Other work on this share of the host's CPU lowers what is measured.
 BUSY_HOST_PERCENT = 10.0
+# How a profile's warning begins whose host figures are lower for it.
+BUSY_HOST = "the host is busy"
 LOOK_S = 0.5
 # A driver that starts (no persistence mode) scrubs the memory for some seconds, and NVML calls that utilisation.
 SETTLE_S = 5.0
@@ -263,7 +265,7 @@ def busy_host() -> str | None:
         return None
     used, name, pid = max((_percent(process), _name(process), process.pid) for process in psutil.process_iter())
     return (
-        f"the host is busy: {total:.0f} % of its CPU is in use, most by {name} (pid {pid}, {used:.0f} % of a core); "
+        f"{BUSY_HOST}: {total:.0f} % of its CPU is in use, most by {name} (pid {pid}, {used:.0f} % of a core); "
         "what is measured now is less than it can do"
     )
 

@@ -107,6 +107,20 @@ def test_the_nodes_are_examined(nodes: ThreeNodes) -> None:
 
 
 @pytest.mark.deep
+def test_the_nodes_are_measured(nodes: ThreeNodes) -> None:
+    """They share one machine, so that they take turns; what its CPU does meanwhile decides whether they compare."""
+    process = start_sgtune("doctor", "--cluster", nodes.address, "--measure", "--json")
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    assert "3 nodes are measured" in err
+    for node in json.loads(out)["nodes"]:
+        assert {"hbm_gb_s", "hbm_copy_gb_s", "bf16_tflops"} <= node["report"]["profile"]["host"]["measured"].keys()
+        assert node["measured"].startswith("memory read ")
+        assert "not measured: FP8: only GPUs have it" in node["complaints"]
+    assert nothing_left()
+
+
+@pytest.mark.deep
 def test_a_raylet_that_dies_takes_no_trial_with_it(tmp_path: Path, nodes: ThreeNodes) -> None:
     """The last test of this cluster: it has two nodes afterwards."""
     process = start_sgtune(*asked(tmp_path, nodes))

@@ -63,3 +63,9 @@ def test_the_command_prints_a_row_for_everything_and_breaks_only_for_what_is_bro
     broken = sgtune("doctor", "--python", "no-such-python")
     assert broken.code == 1
     assert "SGTUNE_PORTS=21000-22000" in broken.out
+
+
+def test_measuring_is_for_the_nodes_of_a_cluster(sgtune: Callable[..., Any]) -> None:
+    ran = sgtune("doctor", "--measure")
+    assert ran.code == 2
+    assert "--measure is for the nodes of a cluster: add --cluster auto" in ran.err

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
 from hwprobe.files import encode_json, write_own
+from hwprobe.profile import HardwareProfile, read_profile
 from tuner import __version__
+from tuner.cluster.node_figures import slow_nodes, told
 from tuner.cluster.node_report import NodeReport
 from tuner.cluster.pool import Node
 from tuner.cluster.require import join
@@ -22,48 +24,122 @@ MOST_CLOCK_S = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeFinding:
-    """A node: what it is in words, and what would falsify measurements or end servers there. `broken`: no answer."""
+    """A node: what it is in words, and what would falsify measurements or end servers there. `broken`: no answer.
+
+    `measured` is what was measured there in words, empty where nothing was.
+    """
 
     node: str
     summary: str
     complaints: tuple[str, ...] = ()
     broken: bool = False
+    measured: str = ""
     report: NodeReport | None = None
 
 
-def examine_cluster(address: str) -> list[NodeFinding]:
-    """Ask every node. Raises InputError where no cluster answers or Ray is missing."""
-    ray_pool, _ = join(address)
-    findings = _examined(ray_pool)
+def examine_cluster(address: str, *, measure: bool = False, tell: Callable[[str], None] = print) -> list[NodeFinding]:
+    """Ask every node, and `measure` it if asked to. Raises InputError where no cluster answers or Ray is missing."""
+    ray_pool, cluster_file = join(address)
+    look = _Look(ray_pool=ray_pool, only=cluster_file.only, tell=tell)
+    findings = look.findings(measure=measure)
     ray_pool.disconnect()
     return findings
 
 
-def first_look(address: str, folder: Path) -> list[str]:
-    """Ask every node of a cluster that was joined; return what is wrong with each or sets it apart, in sentences.
+def first_look(address: str, folder: Path, *, measure: bool, tell: Callable[[str], None]) -> None:
+    """Ask every node of a cluster, measure it if asked to; tell in sentences what is wrong with each or sets it apart.
 
-    What hwprobe finds on a node with GPUs is kept as nodes/NAME.json, for `sgtune probe --compare`.
+    What hwprobe finds on a node is kept as nodes/NAME.json, for `sgtune probe --compare`; what is measured there
+    already, by an earlier session of the run, is not measured again.
     """
     ray_pool, cluster_file = join(address)
-    notes = []
-    for finding in _examined(ray_pool):
-        if cluster_file.only and finding.node not in cluster_file.only:
-            continue
-        notes += [f"node {finding.node}: {complaint}" for complaint in finding.complaints]
+    look = _Look(ray_pool=ray_pool, only=cluster_file.only, tell=tell, folder=folder / "nodes")
+    for finding in look.findings(measure=measure):
+        for complaint in finding.complaints:
+            tell(f"node {finding.node}: {complaint}")
         if finding.broken:
-            notes.append(f"node {finding.node}: {finding.summary}")
-        if finding.report is not None and finding.report.gpus:
-            name = re.sub(r"[^\w.-]", "-", finding.node)
-            write_own(folder / "nodes" / f"{name}.json", encode_json(finding.report.profile) + "\n")
-    return notes
+            tell(f"node {finding.node}: {finding.summary}")
 
 
-def _examined(ray_pool: ModuleType) -> list[NodeFinding]:
-    asked_s = time.time()
-    answers = ray_pool.survey()
-    odd = set_apart({node.name: answer for node, answer in answers if isinstance(answer, NodeReport)})
-    findings = [_finding(node, answer, asked_s) for node, answer in answers]
-    return [replace(item, complaints=(*item.complaints, *odd.get(item.node, ()))) for item in findings]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """A look at a cluster's nodes, at `only` some where a cluster file names them; `folder` keeps their profiles."""
+
+    ray_pool: ModuleType
+    only: frozenset[str]
+    tell: Callable[[str], None]
+    folder: Path | None = None
+
+    def findings(self, *, measure: bool) -> list[NodeFinding]:
+        asked_s = time.time()
+        answers = [
+            (node, answer)
+            for node, answer in self.ray_pool.survey()
+            if not self.only or {node.name, node.address} & self.only
+        ]
+        reports = {node.name: answer for node, answer in answers if isinstance(answer, NodeReport)}
+        odd = set_apart(reports)
+        findings = [_finding(node, answer, asked_s) for node, answer in answers]
+        findings = [replace(item, complaints=(*item.complaints, *odd.get(item.node, ()))) for item in findings]
+        if measure:
+            nodes = [node for node, answer in answers if isinstance(answer, NodeReport)]
+            findings = with_figures(findings, self._measured(nodes, reports))
+        if self.folder is not None:
+            for finding in findings:
+                if finding.report is not None and (finding.measured or finding.report.gpus):
+                    write_own(self._file(self.folder, finding.node), encode_json(finding.report.profile) + "\n")
+        return findings
+
+    def _measured(self, nodes: Sequence[Node], reports: Mapping[str, NodeReport]) -> dict[str, HardwareProfile | str]:
+        """Return figures by node: those kept of the same machine, else measured now, or why there are none."""
+        profiles: dict[str, HardwareProfile | str] = {}
+        for name, report in reports.items():
+            if (earlier := self._kept(name, report)) is not None:
+                profiles[name] = earlier
+        by_host: dict[str, list[Node]] = {}
+        for node in nodes:
+            if node.name not in profiles:
+                by_host.setdefault(reports[node.name].host, []).append(node)
+        if by_host:
+            count = sum(map(len, by_host.values()))
+            self.tell(f"{count} node{'s are' if count > 1 else ' is'} measured: memory, GEMMs, links (minutes)")
+        for node, answer in self.ray_pool.measured(list(by_host.values())):
+            profiles[node.name] = answer
+        return profiles
+
+    def _kept(self, name: str, report: NodeReport) -> HardwareProfile | None:
+        file = self._file(self.folder, name) if self.folder is not None else None
+        if file is None or not file.is_file():
+            return None
+        earlier, now = read_profile(file), report.profile
+        same = [gpu.uuid for gpu in earlier.gpus] == [gpu.uuid for gpu in now.gpus] and (
+            earlier.host is not None and now.host is not None and earlier.host.cpu == now.host.cpu
+        )
+        return earlier if same and told(earlier) else None
+
+    def _file(self, folder: Path, name: str) -> Path:
+        return folder / (re.sub(r"[^\w.-]", "-", name) + ".json")
+
+
+def with_figures(findings: Sequence[NodeFinding], profiles: Mapping[str, HardwareProfile | str]) -> list[NodeFinding]:
+    """Return findings with what was measured of each node, which one is slow, and what could not be measured."""
+    slow = slow_nodes({name: profile for name, profile in profiles.items() if isinstance(profile, HardwareProfile)})
+    return [_with_figures(item, profiles.get(item.node), slow.get(item.node)) for item in findings]
+
+
+def _with_figures(finding: NodeFinding, profile: HardwareProfile | str | None, slow: str | None) -> NodeFinding:
+    if finding.report is None or profile is None:
+        return finding
+    if isinstance(profile, str):
+        return replace(finding, complaints=(*finding.complaints, f"not measured: {profile}"))
+    noted = {*finding.report.profile.warnings, *finding.complaints}
+    more = [*([slow] if slow else []), *(warning for warning in profile.warnings if warning not in noted)]
+    return replace(
+        finding,
+        measured=told(profile),
+        complaints=(*finding.complaints, *more),
+        report=replace(finding.report, profile=profile),
+    )
 
 
 def set_apart(reports: Mapping[str, NodeReport]) -> dict[str, list[str]]:

@@ -9,19 +9,22 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray._private import worker as ray_worker
+from ray._private.state import available_resources_per_node
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hwprobe.errors import InputError
+from hwprobe.profile import HardwareProfile
 from models.workload import Workload
 from tuner.cluster.ledger import NodeLedger
+from tuner.cluster.node_probe import probe_node
 from tuner.cluster.node_report import NodeReport, report
 from tuner.cluster.pool import Node, NodeLost
 from tuner.cluster.seat import Build, Ended, Failed, Seat, Stand
@@ -31,6 +34,8 @@ BEATS_A_LEASE = 5
 START_S = 60.0
 CONNECT_S = 5.0
 STOP_S = 120.0
+# While nodes are measured one of them answers within this: eight cards take some four minutes.
+PROBE_S = 1200.0
 WAIT_S = 1.0
 # Beats are answered while a launch or a measurement is under way.
 CALLS_AT_ONCE = 4
@@ -85,6 +90,40 @@ def survey() -> list[tuple[Node, NodeReport | str]]:
         except RayError as error:
             reports.append((node, str(error).strip().splitlines()[0]))
     return reports
+
+
+def measured(turns: Sequence[Sequence[Node]]) -> Iterator[tuple[Node, HardwareProfile | str]]:
+    """Measure nodes with all their GPUs, those of one turn one by one; yield figures, or why there are none.
+
+    A node whose GPUs somebody holds in the cluster is not measured.
+    """
+    available = available_resources_per_node()  # type: ignore[no-untyped-call]  # as ray ships it
+    queues = [[node for node in nodes if _is_free(node, available)] for nodes in turns]
+    for node in (node for nodes in turns for node in nodes if not _is_free(node, available)):
+        yield node, "its GPUs are in use in the cluster"
+    running = {_probing(queue[0]): queue for queue in queues if queue}
+    while running:
+        answered, _ = ray.wait(list(running), timeout=PROBE_S)
+        if not answered:
+            for call, queue in running.items():
+                ray.cancel(call, force=True)
+                yield from ((node, f"not done within {PROBE_S:.0f} s") for node in queue)
+            return
+        node, *rest = running.pop(answered[0])
+        if rest:
+            running[_probing(rest[0])] = rest
+        try:
+            yield node, ray.get(answered[0])
+        except RayError as error:
+            yield node, _words(error)
+
+
+def _is_free(node: Node, available: Mapping[str, Mapping[str, float]]) -> bool:
+    return available.get(node.id, {}).get("GPU", 0) >= node.gpus
+
+
+def _probing(node: Node) -> Any:
+    return _on(node.id, ray.remote(probe_node), num_gpus=node.gpus, num_cpus=0, max_retries=0).remote()
 
 
 def _on(node: str, remote: Any, **options: Any) -> Any:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tuner.cluster.found_nodes import FoundCluster
     from tuner.doctor import PartReport
 
-EXAMPLE = "Example: sgtune doctor --python /opt/sglang/bin/python; sgtune doctor --cluster auto"
+EXAMPLE = "Example: sgtune doctor --python /opt/sglang/bin/python; sgtune doctor --cluster auto --measure"
 BROKEN = 1
 CLUSTER_EXAMPLE = (
     "Example: sgtune cluster --from slurm; sgtune cluster --from ray --out cluster.toml; "
@@ -34,14 +34,26 @@ class ClusterSource(StrEnum):
     HOSTS = "hosts"
 
 
-def doctor(python: options.Python = "python3", cluster: options.Cluster = None, json: options.Json = False) -> None:
+def doctor(
+    python: options.Python = "python3",
+    cluster: options.Cluster = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="With --cluster: measure every node and name one that is slow (minutes).")
+    ] = False,
+    json: options.Json = False,
+) -> None:
     """List the parts installed and missing, with the command that adds each. Exit 1 only if something is broken.
 
-    With --cluster: report every node of a Ray cluster, and anything there that would falsify measurements.
+    With --cluster: report every node of a Ray cluster, and anything there that would falsify measurements; with
+    --measure also how fast each is.
     """
+    from hwprobe.errors import InputError
+
     if cluster is not None:
-        _doctor_of_cluster(cluster, json=json)
+        _doctor_of_cluster(cluster, measure=measure, json=json)
         return
+    if measure:
+        raise InputError("--measure is for the nodes of a cluster: add --cluster auto; here, sgtune probe measures")
     from tuner.doctor import PartState, examine
 
     findings = examine(python)
@@ -53,17 +65,20 @@ def doctor(python: options.Python = "python3", cluster: options.Cluster = None, 
         raise typer.Exit(BROKEN)
 
 
-def _doctor_of_cluster(address: str, *, json: bool) -> None:
+def _doctor_of_cluster(address: str, *, measure: bool, json: bool) -> None:
     from rich.markup import escape
 
     from tuner.cluster.check_up import examine_cluster
 
-    nodes = examine_cluster(address)
+    screen = console(stderr=True)
+    nodes = examine_cluster(address, measure=measure, tell=lambda note: screen.print(note, markup=False))
     if json:
         print_json({"nodes": nodes})
     else:
         for node in nodes:
             console().print(escape(f"node {node.node}: {node.summary}"))
+            if node.measured:
+                console().print(escape(f"  measured: {node.measured}"))
             for complaint in node.complaints:
                 console().print(f"  [yellow]complaint[/]: {escape(complaint)}")
     if any(node.broken for node in nodes):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tuner.choices import SIMULATED_ENGINES, Fidelity, Objective, SamplerName
+from tuner.choices import SIMULATED_ENGINES, EngineName, Fidelity, Objective, SamplerName
 from tuner.cli.common import options
 from tuner.cli.common.terminal import console, print_json
 
@@ -166,8 +166,13 @@ def _tune(question: TuneQuestion, *, dry_run: bool, json: bool) -> None:
         if torn:
             screen.print("note: the last record was incomplete and has been cut off; its trial runs again")
         if question.cluster is not None and question.engine not in SIMULATED_ENGINES:
-            for note in first_look(question.cluster, loop.folder.path):
-                screen.print(f"note: {note}", markup=False)
+            measure = question.engine is EngineName.LOCAL  # an emulated server is as fast as its world says
+            first_look(
+                question.cluster,
+                loop.folder.path,
+                measure=measure,
+                tell=lambda note: screen.print(f"note: {note}", markup=False),
+            )
         with reporter, LiveWriter(loop, ceiling_tok_s, command_line()):
             reporter.begin(loop, prepared)
             _run(loop)
