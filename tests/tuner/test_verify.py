@@ -17,7 +17,7 @@ from tests.documents import document_of
 from tests.patience import in_one_of_three
 from tuner.engines.build import world_toml
 from tuner.engines.world import World
-from tuner.launch_files.verification import Compared, read_claim
+from tuner.launch_files.verification import Agreement, Compared, Verified, read_claim
 from tuner.seam import Measurement, Verdict
 
 Sgtune = Callable[..., Any]
@@ -193,6 +193,26 @@ def test_points_agree_when_both_intervals_allow_it(low: float, high: float, agre
     point = compared(low, high)
     assert point.agrees is agrees
     assert bool(point.why) is not agrees
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "agreement"),
+    [
+        ([Verdict.OK, Verdict.OK], Agreement.AGREES),
+        ([Verdict.OK, Verdict.UNSTEADY], Agreement.INCONCLUSIVE),
+        ([Verdict.UNSTEADY, Verdict.LENGTHS_OFF], Agreement.DIFFERS),
+        ([Verdict.ERRORS], Agreement.DIFFERS),
+    ],
+)
+def test_a_rate_that_never_settled_is_no_evidence_against_the_file_and_errors_are(
+    bundle: Path, verdicts: list[Verdict], agreement: Agreement
+) -> None:
+    points = tuple(compared(99.0, 101.0, verdict=verdict) for verdict in verdicts)
+    verified = Verified(claim=read_claim(bundle), boot_s=1.0, points=points)
+    assert verified.agreement is agreement
+    assert verified.agrees is (agreement is Agreement.AGREES)
+    slow = Verified(claim=read_claim(bundle), boot_s=1.0, points=(*points, compared(50.0, 52.0)))
+    assert slow.agreement is Agreement.DIFFERS, "one figure that settled and differs decides"
 
 
 def test_a_measurement_nobody_may_use_never_agrees() -> None:

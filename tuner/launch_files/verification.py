@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ from planner.sglang.dialects import from_values
 from planner.sglang.resolver import resolve
 from tuner.choices import SIMULATED_ENGINES
 from tuner.seam import LaunchFailed, LaunchOrder, Measurement, OrderedEngine, Server, Verdict
+
+
+class Agreement(StrEnum):
+    """What a measurement says of a recorded figure; `inconclusive`: its rate swayed too much to say either."""
+
+    AGREES = "agrees"
+    DIFFERS = "differs"
+    INCONCLUSIVE = "inconclusive"
+
 
 # What a launcher of several nodes gives to each of them.
 RANKS = frozenset({"--node-rank", "--dist-init-addr", "--nccl-init-addr"})
@@ -101,6 +111,13 @@ class Compared:
         return self.measured.verdict is Verdict.OK and self._near and self._as_fast
 
     @property
+    def agreement(self) -> Agreement:
+        """A rate that never settled is no evidence against the file; errors, wrong lengths and the like are."""
+        if self.measured.verdict is Verdict.UNSTEADY:
+            return Agreement.INCONCLUSIVE
+        return Agreement.AGREES if self.agrees else Agreement.DIFFERS
+
+    @property
     def resolves(self) -> float:
         """The smallest relative difference that would be noticed."""
         halves = (_half(self.recorded.interval), _half(self.measured.output_tok_s_interval))
@@ -146,6 +163,7 @@ class Compared:
             "change": self.change,
             "resolves": self.resolves,
             "agrees": self.agrees,
+            "agreement": self.agreement,
             "why": self.why,
         }
 
@@ -168,6 +186,13 @@ class Verified:
     def agrees(self) -> bool:
         return all(point.agrees for point in self.points)
 
+    @property
+    def agreement(self) -> Agreement:
+        """One point that differs decides; else one that is inconclusive does."""
+        points = {point.agreement for point in self.points}
+        worst_first = (Agreement.DIFFERS, Agreement.INCONCLUSIVE)
+        return next((agreement for agreement in worst_first if agreement in points), Agreement.AGREES)
+
     def document(self) -> dict[str, Any]:
         """Return the document of `sgtune verify --json`."""
         return {
@@ -176,6 +201,7 @@ class Verified:
             "basis": self.claim.record.basis,
             "simulated": self.simulated,
             "agrees": self.agrees,
+            "agreement": self.agreement,
             "boot_s": self.boot_s,
             "points": [point.document() for point in self.points],
             **({} if self.deployment is None else {"deployment": self.deployment}),

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from tuner.seam import LaunchOrder
 
 EXAMPLE = "Example: sgtune verify launch/ --engine local"
+WORDS = {
+    "agrees": "PASS: matches recorded performance",
+    "differs": "FAIL: differs from recorded performance",
+    "inconclusive": "INCONCLUSIVE: the rate did not settle, which tells neither; verify again on a quiet machine",
+}
 
 VerifyEngine = Annotated[
     EngineName,
@@ -77,7 +82,9 @@ def verify(
     yes: Yes = False,
     json: options.Json = False,
 ) -> None:
-    """Start exactly the command of a launch file, measure the recorded points again, and compare. Exit 1 outside.
+    """Start exactly the command of a launch file, measure the recorded points again, and compare.
+
+    Exit 1 where a figure differs, or where none could be had that settles it.
 
     It shows the command first. Of the file's environment, image and paths it takes SGLang's own and those granted
     here, no others.
@@ -272,4 +279,4 @@ def _show(verified: Verified) -> None:
         )
     screen = console()
     screen.print(table)
-    screen.print("PASS: matches recorded performance" if verified.agrees else "FAIL: differs from recorded performance")
+    screen.print(WORDS[verified.agreement])
