@@ -9,8 +9,10 @@ from typing import Any
 from hwprobe.errors import InputError
 from hwprobe.profile import HardwareProfile
 from models.machine import machine_of
-from planner.fleets.disaggregated import FleetQuestion, disaggregated, fleet_key, role_sizes
+from models.serving.estimate import Context
+from planner.fleets.disaggregated import DECODE_WIDTHS, FleetQuestion, disaggregated, fleet_key, role_sizes
 from planner.fleets.for_users import fleets_for_users
+from planner.fleets.split_replay import Sides
 from planner.plans.candidates import Candidate, Found, with_reasons
 from planner.plans.capacity import carries
 from planner.plans.make import Plan, PlanQuestion, make_plan
@@ -52,6 +54,21 @@ def _of_nodes(hardware: HardwareProfile, nodes: int) -> HardwareProfile:
     return replace(hardware, nodes=nodes)
 
 
+def sizes_of_a_node(question: PlanQuestion, part: int) -> Iterator[Sides]:
+    """Yield how a node's parts of so many GPUs may be shared: decode servers take one, two or four of them."""
+    parts = question.hardware.gpus_per_node // part
+    prefill = part_of(question, part)
+    for width in DECODE_WIDTHS:
+        ratios = tuple((parts - width * decode, decode) for decode in range(1, (parts - 1) // width + 1))
+        if ratios:
+            yield Sides(prefill=prefill, decode=part_of(question, part * width), ratios=ratios)
+
+
+def part_of(question: PlanQuestion, gpus: int) -> Context:
+    """Return what a server on so many GPUs of a node stands on."""
+    return replace(question, hardware=replace(question.hardware, gpus=question.hardware.gpus[:gpus])).context()
+
+
 def plan_fleet(question: PlanQuestion, servers: str = ANY) -> Plan:
     """Plan copies of servers of every size, and prefill/decode fleets; the best first. Raises InputError for bad input.
 
@@ -64,7 +81,9 @@ def plan_fleet(question: PlanQuestion, servers: str = ANY) -> Plan:
     plans = _plan_splits(question, list(splits(question.hardware, weight_gib)), machine.gpus_per_node)
     whole = max(plans, key=lambda plan: plan.context.machine.gpu_count)
     ranked = [(_key(plan, candidate), plan, candidate) for plan in plans for candidate in plan.found.candidates]
-    apart = [] if servers == MIXED else _apart(question, plans, machine.nodes)
+    # A node is shared by both roles where that is asked for: no published run says how that goes.
+    shares = machine.nodes < 2 and question.users is None
+    apart = [] if servers == MIXED or (shares and servers != PD) else _apart(question, plans, machine.nodes)
     if servers == PD:
         if not apart:
             raise InputError(_why_no_fleet(question, machine.nodes))
@@ -91,21 +110,28 @@ def plan_fleet(question: PlanQuestion, servers: str = ANY) -> Plan:
 def _apart(
     question: PlanQuestion, plans: Sequence[Plan], nodes: int
 ) -> list[tuple[tuple[float, ...], Plan, Candidate]]:
-    """Return prefill/decode fleets of the smallest server of whole nodes that holds the model, best first."""
+    """Return prefill/decode fleets of the smallest server that holds the model, best first.
+
+    Of several nodes that is one of whole nodes, of a single one a part of it.
+    """
+    holding = [plan for plan in plans if plan.found.candidates and plan.context.machine.gpus_per_node >= 4]
     if question.users is None and nodes < 2:
+        holding = [plan for plan in holding if plan.replicas > 1][-1:]
+    if not holding:
         return []
-    smallest = next((plan for plan in plans if plan.found.candidates and plan.context.machine.gpus_per_node >= 4), None)
-    if smallest is None:
-        return []
+    smallest = holding[0]
     if question.users is not None:
         return _apart_for_users(question, smallest)
-    if smallest.context.machine.nodes == nodes:
-        return []
-    count = nodes // smallest.context.machine.nodes
+    context = smallest.context
+    if nodes < 2:
+        sizes = list(sizes_of_a_node(question, context.machine.gpus_per_node))
+    else:
+        sizes = role_sizes(context, nodes // context.machine.nodes) if context.machine.nodes < nodes else []
+    count = sum(sizes[0].ratios[0]) if sizes else 0
     clients = question.concurrency or smallest.concurrency * count
     workload = replace(question.workload(clients), request_rate=question.request_rate)
     apart = FleetQuestion(workload=workload, slos=question.slos, mtp=question.mtp)
-    fleets = disaggregated(role_sizes(smallest.context, count), apart)
+    fleets = disaggregated(sizes, apart)
     rate = question.request_rate is not None
     return [((fleet_key(c, workload, question.slos), _second(c, rate=rate)), smallest, c) for c in fleets]
 
@@ -131,7 +157,8 @@ def _why_no_fleet(question: PlanQuestion, nodes: int) -> str:
     if question.users is not None:
         return "--servers pd: these users need one server of this machine; prefill and decode apart need two"
     if nodes < 2:
-        return f"--servers pd needs at least two nodes; --hardware {question.hardware.name} is one"
+        name = question.hardware.name
+        return f"--servers pd needs at least two nodes: no half of --hardware {name} holds the model for this load"
     return f"--servers pd: no prefill/decode fleet of {question.hardware.name} holds the model on this release"
 
 

@@ -14,14 +14,13 @@ from models.workload import Workload
 from planner.fleets.deployed import server_context
 from planner.fleets.deployment import Deployment, Pool, Role
 from planner.fleets.disaggregated import (
-    DECODE_WIDTHS,
     Finalists,
     FleetQuestion,
     can_disaggregate,
     disaggregated,
     role_sizes,
 )
-from planner.fleets.make_fleet import ANY, MIXED, PD, plan_fleet
+from planner.fleets.make_fleet import ANY, MIXED, PD, part_of, plan_fleet, sizes_of_a_node
 from planner.fleets.plan_document import deployment_of
 from planner.fleets.role_servers import PREFILL_CHUNKS, is_allowed, prefill_servers
 from planner.fleets.split_replay import Sides
@@ -80,24 +79,10 @@ def _smallest_sides(question: PlanQuestion) -> list[Sides]:
             return role_sizes(context, nodes // part)
     gpus = hardware.gpus_per_node
     for part in (part for part in range(1, gpus) if gpus % part == 0 and nodes == 1):
-        context = _part_of(question, part)
+        context = part_of(question, part)
         if can_disaggregate(context) and _holds_model(context, workload):
-            return list(_sizes_of_a_node(question, part))
+            return list(sizes_of_a_node(question, part))
     return []
-
-
-def _sizes_of_a_node(question: PlanQuestion, part: int) -> Iterator[Sides]:
-    """Yield how a node's parts of so many GPUs may be shared: decode servers take one, two or four of them."""
-    parts = question.hardware.gpus_per_node // part
-    prefill = _part_of(question, part)
-    for width in DECODE_WIDTHS:
-        ratios = tuple((parts - width * decode, decode) for decode in range(1, (parts - 1) // width + 1))
-        if ratios:
-            yield Sides(prefill=prefill, decode=_part_of(question, part * width), ratios=ratios)
-
-
-def _part_of(question: PlanQuestion, gpus: int) -> Context:
-    return replace(question, hardware=replace(question.hardware, gpus=question.hardware.gpus[:gpus])).context()
 
 
 def _workload(question: PlanQuestion) -> Workload:

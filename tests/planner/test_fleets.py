@@ -25,8 +25,10 @@ from planner.fleets.disaggregated import FleetQuestion, disaggregated, role_size
 from planner.fleets.make_fleet import plan_fleet, splits
 from planner.fleets.plan_document import plan_document
 from planner.fleets.split_replay import LIMITS
+from planner.launch_lines.read import launches_of_file
 from planner.plans.capacity import carries
 from planner.plans.make import Plan, PlanQuestion, make_plan
+from planner.sglang.arguments import read_arguments
 
 Sgtune = Callable[..., Any]
 WEIGHT_GIB = 640.0
@@ -260,6 +262,31 @@ def test_every_server_of_a_prefill_decode_plan_is_one_its_release_starts(version
     for line in lines:
         checked = check_arguments(["--model-path", "r1", *line], deepseek_r1(), machine, Version(version))
         assert checked.accepted, (line, checked.violations)
+
+
+def test_a_node_of_large_gpus_is_shared_by_a_prefill_and_a_decode_server(sgtune: Sgtune, tmp_path: Path) -> None:
+    alone = question("b200x8", 8000, 500, concurrency=32)
+    plan = plan_fleet(alone, "pd")
+    assert plan.best is not None
+    assert plan.nodes == 1
+    document = plan_document(plan)
+    pools = document["candidates"][0]["deployment"]["pools"]
+    assert sum(pool["servers"] * pool["gpus_per_server"] for pool in pools) == 8
+    both = plan_fleet(alone)
+    assert all(candidate.prefill is None for candidate in both.found.candidates), "only where it is asked for"
+    shown = sgtune(
+        "plan", "--hardware", "b200x8", "--isl", "8000", "--osl", "500", "--concurrency", "32", "--servers", "pd"
+    )
+    assert "--base-gpu-id 4" in shown.out
+    (tmp_path / "plan.json").write_text(encode_json(document))
+    ran = sgtune("export", "--plan", str(tmp_path / "plan.json"), "--bundle", str(tmp_path / "fleet"))
+    assert ran.code == 0, ran.err
+    lines = launches_of_file(tmp_path / "fleet" / "compose.yaml")
+    values = [read_arguments(line.words, plan.context.version).values for line in lines]
+    first_gpus = [each.get("base_gpu_id", 0) for each in values]
+    ports = [each["port"] for each in values]
+    assert sorted(first_gpus) == [0, 4]
+    assert len(set(ports)) == 2
 
 
 def test_a_fleet_without_two_nodes_is_refused_with_the_reason(sgtune: Sgtune) -> None:

@@ -13,7 +13,7 @@ from models.config import ServerConfig
 from models.version import parse_version
 from planner.fleets.deployment import Role
 from planner.launch import typed_launch_spec
-from planner.launch_files.fleet import FleetPool, FleetSpec, servers_per_node
+from planner.launch_files.fleet import FleetPool, FleetSpec, gpus_of_node, servers_per_node
 from planner.launch_files.parameters import Parameters, Provenance
 from planner.launch_files.record import Record, RecordedPoint
 from planner.sglang.arguments import read_arguments
@@ -141,7 +141,9 @@ def _fleet(deployment: _Deployment, question: _Question, parameters: Parameters,
         spec = spec.with_words(parameters.production.words(version, question.model))
         per_node = servers_per_node(question.hardware, spec.gpus_per_node)
         pools.append(FleetPool(role=pool.role, servers=pool.servers, spec=spec, per_node=per_node))
-    return FleetSpec(name=deployment.name, pools=tuple(pools))
+    gpus = sum(pool.servers * pool.spec.gpus_per_node * pool.spec.nnodes for pool in pools)
+    one_node = len(pools) > 1 and gpus <= gpus_of_node(question.hardware)
+    return FleetSpec(name=deployment.name, pools=tuple(pools), one_node=one_node)
 
 
 def _config(argv: Sequence[str], question: _Question, path: Path) -> ServerConfig:

@@ -69,7 +69,8 @@ def show_plan(plan: Plan, screen: Console, *, explain: bool) -> None:
         for index, candidate in enumerate(plan.found.candidates[1:], start=2):
             screen.print(f"{index:3}  {candidate.name:<24} {candidate.why}", markup=False)
         screen.print("launch command for #1:", style="bold")
-        for line in launch_lines(best, question.version, question.served_path):
+        lines = launch_lines(best, question.version, question.served_path)
+        for line in [*lines, *_shared_node(plan)]:
             screen.print(line, soft_wrap=True, markup=False)
     if explain and best is not None:
         screen.print(ledger_table(best.ledger))
@@ -173,6 +174,17 @@ def launch_lines(best: Candidate, version: Version, model_path: str) -> list[str
         lines.append(count + spec.shell_line())
     router = deployment.router_argv
     return lines if router is None else [*lines, "# router\n" + shlex.join(router)]
+
+
+def _shared_node(plan: Plan) -> list[str]:
+    """Say what differs between prefill and decode servers of one node."""
+    if plan.nodes != 1 or plan.best is None or plan.best.prefill is None:
+        return []
+    first = deployment_of(plan.best).pools[0].config.gpu_count
+    return [
+        f"# All on one node: the second server adds --port 30001 --base-gpu-id {first}, and the router takes\n"
+        "# that port, and so on; `sgtune export` writes every server with its own."
+    ]
 
 
 def _prefill_decode(plan: Plan) -> str | None:
