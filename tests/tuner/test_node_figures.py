@@ -14,9 +14,10 @@ from hwprobe.catalogue import hardware_from_catalogue
 from hwprobe.kernels.report import Report, Step
 from hwprobe.measure import MeasureTask, TaskOutcome
 from hwprobe.profile import Basis, HardwareProfile, HostProfile, Quantity, read_profile
+from tests.hwprobe.fake_nvml import H200, FakeNvml
 from tests.tuner.test_check_up import USUAL
 from tuner.cluster import check_up
-from tuner.cluster.check_up import first_look
+from tuner.cluster.check_up import first_look, launchable
 from tuner.cluster.found_nodes import ClusterFile
 from tuner.cluster.node_figures import slow_nodes
 from tuner.cluster.node_probe import probe_node
@@ -58,6 +59,14 @@ def test_one_slow_card_makes_its_node_slow() -> None:
     assert set(slow_nodes({"n1": node(), "n2": node(slow_gpu=0.85)})) == {"n2"}
 
 
+def test_nodes_with_other_cards_and_a_head_without_any_are_not_slow() -> None:
+    h100 = replace(node(factor=0.75), gpus=tuple(replace(gpu, name="NVIDIA H100") for gpu in node(factor=0.75).gpus))
+    assert slow_nodes({"n1": node(), "n2": h100, "n3": node()}) == {}
+    head, worker = Node(id="0", name="head", gpus=0), Node(id="1", name="n1", gpus=8)
+    assert launchable([head, worker]) == [worker]
+    assert launchable([head]) == [head]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_equal_nodes_are_not_told_apart(seed: int) -> None:
     dice = random.Random(seed)
@@ -88,6 +97,22 @@ def test_a_node_without_a_gpu_is_measured_as_far_as_it_goes(monkeypatch: pytest.
     assert profile.host is not None
     assert set(profile.host.measured) == {"hbm_copy_gb_s"}
     assert {"host: matrix rates: ended by SIGKILL", "not measured: FP8: only GPUs have it"} <= set(profile.warnings)
+
+
+def test_gpus_are_measured_beside_their_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "busy_host", lambda: None)
+    monkeypatch.setattr(session, "torch_installed", lambda: True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def runner(task: MeasureTask) -> TaskOutcome:
+        gb_s = 4300.0 if task.gpus else 30.0
+        report = Report(quantities=figures({"hbm_copy_gb_s": gb_s} if len(task.gpus) < 2 else {}))
+        return TaskOutcome(task=task, seconds=1.0, report=report)
+
+    profile = probe_node(nvml=FakeNvml([H200] * 2), runner=runner)
+    assert [gpu.measured["hbm_copy_gb_s"].value for gpu in profile.gpus] == [4300.0, 4300.0]
+    assert profile.host is not None
+    assert profile.host.measured["hbm_copy_gb_s"].value == 30.0
 
 
 class FakeRay:

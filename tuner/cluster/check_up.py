@@ -82,7 +82,7 @@ class _Look:
         findings = [_finding(node, answer, asked_s) for node, answer in answers]
         findings = [replace(item, complaints=(*item.complaints, *odd.get(item.node, ()))) for item in findings]
         if measure:
-            nodes = [node for node, answer in answers if isinstance(answer, NodeReport)]
+            nodes = launchable([node for node, answer in answers if isinstance(answer, NodeReport)])
             findings = with_figures(findings, self._measured(nodes, reports))
         if self.folder is not None:
             for finding in findings:
@@ -93,9 +93,9 @@ class _Look:
     def _measured(self, nodes: Sequence[Node], reports: Mapping[str, NodeReport]) -> dict[str, HardwareProfile | str]:
         """Return figures by node: those kept of the same machine, else measured now, or why there are none."""
         profiles: dict[str, HardwareProfile | str] = {}
-        for name, report in reports.items():
-            if (earlier := self._kept(name, report)) is not None:
-                profiles[name] = earlier
+        for node in nodes:
+            if (earlier := self._kept(node.name, reports[node.name])) is not None:
+                profiles[node.name] = earlier
         by_host: dict[str, list[Node]] = {}
         for node in nodes:
             if node.name not in profiles:
@@ -119,6 +119,11 @@ class _Look:
 
     def _file(self, folder: Path, name: str) -> Path:
         return folder / (re.sub(r"[^\w.-]", "-", name) + ".json")
+
+
+def launchable(nodes: Sequence[Node]) -> list[Node]:
+    """Return the nodes that hold GPUs in the cluster, as a head often does not; all where none does."""
+    return [node for node in nodes if node.gpus] or list(nodes)
 
 
 def with_figures(findings: Sequence[NodeFinding], profiles: Mapping[str, HardwareProfile | str]) -> list[NodeFinding]:

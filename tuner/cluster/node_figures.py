@@ -16,15 +16,17 @@ MOST_FIGURES = 4
 
 
 def slow_nodes(profiles: Mapping[str, HardwareProfile]) -> dict[str, str]:
-    """Return by node what of it is slower than the median of the other nodes, in a sentence; equal nodes are left out.
+    """Return by node what of it is slower than the median of the other nodes with such cards, in a sentence.
 
-    Of several GPUs the slowest counts: a server waits for it. A gap must be wider than siblings differ by
-    (SIBLING_TOLERANCE) and than both sides' own spread. Host figures taken while the host was busy are not compared.
+    Nodes that are not slow are left out. Of several GPUs the slowest counts: a server waits for it. A gap must be wider
+    than siblings differ by (SIBLING_TOLERANCE) and than both sides' own spread. Host figures taken while the host was
+    busy are not compared.
     """
     figures = {name: dict(_comparable(profile)) for name, profile in profiles.items()}
+    cards = {name: {gpu.name for gpu in profile.gpus} for name, profile in profiles.items()}
     sentences = {}
     for name, own in figures.items():
-        others = [other for node, other in figures.items() if node != name]
+        others = [other for node, other in figures.items() if node != name and cards[node] == cards[name]]
         gaps = sorted(filter(None, (_gap(finding, key, others) for key, finding in own.items())), reverse=True)
         if gaps:
             sentences[name] = "it is slow: " + ", ".join(text for _, text in gaps[:MOST_FIGURES])
