@@ -73,6 +73,9 @@ def tuned(sglang: Installed, nodes: ThreeNodes, tmp_path_factory: pytest.TempPat
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert "the cluster counts 1 GPUs there, the driver 0" in ran.stderr, "the nodes were looked at"
+    for name in ("n1", "n2", "n3"):
+        measured = json.loads((folder / "a/nodes" / f"{name}.json").read_text())["host"]["measured"]
+        assert {"hbm_gb_s", "bf16_tflops"} <= measured.keys(), "and measured"
     places = ("--python", str(sglang.python), "--model-path", str(sglang.model), "--host", "127.0.0.1")
     export = sgtune("export", "--runs", str(folder), "--run", "a", *places, "--bundle", str(folder / "bundle"))
     written = subprocess.run(export, capture_output=True, text=True, check=False)
@@ -112,7 +115,11 @@ def test_the_exported_bundle_is_started_on_both_nodes_and_compared(
     """Whether the figures agree is a matter of a quiet machine (test_real_sglang); that all are there is not."""
     ran = subprocess.run(verify(tuned, sglang, nodes), capture_output=True, text=True, check=False)
     assert ran.returncode in (0, 1), ran.stderr
-    points = json.loads(ran.stdout)["points"]
+    document = json.loads(ran.stdout)
+    assert (document["agreement"] == "agrees") is (ran.returncode == 0)
+    points = document["points"]
+    swaying = any(point["measured"]["verdict"] == "unsteady" for point in points)
+    assert not swaying or document["agreement"] in ("inconclusive", "differs"), "a rate that swayed is no agreement"
     recorded = json.loads((tuned.bundle / "bundle.json").read_text())["record"]["points"]
     assert [point["concurrency"] for point in points] == sorted(point["concurrency"] for point in recorded)
     assert points[-1]["concurrency"] == 4, "a crowded machine may leave lower loads without a figure, not this one"

@@ -14,6 +14,7 @@ from tuner.cluster.engine import ClusterEngine
 from tuner.cluster.ledger import NodeLedger
 from tuner.cluster.pool import Node, NodeLost, SeatPool
 from tuner.cluster.seat import Build
+from tuner.engines.on_nodes import on_every_node
 from tuner.seam import FailureKind, LaunchFailed
 
 
@@ -97,3 +98,9 @@ def test_the_second_try_of_a_launch_is_told_which_node_was_lost_under_the_first(
             engine.launch(ServerConfig(tp_size=8), number)
         lost.append(pool.lost)
     assert lost == [set(), {"n3"}, set()]
+
+
+def test_a_relative_interpreter_is_one_of_the_folder_it_was_named_in() -> None:
+    assert on_every_node("venv/bin/python") == str(Path.cwd() / "venv/bin/python")
+    assert on_every_node("/opt/sglang/bin/python") == "/opt/sglang/bin/python"
+    assert on_every_node("python3") == "python3"

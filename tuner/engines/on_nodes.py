@@ -68,4 +68,10 @@ def cluster_engine(address: str, setup: NodeSetup, folder: Path) -> ClusterEngin
         lease_s=LEASE_S,
     )
     trials = folder / "trials"
-    return ClusterEngine(name=str(setup.engine), pool=pool, build=setup, ledger=ledger, trials=trials)
+    build = replace(setup, python=on_every_node(setup.python))
+    return ClusterEngine(name=str(setup.engine), pool=pool, build=build, ledger=ledger, trials=trials)
+
+
+def on_every_node(python: str) -> str:
+    """Return an interpreter as any folder of a node may call it: a relative path is one of this folder."""
+    return str(Path(python).absolute()) if "/" in python else python
