@@ -34,6 +34,7 @@ from tuner.seam import FailureKind
 
 PARTS = ("seat", "server", "raylet", "tuner", "frozen seat", "head")
 ROUND_S = 400.0
+TOO_LATE = "nothing was struck"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def play(part: str, after_s: float, nodes: ThreeNodes, folder: Path, dice: rando
     wrong = [
         text
         for text, bad in (
-            ("nothing was struck", not struck),
+            (TOO_LATE, not struck),
             ("a process is left", not nothing_left()),
             (f"{len(records)} records of {TRIALS}", len(records) != TRIALS),
             ("a number twice", len({record.number for record in records}) != len(records)),
@@ -129,6 +130,8 @@ def main() -> int:
                 last = rounds[-1]
                 print(f"{len(rounds):3} {last.part} after {last.after_s:.1f} s: {last.outcomes} {last.wrong or 'held'}")
                 sys.stdout.flush()
+                if last.wrong == TOO_LATE:  # the run had ended before the moment: the same part at another one
+                    rounds.pop()
                 if part == "head":
                     break
     bad = [item for item in rounds if item.wrong]
