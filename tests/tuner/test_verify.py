@@ -200,11 +200,12 @@ def test_points_agree_when_both_intervals_allow_it(low: float, high: float, agre
     [
         ([Verdict.OK, Verdict.OK], Agreement.AGREES),
         ([Verdict.OK, Verdict.UNSTEADY], Agreement.INCONCLUSIVE),
+        ([Verdict.CLIENT_LIMITED, Verdict.CLOCK_JUMP], Agreement.INCONCLUSIVE),
         ([Verdict.UNSTEADY, Verdict.LENGTHS_OFF], Agreement.DIFFERS),
         ([Verdict.ERRORS], Agreement.DIFFERS),
     ],
 )
-def test_a_rate_that_never_settled_is_no_evidence_against_the_file_and_errors_are(
+def test_a_disturbed_measurement_is_no_evidence_against_the_file_and_errors_are(
     bundle: Path, verdicts: list[Verdict], agreement: Agreement
 ) -> None:
     points = tuple(compared(99.0, 101.0, verdict=verdict) for verdict in verdicts)

@@ -32,13 +32,15 @@ from tuner.seam import LaunchFailed, LaunchOrder, Measurement, OrderedEngine, Se
 
 
 class Agreement(StrEnum):
-    """What a measurement says of a recorded figure; `inconclusive`: its rate swayed too much to say either."""
+    """What a measurement says of a recorded figure; `inconclusive`: it was disturbed too much to say either."""
 
     AGREES = "agrees"
     DIFFERS = "differs"
     INCONCLUSIVE = "inconclusive"
 
 
+# What the machine or the load generator did, not the server: no evidence against a file.
+DISTURBED = frozenset({Verdict.UNSTEADY, Verdict.CLIENT_LIMITED, Verdict.CLOCK_JUMP})
 # What a launcher of several nodes gives to each of them.
 RANKS = frozenset({"--node-rank", "--dist-init-addr", "--nccl-init-addr"})
 # What verify gives itself, whatever the file says.
@@ -112,8 +114,8 @@ class Compared:
 
     @property
     def agreement(self) -> Agreement:
-        """A rate that never settled is no evidence against the file; errors, wrong lengths and the like are."""
-        if self.measured.verdict is Verdict.UNSTEADY:
+        """A disturbed measurement is no evidence against the file; errors, wrong lengths and the like are."""
+        if self.measured.verdict in DISTURBED:
             return Agreement.INCONCLUSIVE
         return Agreement.AGREES if self.agrees else Agreement.DIFFERS
 

@@ -31,7 +31,7 @@ EXAMPLE = "Example: sgtune verify launch/ --engine local"
 WORDS = {
     "agrees": "PASS: matches recorded performance",
     "differs": "FAIL: differs from recorded performance",
-    "inconclusive": "INCONCLUSIVE: the rate did not settle, which tells neither; verify again on a quiet machine",
+    "inconclusive": "INCONCLUSIVE: a measurement was disturbed, which tells neither; verify again on a quiet machine",
 }
 
 VerifyEngine = Annotated[
