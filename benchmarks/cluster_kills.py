@@ -3,9 +3,9 @@
     python benchmarks/cluster_kills.py --kills 40 --seed 1
 
 Every round tunes six configurations of the emulated engine on three raylets of this machine and kills one part at a
-drawn moment; a killed tuner is resumed, after the loss of the head on a new cluster. After each round: no process of
-ours is left, every trial has one record, none twice, none without figures because its nodes were lost, and the run has
-its answer. Prints a line a round and the sums.
+drawn moment; a killed tuner is resumed, after the loss of the head on a new cluster. After each round: no process,
+port or lock of ours is left, every trial has one record, none twice, none without figures because its nodes were lost,
+and the run has its answer. Prints a line a round and the sums.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.children import start_sgtune
 from tests.cluster.test_ray import TRIALS, asked, launched, seats
 from tests.cluster.three_nodes import ThreeNodes, three_nodes
-from tests.left import nothing_left
+from tests.left import evidence_faults, nothing_left, still_listening
 from tuner.evidence.trial import TrialOutcome, TrialRecord
 from tuner.seam import FailureKind
 
@@ -69,6 +69,8 @@ def play(part: str, after_s: float, nodes: ThreeNodes, folder: Path, dice: rando
         for text, bad in (
             (TOO_LATE, not struck),
             ("a process is left", not nothing_left()),
+            ("a port is left", still_listening(folder / "runs/a")),
+            ("a lock is left", any(evidence_faults(folder / "runs/a", [], []))),
             (f"{len(records)} records of {TRIALS}", len(records) != TRIALS),
             ("a number twice", len({record.number for record in records}) != len(records)),
             ("a trial lost to its node", any(record.failure is FailureKind.NODE_LOST for record in records)),
