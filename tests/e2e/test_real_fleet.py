@@ -14,7 +14,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,14 @@ import pytest
 
 from tests.emulated_fleet import wait_until_ready
 from tests.left import nothing_left
+from tests.transfer import sglang_with_transfer
 from tuner.server.ports import Ports
 from tuner.server.process import ServerProcess
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "sglang_cpu"))
 
-from run import FLAGS, ROLE_FLAGS, Installed, install  # noqa: E402
+from run import FLAGS, ROLE_FLAGS, Installed  # noqa: E402
 
 pytestmark = [pytest.mark.deep, pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(1800)]
 READY_S = 600.0
@@ -86,12 +86,7 @@ class Real:
 
 @pytest.fixture(scope="module")
 def sglang() -> Installed:
-    if find_spec("sglang_router") is None:
-        pytest.skip("pip install -e '.[dev]' brings SGLang's router")
-    try:
-        return install(transfer=True)
-    except (subprocess.SubprocessError, OSError) as error:
-        pytest.skip(f"Mooncake over TCP cannot be installed here: {error}")
+    return sglang_with_transfer()
 
 
 @pytest.fixture(scope="module")

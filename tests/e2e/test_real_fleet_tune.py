@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from models.workload import Workload
 from planner.fleets.worth_launching import worth_launching
 from planner.inputs import read_question
 from tests.left import nothing_left
+from tests.transfer import sglang_with_transfer
 from tuner.engines.build import LiveSettings
 from tuner.fleet_engines.local_fleet import local_fleet_engine
 from tuner.seam import FailureKind, LaunchFailed
@@ -26,7 +26,7 @@ from tuner.seam import FailureKind, LaunchFailed
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "sglang_cpu"))
 
-from run import FLAGS, ROLE_FLAGS, Installed, install  # noqa: E402
+from run import FLAGS, ROLE_FLAGS, Installed  # noqa: E402
 
 pytestmark = [pytest.mark.deep, pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(1800)]
 # --max-running-requests is what caps differ in: the tune chooses it.
@@ -35,12 +35,7 @@ OPEN_FLAGS = (*(word for word in FLAGS if word not in ("--max-running-requests",
 
 @pytest.fixture(scope="module")
 def sglang() -> Installed:
-    if find_spec("sglang_router") is None:
-        pytest.skip("pip install -e '.[dev]' brings SGLang's router")
-    try:
-        return install(transfer=True)
-    except (subprocess.SubprocessError, OSError) as error:
-        pytest.skip(f"Mooncake over TCP cannot be installed here: {error}")
+    return sglang_with_transfer()
 
 
 def sgtune(*words: str) -> list[str]:

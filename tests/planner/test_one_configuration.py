@@ -14,17 +14,12 @@ from packaging.version import Version
 from planner.launch_files.fleet import FLEET_TARGETS
 from planner.launch_files.targets import Target
 from planner.launch_lines.launch_line import LaunchLine
-from planner.launch_lines.read import OF_ONE_NODE, launches_of_file, launches_of_words
-from planner.sglang.arguments import read_arguments
-from planner.sglang.dialects import from_values, to_argv
+from planner.launch_lines.read import launches_of_file, launches_of_words
 from planner.sglang.flags import listed_releases
 from tests.conftest import run_sgtune
+from tests.launched_flags import flags_of
 
 MACHINES = ("h200x8", "b200x8", "mi300x8", "h20-3ex8", "2xh100x8", "4xh200x8", "nf5688g7")
-LAUNCH = {
-    "model_path", "trust_remote_code", "port", "enable_metrics", "reasoning_parser", "served_model_name",
-    *(flag.removeprefix("--").replace("-", "_") for flag in OF_ONE_NODE),
-}  # fmt: skip
 SERVERS = ("mixed", "pd", "any")
 
 
@@ -42,15 +37,6 @@ def draw(seed: int) -> list[str]:
         "--hardware", machine, "--isl", str(rng.randint(64, 6000)), "--osl", str(rng.randint(32, 900)),
         "--sglang-version", rng.choice(releases), *load, *fleet,
     ]  # fmt: skip
-
-
-def flags_of(words: list[str], version: Version) -> list[str]:
-    """Return a launch line's planned flags: what a configuration says, in the release's words.
-
-    Model, address, a node's own rank, and what production asks for belong to the launch, not to the configuration.
-    """
-    values = read_arguments(words, version).values
-    return to_argv(from_values({name: value for name, value in values.items() if name not in LAUNCH}, version), version)
 
 
 def roles(lines: list[LaunchLine], version: Version) -> list[list[str]]:

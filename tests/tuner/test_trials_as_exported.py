@@ -11,17 +11,9 @@ from packaging.version import Version
 from planner.launch import launch_spec
 from planner.launch_files.targets import Target
 from planner.launch_lines.read import launch_of_file
-from planner.sglang.arguments import read_arguments
-from planner.sglang.dialects import from_values, to_argv
 from tests.conftest import run_sgtune
+from tests.launched_flags import flags_of
 from tuner.evidence.trial_lines import read_trials
-
-ADDED = {"enable_metrics", "reasoning_parser", "host", "port", "model_path", "trust_remote_code"}
-
-
-def flags_of(words: list[str], version: Version) -> list[str]:
-    values = {name: value for name, value in read_arguments(words, version).values.items() if name not in ADDED}
-    return to_argv(from_values(values, version), version)
 
 
 @pytest.mark.parametrize("release", ["0.4.6", "0.5.3", "0.5.23"])
